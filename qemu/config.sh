@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# What the scripts of this folder agree on: versions, packages and places.
+# Everything they download or build lies below RB_CACHE, which git ignores.
+
+RB_TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+RB_CACHE=${RB_CACHE:-$RB_TOP/.cache}
+
+# The reference kernel: a stock Debian one. When the archive has dropped this
+# build, setup takes the newest of the same series and says so.
+RB_SERIES=7.3
+RB_KREL=7.3.4+deb13-amd64
+RB_SUITE=trixie
+# The first Debian release whose own tools are new enough for that kernel.
+RB_DEBIAN_MIN=13
+
+RB_TOOLS=(
+	build-essential gcc-multilib bc bison flex libelf-dev libssl-dev dwarves
+	cpio kmod xz-utils zstd rsync file perl python3 git ca-certificates
+	rustc rust-src rustfmt rust-clippy cargo bindgen clang lld llvm
+	qemu-system-x86 virtme-ng busybox-static mount udev iproute2 procps strace
+	# What checkpatch.pl --strict looks for when it checks spelling and trees.
+	python3-ply python3-git codespell
+)
+
+RB_ROOT=$RB_CACHE/root          # the toolchain root, where one is needed
+RB_KERNEL=$RB_CACHE/kernel      # the unpacked kernel packages
+RB_TREE=$RB_CACHE/linux         # the kernel source, prepared for modules
+RB_STAMPS=$RB_CACHE/stamps
+RB_LOGS=$RB_CACHE/logs
