@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ABI as Rust sees it: a mirror of `linux/rust_buddy.h`, which is its only source.
+//!
+//! A host test compiles the header and compares every constant, and the size and offset of every
+//! field, with the tables that the macros here make along with the declarations.
+
+use zerocopy::{
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout, //
+};
+use zerocopy_derive::{
+    FromBytes,
+    Immutable,
+    IntoBytes,
+    KnownLayout, //
+};
+
+/// What the host test needs to know of one struct: its name in C, its size, and name, offset and
+/// size of its fields.
+#[cfg(not(MODULE))]
+pub type Layout = (&'static str, usize, &'static [(&'static str, usize, usize)]);
+
+macro_rules! constants {
+    ($($(#[$meta:meta])* $name:ident: $ty:ty = $value:expr;)*) => {
+        $($(#[$meta])* pub const $name: $ty = $value;)*
+
+        /// Every constant above, by its name in C without the prefix `RUST_BUDDY_`.
+        #[cfg(not(MODULE))]
+        pub const CONSTANTS: &[(&str, u64)] = &[$((stringify!($name), $name as u64)),*];
+    };
+}
+
+macro_rules! structs {
+    ($($(#[$meta:meta])* $name:ident = $c:literal { $($field:ident: $ty:ty,)* })*) => {
+        $(
+            $(#[$meta])*
+            #[repr(C)]
+            #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+            #[expect(missing_docs, reason = "the header says what each field holds")]
+            pub struct $name {
+                $(pub $field: $ty,)*
+            }
+        )*
+
+        /// The layout of every struct above.
+        #[cfg(not(MODULE))]
+        pub const LAYOUTS: &[Layout] = &[$((
+            $c,
+            size_of::<$name>(),
+            &[$((
+                stringify!($field),
+                core::mem::offset_of!($name, $field),
+                size_of::<$ty>(),
+            )),*],
+        )),*];
+    };
+}
+
+/// The first argument of every command's `_IOWR()`.
+pub const MAGIC: u32 = 0xBD;
+/// Bytes in a buffer's name, with its NUL.
+pub const NAME_LEN: usize = 32;
+/// Entries of [`PoolInfo::free_blocks`].
+pub const ORDERS: usize = 32;
+
+constants! {
+    /// The version that INFO tells.
+    ABI_VERSION: u32 = 1;
+    /// In place of an address that the caller may not see.
+    NO_ADDRESS: u64 = u64::MAX;
+
+    /// Not refused.
+    WHY_NONE: u32 = 0;
+    /// A reserved field is not zero.
+    WHY_RESERVED: u32 = 1;
+    /// Unknown or contradicting flags.
+    WHY_FLAGS: u32 = 2;
+    /// No such pool.
+    WHY_POOL: u32 = 3;
+    /// Zero, or more than the pool's size.
+    WHY_SIZE: u32 = 4;
+    /// No power of two, or beyond the pool.
+    WHY_ALIGN: u32 = 5;
+    /// A window or place that can't be.
+    WHY_WINDOW: u32 = 6;
+    /// A largest size that can't be.
+    WHY_MAX_SIZE: u32 = 7;
+    /// A name that can't be shown.
+    WHY_NAME: u32 = 8;
+    /// No fitting block.
+    WHY_FULL: u32 = 9;
+    /// The exact place is in use.
+    WHY_TAKEN: u32 = 10;
+    /// Not open for writing.
+    WHY_READ_ONLY: u32 = 11;
+    /// No such handle in this client.
+    WHY_HANDLE: u32 = 12;
+    /// Pinned.
+    WHY_PINNED: u32 = 13;
+    /// Not pinned.
+    WHY_NOT_PINNED: u32 = 14;
+    /// Only the phys node tells addresses.
+    WHY_ADDRESSES: u32 = 15;
+    /// The kernel's own memory ran out.
+    WHY_KERNEL_MEMORY: u32 = 16;
+    /// No room for the mmap window.
+    WHY_WINDOWS: u32 = 17;
+    /// As many buffers as a client may hold.
+    WHY_HANDLES: u32 = 18;
+    /// Pinned too many times.
+    WHY_PINS: u32 = 19;
+
+    /// ALLOC_EXACT is there.
+    FEAT_EXACT: u64 = 1 << 0;
+    /// HIGHEST, LOWEST, WINDOW and AT are there.
+    FEAT_PLACE: u64 = 1 << 1;
+    /// This file may PIN.
+    FEAT_PIN: u64 = 1 << 2;
+
+    /// A pool of memory.
+    KIND_MEMORY: u32 = 1;
+    /// From the page allocator.
+    SOURCE_CONTIG: u32 = 1;
+    /// From the default CMA area.
+    SOURCE_CMA: u32 = 2;
+    /// A reserved physical range.
+    SOURCE_RANGE: u32 = 3;
+    /// The pages are the kernel's own.
+    CAP_STRUCT_PAGE: u64 = 1 << 0;
+    /// The pages can be pinned for long.
+    CAP_LONGTERM_PIN: u64 = 1 << 1;
+    /// Buffers may be moved.
+    CAP_MOVABLE: u64 = 1 << 2;
+
+    /// Give the covering block's tail back.
+    ALLOC_EXACT: u32 = 1 << 0;
+    /// The highest place that fits.
+    ALLOC_HIGHEST: u32 = 1 << 1;
+    /// The lowest place that fits.
+    ALLOC_LOWEST: u32 = 1 << 2;
+    /// Inside `[lo, hi)`.
+    ALLOC_WINDOW: u32 = 1 << 3;
+    /// Exactly at `lo`.
+    ALLOC_AT: u32 = 1 << 4;
+}
+
+structs! {
+    /// The head of every request.
+    Header = "rust_buddy_hdr" {
+        ret: i32,
+        reason: u32,
+        user_data: u64,
+    }
+
+    /// What this module is.
+    Info = "rust_buddy_info" {
+        hdr: Header,
+        abi_version: u32,
+        pools: u32,
+        features: u64,
+        instance: u64,
+        page_size: u64,
+        max_buffers: u64,
+        max_window: u64,
+    }
+
+    /// One pool.
+    PoolInfo = "rust_buddy_pool_info" {
+        hdr: Header,
+        pool: u32,
+        next: u32,
+        kind: u32,
+        source: u32,
+        node: i32,
+        max_order: u32,
+        caps: u64,
+        unit: u64,
+        size: u64,
+        free: u64,
+        requested: u64,
+        granted: u64,
+        largest_free: u64,
+        buffers: u64,
+        phys_base: u64,
+        free_blocks: [u64; ORDERS],
+    }
+
+    /// A contiguous buffer, please.
+    Alloc = "rust_buddy_alloc" {
+        hdr: Header,
+        size: u64,
+        max_size: u64,
+        align: u64,
+        lo: u64,
+        hi: u64,
+        pool: u32,
+        flags: u32,
+        name: [u8; NAME_LEN],
+        handle: u64,
+        granted: u64,
+        offset: u64,
+        epoch: u64,
+        order: u32,
+        reserved: u32,
+        largest_free: u64,
+    }
+
+    /// A handle given up.
+    Free = "rust_buddy_free" {
+        hdr: Header,
+        handle: u64,
+    }
+
+    /// Where a buffer is.
+    Pin = "rust_buddy_pin" {
+        hdr: Header,
+        handle: u64,
+        address: u64,
+        size: u64,
+    }
+
+    /// One pin less.
+    Unpin = "rust_buddy_unpin" {
+        hdr: Header,
+        handle: u64,
+    }
+
+    /// One buffer of this client.
+    BufferInfo = "rust_buddy_buffer_info" {
+        hdr: Header,
+        handle: u64,
+        size: u64,
+        granted: u64,
+        max_size: u64,
+        offset: u64,
+        epoch: u64,
+        generation: u64,
+        pool: u32,
+        flags: u32,
+        order: u32,
+        pins: u32,
+        mappings: u64,
+        name: [u8; NAME_LEN],
+    }
+}
+
+/// A struct that can be the argument of a command.
+pub trait Request: FromBytes + IntoBytes + Immutable + KnownLayout {
+    /// The command's number.
+    const NR: u32;
+
+    /// What every request begins with.
+    fn header(&mut self) -> &mut Header;
+}
+
+macro_rules! requests {
+    ($($nr:literal => $ty:ident,)*) => {
+        $(impl Request for $ty {
+            const NR: u32 = $nr;
+
+            fn header(&mut self) -> &mut Header {
+                &mut self.hdr
+            }
+        })*
+
+        /// Number, name in C and size of every command.
+        #[cfg(not(MODULE))]
+        pub const COMMANDS: &[(u32, &str, usize)] =
+            &[$(($nr, stringify!($ty), size_of::<$ty>())),*];
+    };
+}
+
+requests! {
+    0 => Info,
+    1 => PoolInfo,
+    2 => Alloc,
+    3 => Free,
+    4 => Pin,
+    5 => Unpin,
+    6 => BufferInfo,
+}
