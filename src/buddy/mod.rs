@@ -1,0 +1,651 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A binary buddy allocator over numbered units, for any resource that can be halved.
+//!
+//! Knowlton, "A fast storage allocator", CACM 8(10), 1965; the buddy law as in Knuth, TAOCP 1,
+//! 2.5: a block of order k starts at a multiple of 2^k, so its buddy's number differs in bit k
+//! only, and two buddies make the block of order k+1 that starts at the lower of them.
+//!
+//! Boundaries are absolute: counted from unit 0, not from the region's start. A region may start
+//! and end anywhere; it is then a row of free blocks of many orders from the beginning.
+//!
+//! # How it is kept
+//!
+//! For each order one set of the free blocks, as bits ([`bits::BitSet`]): 2.04 bits a unit in all,
+//! nothing for what is allocated. Finding, splitting and joining cost a few word operations an
+//! order. The one exception is said at [`Buddy::alloc`].
+//!
+//! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
+//! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
+//! [`Buddy`] brings the lock.
+
+mod bits;
+mod request;
+
+use bits::BitSet;
+use core::ops::DerefMut;
+pub use request::{
+    AllocError,
+    ConfigError,
+    Direction,
+    Extent,
+    Fault,
+    GrowError,
+    Order,
+    Place,
+    Request,
+    Run, //
+};
+
+/// Says whether two free buddies may become one.
+pub trait JoinPolicy {
+    /// May the two blocks of `order` that start at `left` and at `left + 2^order` be joined?
+    fn can_join(&self, left: u64, order: Order) -> bool;
+}
+
+/// Buddies always join: what memory wants.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AlwaysJoin;
+
+impl JoinPolicy for AlwaysJoin {
+    fn can_join(&self, _left: u64, _order: Order) -> bool {
+        true
+    }
+}
+
+/// What is counted as it goes; reading it costs nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Units in free blocks.
+    pub free_units: u64,
+    /// Units in runs.
+    pub granted: u64,
+    /// Units that were asked for by the runs there are: the rest of `granted` is internal
+    /// fragmentation.
+    pub requested: u64,
+    /// Halvings so far.
+    pub splits: u64,
+    /// Joinings of two buddies so far.
+    pub joins: u64,
+    /// Free blocks of each order.
+    pub free_blocks: [u32; Order::COUNT],
+}
+
+/// The allocator. `S` is where its words are, `P` says which buddies may join.
+///
+/// # Invariants
+///
+/// - A set bit in `free[k]` is a free block of order k that lies in the region, on its boundary,
+///   and overlaps no other.
+/// - No two free buddies are there that `policy` let join when the later of them became free.
+/// - `free_blocks`, `nonempty` and `free_units` count what the bits say.
+pub struct Buddy<S, P = AlwaysJoin> {
+    words: S,
+    policy: P,
+    base: u64,
+    end: u64,
+    max_order: Order,
+    free: [BitSet; Order::COUNT],
+    free_blocks: [u32; Order::COUNT],
+    /// Bit k: there are free blocks of order k.
+    nonempty: u32,
+    free_units: u64,
+    requested: u64,
+    splits: u64,
+    joins: u64,
+}
+
+/// How many words [`Buddy::new`] needs for the region `[base, base + len)`.
+///
+/// # Errors
+///
+/// [`ConfigError::Region`] if `len` is 0 or above 2^30, or the region ends beyond 2^63.
+pub fn storage_len(base: u64, len: u64) -> Result<usize, ConfigError> {
+    layout(base, len).map(|(_, _, words)| words)
+}
+
+/// The largest order of which the region holds a block, the sets, and their words.
+fn layout(base: u64, len: u64) -> Result<(Order, [BitSet; Order::COUNT], usize), ConfigError> {
+    let end = base
+        .checked_add(len)
+        .filter(|&end| len > 0 && len <= Order::MAX.units() && end <= 1 << 63)
+        .ok_or(ConfigError::Region)?;
+    let mut sets = [BitSet::default(); Order::COUNT];
+    let mut words = 0;
+    let mut max_order = Order::default();
+    for order in Order::default().to(Order::MAX) {
+        if base.next_multiple_of(order.units()) + order.units() > end {
+            break;
+        }
+        max_order = order;
+        let bits = ((end - 1) >> order.get()) - set_base(base, order) + 1;
+        // CAST: At most 2^30 + 64: no more bits than units, and up to 63 before the first.
+        (sets[order.index()], words) = BitSet::layout(bits as u32, words);
+    }
+    // CAST: Below 2^26.
+    Ok((max_order, sets, words as usize))
+}
+
+/// The block that bit 0 of an order's set stands for. On a boundary of 64, so that buddies share a
+/// word.
+fn set_base(base: u64, order: Order) -> u64 {
+    (base >> order.get()) & !63
+}
+
+/// The blocks that `[start, end)` falls into when it is cut on the boundaries: from the left always
+/// the largest that starts there and fits. No two of them are buddies.
+fn pieces(start: u64, end: u64) -> impl Iterator<Item = (u64, Order)> {
+    let mut at = start;
+    core::iter::from_fn(move || {
+        let left = end.checked_sub(at)?.checked_ilog2()?;
+        let piece = (at, Order::saturating(at.trailing_zeros().min(left)));
+        at += piece.1.units();
+        Some(piece)
+    })
+}
+
+fn count_pieces(start: u64, end: u64) -> u64 {
+    pieces(start, end).fold(0, |n, _| n + 1)
+}
+
+/// A free block and the place in it that a request gets.
+struct Found {
+    block: u64,
+    order: Order,
+    start: u64,
+}
+
+impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
+    /// Takes over the region `[base, base + len)` of units, all free. What `words` held before does
+    /// not matter.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Region`] as [`storage_len`], [`ConfigError::Storage`] if there are fewer
+    /// words than that says.
+    pub fn new(mut words: S, policy: P, base: u64, len: u64) -> Result<Self, ConfigError> {
+        let (max_order, free, needed) = layout(base, len)?;
+        words.get_mut(..needed).ok_or(ConfigError::Storage)?.fill(0);
+        let end = base + len;
+        let mut this = Self {
+            words,
+            policy,
+            base,
+            end,
+            max_order,
+            free,
+            free_blocks: [0; Order::COUNT],
+            nonempty: 0,
+            free_units: 0,
+            requested: 0,
+            splits: 0,
+            joins: 0,
+        };
+        // The blocks of a new region are whole: nothing has set two of their halves apart yet.
+        this.give(base, end);
+        Ok(this)
+    }
+
+    /// The first unit of the region.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Units in the region.
+    pub fn len(&self) -> u64 {
+        self.end - self.base
+    }
+
+    /// Never: a region has at least one unit.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The largest order of which the region holds a block.
+    pub fn max_order(&self) -> Order {
+        self.max_order
+    }
+
+    /// The order of the largest free block.
+    pub fn largest_free(&self) -> Option<Order> {
+        self.nonempty.checked_ilog2().map(Order::saturating)
+    }
+
+    /// All counters at once.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            free_units: self.free_units,
+            granted: self.len() - self.free_units,
+            requested: self.requested,
+            splits: self.splits,
+            joins: self.joins,
+            free_blocks: self.free_blocks,
+        }
+    }
+
+    /// The policy; when its answers have changed, [`Buddy::rejoin`] asks it again.
+    pub fn policy_mut(&mut self) -> &mut P {
+        &mut self.policy
+    }
+
+    /// Takes units that fit `request`.
+    ///
+    /// Costs O(orders). Only where `request.align` is larger than the block itself may it look at
+    /// every boundary of that size in the window.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError::Invalid`] for no units or more than 2^30, [`AllocError::Full`] if no free
+    /// block fits.
+    pub fn alloc(&mut self, request: &Request) -> Result<Run, AllocError> {
+        let order = Order::covering(request.units).ok_or(AllocError::Invalid)?;
+        let units = match request.extent {
+            Extent::Block => order.units(),
+            Extent::Exact => request.units,
+        };
+        let found = self.find(request, order, units).ok_or(AllocError::Full)?;
+        self.carve(&found, units);
+        self.requested += request.units;
+        Ok(Run {
+            start: found.start,
+            units,
+            requested: request.units,
+        })
+    }
+
+    /// Takes exactly the units `[start, start + units)`.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError::Invalid`] for no units or a range outside the region; [`AllocError::Taken`] if
+    /// not all of it is free, or parts of it are free that the policy keeps apart.
+    pub fn alloc_at(&mut self, start: u64, units: u64) -> Result<Run, AllocError> {
+        let end = start
+            .checked_add(units)
+            .filter(|&end| units > 0 && start >= self.base && end <= self.end)
+            .ok_or(AllocError::Invalid)?;
+        self.claim(start, end).ok_or(AllocError::Taken)?;
+        self.requested += units;
+        Ok(Run {
+            start,
+            units,
+            requested: units,
+        })
+    }
+
+    /// Gives a run back and joins what can be joined.
+    ///
+    /// The run must come from this allocator. One that can't (it reaches out of the region, or
+    /// some of it is free already) is ignored, and its units stay lost, rather than given out
+    /// twice. One from elsewhere whose units are all in runs of this allocator can't be told.
+    pub fn free(&mut self, run: Run) {
+        let (start, end) = (run.start, run.end());
+        if start < self.base || end > self.end || self.any_free(start, end) {
+            return;
+        }
+        self.requested -= run.requested.min(self.requested);
+        for (start, order) in pieces(start, end) {
+            self.release(start, order);
+        }
+    }
+
+    /// Lets `run` have `units` in all, where it is.
+    ///
+    /// # Errors
+    ///
+    /// [`GrowError::Invalid`] if that is not more than it has, or if the result would not lie in
+    /// one block of its covering order (a right buddy can't grow up, nor a left one down);
+    /// [`GrowError::Taken`] if the added units are not free; [`GrowError::Apart`] if the policy
+    /// does not let them be joined. The run is then as it was.
+    pub fn grow(
+        &mut self,
+        run: &mut Run,
+        direction: Direction,
+        units: u64,
+    ) -> Result<(), GrowError> {
+        let order = Order::covering(units).ok_or(GrowError::Invalid)?;
+        let more = units
+            .checked_sub(run.units)
+            .filter(|&more| more > 0)
+            .ok_or(GrowError::Invalid)?;
+        let (start, end, seam) = match direction {
+            Direction::Up => (Some(run.start), run.end().checked_add(more), run.end()),
+            Direction::Down => (run.start.checked_sub(more), Some(run.end()), run.start),
+        };
+        let (start, end) = start.zip(end).ok_or(GrowError::Taken)?;
+        if start >> order.get() != (end - 1) >> order.get() {
+            return Err(GrowError::Invalid);
+        }
+        if start < self.base || end > self.end {
+            return Err(GrowError::Taken);
+        }
+        if !self.may_join_across(seam, start, end) {
+            return Err(GrowError::Apart);
+        }
+        let added = match direction {
+            Direction::Up => (seam, end),
+            Direction::Down => (start, seam),
+        };
+        self.claim(added.0, added.1).ok_or(GrowError::Taken)?;
+        let apart = count_pieces(run.start, run.end()) + count_pieces(added.0, added.1);
+        self.joins += apart - count_pieces(start, end);
+        self.requested = self.requested - run.requested.min(self.requested) + units;
+        run.start = start;
+        run.units = units;
+        run.requested = units;
+        Ok(())
+    }
+
+    /// Asks the policy again about all free buddies and joins those it lets. Reads every free
+    /// block.
+    pub fn rejoin(&mut self) {
+        for order in Order::default().to(self.max_order) {
+            let mut from = self.base;
+            while let Some(block) = self.next_free(order, from, self.end) {
+                from = block + order.units();
+                self.withdraw(block, order);
+                self.release(block, order);
+            }
+        }
+    }
+
+    /// How many units of `[lo, hi)` are free. Reads every free block there.
+    pub fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
+        let (lo, hi) = (lo.max(self.base), hi.min(self.end));
+        let mut sum = 0;
+        for order in Order::default().to(self.max_order) {
+            let mut from = lo;
+            while let Some(block) = self.next_free(order, from, hi) {
+                let end = block + order.units();
+                // The block with `lo` in it starts before a `hi` that is below `lo`, too.
+                sum += end.min(hi).saturating_sub(block.max(lo));
+                from = end;
+            }
+        }
+        sum
+    }
+
+    /// Walks everything and says what is broken first. For tests and debug builds.
+    ///
+    /// # Errors
+    ///
+    /// The first [`Fault`] found.
+    pub fn validate(&self) -> Result<(), Fault> {
+        let mut free_units = 0;
+        for order in Order::default().to(Order::MAX) {
+            let set = &self.free[order.index()];
+            if !set.summaries_hold(&self.words) {
+                return Err(Fault::Summary(order));
+            }
+            let mut count = 0;
+            let mut from = 0;
+            while let Some(i) = set.next(&self.words, from) {
+                let block = (set_base(self.base, order) + u64::from(i)) << order.get();
+                self.validate_block(block, order)?;
+                count += 1;
+                free_units += order.units();
+                from = i + 1;
+            }
+            let nonempty = self.nonempty >> order.get() & 1 != 0;
+            if self.free_blocks[order.index()] != count || nonempty != (count > 0) {
+                return Err(Fault::FreeBlocks(order));
+            }
+        }
+        if free_units != self.free_units || free_units > self.len() {
+            return Err(Fault::FreeUnits);
+        }
+        if self.requested > self.len() - free_units {
+            return Err(Fault::Requested);
+        }
+        Ok(())
+    }
+
+    fn validate_block(&self, block: u64, order: Order) -> Result<(), Fault> {
+        let end = block + order.units();
+        if block < self.base || end > self.end {
+            return Err(Fault::Outside(order, block));
+        }
+        let smaller = Order::default()
+            .to(order)
+            .filter(|&smaller| smaller < order);
+        for smaller in smaller {
+            if self.next_free(smaller, block, end).is_some() {
+                return Err(Fault::Overlap(order, block));
+            }
+        }
+        let buddy = block ^ order.units();
+        if block < buddy
+            && self.parent_fits(block, order)
+            && self.is_free(buddy, order)
+            && self.policy.can_join(block, order)
+        {
+            return Err(Fault::Unjoined(order, block));
+        }
+        Ok(())
+    }
+
+    /// The free block, and the place in it, that a request for a block of `order` gets, of which it
+    /// keeps `units`.
+    fn find(&self, request: &Request, order: Order, units: u64) -> Option<Found> {
+        let align = request.align.max(order);
+        let lo = request.window.0.max(self.base);
+        let hi = request.window.1.min(self.end);
+        // All places are multiples of the alignment between these two, both included.
+        let first = lo.checked_next_multiple_of(align.units())?;
+        let last = hi.checked_sub(units)? & !(align.units() - 1);
+        if first > last {
+            return None;
+        }
+        let mut candidates = order
+            .to(self.max_order)
+            .filter(|&k| self.nonempty >> k.get() & 1 != 0)
+            .filter(|&k| k <= request.split_limit || (k == order && units == order.units()))
+            .filter_map(|k| self.find_in(k, align, first, last, request.place));
+        match request.place {
+            Place::Any => candidates.next(),
+            Place::Lowest => candidates.min_by_key(|found| found.start),
+            Place::Highest => candidates.max_by_key(|found| found.start),
+        }
+    }
+
+    /// The same among the free blocks of one order.
+    fn find_in(
+        &self,
+        order: Order,
+        align: Order,
+        first: u64,
+        last: u64,
+        place: Place,
+    ) -> Option<Found> {
+        if order >= align {
+            // Every block that touches [first, last] has a place in it.
+            let (block, start) = match place {
+                Place::Any | Place::Lowest => {
+                    let block = self.next_free(order, first, last + 1)?;
+                    (block, block.max(first))
+                }
+                Place::Highest => {
+                    let block = self.prev_free(order, first, last)?;
+                    let highest = block + order.units() - align.units();
+                    (block, highest.min(last))
+                }
+            };
+            return Some(Found {
+                block,
+                order,
+                start,
+            });
+        }
+        // Blocks smaller than the alignment fit only where they start on it.
+        let mut from = first;
+        let mut to = last;
+        let on_boundary = loop {
+            let block = match place {
+                Place::Any | Place::Lowest => self.next_free(order, from, last + 1)?,
+                Place::Highest => self.prev_free(order, first, to)?,
+            };
+            let boundary = block & !(align.units() - 1);
+            if block == boundary {
+                break block;
+            }
+            // Off the boundary: so is all up to the next one, on either side.
+            from = boundary + align.units();
+            to = boundary;
+            if from > last && place != Place::Highest {
+                return None;
+            }
+        };
+        Some(Found {
+            block: on_boundary,
+            order,
+            start: on_boundary,
+        })
+    }
+
+    /// Takes `units` at the place found and gives the rest of the block back.
+    fn carve(&mut self, found: &Found, units: u64) {
+        let block_end = found.block + found.order.units();
+        let end = found.start + units;
+        self.withdraw(found.block, found.order);
+        let rest = self.give(found.block, found.start) + self.give(end, block_end);
+        self.splits += rest + count_pieces(found.start, end) - 1;
+    }
+
+    /// Takes `[start, end)` if every piece of it lies in a free block; else changes nothing.
+    fn claim(&mut self, start: u64, end: u64) -> Option<()> {
+        let free = pieces(start, end).all(|(start, order)| {
+            self.covering(start)
+                .is_some_and(|(_, covering)| covering >= order)
+        });
+        if !free {
+            return None;
+        }
+        for (start, piece) in pieces(start, end) {
+            // What the pieces before took and gave back leaves this one in one free block still.
+            if let Some((block, order)) = self.covering(start) {
+                let found = Found {
+                    block,
+                    order,
+                    start,
+                };
+                self.carve(&found, piece.units());
+            }
+        }
+        Some(())
+    }
+
+    /// Is any of `[start, end)` in a free block?
+    fn any_free(&self, start: u64, end: u64) -> bool {
+        Order::default()
+            .to(self.max_order)
+            .filter(|order| self.nonempty >> order.get() & 1 != 0)
+            .any(|order| self.next_free(order, start, end).is_some())
+    }
+
+    /// The free block that holds `unit`.
+    fn covering(&self, unit: u64) -> Option<(u64, Order)> {
+        Order::default()
+            .to(self.max_order)
+            .map(|order| (unit & !(order.units() - 1), order))
+            .find(|&(block, order)| self.is_free(block, order))
+    }
+
+    /// May everything in `[start, end)` that would join across `seam` do so?
+    fn may_join_across(&self, seam: u64, start: u64, end: u64) -> bool {
+        Order::default().to(Order::MAX).all(|order| {
+            let Some(parent) = order.larger() else {
+                return true;
+            };
+            let left = seam & !(parent.units() - 1);
+            let inside = left >= start && left + parent.units() <= end;
+            left == seam || !inside || self.policy.can_join(left, order)
+        })
+    }
+
+    /// A block becomes free: joins it with its buddy as long as that is free and may be joined.
+    fn release(&mut self, mut block: u64, mut order: Order) {
+        while self.parent_fits(block, order) {
+            let buddy = block ^ order.units();
+            let left = block.min(buddy);
+            let Some(parent) = order.larger() else {
+                break;
+            };
+            if !self.is_free(buddy, order) || !self.policy.can_join(left, order) {
+                break;
+            }
+            self.withdraw(buddy, order);
+            self.joins += 1;
+            block = left;
+            order = parent;
+        }
+        self.offer(block, order);
+    }
+
+    /// Is there a next order, and is the block that this one and its buddy make in the region?
+    fn parent_fits(&self, block: u64, order: Order) -> bool {
+        let parent = order.units() << 1;
+        let left = block & !(parent - 1);
+        order < self.max_order && left >= self.base && left + parent <= self.end
+    }
+
+    /// Makes `[start, end)` free as it is: nothing in it or beside it can be joined.
+    fn give(&mut self, start: u64, end: u64) -> u64 {
+        let mut count = 0;
+        for (block, order) in pieces(start, end) {
+            self.offer(block, order);
+            count += 1;
+        }
+        count
+    }
+
+    /// Puts a free block into its set.
+    fn offer(&mut self, block: u64, order: Order) {
+        let i = self.bit_of(block, order);
+        self.free[order.index()].insert(&mut self.words, i);
+        self.free_blocks[order.index()] += 1;
+        self.nonempty |= 1 << order.get();
+        self.free_units += order.units();
+    }
+
+    /// Takes a free block out of its set.
+    fn withdraw(&mut self, block: u64, order: Order) {
+        let i = self.bit_of(block, order);
+        self.free[order.index()].remove(&mut self.words, i);
+        self.free_blocks[order.index()] -= 1;
+        if self.free_blocks[order.index()] == 0 {
+            self.nonempty &= !(1 << order.get());
+        }
+        self.free_units -= order.units();
+    }
+
+    fn is_free(&self, block: u64, order: Order) -> bool {
+        self.free[order.index()].contains(&self.words, self.bit_of(block, order))
+    }
+
+    /// The lowest free block of `order` that holds or comes after `from` and starts before `to`.
+    fn next_free(&self, order: Order, from: u64, to: u64) -> Option<u64> {
+        let i = self.free[order.index()].next(&self.words, self.bit_of(from, order))?;
+        let block = self.block_of(i, order);
+        (block < to).then_some(block)
+    }
+
+    /// The highest free block of `order` that holds or comes before `to` and ends after `from`.
+    fn prev_free(&self, order: Order, from: u64, to: u64) -> Option<u64> {
+        let i = self.free[order.index()].prev(&self.words, self.bit_of(to, order))?;
+        let block = self.block_of(i, order);
+        (block + order.units() > from).then_some(block)
+    }
+
+    /// Which bit of its order's set stands for the block with `unit` in it. Units outside the
+    /// region get one beyond every set.
+    fn bit_of(&self, unit: u64, order: Order) -> u32 {
+        (unit >> order.get())
+            .checked_sub(set_base(self.base, order))
+            .and_then(|i| u32::try_from(i).ok())
+            .unwrap_or(u32::MAX)
+    }
+
+    fn block_of(&self, i: u32, order: Order) -> u64 {
+        (set_base(self.base, order) + u64::from(i)) << order.get()
+    }
+}
