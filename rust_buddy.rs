@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Contiguous, DMA-capable buffers out of a region that is taken once, at load.
+//!
+//! The way of a request, each layer knowing only the ones after it: `device` (nodes, clients,
+//! commands), `buffer`, `pool`, `buddy` (the allocator) and `region` (the memory).
+
+#[path = "src/buddy/mod.rs"]
+pub mod buddy;
+#[path = "src/buffer.rs"]
+mod buffer;
+#[path = "src/debugfs.rs"]
+mod debugfs;
+#[path = "src/device/mod.rs"]
+mod device;
+#[path = "src/mm.rs"]
+mod mm;
+#[path = "src/params.rs"]
+mod params;
+#[path = "src/pool.rs"]
+mod pool;
+#[path = "src/region/mod.rs"]
+mod region;
+#[path = "src/uapi/mod.rs"]
+pub mod uapi;
+
+use device::{
+    Addresses,
+    Hub,
+    Node, //
+};
+use kernel::{
+    debugfs::Dir,
+    prelude::*, //
+};
+use pool::{
+    Pool,
+    DEFAULT_POOL, //
+};
+use region::Region;
+
+module! {
+    type: RustBuddy,
+    name: "rust_buddy",
+    authors: ["The rust_buddy maintainers"],
+    description: "Contiguous DMA buffers from a buddy allocator over a region taken at load",
+    license: "GPL",
+    params: {
+        size_mb: u64 {
+            default: 64,
+            description: "Size of the pool in MiB (default 64)",
+        },
+        start: u64 {
+            default: 0,
+            description: "Physical address of the pool, with source=range",
+        },
+        node: i32 {
+            default: -1,
+            description: "NUMA node the pool must be on (default -1: any)",
+        },
+        max_buffers: u32 {
+            default: 65536,
+            description: "Buffers that one open file may hold (default 65536)",
+        },
+    },
+}
+
+/// All that the module owns. Fields go from the top: the nodes first, the memory last.
+#[pin_data]
+struct RustBuddy {
+    #[pin]
+    plain: Node,
+    #[pin]
+    phys: Node,
+    files: debugfs::PoolFiles,
+}
+
+impl kernel::InPlaceModule for RustBuddy {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        pin_init::pin_init_scope(|| {
+            let wanted = params::wanted(
+                module_parameters::size_mb.value(),
+                module_parameters::start.value(),
+                module_parameters::node.value(),
+            )?;
+            let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?)?;
+            let files = debugfs::show(&Dir::new(c"rust_buddy"), pool.clone())?;
+            let hub = Hub::new(pool, module_parameters::max_buffers.value())?;
+            Ok(try_pin_init!(Self {
+                plain <- Node::new(hub.clone(), Addresses::Hidden),
+                phys <- Node::new(hub, Addresses::Shown),
+                files,
+            }))
+        })
+    }
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the curious may see of a pool, in `/sys/kernel/debug/rust_buddy/poolN/`. No addresses.
+
+use crate::buddy::Order;
+use crate::mm;
+use crate::pool::Pool;
+use kernel::{
+    debugfs::{
+        Dir,
+        Scope, //
+    },
+    fmt,
+    prelude::*,
+    str::CString,
+    sync::Arc, //
+};
+
+/// Characters in a line of the picture, and at most so many lines.
+const COLUMNS: u64 = 64;
+const LINES: u64 = 16;
+
+/// The files of one pool; they go when it is dropped.
+pub(crate) type PoolFiles = Pin<KBox<Scope<Arc<Pool>>>>;
+
+/// Makes the files of `pool`.
+pub(crate) fn show(root: &Dir, pool: Arc<Pool>) -> Result<PoolFiles> {
+    let name = CString::try_from_fmt(fmt!("pool{}", pool.id()))?;
+    KBox::pin_init(
+        root.scope(pool, &name, |pool, dir| {
+            dir.read_callback_file(c"status", pool, &status);
+            dir.read_callback_file(c"free_blocks", pool, &free_blocks);
+            dir.read_callback_file(c"map", pool, &map);
+        }),
+        GFP_KERNEL,
+    )
+}
+
+fn status(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let now = pool.snapshot();
+    writeln!(f, "source: {}", pool.region().source_name())?;
+    writeln!(f, "node: {}", pool.region().node().unwrap_or(-1))?;
+    writeln!(f, "size: {}", pool.size())?;
+    writeln!(f, "free: {}", now.free)?;
+    writeln!(f, "requested: {}", now.requested)?;
+    writeln!(f, "granted: {}", now.granted)?;
+    writeln!(f, "largest_free: {}", now.largest_free)?;
+    writeln!(f, "buffers: {}", now.blocks)?;
+    writeln!(f, "splits: {}", now.counters.splits)?;
+    writeln!(f, "joins: {}", now.counters.joins)
+}
+
+fn free_blocks(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let now = pool.snapshot();
+    let orders = Order::default().to(pool.max_order());
+    for (order, count) in orders.zip(now.counters.free_blocks) {
+        writeln!(f, "{} {} {}", order.get(), order.units() * mm::UNIT, count)?;
+    }
+    Ok(())
+}
+
+/// The pool as a picture. Each cell is looked at by itself, so the pool's lock is never held for
+/// long, and a picture of a pool at work is one of several moments.
+fn map(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let units = pool.size() / mm::UNIT;
+    let cell = units.div_ceil(COLUMNS * LINES);
+    let mut at = 0;
+    while at < units {
+        let end = (at + cell).min(units);
+        let used = (end - at) - pool.free_units_in(at, end).min(end - at);
+        let mark = match used {
+            0 => '.',
+            _ if used == end - at => '#',
+            // Tenths, but neither none nor all of them.
+            _ => char::from_digit((used * 10 / (end - at)).clamp(1, 9) as u32, 10).unwrap_or('?'),
+        };
+        write!(f, "{mark}")?;
+        at = end;
+        if at == units || at / cell % COLUMNS == 0 {
+            writeln!(f)?;
+        }
+    }
+    Ok(())
+}

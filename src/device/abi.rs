@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests on their way in and out: structs that may be shorter or longer than today's, and
+//! refusals that say why.
+
+use crate::uapi::{
+    self,
+    Header,
+    Request, //
+};
+use kernel::{
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice,
+        UserSliceReader, //
+    }, //
+};
+
+/// Why a request is refused: what the struct and the call say.
+pub(super) struct Refusal {
+    pub(super) errno: Error,
+    /// `RUST_BUDDY_WHY_*`
+    pub(super) reason: u32,
+}
+
+impl Refusal {
+    pub(super) const fn new(errno: Error, reason: u32) -> Self {
+        Self { errno, reason }
+    }
+}
+
+/// The kernel's own allocations are what `?` meets in the middle of a request.
+impl From<kernel::alloc::AllocError> for Refusal {
+    fn from(_: kernel::alloc::AllocError) -> Self {
+        Self::new(ENOMEM, uapi::WHY_KERNEL_MEMORY)
+    }
+}
+
+/// Did the answer reach user space?
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivered {
+    Yes,
+    No,
+}
+
+/// Reads a request of `size` bytes at `arg`, lets `handle` fill it in, and writes it back.
+///
+/// What `handle` did becomes final, or is undone, in `finish`, which learns whether the caller got
+/// the answer: a request that ends in `EFAULT` must not have changed anything.
+pub(super) fn answer<T: Request, U>(
+    arg: usize,
+    size: usize,
+    handle: impl FnOnce(&mut T) -> Result<U, Refusal>,
+    finish: impl FnOnce(U, Delivered),
+) -> Result<isize> {
+    if size < size_of::<Header>() {
+        return Err(EINVAL);
+    }
+    let (mut reader, mut writer) = UserSlice::new(UserPtr::from_addr(arg), size).reader_writer();
+    let mut request = T::new_zeroed();
+    let shared = size.min(size_of::<T>());
+    let bytes = request.as_mut_bytes().get_mut(..shared).ok_or(EINVAL)?;
+    reader.read_slice(bytes)?;
+    expect_zeroes(reader)?;
+
+    let outcome = handle(&mut request);
+    let header = request.header();
+    (header.ret, header.reason) = match &outcome {
+        Ok(_) => (0, uapi::WHY_NONE),
+        Err(refusal) => (refusal.errno.to_errno(), refusal.reason),
+    };
+    let written = request
+        .as_bytes()
+        .get(..shared)
+        .ok_or(EINVAL)
+        .and_then(|bytes| writer.write_slice(bytes));
+    match outcome {
+        Ok(done) => {
+            let delivered = if written.is_ok() {
+                Delivered::Yes
+            } else {
+                Delivered::No
+            };
+            finish(done, delivered);
+            written.map(|()| 0)
+        }
+        Err(refusal) => written.and(Err(refusal.errno)),
+    }
+}
+
+/// What a newer caller knows and this module does not must be zero: its old meaning.
+fn expect_zeroes(mut rest: UserSliceReader) -> Result {
+    let mut chunk = [0u8; 64];
+    while !rest.is_empty() {
+        let len = rest.len().min(chunk.len());
+        let part = chunk.get_mut(..len).ok_or(EINVAL)?;
+        rest.read_slice(part)?;
+        if part.iter().any(|&byte| byte != 0) {
+            return Err(E2BIG);
+        }
+    }
+    Ok(())
+}

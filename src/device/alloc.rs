@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! ALLOC: from what a caller wrote to a buffer in its table.
+//!
+//! First everything is checked, in the order that the ABI promises; then memory is gathered; the
+//! handle becomes good last, when the caller has been told of it.
+
+use super::{
+    abi::{
+        Delivered,
+        Refusal, //
+    },
+    client::{
+        Client,
+        Nodes,
+        Slot, //
+    },
+    commands, //
+};
+use crate::buddy::{
+    Extent,
+    Order,
+    Place, //
+};
+use crate::buffer::{
+    Buffer,
+    Name, //
+};
+use crate::mm;
+use crate::pool::{
+    Ask,
+    Pool,
+    Refused,
+    Spot, //
+};
+use crate::uapi::{
+    self,
+    Alloc, //
+};
+use kernel::prelude::*;
+
+const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
+    | uapi::ALLOC_HIGHEST
+    | uapi::ALLOC_LOWEST
+    | uapi::ALLOC_WINDOW
+    | uapi::ALLOC_AT;
+
+/// Flags that each say where, and so exclude each other: any two of a row.
+const EXCLUSIVE: [u32; 4] = [
+    uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST,
+    uapi::ALLOC_AT | uapi::ALLOC_HIGHEST,
+    uapi::ALLOC_AT | uapi::ALLOC_LOWEST,
+    uapi::ALLOC_AT | uapi::ALLOC_WINDOW,
+];
+
+/// A buffer that is ready, but whose handle is not good yet.
+pub(super) struct Pending<'a> {
+    slot: Slot<'a>,
+    nodes: Nodes,
+}
+
+impl Pending<'_> {
+    /// Makes the handle good, or lets the buffer go if nobody learnt of it.
+    pub(super) fn finish(self, delivered: Delivered) {
+        if delivered == Delivered::Yes {
+            self.slot.fill(self.nodes);
+        }
+    }
+}
+
+/// Serves ALLOC.
+pub(super) fn alloc<'a>(client: &'a Client, request: &mut Alloc) -> Result<Pending<'a>, Refusal> {
+    if request.reserved != 0 {
+        return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
+    }
+    check_flags(request.flags)?;
+    let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::WHY_NAME))?;
+    let pool = commands::pool(client, request.pool)?;
+    let ask = ask(request, pool)?;
+    let window_pages = window_pages(request, &ask, client)?;
+
+    let slot = client
+        .slot()
+        .ok_or(Refusal::new(EMFILE, uapi::WHY_HANDLES))?;
+    let block = pool.alloc(&ask).map_err(|refused| match refused {
+        Refused::Taken => Refusal::new(EBUSY, uapi::WHY_TAKEN),
+        Refused::Full { largest_free } => {
+            request.largest_free = largest_free;
+            Refusal::new(ENOSPC, uapi::WHY_FULL)
+        }
+    })?;
+    let hub = client.hub();
+    let window = hub
+        .offsets
+        .take(window_pages.unwrap_or(block.pages()))
+        .map_err(|error| {
+            let reason = if error == ENOSPC {
+                uapi::WHY_WINDOWS
+            } else {
+                uapi::WHY_KERNEL_MEMORY
+            };
+            Refusal::new(error, reason)
+        })?;
+    let no_memory = |_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY);
+    let buffer =
+        Buffer::new(block, window, name, request.flags, hub.next_epoch()).map_err(no_memory)?;
+
+    request.handle = hub.next_handle();
+    request.granted = buffer.granted();
+    request.offset = buffer.offset();
+    request.epoch = buffer.epoch();
+    request.order = buffer.order();
+    request.largest_free = 0;
+    let nodes = Nodes::new(request.handle, buffer).map_err(no_memory)?;
+    Ok(Pending { slot, nodes })
+}
+
+fn check_flags(flags: u32) -> Result<(), Refusal> {
+    let contradicting = EXCLUSIVE.iter().any(|&pair| flags & pair == pair);
+    if flags & !ALL_FLAGS != 0 || contradicting {
+        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+    }
+    Ok(())
+}
+
+/// What is asked of the pool: size, alignment and place, checked in this order.
+fn ask(request: &Alloc, pool: &Pool) -> Result<Ask, Refusal> {
+    let at = request.flags & uapi::ALLOC_AT != 0;
+    if request.size == 0 || request.size > pool.size() {
+        return Err(Refusal::new(EINVAL, uapi::WHY_SIZE));
+    }
+    Ok(Ask {
+        size: request.size,
+        extent: if request.flags & uapi::ALLOC_EXACT != 0 {
+            Extent::Exact
+        } else {
+            Extent::Block
+        },
+        align: align(request.align, at, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_ALIGN))?,
+        spot: spot(request, at, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?,
+    })
+}
+
+fn align(bytes: u64, at: bool, pool: &Pool) -> Option<Order> {
+    match bytes {
+        0 => Some(Order::default()),
+        // The place says it all.
+        _ if at => None,
+        _ if !bytes.is_power_of_two() || bytes > pool.size() => None,
+        _ => Order::covering(bytes.div_ceil(mm::UNIT)),
+    }
+}
+
+fn spot(request: &Alloc, at: bool, pool: &Pool) -> Option<Spot> {
+    let lo = whole_units(request.lo)?;
+    let hi = whole_units(request.hi)?;
+    if at {
+        let end = request.lo.checked_add(request.size)?;
+        return (request.hi == 0 && end <= pool.size()).then_some(Spot::At(lo));
+    }
+    let place = match request.flags & (uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST) {
+        uapi::ALLOC_HIGHEST => Place::Highest,
+        uapi::ALLOC_LOWEST => Place::Lowest,
+        _ => Place::Any,
+    };
+    if request.flags & uapi::ALLOC_WINDOW == 0 {
+        let all = Spot::Within {
+            place,
+            lo: 0,
+            hi: pool.size() / mm::UNIT,
+        };
+        return (lo == 0 && hi == 0).then_some(all);
+    }
+    let room = request.hi.checked_sub(request.lo)?;
+    (room > 0 && room >= request.size && request.hi <= pool.size()).then_some(Spot::Within {
+        place,
+        lo,
+        hi,
+    })
+}
+
+/// Bytes as units, if they are whole ones.
+fn whole_units(bytes: u64) -> Option<u64> {
+    (bytes % mm::UNIT == 0).then_some(bytes / mm::UNIT)
+}
+
+/// Pages of the mmap window, where the request says how many.
+fn window_pages(request: &Alloc, ask: &Ask, client: &Client) -> Result<Option<u64>, Refusal> {
+    if request.max_size == 0 {
+        return Ok(None);
+    }
+    let granted = ask.granted().map(|units| units * mm::UNIT);
+    let fits = granted.is_some_and(|granted| request.max_size >= granted)
+        && request.max_size <= client.hub().pool.size();
+    fits.then_some(Some(request.max_size.div_ceil(mm::UNIT)))
+        .ok_or(Refusal::new(EINVAL, uapi::WHY_MAX_SIZE))
+}

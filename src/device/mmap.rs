@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mappings: a part of an address space holds a reference to the buffer it shows, and pages come in
+//! as they are touched.
+//!
+//! Mappings are PFNMAP: known by page tables only, no reference to a page can be taken through
+//! them, and so nobody but the page tables has to be told when a buffer goes elsewhere.
+
+use super::client::Client;
+use crate::buffer::Buffer;
+use crate::mm;
+use kernel::{
+    bindings,
+    mm::virt::{
+        flags,
+        VmaNew, //
+    },
+    page::PAGE_SHIFT,
+    prelude::*,
+    sync::{
+        Arc,
+        ArcBorrow, //
+    }, //
+};
+
+/// A table of operations: function pointers, never written.
+#[repr(transparent)]
+struct Operations(bindings::vm_operations_struct);
+
+// SAFETY: Never written after it was built.
+unsafe impl Sync for Operations {}
+
+static OPERATIONS: Operations = Operations(bindings::vm_operations_struct {
+    open: Some(open),
+    close: Some(close),
+    fault: Some(fault),
+    ..pin_init::zeroed()
+});
+
+/// Serves mmap.
+///
+/// # Errors
+///
+/// `EINVAL` for a private mapping or one that leaves the buffer's window, `EACCES` for an offset in
+/// no window of this client.
+pub(super) fn map(client: &Client, vma: &VmaNew) -> Result {
+    // Not VM_SHARED: a read-only shared mapping of a file not open for writing lacks that.
+    if vma.flags() & flags::MAYSHARE == 0 {
+        return Err(EINVAL);
+    }
+    // SAFETY: The VMA is being set up and nobody else's yet.
+    let first = unsafe { (*vma.as_ptr()).vm_pgoff } as u64;
+    let pages = ((vma.end() - vma.start()) >> PAGE_SHIFT) as u64;
+    let buffer = client.table().at_offset(first).ok_or(EACCES)?.clone();
+    let last = first.checked_add(pages - 1).ok_or(EINVAL)?;
+    if last > buffer.window().last() {
+        return Err(EINVAL);
+    }
+    vma.set_dontexpand();
+    vma.set_dontdump();
+    buffer.count_mapping();
+    // SAFETY: As above; VM_MIXEDMAP, which excludes VM_PFNMAP, is not set. The reference that goes
+    // into `vm_private_data` is what the operations find there.
+    unsafe {
+        let vma = vma.as_ptr();
+        (*vma).__bindgen_anon_2.vm_flags |= flags::PFNMAP;
+        (*vma).vm_private_data = Arc::into_raw(buffer).cast_mut().cast();
+        (*vma).vm_ops = &raw const OPERATIONS.0;
+    }
+    Ok(())
+}
+
+/// The buffer that a VMA of ours shows.
+///
+/// # Safety
+///
+/// `vma` must have been set up by [`map`], or be the copy of such a one, and not be closed during
+/// `'a`.
+unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorrow<'a, Buffer> {
+    // SAFETY: `map` put an `Arc` there, which is dropped in `close`.
+    unsafe { ArcBorrow::from_raw((*vma).vm_private_data.cast::<Buffer>()) }
+}
+
+/// A VMA was copied (fork), cut in two or moved: the copy needs a reference of its own.
+unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
+    // SAFETY: The kernel calls this with a copy of a VMA of ours.
+    let buffer: Arc<Buffer> = unsafe { shown_by(vma) }.into();
+    buffer.count_mapping();
+    // The raw pointer in the copy now stands for this reference.
+    core::mem::forget(buffer);
+}
+
+/// A VMA goes.
+unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
+    // SAFETY: Each VMA has a reference of its own, by `map` or `open`, and is closed once.
+    let buffer = unsafe { Arc::from_raw((*vma).vm_private_data.cast::<Buffer>()) };
+    buffer.uncount_mapping();
+}
+
+/// A page is touched that is not in the page table.
+unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+    // SAFETY: The kernel gives a valid fault in a VMA that it keeps from going.
+    let bindings::vm_fault__bindgen_ty_1 {
+        vma,
+        pgoff,
+        address,
+        ..
+    } = unsafe { (*vmf).__bindgen_anon_1 };
+    // SAFETY: As above.
+    let buffer = unsafe { shown_by(vma) };
+    match buffer.frame_at(pgoff as u64) {
+        // SAFETY: The VMA is PFNMAP and shared, and the address is in it. The frame is the
+        // buffer's, of which this VMA holds a reference.
+        Some(frame) => unsafe { bindings::vmf_insert_pfn(vma, address, frame.raw()) },
+        None => mm::VM_FAULT_SIGBUS,
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device nodes: who opens one is a client; what it asks goes from here to its table of
+//! handles, to the buffer, to the pool.
+//!
+//! Lock order: `mmap_lock`, then a client's table, then a pool. So user memory, whose faults take
+//! `mmap_lock`, is never touched under any of the module's locks.
+
+mod abi;
+mod alloc;
+mod client;
+mod commands;
+mod mmap;
+
+pub(crate) use client::Client;
+
+use crate::buffer::Offsets;
+use crate::pool::Pool;
+use kernel::{
+    bindings,
+    fs::{
+        file,
+        File, //
+    },
+    miscdevice::{
+        MiscDevice,
+        MiscDeviceOptions,
+        MiscDeviceRegistration, //
+    },
+    mm::virt::VmaNew,
+    prelude::*,
+    seq_file::{
+        seq_print,
+        SeqFile, //
+    },
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    }, //
+};
+
+/// What all clients share.
+pub(crate) struct Hub {
+    pool: Arc<Pool>,
+    offsets: Arc<Offsets>,
+    instance: u64,
+    max_buffers: u64,
+    handles: Atomic<u64>,
+    epochs: Atomic<u64>,
+}
+
+impl Hub {
+    /// Over one pool; each client may hold `max_buffers`.
+    pub(crate) fn new(pool: Arc<Pool>, max_buffers: u32) -> Result<Arc<Self>> {
+        Ok(Arc::new(
+            Self {
+                pool,
+                offsets: Offsets::new()?,
+                // SAFETY: Takes nothing, may be called anywhere.
+                instance: unsafe { bindings::get_random_u64() },
+                max_buffers: max_buffers.into(),
+                handles: Atomic::new(0),
+                epochs: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    /// A handle that was never given before, in whichever client.
+    fn next_handle(&self) -> u64 {
+        self.handles.fetch_add(1, Relaxed) + 1
+    }
+
+    /// An epoch that was never given before.
+    fn next_epoch(&self) -> u64 {
+        self.epochs.fetch_add(1, Relaxed) + 1
+    }
+}
+
+/// What a node lets its clients know of physical addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Addresses {
+    /// Nothing.
+    Hidden,
+    /// PIN, and where pools are.
+    Shown,
+}
+
+impl Addresses {
+    fn node_name(self) -> &'static CStr {
+        match self {
+            Self::Hidden => c"rust_buddy",
+            Self::Shown => c"rust_buddy_phys",
+        }
+    }
+}
+
+/// A registered device node, mode 0600.
+///
+/// # Invariants
+///
+/// Every [`MiscDeviceRegistration`] of [`Client`] is the `registration` of a `Node`.
+#[pin_data]
+pub(crate) struct Node {
+    hub: Arc<Hub>,
+    addresses: Addresses,
+    // Last: from here on it can be opened.
+    #[pin]
+    registration: MiscDeviceRegistration<Client>,
+}
+
+impl Node {
+    pub(crate) fn new(hub: Arc<Hub>, addresses: Addresses) -> impl PinInit<Self, Error> {
+        // INVARIANT: The only place where one is registered.
+        try_pin_init!(Self {
+            hub,
+            addresses,
+            registration <- MiscDeviceRegistration::register(MiscDeviceOptions {
+                name: addresses.node_name(),
+            }),
+        })
+    }
+
+    fn of(registration: &MiscDeviceRegistration<Client>) -> &Self {
+        // SAFETY: By the type invariant the registration is a field of a `Node`, whose other fields
+        // were initialised before it was registered, and which lives until it is deregistered.
+        unsafe { &*kernel::container_of!(core::ptr::from_ref(registration), Self, registration) }
+    }
+}
+
+#[vtable]
+impl MiscDevice for Client {
+    type Ptr = Pin<KBox<Self>>;
+
+    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+        let node = Node::of(misc);
+        KBox::pin_init(Self::new(node.hub.clone(), node.addresses), GFP_KERNEL)
+    }
+
+    fn mmap(client: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
+        mmap::map(client.get_ref(), vma)
+    }
+
+    fn ioctl(client: Pin<&Self>, file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        commands::dispatch(client.get_ref(), file, cmd, arg)
+    }
+
+    fn show_fdinfo(client: Pin<&Self>, m: &SeqFile, _file: &File) {
+        client.show(m);
+    }
+}
+
+impl Client {
+    /// What `/proc/PID/fdinfo/FD` says of a client.
+    fn show(&self, m: &SeqFile) {
+        let node = match self.addresses() {
+            Addresses::Hidden => "plain",
+            Addresses::Shown => "phys",
+        };
+        seq_print!(m, "rust_buddy-node:\t{}\n", node);
+        let table = self.table();
+        let (mut requested, mut granted, mut buffers) = (0, 0, 0);
+        for (_, entry) in table.iter() {
+            requested += entry.buffer.size();
+            granted += entry.buffer.granted();
+            buffers += 1;
+        }
+        seq_print!(m, "rust_buddy-buffers:\t{}\n", buffers);
+        seq_print!(m, "rust_buddy-requested:\t{} bytes\n", requested);
+        seq_print!(m, "rust_buddy-granted:\t{} bytes\n", granted);
+        for (handle, entry) in table.iter() {
+            let buffer = &entry.buffer;
+            seq_print!(
+                m,
+                "rust_buddy-buffer:\thandle={} pool={} size={} granted={} order={} pins={} \
+                 mappings={} epoch={} name=\"{}\"\n",
+                handle,
+                buffer.pool().id(),
+                buffer.size(),
+                buffer.granted(),
+                buffer.order(),
+                entry.pins,
+                buffer.mappings(),
+                buffer.epoch(),
+                buffer.name().text(),
+            );
+        }
+    }
+}
+
+/// Was the file opened for writing?
+fn writable(file: &File) -> bool {
+    file.flags() & file::flags::O_ACCMODE != file::flags::O_RDONLY
+}

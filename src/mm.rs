@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Page arithmetic and the kernel's symbols that no Rust abstraction covers yet: what a new kernel
+//! or another architecture would break is here and nowhere else.
+
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    page::PAGE_SHIFT,
+    prelude::*, //
+};
+
+/// Bytes in a page, the unit of every memory pool.
+pub(crate) const UNIT: u64 = 1 << PAGE_SHIFT;
+
+/// A page frame number: a physical address in pages.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Pfn(pub(crate) u64);
+
+impl Pfn {
+    /// The frame that starts at physical address `address`, if one does.
+    pub(crate) fn from_address(address: u64) -> Option<Self> {
+        (address % UNIT == 0).then_some(Self(address >> PAGE_SHIFT))
+    }
+
+    /// The physical address of its first byte.
+    pub(crate) fn address(self) -> u64 {
+        self.0 << PAGE_SHIFT
+    }
+
+    /// The frame `pages` after this one.
+    pub(crate) fn plus(self, pages: u64) -> Self {
+        Self(self.0 + pages)
+    }
+
+    /// As the C side has it.
+    pub(crate) fn raw(self) -> c_ulong {
+        // CAST: Both are 64 bits wide; the module is refused on 32-bit kernels (see below).
+        self.0 as c_ulong
+    }
+
+    /// Where the kernel's direct map has it.
+    ///
+    /// # Safety
+    ///
+    /// The frame must be ordinary RAM that the kernel manages.
+    pub(crate) unsafe fn direct_map(self) -> Result<NonNull<u8>> {
+        // SAFETY: Set during early boot, read-only since.
+        let base = unsafe { bindings::page_offset_base };
+        NonNull::new((base as usize).wrapping_add(self.address() as usize) as *mut u8).ok_or(EFAULT)
+    }
+}
+
+static_assert!(size_of::<usize>() == size_of::<u64>());
+
+/// The frame of a `struct page`.
+///
+/// # Safety
+///
+/// `page` must point into the kernel's memory map.
+pub(crate) unsafe fn page_to_pfn(page: NonNull<bindings::page>) -> Pfn {
+    // SAFETY: Set during early boot, read-only since.
+    let base = unsafe { bindings::vmemmap_base } as usize;
+    let index = (page.as_ptr() as usize).wrapping_sub(base) / size_of::<bindings::page>();
+    Pfn(index as u64)
+}
+
+/// The `struct page` of a frame.
+///
+/// # Safety
+///
+/// The frame must be one that the kernel's memory map covers.
+pub(crate) unsafe fn pfn_to_page(pfn: Pfn) -> *mut bindings::page {
+    // SAFETY: Set during early boot, read-only since.
+    let base = unsafe { bindings::vmemmap_base } as *mut bindings::page;
+    base.wrapping_add(pfn.0 as usize)
+}
+
+/// `__GFP_THISNODE`, a macro in C.
+pub(crate) const GFP_THISNODE: bindings::gfp_t = 1 << bindings::___GFP_THISNODE_BIT;
+/// `__GFP_RETRY_MAYFAIL`, likewise.
+pub(crate) const GFP_RETRY_MAYFAIL: bindings::gfp_t = 1 << bindings::___GFP_RETRY_MAYFAIL_BIT;
+/// `MEMREMAP_WB`, likewise: the only mode in which a range is mapped.
+pub(crate) const MEMREMAP_WB: c_ulong = 1;
+/// `VM_FAULT_SIGBUS` in the type that fault handlers return.
+pub(crate) const VM_FAULT_SIGBUS: bindings::vm_fault_t =
+    bindings::vm_fault_reason_VM_FAULT_SIGBUS as bindings::vm_fault_t;
+
+/// A `struct cma`: opaque, never freed.
+#[repr(C)]
+pub(crate) struct CmaArea {
+    _opaque: [u8; 0],
+}
+
+#[cfg(CONFIG_CMA)]
+#[allow(improper_ctypes)]
+extern "C" {
+    fn dev_get_cma_area(dev: *mut bindings::device) -> *mut CmaArea;
+    fn cma_alloc(
+        cma: *mut CmaArea,
+        count: c_ulong,
+        align: c_uint,
+        no_warn: bool,
+    ) -> *mut bindings::page;
+    fn cma_release(cma: *mut CmaArea, pages: *const bindings::page, count: c_ulong) -> bool;
+}
+
+/// The default CMA area, if the kernel has one.
+#[cfg(CONFIG_CMA)]
+pub(crate) fn default_cma_area() -> Option<NonNull<CmaArea>> {
+    // SAFETY: A null device asks for the default area.
+    NonNull::new(unsafe { dev_get_cma_area(core::ptr::null_mut()) })
+}
+
+/// Takes `pages` contiguous pages, on a boundary of 2^`align` pages, out of a CMA area.
+#[cfg(CONFIG_CMA)]
+pub(crate) fn cma_take(area: NonNull<CmaArea>, pages: u64, align: u32) -> Option<Pfn> {
+    // SAFETY: Areas live as long as the kernel. No warning: the caller says what failed.
+    let page = unsafe { cma_alloc(area.as_ptr(), Pfn(pages).raw(), align, true) };
+    // SAFETY: `cma_alloc` gives a page of the memory map.
+    NonNull::new(page).map(|page| unsafe { page_to_pfn(page) })
+}
+
+/// Gives back what [`cma_take`] took.
+///
+/// # Safety
+///
+/// `first` and `pages` must be what one [`cma_take`] on `area` gave and was asked for, and nobody
+/// may use the pages any more.
+#[cfg(CONFIG_CMA)]
+pub(crate) unsafe fn cma_give(area: NonNull<CmaArea>, first: Pfn, pages: u64) {
+    // SAFETY: By this function's requirements.
+    unsafe { cma_release(area.as_ptr(), pfn_to_page(first), Pfn(pages).raw()) };
+}
+
+#[cfg(not(CONFIG_CMA))]
+mod no_cma {
+    use super::*;
+
+    pub(crate) fn default_cma_area() -> Option<NonNull<CmaArea>> {
+        None
+    }
+
+    pub(crate) fn cma_take(_: NonNull<CmaArea>, _: u64, _: u32) -> Option<Pfn> {
+        None
+    }
+
+    pub(crate) unsafe fn cma_give(_: NonNull<CmaArea>, _: Pfn, _: u64) {}
+}
+#[cfg(not(CONFIG_CMA))]
+pub(crate) use no_cma::{
+    cma_give,
+    cma_take,
+    default_cma_area, //
+};
+
+/// Is there a NUMA node of this number that has memory?
+pub(crate) fn is_memory_node(node: i32) -> bool {
+    let Ok(node) = usize::try_from(node) else {
+        return false;
+    };
+    let bits = c_ulong::BITS as usize;
+    // SAFETY: A static of the kernel. Its words may change while nodes come and go; any moment's
+    // answer will do.
+    let nodes = unsafe { (&raw const bindings::node_states).read() };
+    nodes
+        .get(bindings::node_states_N_MEMORY as usize)
+        .and_then(|mask| mask.bits.get(node / bits))
+        .is_some_and(|word| word >> (node % bits) & 1 != 0)
+}
+
+/// The NUMA node of a page that the kernel manages.
+///
+/// # Safety
+///
+/// The frame must be one that the kernel's memory map covers.
+pub(crate) unsafe fn node_of(pfn: Pfn) -> i32 {
+    // SAFETY: By this function's requirements.
+    unsafe { bindings::page_to_nid(pfn_to_page(pfn)) }
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Module parameters beyond what `module!` can declare, and the check of all of them.
+
+use crate::mm;
+use crate::region::{
+    Source,
+    Wanted, //
+};
+use kernel::{
+    bindings,
+    module_param::KernelParam,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+/// The largest pool in MiB: 2^30 units are what the allocator manages.
+const MAX_SIZE_MB: u64 = (1 << 30) / (1 << 20) * mm::UNIT;
+
+/// The values that `source=` takes, each at the place of its number.
+const SOURCES: [(&CStr, Source); 4] = [
+    (c"auto", Source::Auto),
+    (c"contig", Source::Contig),
+    (c"cma", Source::Cma),
+    (c"range", Source::Range),
+];
+
+/// Index into [`SOURCES`]. Atomic, since sysfs may read while it is set.
+static SOURCE: Atomic<u32> = Atomic::new(0);
+
+fn chosen() -> (&'static CStr, Source) {
+    *SOURCES
+        .get(SOURCE.load(Relaxed) as usize)
+        .unwrap_or(&SOURCES[0])
+}
+
+/// Sets `source=`, at load.
+unsafe extern "C" fn set_source(
+    value: *const c_char,
+    _param: *const bindings::kernel_param,
+) -> c_int {
+    if value.is_null() {
+        return EINVAL.to_errno();
+    }
+    // SAFETY: Not null; the kernel passes a string that lives through this call.
+    let value = unsafe { CStr::from_char_ptr(value) };
+    match (0..).zip(SOURCES).find(|(_, (name, _))| *name == value) {
+        Some((index, _)) => {
+            SOURCE.store(index, Relaxed);
+            0
+        }
+        None => {
+            pr_err!("source= must be auto, contig, cma or range\n");
+            EINVAL.to_errno()
+        }
+    }
+}
+
+/// Shows `source` in sysfs.
+unsafe extern "C" fn get_source(
+    buffer: *mut c_char,
+    _param: *const bindings::kernel_param,
+) -> c_int {
+    // SAFETY: The kernel passes a page, of which this writes a word.
+    unsafe { bindings::sprintf(buffer, c"%s\n".as_char_ptr(), chosen().0.as_char_ptr()) }
+}
+
+static SOURCE_OPS: ParamOps = ParamOps(bindings::kernel_param_ops {
+    flags: 0,
+    set: Some(set_source),
+    get: Some(get_source),
+    free: None,
+});
+
+#[repr(transparent)]
+struct ParamOps(bindings::kernel_param_ops);
+
+// SAFETY: Function pointers, never written.
+unsafe impl Sync for ParamOps {}
+
+#[link_section = "__param"]
+#[used]
+static SOURCE_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
+    name: c"source".as_ptr().cast(),
+    mod_: &raw mut bindings::__this_module,
+    ops: &raw const SOURCE_OPS.0,
+    perm: 0o444,
+    level: -1,
+    flags: 0,
+    __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 {
+        arg: core::ptr::null_mut(),
+    },
+});
+
+/// A line for modinfo(8).
+macro_rules! modinfo {
+    ($name:ident, $text:literal) => {
+        #[link_section = ".modinfo"]
+        #[used]
+        static $name: [u8; $text.len()] = {
+            let mut bytes = [0; $text.len()];
+            let mut i = 0;
+            while i < bytes.len() {
+                bytes[i] = $text.as_bytes()[i];
+                i += 1;
+            }
+            bytes
+        };
+    };
+}
+
+modinfo!(SOURCE_TYPE, "parmtype=source:charp\0");
+modinfo!(
+    SOURCE_TEXT,
+    "parm=source:Where the pool comes from: auto (default), contig, cma or range\0"
+);
+
+/// What the parameters ask for.
+///
+/// # Errors
+///
+/// `EINVAL`, with the reason and the remedy in the log.
+pub(crate) fn wanted(size_mb: u64, start: u64, node: i32) -> Result<Wanted> {
+    if size_mb == 0 || size_mb > MAX_SIZE_MB {
+        pr_err!("size_mb={} must be 1 to {}\n", size_mb, MAX_SIZE_MB);
+        return Err(EINVAL);
+    }
+    let source = chosen().1;
+    if start != 0 && source != Source::Range {
+        pr_err!("start= goes with source=range only\n");
+        return Err(EINVAL);
+    }
+    let node = match node {
+        -1 => None,
+        _ if mm::is_memory_node(node) => Some(node),
+        _ => {
+            pr_err!("node={} has no memory, or there is no such node\n", node);
+            return Err(EINVAL);
+        }
+    };
+    Ok(Wanted {
+        source,
+        pages: (size_mb << 20) / mm::UNIT,
+        start,
+        node,
+    })
+}

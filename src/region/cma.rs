@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory from the default CMA area, which was set aside at boot (`cma=`): there even when the rest
+//! is fragmented, shared with other drivers, and its pages can't be pinned for long.
+
+use super::{
+    Backing,
+    Region,
+    Wanted, //
+};
+use crate::buddy::Order;
+use crate::mm::{
+    self,
+    CmaArea,
+    Pfn, //
+};
+use core::ptr::NonNull;
+use kernel::prelude::*;
+
+/// The order of 2 MiB: what a pool should start on at least, if that can be had.
+const HUGE_ORDER: u32 = 9;
+
+/// # Invariants
+///
+/// `pages` pages from `first` on came from `area` in one piece and were not given back.
+pub(super) struct Pages {
+    area: NonNull<CmaArea>,
+    first: Pfn,
+    pages: u64,
+}
+
+pub(super) fn take(wanted: &Wanted) -> Result<Region> {
+    let Some(area) = mm::default_cma_area() else {
+        pr_err!(
+            "the kernel has no CMA area: boot with cma={}M (twice the pool), or load with \
+             source=contig\n",
+            2 * wanted.mib(),
+        );
+        return Err(ENODEV);
+    };
+    // The better aligned, the larger the blocks; better a badly aligned pool than none.
+    let whole = Order::covering(wanted.pages).map_or(0, Order::get);
+    let first = [whole, whole.min(HUGE_ORDER), 0]
+        .into_iter()
+        .find_map(|align| mm::cma_take(area, wanted.pages, align));
+    let Some(first) = first else {
+        pr_err!(
+            "the CMA area has no {} MiB in one piece: boot with cma={}M (twice the pool), or take \
+             a smaller size_mb=\n",
+            wanted.mib(),
+            2 * wanted.mib(),
+        );
+        return Err(ENOMEM);
+    };
+    // INVARIANT: Just allocated, and not given to anybody.
+    let backing = Pages {
+        area,
+        first,
+        pages: wanted.pages,
+    };
+    // SAFETY: CMA areas consist of RAM with a memory map.
+    let node = unsafe { mm::node_of(first) };
+    if let Some(wanted) = wanted.node.filter(|&wanted| wanted != node) {
+        pr_err!(
+            "the CMA area is on node {}, not on node {}: load with source=contig, or without \
+             node=\n",
+            node,
+            wanted,
+        );
+        return Err(ENODEV);
+    }
+    // INVARIANT: The pages are RAM of ours; all of RAM is in the direct map, cached.
+    Ok(Region {
+        base: first,
+        pages: wanted.pages,
+        node: Some(node),
+        // SAFETY: As above.
+        mapping: unsafe { first.direct_map() }?,
+        backing: Backing::Cma(backing),
+    })
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants; whoever drops a region has no users of its pages left.
+        unsafe { mm::cma_give(self.area, self.first, self.pages) };
+    }
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The memory a pool is made of: one physically contiguous span, taken once, given back whole.
+//!
+//! A module each for where it can come from. Each takes its span or says in one sentence why it
+//! can't and what would help; each gives it back when dropped.
+
+mod cma;
+mod contig;
+mod range;
+
+use crate::mm::{
+    self,
+    Pfn, //
+};
+use crate::uapi;
+use core::ptr::NonNull;
+use kernel::{
+    prelude::*,
+    time::{
+        delay::fsleep,
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// Where to look for memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// The page allocator, else CMA.
+    Auto,
+    /// `alloc_contig_pages()`.
+    Contig,
+    /// The default CMA area.
+    Cma,
+    /// The physical range that starts at a given address.
+    Range,
+}
+
+/// What is wanted of a region.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    pub(crate) source: Source,
+    pub(crate) pages: u64,
+    /// Physical address, for [`Source::Range`].
+    pub(crate) start: u64,
+    /// Only memory of this NUMA node will do.
+    pub(crate) node: Option<i32>,
+}
+
+impl Wanted {
+    /// In MiB, as people say it.
+    fn mib(&self) -> u64 {
+        self.pages * mm::UNIT >> 20
+    }
+}
+
+/// What holds the span until it is dropped.
+enum Backing {
+    Contig(#[expect(dead_code, reason = "dropped")] contig::Pages),
+    Cma(#[expect(dead_code, reason = "dropped")] cma::Pages),
+    Range(#[expect(dead_code, reason = "dropped")] range::Mapping),
+}
+
+/// A span of physical memory that is the module's.
+///
+/// # Invariants
+///
+/// `pages` pages from `base` on belong to `backing` alone and are mapped, cached and writable, at
+/// `mapping` for as long as this lives.
+pub(crate) struct Region {
+    backing: Backing,
+    base: Pfn,
+    pages: u64,
+    node: Option<i32>,
+    mapping: NonNull<u8>,
+}
+
+// SAFETY: The mapping may be used on any CPU, and is reached only through methods that say who may.
+unsafe impl Send for Region {}
+// SAFETY: As above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Takes what is wanted, and logs what came of it.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no such memory, `EINVAL` for a range that can't be, `EBUSY` for one in
+    /// use, `ENODEV` without a CMA area. The log holds the reason and the remedy.
+    pub(crate) fn take(wanted: &Wanted) -> Result<Self> {
+        let begin = Instant::<Monotonic>::now();
+        let region = match wanted.source {
+            Source::Contig => contig::take(wanted),
+            Source::Cma => cma::take(wanted),
+            Source::Range => range::take(wanted),
+            Source::Auto => contig::take(wanted).or_else(|_| cma::take(wanted)),
+        }?;
+        let us = begin.elapsed().as_nanos() / 1000;
+        pr_info!(
+            "{} MiB from {} on node {}, [{:#x}-{:#x}], taken in {} us\n",
+            wanted.mib(),
+            region.source_name(),
+            region.node.unwrap_or(-1),
+            region.base.address(),
+            region.base.plus(region.pages).address() - 1,
+            us,
+        );
+        pr_info!("its buffers: {}\n", region.abilities());
+        Ok(region)
+    }
+
+    /// The first page frame.
+    pub(crate) fn base(&self) -> Pfn {
+        self.base
+    }
+
+    /// How many pages there are.
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The NUMA node, where it is known.
+    pub(crate) fn node(&self) -> Option<i32> {
+        self.node
+    }
+
+    /// `RUST_BUDDY_SOURCE_*`.
+    pub(crate) fn source(&self) -> u32 {
+        match self.backing {
+            Backing::Contig(_) => uapi::SOURCE_CONTIG,
+            Backing::Cma(_) => uapi::SOURCE_CMA,
+            Backing::Range(_) => uapi::SOURCE_RANGE,
+        }
+    }
+
+    /// The same for people.
+    pub(crate) fn source_name(&self) -> &'static str {
+        match self.backing {
+            Backing::Contig(_) => "contig",
+            Backing::Cma(_) => "cma",
+            Backing::Range(_) => "range",
+        }
+    }
+
+    /// `RUST_BUDDY_CAP_*`: what the pages are good for.
+    pub(crate) fn caps(&self) -> u64 {
+        match self.backing {
+            Backing::Contig(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_LONGTERM_PIN,
+            Backing::Cma(_) => uapi::CAP_STRUCT_PAGE,
+            Backing::Range(_) => 0,
+        }
+    }
+
+    /// The same for people.
+    fn abilities(&self) -> &'static str {
+        match self.backing {
+            Backing::Contig(_) => {
+                "DMA and mmap; its pages could be pinned long-term (not yet offered)"
+            }
+            Backing::Cma(_) => {
+                "DMA and mmap; CMA pages refuse long-term pins, so no O_DIRECT or VFIO through \
+                 the mapping"
+            }
+            Backing::Range(_) => {
+                "DMA and mmap; a range outside the kernel's memory: no O_DIRECT, and VFIO would \
+                 take its pages without a reference"
+            }
+        }
+    }
+
+    /// Fills pages with zeroes.
+    ///
+    /// May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The caller must own the pages `[first, first + pages)` and nobody else may use them.
+    pub(crate) unsafe fn zero(&self, first: Pfn, pages: u64) {
+        /// 64 MiB: some 10 ms between two chances for others to run.
+        const CHUNK: u64 = 1 << 14;
+
+        let mut done = 0;
+        while done < pages {
+            let now = CHUNK.min(pages - done);
+            let offset = (first.0 - self.base.0 + done) * mm::UNIT;
+            // SAFETY: By the type invariants and the caller's promise, these bytes are mapped
+            // writable and are the caller's.
+            unsafe {
+                self.mapping
+                    .add(offset as usize)
+                    .write_bytes(0, (now * mm::UNIT) as usize)
+            };
+            done += now;
+            if done < pages {
+                fsleep(Delta::from_micros(1));
+            }
+        }
+    }
+}
