@@ -47,7 +47,7 @@ impl Pfn {
     pub(crate) unsafe fn direct_map(self) -> Result<NonNull<u8>> {
         // SAFETY: Set during early boot, read-only since.
         let base = unsafe { bindings::page_offset_base };
-        NonNull::new((base as usize).wrapping_add(self.address() as usize) as *mut u8).ok_or(EFAULT)
+        NonNull::new(base.wrapping_add(self.address() as usize) as *mut u8).ok_or(EFAULT)
     }
 }
 
@@ -60,7 +60,7 @@ static_assert!(size_of::<usize>() == size_of::<u64>());
 /// `page` must point into the kernel's memory map.
 pub(crate) unsafe fn page_to_pfn(page: NonNull<bindings::page>) -> Pfn {
     // SAFETY: Set during early boot, read-only since.
-    let base = unsafe { bindings::vmemmap_base } as usize;
+    let base = unsafe { bindings::vmemmap_base };
     let index = (page.as_ptr() as usize).wrapping_sub(base) / size_of::<bindings::page>();
     Pfn(index as u64)
 }

@@ -38,6 +38,10 @@ fn chosen() -> (&'static CStr, Source) {
 }
 
 /// Sets `source=`, at load.
+///
+/// # Safety
+///
+/// `value` must be null or a string that lives through this call.
 unsafe extern "C" fn set_source(
     value: *const c_char,
     _param: *const bindings::kernel_param,
@@ -45,7 +49,7 @@ unsafe extern "C" fn set_source(
     if value.is_null() {
         return EINVAL.to_errno();
     }
-    // SAFETY: Not null; the kernel passes a string that lives through this call.
+    // SAFETY: Not null, and so a string by this function's requirements.
     let value = unsafe { CStr::from_char_ptr(value) };
     match (0..).zip(SOURCES).find(|(_, (name, _))| *name == value) {
         Some((index, _)) => {
@@ -60,11 +64,15 @@ unsafe extern "C" fn set_source(
 }
 
 /// Shows `source` in sysfs.
+///
+/// # Safety
+///
+/// `buffer` must have room for a page.
 unsafe extern "C" fn get_source(
     buffer: *mut c_char,
     _param: *const bindings::kernel_param,
 ) -> c_int {
-    // SAFETY: The kernel passes a page, of which this writes a word.
+    // SAFETY: There is room for a page, of which this writes a word.
     unsafe { bindings::sprintf(buffer, c"%s\n".as_char_ptr(), chosen().0.as_char_ptr()) }
 }
 
@@ -84,7 +92,7 @@ unsafe impl Sync for ParamOps {}
 #[link_section = "__param"]
 #[used]
 static SOURCE_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
-    name: c"source".as_ptr().cast(),
+    name: kernel::str::as_char_ptr_in_const_context(c"source"),
     mod_: &raw mut bindings::__this_module,
     ops: &raw const SOURCE_OPS.0,
     perm: 0o444,

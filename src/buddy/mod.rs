@@ -19,6 +19,8 @@
 //! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
 //! [`Buddy`] brings the lock.
 
+#![forbid(unsafe_code)]
+
 mod bits;
 mod request;
 
@@ -295,8 +297,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     ///
     /// [`GrowError::Invalid`] if that is not more than it has, or if the result would not lie in
     /// one block of its covering order (a right buddy can't grow up, nor a left one down);
-    /// [`GrowError::Taken`] if the added units are not free; [`GrowError::Apart`] if the policy
-    /// does not let them be joined. The run is then as it was.
+    /// [`GrowError::Apart`] if the policy does not let them be joined to it; [`GrowError::Taken`] if
+    /// the added units are not free, or parts of them are free that the policy keeps apart. The run
+    /// is then as it was.
     pub fn grow(
         &mut self,
         run: &mut Run,
@@ -365,7 +368,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         sum
     }
 
-    /// Walks everything and says what is broken first. For tests and debug builds.
+    /// Walks everything and says what is broken first. For tests and debug builds. After the
+    /// policy's answers changed, all is well only when [`Buddy::rejoin`] has asked for them.
     ///
     /// # Errors
     ///
@@ -386,8 +390,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
                 free_units += order.units();
                 from = i + 1;
             }
-            let nonempty = self.nonempty >> order.get() & 1 != 0;
-            if self.free_blocks[order.index()] != count || nonempty != (count > 0) {
+            if self.free_blocks[order.index()] != count || self.has_free(order) != (count > 0) {
                 return Err(Fault::FreeBlocks(order));
             }
         }
@@ -438,7 +441,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
         let mut candidates = order
             .to(self.max_order)
-            .filter(|&k| self.nonempty >> k.get() & 1 != 0)
+            .filter(|&k| self.has_free(k))
             .filter(|&k| k <= request.split_limit || (k == order && units == order.units()))
             .filter_map(|k| self.find_in(k, align, first, last, request.place));
         match request.place {
@@ -534,11 +537,16 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Some(())
     }
 
+    /// Are there free blocks of `order`?
+    fn has_free(&self, order: Order) -> bool {
+        self.nonempty & (1 << order.get()) != 0
+    }
+
     /// Is any of `[start, end)` in a free block?
     fn any_free(&self, start: u64, end: u64) -> bool {
         Order::default()
             .to(self.max_order)
-            .filter(|order| self.nonempty >> order.get() & 1 != 0)
+            .filter(|&order| self.has_free(order))
             .any(|order| self.next_free(order, start, end).is_some())
     }
 

@@ -82,8 +82,12 @@ unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorrow<'a, Buff
 }
 
 /// A VMA was copied (fork), cut in two or moved: the copy needs a reference of its own.
+///
+/// # Safety
+///
+/// `vma` must be a fresh copy of a VMA that [`map`] set up.
 unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
-    // SAFETY: The kernel calls this with a copy of a VMA of ours.
+    // SAFETY: By this function's requirements.
     let buffer: Arc<Buffer> = unsafe { shown_by(vma) }.into();
     buffer.count_mapping();
     // The raw pointer in the copy now stands for this reference.
@@ -91,6 +95,10 @@ unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
 }
 
 /// A VMA goes.
+///
+/// # Safety
+///
+/// `vma` must have been set up by [`map`] or copied by [`open`], and not be closed yet.
 unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
     // SAFETY: Each VMA has a reference of its own, by `map` or `open`, and is closed once.
     let buffer = unsafe { Arc::from_raw((*vma).vm_private_data.cast::<Buffer>()) };
@@ -98,8 +106,12 @@ unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
 }
 
 /// A page is touched that is not in the page table.
+///
+/// # Safety
+///
+/// `vmf` must be a fault in a VMA of ours, which the kernel keeps from going meanwhile.
 unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-    // SAFETY: The kernel gives a valid fault in a VMA that it keeps from going.
+    // SAFETY: By this function's requirements.
     let bindings::vm_fault__bindgen_ty_1 {
         vma,
         pgoff,
