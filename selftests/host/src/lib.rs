@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The pure parts of the module, compiled for the host. Nothing is written again here: these are
+//! the files that the kernel builds.
+
+#![no_std]
+
+#[path = "../../../src/buddy/mod.rs"]
+pub mod buddy;
+
+#[path = "../../../src/uapi/mod.rs"]
+pub mod uapi;

@@ -1,0 +1,759 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The edges: of regions, storage, numbers and trust; and what the allocator is for, in numbers.
+
+mod common;
+
+use common::{
+    Bench,
+    Care,
+    Op,
+    Random,
+    Region, //
+};
+use rust_buddy_host::buddy::{
+    storage_len,
+    AllocError,
+    AlwaysJoin,
+    Buddy,
+    ConfigError,
+    Counters,
+    Direction,
+    Extent,
+    Fault,
+    GrowError,
+    Order,
+    Place,
+    Request,
+    Run, //
+};
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    ops::{
+        Deref,
+        DerefMut, //
+    },
+    rc::Rc, //
+};
+
+const LARGEST: u64 = 1 << 30;
+const LAST: u64 = 1 << 63;
+
+fn order(order: u32) -> Order {
+    Order::saturating(order)
+}
+
+fn exact(units: u64) -> Request {
+    Request {
+        extent: Extent::Exact,
+        ..Request::new(units)
+    }
+}
+
+#[test]
+fn orders() {
+    assert_eq!(Order::MAX.get(), 30);
+    assert_eq!(Order::MAX.index() + 1, Order::COUNT);
+    for n in 0..31 {
+        assert_eq!(order(n).get(), n);
+        assert_eq!(order(n).index(), n as usize);
+        assert_eq!(order(n).units(), 1 << n);
+        assert_eq!(order(n).larger(), (n < 30).then(|| order(n + 1)));
+        assert_eq!(Order::covering(1 << n), Some(order(n)));
+        let up: Vec<u32> = order(n).to(order(7)).map(Order::get).collect();
+        assert_eq!(up, (n..=7).collect::<Vec<_>>());
+    }
+    for n in [30, 31, 64, u32::MAX] {
+        assert_eq!(order(n), Order::MAX);
+    }
+    assert_eq!(Order::covering(3), Some(order(2)));
+    assert_eq!(Order::covering((1 << 29) + 1), Some(Order::MAX));
+    for units in [0, LARGEST + 1, LAST, LAST + 1, u64::MAX] {
+        assert_eq!(Order::covering(units), None);
+    }
+}
+
+#[test]
+fn regions() {
+    let new = |base, len| {
+        // Where the region is refused, no words are looked at.
+        Buddy::new(vec![0; 600], AlwaysJoin, base, len).map(|core| (core.base(), core.len()))
+    };
+    for (base, len) in [
+        (0, 0),
+        (1, 0),
+        (LAST, 0),
+        (0, LARGEST + 1),
+        (0, u64::MAX),
+        (LAST, 1),
+        (LAST - 1, 2),
+        (LAST - LARGEST + 1, LARGEST),
+        (u64::MAX, 1),
+        (u64::MAX, u64::MAX),
+        (u64::MAX - 5, 7),
+    ] {
+        assert_eq!(storage_len(base, len), Err(ConfigError::Region));
+        assert_eq!(new(base, len), Err(ConfigError::Region));
+    }
+    for (base, len) in [(0, 1), (LAST - 1, 1), (LAST - 4096, 4096), (63, 4097)] {
+        assert_eq!(new(base, len), Ok((base, len)));
+    }
+    for base in [0, 1, LAST - LARGEST] {
+        assert!(storage_len(base, LARGEST).is_ok());
+        assert_eq!(new(base, LARGEST), Err(ConfigError::Storage));
+    }
+}
+
+#[test]
+fn metadata_is_small() {
+    let mut random = Random(22);
+    let mut bases: Vec<u64> = (0..130).chain([LAST - LARGEST]).collect();
+    bases.extend((6..62).flat_map(|k| [(1 << k) - 1, 1 << k, (1 << k) + 63]));
+    bases.extend((0..200).map(|_| random.below(LAST - LARGEST)));
+    let mut lens: Vec<u64> = (15..=30)
+        .flat_map(|k| {
+            let len = 1 << k;
+            [len, len + 1, len + len / 2 - 1, 2 * len - 1]
+        })
+        .collect();
+    lens.extend((0..200).map(|_| (1 << 15) + random.below(1 << 20)));
+    let mut worst = 0.0_f64;
+    for &len in lens.iter().filter(|&&len| len <= LARGEST) {
+        for &base in &bases {
+            let bits = 64 * storage_len(base, len).unwrap() as u64;
+            assert!(10 * bits <= 22 * len, "{bits} bits for {len} at {base}");
+            // For every order whose blocks fit there must be bits enough for all of them.
+            assert!(bits > 2 * len - 64, "{bits} bits for {len} at {base}");
+            if len >= 1 << 20 {
+                worst = worst.max(bits as f64 / len as f64);
+            }
+        }
+    }
+    assert!(worst < 2.04, "{worst} bits a unit");
+}
+
+#[test]
+fn storage_is_exactly_enough() {
+    for len in (1..200).chain([1000, 4095, 4096, 4097, 33_333]) {
+        for base in [0, 1, 63, 64, 4095, LAST - len] {
+            let words = storage_len(base, len).unwrap();
+            let garbage = 0x5a5a_a5a5_5a5a_a5a5;
+            let mut storage = vec![garbage; words + 2];
+            let short = Buddy::new(&mut storage[..words - 1], AlwaysJoin, base, len);
+            assert_eq!(short.err(), Some(ConfigError::Storage));
+            // Refused: untouched.
+            assert!(storage.iter().all(|&word| word == garbage));
+
+            // What was there before does not matter; what is beyond is not written to.
+            let mut core = Buddy::new(&mut storage[..], AlwaysJoin, base, len).unwrap();
+            assert_eq!(core.validate(), Ok(()));
+            assert_eq!(
+                core.counters(),
+                Region::new(base, len).buddy(AlwaysJoin).counters()
+            );
+            while let Ok(run) = core.alloc(&Request::new(1)) {
+                drop_for_good(run);
+            }
+            assert_eq!(core.counters().free_units, 0);
+            assert_eq!(core.validate(), Ok(()));
+            assert_eq!(storage[words..], [garbage; 2]);
+        }
+    }
+}
+
+/// The test is about to end and takes its units with it.
+fn drop_for_good(_: Run) {}
+
+#[test]
+fn any_garbage_will_do() {
+    let region = Region::new(77, 500);
+    let words = storage_len(region.base, region.len).unwrap();
+    let mut random = Random(5);
+    for _ in 0..200 {
+        let mut storage: Vec<u64> = (0..words).map(|_| random.next()).collect();
+        let core = Buddy::new(&mut storage[..], AlwaysJoin, region.base, region.len).unwrap();
+        assert_eq!(core.validate(), Ok(()));
+        assert_eq!(core.free_units_in(0, u64::MAX), region.len);
+    }
+}
+
+#[test]
+fn one_unit_is_a_region() {
+    for base in [0, 1, 62, 63, 64, (1 << 30) - 1, LAST - 1] {
+        let mut core = Region::new(base, 1).buddy(AlwaysJoin);
+        assert_eq!(core.max_order(), order(0));
+        assert_eq!(core.largest_free(), Some(order(0)));
+        assert!(!core.is_empty());
+        for request in [Request::new(1), exact(1)] {
+            for place in [Place::Any, Place::Lowest, Place::Highest] {
+                let run = core.alloc(&Request { place, ..request }).unwrap();
+                assert_eq!((run.start(), run.end()), (base, base + 1));
+                assert_eq!(core.alloc(&request), Err(AllocError::Full));
+                assert_eq!(core.alloc_at(base, 1), Err(AllocError::Taken));
+                assert_eq!(core.largest_free(), None);
+                core.free(run);
+            }
+        }
+        let mut run = core.alloc_at(base, 1).unwrap();
+        for direction in [Direction::Up, Direction::Down] {
+            assert_eq!(core.grow(&mut run, direction, 1), Err(GrowError::Invalid));
+            assert!(core.grow(&mut run, direction, 2).is_err());
+        }
+        core.free(run);
+        assert_eq!(core.counters().splits, 0);
+        assert_eq!(core.alloc(&Request::new(2)), Err(AllocError::Full));
+        assert_eq!(core.alloc(&Request::new(0)), Err(AllocError::Invalid));
+        let after = core.alloc_at(base + 1, 1);
+        assert_eq!(after, Err(AllocError::Invalid));
+    }
+}
+
+/// Requests with the largest and smallest numbers there are: refused or granted, never a panic.
+#[test]
+fn extreme_numbers() {
+    let edges = |region: Region| {
+        let mut edges = vec![0, 1, 2, LAST - 1, LAST, LAST + 1, u64::MAX - 1, u64::MAX];
+        edges.extend([LARGEST - 1, LARGEST, LARGEST + 1]);
+        for edge in [region.base, region.end()] {
+            edges.extend([edge.saturating_sub(1), edge, edge + 1]);
+        }
+        edges
+    };
+    for region in [
+        Region::new(0, 1),
+        Region::new(0, 64),
+        Region::new(3, 77),
+        Region::new(LAST - 1, 1),
+        Region::new(LAST - 100, 100),
+        Region::new(LAST - 64, 64),
+        Region::new(LAST / 2 - 5, 130),
+    ] {
+        let mut bench = Bench::new(region);
+        let mut step = |op: Op| {
+            if let Err(why) = bench.step(&op, Care::Counters) {
+                panic!("{region:?}, {op:?}: {why}");
+            }
+        };
+        for &a in &edges(region) {
+            for &b in &edges(region) {
+                step(Op::Count(a, b));
+                step(Op::AllocAt(a, b));
+                step(Op::Free(0));
+                for units in [1, 3, 64, a] {
+                    for align in [0, 3, 29, 30] {
+                        for place in [Place::Any, Place::Lowest, Place::Highest] {
+                            step(Op::Alloc(Request {
+                                window: (a, b),
+                                align: order(align),
+                                place,
+                                ..exact(units)
+                            }));
+                            step(Op::Free(0));
+                        }
+                    }
+                }
+            }
+            step(Op::AllocAt(region.base, 1));
+            step(Op::Grow(0, Direction::Up, common::To::Units(a)));
+            step(Op::Grow(0, Direction::Down, common::To::Units(a)));
+            step(Op::Free(0));
+        }
+    }
+}
+
+#[test]
+fn counting_between_swapped_ends() {
+    let core = Region::new(8, 56).buddy(AlwaysJoin);
+    assert_eq!(core.free_units_in(40, 35), 0);
+    assert_eq!(core.free_units_in(35, 40), 5);
+    assert_eq!(core.free_units_in(63, 0), 0);
+    assert_eq!(core.free_units_in(u64::MAX, 0), 0);
+    assert_eq!(core.free_units_in(0, u64::MAX), 56);
+}
+
+/// A run of another allocator that reaches out of this one, or that is in part free here, is
+/// ignored.
+#[test]
+fn foreign_runs_that_can_be_told() {
+    let mut other = Region::new(0, 64).buddy(AlwaysJoin);
+    let mut core = Region::new(8, 32).buddy(AlwaysJoin);
+    let low = core.alloc_at(8, 4).unwrap();
+    let high = core.alloc_at(14, 26).unwrap();
+    let before = core.counters();
+    assert_eq!(core.free_units_in(12, 14), 2);
+    for (start, units) in [
+        (0, 8),
+        (4, 8),
+        (7, 2),
+        (39, 2),
+        (40, 8),
+        (0, 64),
+        // Free at its start, at its end, all over, and in the middle only.
+        (12, 4),
+        (10, 3),
+        (12, 2),
+        (8, 8),
+        (8, 32),
+        (9, 20),
+    ] {
+        let run = other.alloc_at(start, units).unwrap();
+        core.free(run);
+        assert_eq!(core.counters(), before, "[{start}, +{units})");
+        assert_eq!(core.validate(), Ok(()));
+        other = Region::new(0, 64).buddy(AlwaysJoin);
+    }
+    core.free(low);
+    core.free(high);
+    assert_eq!(core.counters().granted, 0);
+    assert_eq!(core.validate(), Ok(()));
+
+    // One whose neighbours are not there, or not free, does not grow, and stays what it is.
+    for (start, direction) in [
+        (6, Direction::Up),
+        (40, Direction::Up),
+        (40, Direction::Down),
+    ] {
+        let mut run = other.alloc_at(start, 1).unwrap();
+        assert!(core.grow(&mut run, direction, 2).is_err());
+        assert_eq!((run.start(), run.units()), (start, 1));
+        other.free(run);
+    }
+    assert_eq!(core.counters().granted, 0);
+}
+
+/// Whatever is given to the wrong allocator, the free blocks stay sound: apart from each other,
+/// counted right, joined. Only the count of what was requested can go wrong.
+#[test]
+fn foreign_runs_corrupt_nothing() {
+    for seed in 0..60 {
+        let mut random = Random(seed);
+        let regions = [Region::new(3, 61), Region::new(0, 100)];
+        let mut cores = regions.map(|region| region.buddy(AlwaysJoin));
+        let mut live: Vec<Run> = Vec::new();
+        for _ in 0..2000 {
+            let core = &mut cores[random.below(2) as usize];
+            let at = (random.next() as usize).checked_rem(live.len());
+            match (random.below(7), at) {
+                (0, _) => live.extend(core.alloc(&Request::new(1 + random.below(9)))),
+                (1, _) => live.extend(core.alloc(&exact(1 + random.below(9)))),
+                (2, _) => live.extend(core.alloc_at(random.below(100), 1 + random.below(20))),
+                (3 | 4, Some(at)) => core.free(live.swap_remove(at)),
+                (5, Some(at)) => {
+                    let units = live[at].units();
+                    let _ = core.grow(&mut live[at], Direction::Up, units + random.below(9));
+                }
+                (6, Some(at)) => {
+                    let units = live[at].units();
+                    let _ = core.grow(&mut live[at], Direction::Down, 2 * units);
+                }
+                _ => {}
+            }
+            assert!(matches!(core.validate(), Ok(()) | Err(Fault::Requested)));
+            let Counters {
+                free_units,
+                granted,
+                ..
+            } = core.counters();
+            assert_eq!(free_units + granted, core.len());
+            assert_eq!(core.free_units_in(0, 200), free_units);
+        }
+    }
+}
+
+/// The free blocks are bits below summaries: with few of them, far apart, and a window that starts
+/// or ends anywhere, each must find the next and the one before.
+fn neighbours<S>(core: &mut Buddy<S>, k: u32, blocks: &[u64], probes: &[u64])
+where
+    S: DerefMut<Target = [u64]>,
+{
+    let size = 1 << k;
+    let (base, end) = (core.base(), core.base() + core.len());
+    let inside = |start: &u64| *start >= base && start + size <= end;
+    // One in a pair of buddies at most, or they would be one.
+    let mut free = BTreeSet::new();
+    for start in blocks.iter().map(|at| at >> k << k).filter(inside) {
+        if !free.contains(&(start ^ size)) {
+            free.insert(start);
+        }
+    }
+    let mut gaps = Vec::new();
+    let mut from = base;
+    for &start in &free {
+        if from < start {
+            gaps.push(core.alloc_at(from, start - from).unwrap());
+        }
+        from = start + size;
+    }
+    if from < end {
+        gaps.push(core.alloc_at(from, end - from).unwrap());
+    }
+    assert_eq!(core.counters().free_blocks[k as usize] as usize, free.len());
+    assert_eq!(core.counters().free_units, free.len() as u64 * size);
+    assert_eq!(core.validate(), Ok(()));
+
+    let mut look = |place, window| {
+        let request = Request {
+            place,
+            window,
+            ..Request::new(size)
+        };
+        let found = core.alloc(&request).ok();
+        found.map(|run| {
+            let start = run.start();
+            core.free(run);
+            start
+        })
+    };
+    let around = |at: &u64| [at.saturating_sub(1), *at, at + 1, at + size];
+    for at in free.iter().chain(probes).flat_map(around) {
+        let next = free.range(at..).next().copied();
+        assert_eq!(look(Place::Lowest, (at, u64::MAX)), next, "from {at}");
+        let before = |start: &&u64| **start + size <= at;
+        let prev = free.range(..at).rev().find(before).copied();
+        assert_eq!(look(Place::Highest, (0, at)), prev, "up to {at}");
+        assert_eq!(
+            look(Place::Highest, (at, u64::MAX)),
+            next.and(free.last().copied())
+        );
+        assert_eq!(
+            look(Place::Lowest, (0, at)),
+            prev.and(free.first().copied())
+        );
+    }
+    gaps.into_iter().for_each(|run| core.free(run));
+    assert_eq!(core.counters().granted, 0);
+}
+
+/// Places at and beside the edges of words at every level, for blocks of `2^k` units.
+fn edges(region: Region, k: u32) -> Vec<u64> {
+    let mut edges = vec![region.base, region.end() - 1];
+    for shift in (k..36).step_by(6) {
+        for n in [1, 2, 3, 63, 64, 65, 127] {
+            let edge = ((region.base >> shift) + n) << shift;
+            let step = 1 << k;
+            edges.extend([edge - step, edge, edge + step, edge + 2 * step]);
+        }
+    }
+    edges.retain(|edge| (region.base..region.end()).contains(edge));
+    edges
+}
+
+#[test]
+fn the_next_and_the_one_before() {
+    let mut random = Random(64);
+    for (base, len) in [
+        (0, 63),
+        (1, 64),
+        (5, 130),
+        (63, 4097),
+        (60, 1 << 18),
+        (7, 300_000),
+    ] {
+        let region = Region::new(base, len);
+        let mut core = region.buddy(AlwaysJoin);
+        for k in [0, 1, 4, 7] {
+            let edges = edges(region, k);
+            let mut some = |n| -> Vec<u64> { (0..n).map(|_| base + random.below(len)).collect() };
+            let probes = some(100);
+            neighbours(&mut core, k, &edges, &probes);
+            neighbours(&mut core, k, &[], &edges);
+            for n in [1, 2, 5, 30, 500] {
+                neighbours(&mut core, k, &some(n), &[&edges[..], &probes].concat());
+            }
+        }
+    }
+}
+
+/// All 2^30 units there can be, in 256 MiB of words.
+#[test]
+fn a_billion_units() {
+    let words = storage_len(63, LARGEST).unwrap();
+    let mut storage = vec![!0; words];
+
+    // Where the largest block fits.
+    for base in [0, 5 << 30] {
+        let mut core = Buddy::new(&mut storage[..], AlwaysJoin, base, LARGEST).unwrap();
+        let new = core.counters();
+        assert_eq!(core.largest_free(), Some(Order::MAX));
+        assert_eq!(core.max_order(), Order::MAX);
+        assert_eq!(new.free_units, LARGEST);
+        assert_eq!(
+            core.alloc(&Request::new(LARGEST + 1)),
+            Err(AllocError::Invalid)
+        );
+
+        let whole = core.alloc(&Request::new((1 << 29) + 1)).unwrap();
+        assert_eq!((whole.start(), whole.end()), (base, base + LARGEST));
+        assert_eq!(whole.order(), Order::MAX);
+        assert_eq!(core.alloc(&Request::new(1)), Err(AllocError::Full));
+        core.free(whole);
+
+        let mut most = core.alloc(&exact((1 << 29) + 1)).unwrap();
+        assert_eq!(core.counters().free_units, (1 << 29) - 1);
+        assert_eq!(core.counters().splits, 30);
+        assert_eq!(core.largest_free(), Some(order(28)));
+        assert_eq!(core.validate(), Ok(()));
+        assert_eq!(core.grow(&mut most, Direction::Up, LARGEST), Ok(()));
+        assert_eq!(core.counters().granted, LARGEST);
+        core.free(most);
+        assert_eq!(core.counters().joins, 30);
+        assert_eq!(core.largest_free(), Some(Order::MAX));
+
+        let last = core
+            .alloc(&Request {
+                place: Place::Highest,
+                ..Request::new(1)
+            })
+            .unwrap();
+        assert_eq!(last.start(), base + LARGEST - 1);
+        assert_eq!(core.largest_free(), Some(order(29)));
+        let mut aligned = core
+            .alloc(&Request {
+                align: Order::MAX,
+                ..Request::new(1)
+            })
+            .unwrap();
+        assert_eq!(aligned.start(), base);
+        assert_eq!(
+            core.grow(&mut aligned, Direction::Up, LARGEST),
+            Err(GrowError::Taken)
+        );
+        let middle = core.alloc_at(base + 1, LARGEST - 2).unwrap();
+        assert_eq!(core.counters().granted, LARGEST);
+        for run in [last, aligned, middle] {
+            core.free(run);
+        }
+        let end = core.counters();
+        assert_eq!(end.splits, end.joins);
+        assert_eq!(end.free_blocks, new.free_blocks);
+        assert_eq!(core.validate(), Ok(()));
+    }
+
+    // Off every boundary: the lowest order needs the sixth level.
+    for base in [63, LAST - LARGEST - 1] {
+        let region = Region::new(base, LARGEST);
+        let mut core = Buddy::new(&mut storage[..], AlwaysJoin, base, LARGEST).unwrap();
+        assert_eq!(core.max_order(), order(29));
+        let edges = edges(region, 0);
+        let mut random = Random(base);
+        let some: Vec<u64> = (0..500).map(|_| base + random.below(LARGEST)).collect();
+        neighbours(&mut core, 0, &[base, region.end() - 1], &some);
+        neighbours(&mut core, 0, &edges, &some);
+        neighbours(&mut core, 3, &some, &edges);
+        assert_eq!(core.counters().splits, core.counters().joins);
+    }
+}
+
+/// Programs of 62, 90, 35 and 10 KiB, in units of 1 KiB: the textbook's case against buddies.
+#[test]
+fn a_textbook_example() {
+    let programs = [62, 90, 35, 10];
+    let mut core = Region::new(0, 1024).buddy(AlwaysJoin);
+    let runs: Vec<Run> = programs
+        .iter()
+        .map(|&kib| core.alloc(&Request::new(kib)).unwrap())
+        .collect();
+    let Counters {
+        granted, requested, ..
+    } = core.counters();
+    assert_eq!((granted, requested), (272, 197));
+    let lost = granted - requested;
+    assert_eq!(lost, 75);
+    // 28 % when rounded.
+    assert_eq!((100 * lost + granted / 2) / granted, 28);
+    runs.into_iter().for_each(|run| core.free(run));
+    assert_eq!(core.counters().requested, 0);
+
+    // Exact runs lose nothing.
+    let runs: Vec<Run> = programs
+        .iter()
+        .map(|&kib| core.alloc(&exact(kib)).unwrap())
+        .collect();
+    assert_eq!(core.counters().granted, 197);
+    assert_eq!(core.counters().requested, 197);
+    runs.into_iter().for_each(|run| core.free(run));
+
+    // In pages of 4 KiB, 90 KiB are 23: 92 KiB and not 128.
+    let run = core.alloc(&exact(90_u64.div_ceil(4))).unwrap();
+    assert_eq!(4 * run.units(), 92);
+    core.free(run);
+    assert_eq!(core.largest_free(), Some(order(10)));
+}
+
+/// As at boot: some ranges are in use before there is an allocator, and come back later, one by
+/// one.
+#[test]
+fn reserved_at_boot() {
+    let mut core = Region::new(0, 1 << 16).buddy(AlwaysJoin);
+    let new = core.counters();
+    let largest = |core: &Buddy<Vec<u64>>| core.largest_free().map(Order::get);
+
+    // The first page: of each order one block is left.
+    let first = core.alloc_at(0, 1).unwrap();
+    assert_eq!(largest(&core), Some(15));
+    assert_eq!(
+        core.counters().free_blocks[..17],
+        [[1; 16].as_slice(), &[0]].concat()
+    );
+    // The kernel, at the start of the upper half, of which its upper half is left.
+    let kernel = core.alloc_at(32_768, 9000).unwrap();
+    assert_eq!(largest(&core), Some(14));
+    // The initrd, where the lower half's upper half starts, and page tables across the middle of
+    // the last quarter.
+    let initrd = core.alloc_at(16_384, 300).unwrap();
+    assert_eq!(largest(&core), Some(14));
+    let tables = core.alloc_at(57_343, 2).unwrap();
+    assert_eq!(largest(&core), Some(13));
+    assert_eq!(core.counters().granted, 1 + 9000 + 300 + 2);
+    assert_eq!(core.validate(), Ok(()));
+    // All that is taken stays taken.
+    for (start, units) in [(0, 1), (40_000, 1), (16_000, 400), (57_344, 8192)] {
+        assert_eq!(core.alloc_at(start, units), Err(AllocError::Taken));
+    }
+
+    core.free(tables);
+    assert_eq!(largest(&core), Some(14));
+    core.free(kernel);
+    assert_eq!(largest(&core), Some(15));
+    core.free(initrd);
+    assert_eq!(largest(&core), Some(15));
+    assert_eq!(core.counters().free_blocks[14..17], [1, 1, 0]);
+    core.free(first);
+    assert_eq!(largest(&core), Some(16));
+    let end = core.counters();
+    assert_eq!(end.free_blocks, new.free_blocks);
+    assert_eq!((end.granted, end.requested), (0, 0));
+    assert_eq!(end.splits, end.joins);
+}
+
+/// Watermarks: what a limit on splitting leaves alone.
+#[test]
+fn large_blocks_are_left_alone() {
+    let mut core = Region::new(0, 1024).buddy(AlwaysJoin);
+    let low = core.alloc_at(0, 64).unwrap();
+    let careful = Request {
+        split_limit: order(8),
+        ..Request::new(1)
+    };
+    // 64 + 128 + 256 units are in blocks of order 8 or less; the one of 512 stays whole.
+    let mut runs = Vec::new();
+    while let Ok(run) = core.alloc(&careful) {
+        runs.push(run);
+    }
+    assert_eq!(runs.len(), 64 + 128 + 256);
+    assert_eq!(core.largest_free(), Some(order(9)));
+    // It may be had whole, but not in part.
+    let whole = Request {
+        units: 512,
+        ..careful
+    };
+    let part = Request {
+        extent: Extent::Exact,
+        units: 511,
+        ..careful
+    };
+    assert_eq!(core.alloc(&part), Err(AllocError::Full));
+    let run = core.alloc(&whole).unwrap();
+    assert_eq!(run.start(), 512);
+    for run in runs.into_iter().chain([low, run]) {
+        core.free(run);
+    }
+    assert_eq!(core.largest_free(), Some(order(10)));
+}
+
+/// Words as they were written, and as they are read once they are broken.
+struct Words {
+    written: Vec<u64>,
+    broken: Vec<u64>,
+    is_broken: Rc<Cell<bool>>,
+}
+
+impl Deref for Words {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        if self.is_broken.get() {
+            &self.broken
+        } else {
+            &self.written
+        }
+    }
+}
+
+impl DerefMut for Words {
+    fn deref_mut(&mut self) -> &mut [u64] {
+        &mut self.written
+    }
+}
+
+/// What `validate()` says when `free` is all that is free of the region and its words are `broken`.
+fn validate_broken(region: Region, free: &[(u64, u64)], broken: &[u64]) -> Result<(), Fault> {
+    assert_eq!(storage_len(region.base, region.len), Ok(broken.len()));
+    let is_broken = Rc::new(Cell::new(false));
+    let words = Words {
+        written: vec![!0; broken.len()],
+        broken: broken.to_vec(),
+        is_broken: is_broken.clone(),
+    };
+    let mut core = Buddy::new(words, AlwaysJoin, region.base, region.len).unwrap();
+    let mut from = region.base;
+    for &(start, units) in free {
+        drop_for_good(core.alloc_at(from, start - from).unwrap());
+        from = start + units;
+    }
+    drop_for_good(core.alloc_at(from, region.end() - from).unwrap());
+    assert_eq!(core.validate(), Ok(()));
+    is_broken.set(true);
+    core.validate()
+}
+
+#[test]
+fn validation_sees_what_is_broken() {
+    // So few blocks have a word an order.
+    let region = Region::new(0, 64);
+    let free = [(1, 1), (6, 1), (8, 8)];
+    let validate = |low: &[u64], high: &[u64]| {
+        let word = |bits: &[u64]| bits.iter().map(|bit| 1 << bit).sum();
+        validate_broken(region, &free, &[word(low), 0, 0, word(high), 0, 0, 0])
+    };
+    let (small, large) = (order(0), order(3));
+    assert_eq!(validate(&[1, 6], &[1]), Ok(()));
+    for (low, high, fault) in [
+        (&[1][..], &[1][..], Fault::FreeBlocks(small)),
+        (&[1, 4, 6], &[1], Fault::FreeBlocks(small)),
+        (&[1, 6], &[], Fault::FreeBlocks(large)),
+        (&[1, 6], &[1, 5], Fault::FreeBlocks(large)),
+        (&[6, 7], &[1], Fault::Unjoined(small, 6)),
+        (&[1, 8], &[1], Fault::Overlap(large, 8)),
+        (&[1, 15], &[1], Fault::Overlap(large, 8)),
+    ] {
+        assert_eq!(validate(low, high), Err(fault));
+    }
+    // The bits before the region's start, and after its end.
+    let region = Region::new(3, 58);
+    let validate = |word| validate_broken(region, &[(6, 1)], &[word, 0, 0, 0, 0]);
+    assert_eq!(validate(1 << 6), Ok(()));
+    assert_eq!(validate(1 << 2), Err(Fault::Outside(order(0), 2)));
+    let region = Region::new(0, 61);
+    let validate = |word| validate_broken(region, &[(16, 16)], &[0, 0, 0, 0, word, 0]);
+    assert_eq!(validate(1 << 1), Ok(()));
+    assert_eq!(validate(1 << 3), Err(Fault::Outside(order(4), 48)));
+    // Two words, and one that says which of them is not zero.
+    let region = Region::new(0, 128);
+    let validate = |one, two, summary| {
+        validate_broken(region, &[(1, 1)], &[one, two, summary, 0, 0, 0, 0, 0, 0, 0])
+    };
+    assert_eq!(validate(1 << 1, 0, 1), Ok(()));
+    for (one, two, summary) in [(2, 0, 0), (2, 0, 2), (2, 0, 3), (2, 1, 1), (0, 0, 1)] {
+        assert_eq!(validate(one, two, summary), Err(Fault::Summary(order(0))));
+    }
+
+    // A foreign run that can't be told asked for less than the one whose units it frees.
+    let mut other = Region::new(0, 64).buddy(AlwaysJoin);
+    let mut core = Region::new(0, 64).buddy(AlwaysJoin);
+    let run = core.alloc_at(0, 64).unwrap();
+    core.free(other.alloc(&Request::new(33)).unwrap());
+    assert_eq!(core.validate(), Err(Fault::Requested));
+    drop_for_good(run);
+}
