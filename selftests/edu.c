@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * QEMU's edu device copies between buffers of the pool and 4096 bytes of its
+ * own. Every byte that it should write is checked, and every one that it should
+ * not: at the start, across the middle and at the very end of buffers of three
+ * orders, and between buffers with no gap between them.
+ *
+ *	-device edu,dma_mask=0xffffffffffffffff
+ *
+ * The mask is a must: the device cuts what lies beyond its mask off an address,
+ * without a word, and then writes to memory that is not ours.
+ */
+#include <inttypes.h>
+
+#include "pci.h"
+#include "rb_test.h"
+
+#define EDU_VENDOR	0x1234
+#define EDU_DEVICE	0x11e8
+
+/* Registers. Those of the DMA take 8 bytes at once. */
+#define EDU_ID		0x00
+#define EDU_DMA_FROM	0x80
+#define EDU_DMA_TO	0x88
+#define EDU_DMA_COUNT	0x90
+#define EDU_DMA_COMMAND	0x98
+
+static_assert(sizeof(long) == 8, "a register of 8 bytes takes one access of 8 bytes");
+
+/* The upper 24 bits are the version. */
+#define EDU_ID_MASK	0xff
+#define EDU_ID_VALUE	0xedu
+
+#define EDU_RUN		1
+#define EDU_FROM_EDU	2
+#define EDU_TIMEOUT_NS	(10 * 1000000000ULL)
+
+/*
+ * Its own memory, as it addresses it. QEMU before 8.2.1 aborts when a transfer
+ * ends at the end of this; later ones, and so those that have the tools for the
+ * kernels that this module needs, allow it.
+ */
+#define EDU_MEMORY	0x40000
+#define EDU_BYTES	4096
+
+/* Unlike any byte of the pattern. */
+#define EDU_GUARD		0xEE
+
+/* A period that is no power of two, so that no shifted copy passes for the right one. */
+static uint8_t edu_pattern(uint64_t i)
+{
+	return (i * 37 + i / 127 * 11 + 1) & 0x7f;
+}
+
+/* Waits for the end of the transfer: its bit is cleared when all has been copied. */
+static int edu_wait(struct pci_dev *pci)
+{
+	uint64_t start = pci_now();
+
+	while (pci_read32(pci, EDU_DMA_COMMAND) & EDU_RUN) {
+		if (pci_now() - start > EDU_TIMEOUT_NS) {
+			/* It might still come and write to memory that others have then. */
+			pci_master_off(pci);
+			return -ETIMEDOUT;
+		}
+		usleep(1000);
+	}
+	return 0;
+}
+
+static int edu_copy(struct pci_dev *pci, uint64_t from, uint64_t to, uint64_t bytes,
+		    uint64_t direction)
+{
+	int err = edu_wait(pci);
+
+	if (err)
+		return err;
+	pci_write64(pci, EDU_DMA_FROM, from);
+	pci_write64(pci, EDU_DMA_TO, to);
+	pci_write64(pci, EDU_DMA_COUNT, bytes);
+	pci_write64(pci, EDU_DMA_COMMAND, EDU_RUN | direction);
+	return edu_wait(pci);
+}
+
+static int edu_take(struct pci_dev *pci, uint64_t address, uint64_t bytes)
+{
+	return edu_copy(pci, address, EDU_MEMORY, bytes, 0);
+}
+
+static int edu_give(struct pci_dev *pci, uint64_t address, uint64_t bytes)
+{
+	return edu_copy(pci, EDU_MEMORY, address, bytes, EDU_FROM_EDU);
+}
+
+static void edu_fill(struct dma_buffer *buf, uint64_t at, uint64_t bytes)
+{
+	memset(buf->map, EDU_GUARD, buf->size);
+	for (uint64_t i = 0; i < bytes; i++)
+		buf->map[at + i] = edu_pattern(i);
+}
+
+/* The first byte that is not as edu_fill() leaves it, or the size of the buffer. */
+static uint64_t edu_first_wrong(const struct dma_buffer *buf, uint64_t at, uint64_t bytes)
+{
+	uint64_t i;
+
+	for (i = 0; i < buf->size; i++) {
+		uint8_t want = i >= at && i - at < bytes ? edu_pattern(i - at) : EDU_GUARD;
+
+		if (buf->map[i] != want)
+			break;
+	}
+	return i;
+}
+
+FIXTURE(edu) {
+	int phys_fd;
+	struct pci_dev pci;
+	struct dma_buffer buf[5];
+	uint64_t size;
+};
+
+FIXTURE_VARIANT(edu) {
+	unsigned int order;
+	uint64_t bytes;
+};
+
+FIXTURE_VARIANT_ADD(edu, order0_1) { .order = 0, .bytes = 1 };
+
+FIXTURE_VARIANT_ADD(edu, order0_64) { .order = 0, .bytes = 64 };
+
+FIXTURE_VARIANT_ADD(edu, order0_1000) { .order = 0, .bytes = 1000 };
+
+FIXTURE_VARIANT_ADD(edu, order0_4096) { .order = 0, .bytes = 4096 };
+
+FIXTURE_VARIANT_ADD(edu, order4_1) { .order = 4, .bytes = 1 };
+
+FIXTURE_VARIANT_ADD(edu, order4_64) { .order = 4, .bytes = 64 };
+
+FIXTURE_VARIANT_ADD(edu, order4_1000) { .order = 4, .bytes = 1000 };
+
+FIXTURE_VARIANT_ADD(edu, order4_4096) { .order = 4, .bytes = 4096 };
+
+FIXTURE_VARIANT_ADD(edu, order9_1) { .order = 9, .bytes = 1 };
+
+FIXTURE_VARIANT_ADD(edu, order9_64) { .order = 9, .bytes = 64 };
+
+FIXTURE_VARIANT_ADD(edu, order9_1000) { .order = 9, .bytes = 1000 };
+
+FIXTURE_VARIANT_ADD(edu, order9_4096) { .order = 9, .bytes = 4096 };
+
+FIXTURE_SETUP(edu)
+{
+	const struct pci_match match = { .vendor = EDU_VENDOR, .device = EDU_DEVICE };
+	struct rust_buddy_pool_info pool;
+	char name[PCI_NAME_LEN];
+	int err;
+
+	OPEN_OR_SKIP(self->phys_fd, RB_DEV_PHYS);
+	ASSERT_EQ(0, rb_pool_info(self->phys_fd, 0, &pool));
+	self->size = pool.unit << variant->order;
+	err = pci_find(&match, 0, name);
+	if (err == -ENODEV)
+		SKIP(return, "no edu: start QEMU with -device edu,dma_mask=0xffffffffffffffff");
+	ASSERT_EQ(0, err);
+	ASSERT_EQ(0, pci_open(&self->pci, name));
+	EXPECT_EQ(EDU_ID_VALUE, pci_read32(&self->pci, EDU_ID) & EDU_ID_MASK);
+	EXPECT_EQ(0, pci_master_on(&self->pci));
+	/* Teardown is not called after this. */
+	if (_metadata->exit_code)
+		pci_close(&self->pci);
+}
+
+/* The device first: it must not reach a buffer that is given back. */
+FIXTURE_TEARDOWN(edu)
+{
+	pci_close(&self->pci);
+	for (int i = 0; i < 5; i++)
+		dma_free(&self->buf[i]);
+	close(self->phys_fd);
+}
+
+/*
+ * Out of one place of a buffer and into another: nothing else of it changes. The
+ * middle is a border of two pages where there are two; one byte lies before it.
+ */
+TEST_F(edu, places)
+{
+	uint64_t bytes = variant->bytes, size = self->size;
+	uint64_t start = 0, middle = size / 2 - (bytes + 1) / 2, end = size - bytes;
+	const struct {
+		uint64_t from, to;
+	} places[] = { { end, start }, { start, middle }, { middle, end } };
+	struct dma_buffer *buf = &self->buf[0];
+	int err;
+
+	err = dma_alloc(buf, self->phys_fd, size, "edu");
+	if (dma_no_room(err))
+		SKIP(return, "no room for %" PRIu64 " bytes", size);
+	ASSERT_EQ(0, err);
+	ASSERT_EQ(size, buf->size);
+
+	for (int i = 0; i < 3; i++) {
+		uint64_t from = places[i].from, to = places[i].to;
+
+		edu_fill(buf, from, bytes);
+		ASSERT_EQ(0, edu_take(&self->pci, buf->address + from, bytes));
+		EXPECT_EQ(size, edu_first_wrong(buf, from, bytes)) {
+			TH_LOG("after %" PRIu64 " bytes were read from %" PRIu64, bytes, from);
+		}
+		/* The two places may overlap: what comes back is all the device's. */
+		edu_fill(buf, 0, 0);
+		ASSERT_EQ(0, edu_give(&self->pci, buf->address + to, bytes));
+		EXPECT_EQ(size, edu_first_wrong(buf, to, bytes)) {
+			TH_LOG("after %" PRIu64 " bytes were written to %" PRIu64, bytes, to);
+		}
+	}
+}
+
+/*
+ * Five buffers side by side; the device takes from the second and gives to the
+ * fourth, up to its very last byte. The others are not touched.
+ */
+TEST_F(edu, between_neighbours)
+{
+	uint64_t bytes = variant->bytes, at = self->size - bytes, place, base;
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_info info;
+	int err;
+
+	ASSERT_EQ(0, rb_info(self->phys_fd, &info));
+	if (!(info.features & RUST_BUDDY_FEAT_PLACE))
+		SKIP(return, "this module cannot place buffers");
+	/* A block that has room for all five says where they can go. */
+	err = dma_alloc(&self->buf[0], self->phys_fd, 8 * self->size, "edu place");
+	if (dma_no_room(err))
+		SKIP(return, "no room for %" PRIu64 " bytes", 8 * self->size);
+	ASSERT_EQ(0, err);
+	ASSERT_EQ(0, rb_pool_info(self->phys_fd, 0, &pool));
+	base = self->buf[0].address;
+	place = base - pool.phys_base;
+	dma_free(&self->buf[0]);
+
+	for (int i = 0; i < 5; i++) {
+		struct rust_buddy_alloc req = {
+			.size = self->size,
+			.lo = place + i * self->size,
+			.flags = RUST_BUDDY_ALLOC_AT,
+			.name = "edu neighbour",
+		};
+
+		err = dma_take(&self->buf[i], self->phys_fd, &req);
+		if (err == -EBUSY)
+			SKIP(return, "somebody else took the place in between");
+		ASSERT_EQ(0, err);
+		ASSERT_EQ(base + i * self->size, self->buf[i].address);
+		edu_fill(&self->buf[i], at, i == 1 ? bytes : 0);
+	}
+	ASSERT_EQ(0, edu_take(&self->pci, self->buf[1].address + at, bytes));
+	ASSERT_EQ(0, edu_give(&self->pci, self->buf[3].address + at, bytes));
+	for (int i = 0; i < 5; i++) {
+		EXPECT_EQ(self->size, edu_first_wrong(&self->buf[i], at, i & 1 ? bytes : 0)) {
+			TH_LOG("in buffer %d of 5", i + 1);
+		}
+	}
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,638 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What one client may not know of another, what nobody may know without the
+ * phys node, and numbers that never come twice.
+ */
+#include <inttypes.h>
+
+#include "rb_test.h"
+
+#define SIZE	KiB(64)
+
+FIXTURE(two) {
+	int a;
+	int b;
+	struct rust_buddy_pool_info base;
+	struct rust_buddy_alloc req;	/* of a */
+};
+
+FIXTURE_VARIANT(two) {
+	const char *a;
+	const char *b;
+	bool b_is_phys;
+};
+
+FIXTURE_VARIANT_ADD(two, plain_and_plain) {
+	.a = RB_DEV, .b = RB_DEV,
+};
+
+FIXTURE_VARIANT_ADD(two, plain_and_phys) {
+	.a = RB_DEV, .b = RB_DEV_PHYS, .b_is_phys = true,
+};
+
+FIXTURE_VARIANT_ADD(two, phys_and_plain) {
+	.a = RB_DEV_PHYS, .b = RB_DEV,
+};
+
+FIXTURE_VARIANT_ADD(two, phys_and_phys) {
+	.a = RB_DEV_PHYS, .b = RB_DEV_PHYS, .b_is_phys = true,
+};
+
+FIXTURE_SETUP(two)
+{
+	OPEN_OR_SKIP(self->a, variant->a);
+	OPEN_OR_SKIP(self->b, variant->b);
+	ASSERT_EQ(0, rb_pool_info(self->b, 0, &self->base));
+	if (self->base.largest_free < MiB(1))
+		SKIP(return, "the pool has no free block of 1 MiB");
+	ASSERT_EQ(0, rb_alloc(self->a, SIZE, 0, "of a", &self->req));
+}
+
+FIXTURE_TEARDOWN(two)
+{
+	EXPECT_EQ(0, rb_free(self->a, self->req.handle));
+	EXPECT_POOL(self->b, &self->base);
+	close(self->a);
+	close(self->b);
+}
+
+TEST_F(two, handles)
+{
+	const uint64_t handle = self->req.handle;
+	int err = variant->b_is_phys ? -ENOENT : -EPERM;
+	__u32 why = variant->b_is_phys ? RUST_BUDDY_WHY_HANDLE : RUST_BUDDY_WHY_ADDRESSES;
+	struct rust_buddy_free free = { .handle = handle };
+	struct rust_buddy_pin pin = { .handle = handle };
+	struct rust_buddy_unpin unpin = { .handle = handle };
+	struct rust_buddy_buffer_info info, want;
+	struct state before = state_of(self->a, handle);
+
+	EXPECT_EQ(0, before.buffer_ret);
+	EXPECT_EQ(-ENOENT, rb_ioctl(self->b, RUST_BUDDY_IOC_FREE, &free));
+	EXPECT_EQ((__u32)RUST_BUDDY_WHY_HANDLE, free.hdr.reason);
+	EXPECT_EQ(err, rb_ioctl(self->b, RUST_BUDDY_IOC_PIN, &pin));
+	EXPECT_EQ(why, pin.hdr.reason);
+	EXPECT_EQ(0U, pin.address);
+	EXPECT_EQ(0U, pin.size);
+	EXPECT_EQ(err, rb_ioctl(self->b, RUST_BUDDY_IOC_UNPIN, &unpin));
+	EXPECT_EQ(why, unpin.hdr.reason);
+
+	/* Not even that there is one, let alone its name. */
+	memset(&info, 0, sizeof(info));
+	info.handle = handle;
+	want = info;
+	want.hdr.ret = -ENOENT;
+	want.hdr.reason = RUST_BUDDY_WHY_HANDLE;
+	EXPECT_EQ(-ENOENT, rb_ioctl(self->b, RUST_BUDDY_IOC_BUFFER_INFO, &info));
+	EXPECT_EQ(0, memcmp(&want, &info, sizeof(info)));
+	EXPECT_UNCHANGED(self->a, handle, &before);
+}
+
+TEST_F(two, offsets)
+{
+	const size_t page = sysconf(_SC_PAGESIZE);
+	struct rust_buddy_alloc own;
+	uint64_t offset;
+	unsigned int seen = 0, i;
+	void *mem;
+
+	EXPECT_NO_MAP(EACCES, rb_map(self->b, &self->req, PROT_READ));
+	EXPECT_NO_MAP(EACCES, rb_map(self->b, &self->req, PROT_READ | PROT_WRITE));
+
+	/* All around it, with one of its own that must be all that it finds. */
+	ASSERT_EQ(0, rb_alloc(self->b, SIZE, 0, "of b", &own));
+	EXPECT_TRUE(own.offset >= self->req.offset + SIZE || own.offset + SIZE <= self->req.offset);
+	for (i = 0; i < 4096; i++) {
+		offset = self->req.offset - 2048 * (uint64_t)page + i * (uint64_t)page;
+		mem = mmap(NULL, page, PROT_READ, MAP_SHARED, self->b, offset);
+		if (mem == MAP_FAILED) {
+			/* Below zero there is nothing to ask the module about. */
+			if (offset < 1ULL << 44)
+				EXPECT_EQ(EACCES, errno)
+					TH_LOG("at 0x%jx", (uintmax_t)offset);
+			continue;
+		}
+		EXPECT_TRUE(offset >= own.offset && offset < own.offset + SIZE)
+			TH_LOG("0x%jx was mapped", (uintmax_t)offset);
+		munmap(mem, page);
+		seen++;
+	}
+	EXPECT_GE(SIZE / page, seen);
+	EXPECT_EQ(0, rb_free(self->b, own.handle));
+}
+
+/* The content of one is out of reach of who writes all of another. */
+TEST_F(two, neighbours)
+{
+	struct rust_buddy_alloc more[16];
+	struct rust_buddy_pool_info before;
+	void *mem, *mine;
+	size_t i;
+
+	mem = rb_map(self->a, &self->req, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	fill(mem, SIZE, 1);
+	ASSERT_EQ(0, rb_pool_info(self->b, 0, &before));
+	for (i = 0; i < ARRAY_SIZE(more); i++) {
+		ASSERT_EQ(0, rb_alloc(self->b, KiB(16), 0, "of b", &more[i]));
+		mine = rb_map(self->b, &more[i], PROT_READ | PROT_WRITE);
+		ASSERT_TRUE(mine != MAP_FAILED);
+		EXPECT_TRUE(zeroed(mine, more[i].granted));
+		fill(mine, more[i].granted, i + 2);
+		EXPECT_EQ(0, munmap(mine, more[i].granted));
+	}
+	EXPECT_TRUE(filled(mem, SIZE, 1));
+	fill(mem, SIZE, 100);
+	for (i = 0; i < ARRAY_SIZE(more); i++) {
+		mine = rb_map(self->b, &more[i], PROT_READ);
+		ASSERT_TRUE(mine != MAP_FAILED);
+		EXPECT_TRUE(filled(mine, more[i].granted, i + 2));
+		EXPECT_EQ(0, munmap(mine, more[i].granted));
+		EXPECT_EQ(0, rb_free(self->b, more[i].handle));
+	}
+	EXPECT_TRUE(filled(mem, SIZE, 100));
+	EXPECT_EQ(0, munmap(mem, SIZE));
+	EXPECT_POOL(self->b, &before);
+}
+
+/* One client's end is not another's. */
+TEST_F(two, close_of_the_other)
+{
+	struct rust_buddy_buffer_info info;
+	struct rust_buddy_alloc req;
+	void *mem;
+	int c, i;
+
+	mem = rb_map(self->a, &self->req, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	fill(mem, SIZE, 1);
+	for (i = 0; i < 10; i++) {
+		c = rb_open(variant->b);
+		ASSERT_LE(0, c);
+		ASSERT_EQ(0, rb_alloc(c, SIZE, 0, "of c", &req));
+		close(c);
+	}
+	EXPECT_TRUE(filled(mem, SIZE, 1));
+	EXPECT_EQ(0, rb_buffer_info(self->a, self->req.handle, &info));
+	EXPECT_STREQ("of a", info.name);
+	EXPECT_EQ(0, munmap(mem, SIZE));
+}
+
+TEST_F(two, instance)
+{
+	struct rust_buddy_info a, b;
+	struct rust_buddy_pool_info pool_a, pool_b;
+
+	ASSERT_EQ(0, rb_info(self->a, &a));
+	ASSERT_EQ(0, rb_info(self->b, &b));
+	EXPECT_EQ(a.instance, b.instance);
+	EXPECT_EQ(a.pools, b.pools);
+	EXPECT_EQ(a.max_buffers, b.max_buffers);
+	EXPECT_EQ(a.max_window, b.max_window);
+	ASSERT_EQ(0, rb_pool_info(self->a, 0, &pool_a));
+	ASSERT_EQ(0, rb_pool_info(self->b, 0, &pool_b));
+	EXPECT_STREQ("", pool_diff(&pool_a, &pool_b));
+}
+
+static int compare(const void *a, const void *b)
+{
+	const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/* Sorted in passing: the number of values that are there more than once. */
+static unsigned int repeated(uint64_t *values, unsigned int n)
+{
+	unsigned int i, twice = 0;
+
+	qsort(values, n, sizeof(*values), compare);
+	for (i = 1; i < n; i++)
+		twice += values[i] == values[i - 1];
+	return twice;
+}
+
+#define ROUNDS	1000
+
+TEST_F(two, numbers_never_come_twice)
+{
+	static uint64_t handles[2 * ROUNDS + 1], epochs[2 * ROUNDS + 1];
+	const int fds[2] = { self->a, self->b };
+	struct rust_buddy_alloc req;
+	unsigned int i;
+
+	handles[2 * ROUNDS] = self->req.handle;
+	epochs[2 * ROUNDS] = self->req.epoch;
+	for (i = 0; i < 2 * ROUNDS; i++) {
+		ASSERT_EQ(0, rb_alloc(fds[i % 2], 1 + i % 3 * KiB(8), 0, "", &req));
+		ASSERT_NE(0U, req.handle);
+		handles[i] = req.handle;
+		epochs[i] = req.epoch;
+		ASSERT_EQ(0, rb_free(fds[i % 2], req.handle));
+		/* Whose it was cannot use it any more, nor can the other. */
+		if (i % 64 == 0) {
+			EXPECT_EQ(-ENOENT, rb_free(self->a, req.handle));
+			EXPECT_EQ(-ENOENT, rb_free(self->b, req.handle));
+		}
+	}
+	EXPECT_EQ(0U, repeated(handles, ARRAY_SIZE(handles)));
+	EXPECT_EQ(0U, repeated(epochs, ARRAY_SIZE(epochs)));
+}
+
+/* Also a client that comes when another is gone gets new ones. */
+TEST_F(two, numbers_of_the_dead)
+{
+	static uint64_t handles[200], epochs[200];
+	struct rust_buddy_alloc req;
+	unsigned int i;
+	int c;
+
+	for (i = 0; i < ARRAY_SIZE(handles); i++) {
+		c = rb_open(variant->b);
+		ASSERT_LE(0, c);
+		ASSERT_EQ(0, rb_alloc(c, 1, 0, "", &req));
+		handles[i] = req.handle;
+		epochs[i] = req.epoch;
+		close(c);
+	}
+	EXPECT_EQ(0U, repeated(handles, ARRAY_SIZE(handles)));
+	EXPECT_EQ(0U, repeated(epochs, ARRAY_SIZE(epochs)));
+}
+
+/*
+ * What the plain node says, judged by what the phys node knows.
+ */
+FIXTURE(secret) {
+	int fd;
+	int phys;
+	uint64_t base;
+	uint64_t size;
+	uint64_t unit;
+	struct rust_buddy_pool_info before;
+};
+
+FIXTURE_SETUP(secret)
+{
+	OPEN_OR_SKIP(self->fd, RB_DEV);
+	OPEN_OR_SKIP(self->phys, RB_DEV_PHYS);
+	ASSERT_EQ(0, rb_pool_info(self->phys, 0, &self->before));
+	self->base = self->before.phys_base;
+	self->size = self->before.size;
+	self->unit = self->before.unit;
+	ASSERT_NE(RUST_BUDDY_NO_ADDRESS, self->base);
+	if (self->before.largest_free < MiB(1))
+		SKIP(return, "the pool has no free block of 1 MiB");
+}
+
+FIXTURE_TEARDOWN(secret)
+{
+	EXPECT_POOL(self->phys, &self->before);
+	close(self->phys);
+	close(self->fd);
+}
+
+static bool tells(const FIXTURE_DATA(secret) *self, uint64_t value)
+{
+	return value >= self->base && value - self->base < self->size;
+}
+
+/* A size may be any number, and so happen to look like an address. */
+static bool is_size(const FIXTURE_DATA(secret) *self, uint64_t value)
+{
+	return value <= self->size;
+}
+
+#define EXPECT_SECRET(value)							\
+	EXPECT_FALSE(tells(self, value) && !is_size(self, value))
+
+TEST_F(secret, no_address_in_any_field)
+{
+	struct rust_buddy_buffer_info buf;
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_info info;
+	struct rust_buddy_alloc req[64];
+	size_t i;
+
+	ASSERT_EQ(0, rb_info(self->fd, &info));
+	EXPECT_SECRET(info.features);
+	EXPECT_SECRET(info.instance);
+	EXPECT_SECRET(info.page_size);
+	EXPECT_SECRET(info.max_buffers);
+
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
+	EXPECT_EQ(RUST_BUDDY_NO_ADDRESS, pool.phys_base);
+	EXPECT_SECRET(pool.caps);
+	EXPECT_SECRET(pool.unit);
+	EXPECT_SECRET(pool.size);
+	EXPECT_SECRET(pool.free);
+	EXPECT_SECRET(pool.requested);
+	EXPECT_SECRET(pool.granted);
+	EXPECT_SECRET(pool.largest_free);
+	EXPECT_SECRET(pool.buffers);
+	for (i = 0; i < RUST_BUDDY_ORDERS; i++)
+		EXPECT_SECRET(pool.free_blocks[i]);
+
+	for (i = 0; i < ARRAY_SIZE(req); i++) {
+		ASSERT_EQ(0, rb_alloc(self->fd, 1 + i * 100, i & 1, "secret", &req[i]));
+		EXPECT_SECRET(req[i].handle);
+		EXPECT_SECRET(req[i].epoch);
+		EXPECT_SECRET(req[i].granted);
+		EXPECT_SECRET(req[i].max_size);
+		EXPECT_SECRET(req[i].align);
+		EXPECT_SECRET(req[i].lo);
+		EXPECT_SECRET(req[i].hi);
+		EXPECT_SECRET(req[i].largest_free);
+		ASSERT_EQ(0, rb_buffer_info(self->fd, req[i].handle, &buf));
+		EXPECT_SECRET(buf.size);
+		EXPECT_SECRET(buf.granted);
+		EXPECT_SECRET(buf.max_size);
+		EXPECT_SECRET(buf.epoch);
+		EXPECT_SECRET(buf.generation);
+		EXPECT_SECRET(buf.mappings);
+		EXPECT_EQ(req[i].offset, buf.offset);
+	}
+
+	for (i = 0; i < ARRAY_SIZE(req); i++)
+		EXPECT_EQ(0, rb_free(self->fd, req[i].handle));
+}
+
+/*
+ * Buffers at known places in no order at all: were the offset, the handle or
+ * the epoch made of the place, one difference would follow the other.
+ */
+TEST_F(secret, nothing_follows_from_the_place)
+{
+	enum { N = 32, STEP = 13 };
+	struct rust_buddy_alloc req[N];
+	uint64_t place[N], lo;
+	unsigned int i, j, offsets = 0, handles = 0, epochs = 0, pages = 0, pairs = 0;
+
+	if (self->before.free != self->size)
+		SKIP(return, "the pool is not empty");
+	for (i = 0; i < N; i++) {
+		lo = (i * STEP % N) * 2 * self->unit;
+		memset(&req[i], 0, sizeof(req[i]));
+		req[i].size = self->unit;
+		req[i].flags = RUST_BUDDY_ALLOC_AT;
+		req[i].lo = lo;
+		ASSERT_EQ(0, rb_alloc_req(self->fd, &req[i]));
+		place[i] = self->base + lo;
+		EXPECT_NE(place[i], req[i].offset);
+		EXPECT_NE(place[i], req[i].handle);
+		EXPECT_NE(lo, req[i].offset);
+	}
+	for (i = 0; i < N; i++) {
+		for (j = 0; j < i; j++) {
+			uint64_t far = place[i] - place[j];
+
+			pairs++;
+			offsets += req[i].offset - req[j].offset == far;
+			handles += req[i].handle - req[j].handle == far;
+			epochs += req[i].epoch - req[j].epoch == far;
+			pages += req[i].handle - req[j].handle == far / self->unit;
+		}
+	}
+	/* Windows in the order of the calls agree with one in STEP or so. */
+	EXPECT_GT(pairs / 2, offsets);
+	EXPECT_GT(pairs / 2, handles);
+	EXPECT_GT(pairs / 2, epochs);
+	EXPECT_GT(pairs / 2, pages);
+	for (i = 0; i < N; i++)
+		EXPECT_EQ(0, rb_free(self->fd, req[i].handle));
+}
+
+/*
+ * /proc/self/fdinfo
+ */
+struct shown {
+	char node[32];
+	uint64_t buffers;
+	uint64_t requested;
+	uint64_t granted;
+	unsigned int heads;	/* lines of the four keys above */
+	unsigned int lines;	/* lines of single buffers */
+	unsigned int unread;	/* lines of ours that are not as documented */
+	struct {
+		uint64_t handle, size, granted, mappings, epoch;
+		unsigned int pool, order, pins;
+		char name[64];
+	} buffer[8];
+	char text[8192];
+};
+
+static void read_buffer_line(struct shown *shown, const char *line)
+{
+	unsigned int n = shown->lines++;
+	int end = 0;
+
+	if (n >= ARRAY_SIZE(shown->buffer))
+		return;
+	/* A name may hold whatever prints; its end is the line's. */
+	if (sscanf(line, "handle=%" SCNu64 " pool=%u size=%" SCNu64 " granted=%" SCNu64
+		   " order=%u pins=%u mappings=%" SCNu64 " epoch=%" SCNu64 " name=\"%n",
+		   &shown->buffer[n].handle, &shown->buffer[n].pool, &shown->buffer[n].size,
+		   &shown->buffer[n].granted, &shown->buffer[n].order, &shown->buffer[n].pins,
+		   &shown->buffer[n].mappings, &shown->buffer[n].epoch, &end) != 8 || !end) {
+		shown->unread++;
+		return;
+	}
+	line += end;
+	end = strlen(line) - 1;
+	if (end < 0 || line[end] != '"' || end >= (int)sizeof(shown->buffer[n].name)) {
+		shown->unread++;
+		return;
+	}
+	memcpy(shown->buffer[n].name, line, end);
+	shown->buffer[n].name[end] = 0;
+}
+
+static bool read_number(const char *value, uint64_t *number)
+{
+	char *end;
+
+	*number = strtoull(value, &end, 10);
+	return end != value && (!*end || *end == ' ');
+}
+
+static int read_fdinfo(int fd, struct shown *shown)
+{
+	char path[64], line[512], *value;
+	size_t used = 0;
+	FILE *file;
+
+	memset(shown, 0, sizeof(*shown));
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	file = fopen(path, "r");
+	if (!file)
+		return -errno;
+	while (fgets(line, sizeof(line), file)) {
+		bool ok = true;
+
+		if (strncmp(line, "rust_buddy-", 11))
+			continue;
+		used += snprintf(shown->text + used, sizeof(shown->text) - used, "%s", line);
+		if (used >= sizeof(shown->text))
+			used = sizeof(shown->text) - 1;
+		line[strcspn(line, "\n")] = 0;
+		value = strchr(line, ':');
+		if (!value) {
+			shown->unread++;
+			continue;
+		}
+		*value++ = 0;
+		value += strspn(value, " \t");
+		if (!strcmp(line, "rust_buddy-buffer")) {
+			read_buffer_line(shown, value);
+			continue;
+		}
+		shown->heads++;
+		if (!strcmp(line, "rust_buddy-node"))
+			snprintf(shown->node, sizeof(shown->node), "%.31s", value);
+		else if (!strcmp(line, "rust_buddy-buffers"))
+			ok = read_number(value, &shown->buffers);
+		else if (!strcmp(line, "rust_buddy-requested"))
+			ok = read_number(value, &shown->requested);
+		else if (!strcmp(line, "rust_buddy-granted"))
+			ok = read_number(value, &shown->granted);
+		else
+			shown->heads--;
+		shown->unread += !ok;
+	}
+	fclose(file);
+	return 0;
+}
+
+#define NO_FDINFO	"there is no /proc/self/fdinfo"
+
+TEST_F(two, fdinfo)
+{
+	struct shown *a = calloc(1, sizeof(*a)), *b = calloc(1, sizeof(*b));
+	const char *name = "two words = \"three\" ";
+	struct rust_buddy_alloc second;
+	unsigned int i, found = 0;
+	void *mem;
+
+	ASSERT_TRUE(a && b);
+	if (access("/proc/self/fdinfo", R_OK))
+		SKIP(return, NO_FDINFO);
+	ASSERT_EQ(0, rb_alloc(self->a, KiB(90), RUST_BUDDY_ALLOC_EXACT, name, &second));
+	mem = rb_map(self->a, &second, PROT_READ);
+	ASSERT_TRUE(mem != MAP_FAILED);
+
+	ASSERT_EQ(0, read_fdinfo(self->a, a));
+	EXPECT_EQ(0U, a->unread)
+		TH_LOG("%s", a->text);
+	EXPECT_EQ(4U, a->heads);
+	EXPECT_NE(0U, strlen(a->node));
+	EXPECT_EQ(2U, a->buffers);
+	EXPECT_EQ(2U, a->lines);
+	EXPECT_EQ(SIZE + KiB(90), a->requested);
+	EXPECT_EQ(SIZE + second.granted, a->granted);
+	for (i = 0; i < 2; i++) {
+		EXPECT_EQ(1U, a->buffer[i].pool);
+		EXPECT_EQ(0U, a->buffer[i].pins);
+		if (a->buffer[i].handle == self->req.handle) {
+			found |= 1;
+			EXPECT_STREQ("of a", a->buffer[i].name);
+			EXPECT_EQ(SIZE, a->buffer[i].size);
+			EXPECT_EQ(self->req.granted, a->buffer[i].granted);
+			EXPECT_EQ(self->req.order, a->buffer[i].order);
+			EXPECT_EQ(self->req.epoch, a->buffer[i].epoch);
+			EXPECT_EQ(0U, a->buffer[i].mappings);
+		} else if (a->buffer[i].handle == second.handle) {
+			found |= 2;
+			EXPECT_STREQ(name, a->buffer[i].name);
+			EXPECT_EQ(KiB(90), a->buffer[i].size);
+			EXPECT_EQ(second.granted, a->buffer[i].granted);
+			EXPECT_EQ(second.order, a->buffer[i].order);
+			EXPECT_EQ(second.epoch, a->buffer[i].epoch);
+			EXPECT_EQ(1U, a->buffer[i].mappings);
+		}
+	}
+	EXPECT_EQ(3U, found);
+
+	/* The other has none, and knows of none. */
+	ASSERT_EQ(0, read_fdinfo(self->b, b));
+	EXPECT_EQ(0U, b->unread);
+	EXPECT_EQ(4U, b->heads);
+	EXPECT_EQ(0U, b->buffers);
+	EXPECT_EQ(0U, b->lines);
+	EXPECT_EQ(0U, b->requested);
+	EXPECT_EQ(0U, b->granted);
+	EXPECT_TRUE(!strstr(b->text, "of a"));
+
+	/* What is freed is gone from it at once. */
+	EXPECT_EQ(0, rb_free(self->a, second.handle));
+	ASSERT_EQ(0, read_fdinfo(self->a, a));
+	EXPECT_EQ(1U, a->buffers);
+	EXPECT_EQ(1U, a->lines);
+	EXPECT_EQ(SIZE, a->requested);
+	EXPECT_EQ(0, munmap(mem, second.granted));
+	free(a);
+	free(b);
+}
+
+TEST_F(two, fdinfo_counts_pins)
+{
+	struct shown *b = calloc(1, sizeof(*b));
+	struct rust_buddy_alloc req;
+	uint64_t address;
+	int i;
+
+	ASSERT_TRUE(!!b);
+	if (!variant->b_is_phys)
+		SKIP(return, "only the phys node pins");
+	if (access("/proc/self/fdinfo", R_OK))
+		SKIP(return, NO_FDINFO);
+	ASSERT_EQ(0, rb_alloc(self->b, 1, 0, "", &req));
+	for (i = 0; i < 3; i++)
+		ASSERT_EQ(0, rb_pin(self->b, req.handle, &address));
+	ASSERT_EQ(0, read_fdinfo(self->b, b));
+	EXPECT_EQ(0U, b->unread);
+	EXPECT_EQ(1U, b->lines);
+	EXPECT_EQ(3U, b->buffer[0].pins);
+	EXPECT_STREQ("", b->buffer[0].name);
+	for (i = 0; i < 3; i++)
+		EXPECT_EQ(0, rb_unpin(self->b, req.handle));
+	EXPECT_EQ(0, rb_free(self->b, req.handle));
+	free(b);
+}
+
+/* No number in there is an address, neither as it stands nor read as hexadecimal. */
+TEST_F(secret, no_address_in_fdinfo)
+{
+	struct shown *shown = calloc(1, sizeof(*shown));
+	struct rust_buddy_alloc req[8];
+	unsigned int numbers = 0;
+	const char *at;
+	char *end;
+	size_t i;
+
+	ASSERT_TRUE(!!shown);
+	if (access("/proc/self/fdinfo", R_OK))
+		SKIP(return, NO_FDINFO);
+	for (i = 0; i < ARRAY_SIZE(req); i++)
+		ASSERT_EQ(0, rb_alloc(self->fd, 1 + i * KiB(5), 0, "", &req[i]));
+	ASSERT_EQ(0, read_fdinfo(self->fd, shown));
+	EXPECT_EQ(8U, shown->lines);
+	for (at = shown->text; *at;) {
+		int base;
+
+		if (!strchr("0123456789", *at)) {
+			at++;
+			continue;
+		}
+		for (base = 10; base <= 16; base += 6) {
+			EXPECT_SECRET(strtoull(at, &end, base))
+				TH_LOG("%.20s in base %d", at, base);
+		}
+		numbers++;
+		at = end;
+	}
+	EXPECT_LT(8U, numbers);
+	for (i = 0; i < ARRAY_SIZE(req); i++)
+		EXPECT_EQ(0, rb_free(self->fd, req[i].handle));
+	free(shown);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# KTAP for tests that are shell scripts: source this, call `plan N`, then one
+# `check NAME COMMAND...` a test, which passes if COMMAND exits 0, and `finish`.
+
+ktap_seen=0
+ktap_bad=0
+
+plan() {
+	echo "# suite $1"
+	echo "1..$2"
+}
+
+check() {
+	local name=$1
+	shift
+	ktap_seen=$((ktap_seen + 1))
+	if "$@"; then
+		echo "ok $ktap_seen $name"
+	else
+		echo "not ok $ktap_seen $name"
+		ktap_bad=$((ktap_bad + 1))
+	fi
+}
+
+skip() {
+	ktap_seen=$((ktap_seen + 1))
+	echo "ok $ktap_seen $1 # SKIP $2"
+}
+
+finish() {
+	echo "# exit $((ktap_bad > 0))"
+}

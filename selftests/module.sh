@@ -1,0 +1,143 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Loading and unloading: parameters, sources, what a refusal says, and that every
+# page comes back. Wants a kernel booted with cma=256M memmap=64M$0x40000000.
+. qemu/guest/lib.sh
+. selftests/ktap.sh
+. selftests/refused.sh
+
+meminfo() { sed -n "s/^$1: *\([0-9]*\).*/\1/p" /proc/meminfo; }
+
+# The log names source, node, span and time, and what the buffers are good for.
+said() {
+	local words=$1
+	shift
+	echo "said: $*" >/dev/kmsg
+	load "$@" || return 1
+	local rest
+	rest=$(dmesg | tac | sed '/said: /q')
+	rmmod rust_buddy || return 1
+	grep -qE "rust_buddy: .*$words" <<<"$rest" || {
+		sed 's/^/# /' <<<"$rest"
+		return 1
+	}
+}
+
+# Fifty times in a row, and what was free before is free after. CmaFree must be the same
+# to the page. MemFree moves by itself; 8 MiB is an eighth of one pool, and 160 KiB a load.
+again_and_again() {
+	local field=$1 slack=$2 before after i
+	shift 2
+	# Once before, so that what is cached for the first time does not count.
+	load "$@" && rmmod rust_buddy || return 1
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	before=$(meminfo "$field")
+	for i in $(seq 50); do
+		load "$@" || { echo "# load $i failed"; return 1; }
+		rmmod rust_buddy || { echo "# unload $i failed"; return 1; }
+	done
+	sync
+	echo 3 >/proc/sys/vm/drop_caches
+	after=$(meminfo "$field")
+	echo "# $field: $before kB before, $after kB after"
+	[ $((before - after)) -le "$slack" ]
+}
+
+# Taken memory is really taken: as much less is free while the module is loaded.
+takes() {
+	local field=$1 before after
+	shift
+	before=$(meminfo "$field")
+	load "$@" || return 1
+	after=$(meminfo "$field")
+	rmmod rust_buddy || return 1
+	echo "# $field: $((before - after)) kB less for 64 MiB"
+	[ $((before - after)) -ge 60000 ] && [ $((before - after)) -le 72000 ]
+}
+
+held_open() {
+	load || return 1
+	exec 5<>/dev/rust_buddy
+	if rmmod rust_buddy 2>/dev/null; then
+		echo "# it was unloaded under an open file"
+		return 1
+	fi
+	exec 5>&-
+	rmmod rust_buddy
+}
+
+second_user() {
+	load source=range start=0x40000000 || return 1
+	local ok=1
+	grep -q '40000000-43ffffff : rust_buddy' /proc/iomem && ok=0
+	rmmod rust_buddy || return 1
+	grep -q rust_buddy /proc/iomem && return 1
+	return $ok
+}
+
+shows_source() {
+	load source=cma || return 1
+	local word
+	word=$(cat /sys/module/rust_buddy/parameters/source)
+	rmmod rust_buddy
+	[ "$word" = cma ]
+}
+
+describes_itself() {
+	local p
+	for p in size_mb source start node max_buffers; do
+		modinfo -F parm "$RB_KO" | grep -q "^$p:" || { echo "# no $p"; return 1; }
+	done
+}
+
+nodes_are_roots() {
+	load || return 1
+	local modes
+	modes=$(stat -c '%a %U %t' /dev/rust_buddy /dev/rust_buddy_phys | sort -u)
+	rmmod rust_buddy
+	echo "# $modes"
+	[ "$modes" = "600 root a" ]
+}
+
+size_is_kept() {
+	load size_mb=3 || return 1
+	local size
+	size=$(sed -n 's/^size: //p' "$debug/pool1/status")
+	rmmod rust_buddy
+	[ "$size" = $((3 << 20)) ]
+}
+
+plan module 25
+check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
+check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
+check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
+check "refuses start without source=range" refused 'start= goes with source=range' start=0x40000000
+check "refuses a range without start" refused 'needs start=.*memmap=64M' source=range
+check "refuses an unaligned range" refused 'on a page boundary' source=range start=0x40000800
+check "refuses a range in RAM" refused 'in use, see /proc/iomem: boot with memmap=64M' \
+	source=range start=0x10000000
+check "refuses a range that wraps" refused 'needs start=' source=range start=0xffffffffff000000
+check "refuses a node that is not there" refused 'node=9 has no memory' node=9
+check "refuses a node below -1" refused 'node=-7 has no memory' node=-7
+check "refuses a range on a node" refused 'load without node=' \
+	source=range start=0x40000000 node=0
+check "refuses more than there is" refused 'boot with cma=6000M .*or take a smaller size_mb=' \
+	size_mb=3000 source=contig
+check "refuses more than the CMA area" refused 'boot with cma=1000M .*or take a smaller size_mb=' \
+	size_mb=500 source=cma
+check "says what it took from contig" said '64 MiB from contig on node 0, \[0x[0-9a-f]+-0x[0-9a-f]+\], taken in [0-9]+ us' source=contig
+check "says what it took from cma" said '64 MiB from cma on node 0, ' source=cma
+check "says what it took from a range" said '64 MiB from range on node -1, \[0x40000000-0x43ffffff\]' \
+	source=range start=0x40000000
+check "says that CMA pages can't be pinned" said 'CMA pages refuse long-term pins' source=cma
+check "takes contig memory once, at load" takes MemFree source=contig
+check "takes CMA memory once, at load" takes CmaFree source=cma
+check "claims a range while it has it" second_user
+check "gives contig memory back, 50 times" again_and_again MemFree 8192 source=contig
+check "gives CMA memory back, 50 times" again_and_again CmaFree 0 source=cma
+check "is not unloaded while a file is open" held_open
+check "shows and describes its parameters" eval "shows_source && describes_itself && size_is_kept"
+check "makes nodes that are root's" nodes_are_roots
+finish

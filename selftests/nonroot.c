@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Who may open what: the plain node is for whoever the administrator puts into
+ * its group, the phys node is for root whatever that group is.
+ */
+#include <grp.h>
+#include <sys/stat.h>
+
+#include "rb_test.h"
+
+#define NOBODY	65534
+#define GROUP	4321
+#define SIZE	KiB(64)
+
+FIXTURE(node) {
+	int fd;
+	struct stat was;
+	bool changed;
+	struct rust_buddy_pool_info base;
+};
+
+FIXTURE_VARIANT(node) {
+	mode_t mode;
+	bool member;	/* of the node's group */
+	int err;	/* of opening the plain node for reading and writing */
+	int read_err;	/* and for reading only */
+};
+
+FIXTURE_VARIANT_ADD(node, group_and_member) {
+	.mode = 0660, .member = true,
+};
+
+FIXTURE_VARIANT_ADD(node, group_and_stranger) {
+	.mode = 0660, .err = EACCES, .read_err = EACCES,
+};
+
+FIXTURE_VARIANT_ADD(node, readers_and_member) {
+	.mode = 0640, .member = true, .err = EACCES,
+};
+
+FIXTURE_VARIANT_ADD(node, root_and_member) {
+	.mode = 0600, .member = true, .err = EACCES, .read_err = EACCES,
+};
+
+FIXTURE_VARIANT_ADD(node, root_and_stranger) {
+	.mode = 0600, .err = EACCES, .read_err = EACCES,
+};
+
+FIXTURE_SETUP(node)
+{
+	struct stat dev;
+
+	self->fd = -1;
+	if (geteuid())
+		SKIP(return, "only root can give a node to a group");
+	OPEN_OR_SKIP(self->fd, RB_DEV);
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->base));
+	ASSERT_EQ(0, stat("/dev", &dev));
+	if (!(dev.st_mode & 0001))
+		SKIP(return, "/dev is closed to everybody but root");
+	ASSERT_EQ(0, stat(RB_DEV, &self->was));
+	self->changed = true;
+	ASSERT_EQ(0, chown(RB_DEV, 0, GROUP));
+	ASSERT_EQ(0, chmod(RB_DEV, variant->mode));
+}
+
+/* In the parent, so that the node is as it was however the test ended. */
+FIXTURE_TEARDOWN_PARENT(node)
+{
+	if (!self->changed)
+		return;
+	EXPECT_EQ(0, chown(RB_DEV, self->was.st_uid, self->was.st_gid));
+	EXPECT_EQ(0, chmod(RB_DEV, self->was.st_mode & 07777));
+}
+
+/* For good: this process has nothing of root's left. */
+static int become_nobody(bool member)
+{
+	const gid_t group = GROUP;
+
+	if (setgroups(member, &group))
+		return -errno;
+	if (setresgid(NOBODY, NOBODY, NOBODY))
+		return -errno;
+	if (setresuid(NOBODY, NOBODY, NOBODY))
+		return -errno;
+	return 0;
+}
+
+static int open_errno(const char *path, int flags)
+{
+	int fd = open(path, flags | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno;
+	close(fd);
+	return 0;
+}
+
+/* All that the plain node is for, and nothing that it is not. */
+static int use_it(void)
+{
+	struct rust_buddy_pin pin = { .handle = 0 };
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_alloc req;
+	struct rust_buddy_info info;
+	void *mem;
+	int fd;
+
+	fd = rb_open(RB_DEV);
+	if (fd < 0)
+		return 20;
+	if (rb_info(fd, &info) || info.features & RUST_BUDDY_FEAT_PIN)
+		return 21;
+	if (rb_pool_info(fd, 0, &pool) || pool.phys_base != RUST_BUDDY_NO_ADDRESS)
+		return 22;
+	if (rb_alloc(fd, SIZE, 0, "of nobody", &req))
+		return 23;
+	mem = rb_map(fd, &req, PROT_READ | PROT_WRITE);
+	if (mem == MAP_FAILED)
+		return 24;
+	if (!zeroed(mem, req.granted))
+		return 25;
+	fill(mem, req.granted, 1);
+	if (!filled(mem, req.granted, 1))
+		return 26;
+	pin.handle = req.handle;
+	if (rb_ioctl(fd, RUST_BUDDY_IOC_PIN, &pin) != -EPERM ||
+	    pin.hdr.reason != RUST_BUDDY_WHY_ADDRESSES || pin.address)
+		return 27;
+	if (munmap(mem, req.granted) || rb_free(fd, req.handle))
+		return 28;
+	/* And one that is left to close. */
+	if (rb_alloc(fd, SIZE, 0, "of nobody", &req))
+		return 29;
+	close(fd);
+	return 0;
+}
+
+TEST_F(node, opens)
+{
+	struct stat phys;
+	pid_t pid;
+
+	/* What the table of the ABI promises, before anybody changes it. */
+	if (!stat(RB_DEV_PHYS, &phys)) {
+		EXPECT_EQ(0600U, phys.st_mode & 07777);
+		EXPECT_EQ(0U, phys.st_uid);
+	}
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (become_nobody(variant->member))
+			_exit(10);
+		if (!setuid(0))
+			_exit(11);
+		if (open_errno(RB_DEV, O_RDWR) != variant->err)
+			_exit(12);
+		if (open_errno(RB_DEV, O_WRONLY) != variant->err)
+			_exit(13);
+		if (open_errno(RB_DEV, O_RDONLY) != variant->read_err)
+			_exit(14);
+		_exit(variant->err ? 0 : use_it());
+	}
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
+}
+
+/* Neither with the plain node's group nor without, and not even for a look. */
+TEST_F(node, phys_stays_closed)
+{
+	pid_t pid;
+
+	if (access(RB_DEV_PHYS, F_OK))
+		SKIP(return, "there is no %s", RB_DEV_PHYS);
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (become_nobody(variant->member))
+			_exit(10);
+		if (open_errno(RB_DEV_PHYS, O_RDWR) != EACCES)
+			_exit(12);
+		if (open_errno(RB_DEV_PHYS, O_RDONLY) != EACCES)
+			_exit(13);
+		if (open_errno(RB_DEV_PHYS, O_WRONLY) != EACCES)
+			_exit(14);
+		_exit(0);
+	}
+	EXPECT_EQ(0, verdict(pid));
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What every test and demo program needs to talk to rust_buddy: each wrapper
+ * returns 0 or a negative errno, after checking that the struct says the same
+ * as the call.
+ */
+#ifndef SELFTESTS_RB_H
+#define SELFTESTS_RB_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <linux/rust_buddy.h>
+
+#define RB_DEV		"/dev/rust_buddy"
+#define RB_DEV_PHYS	"/dev/rust_buddy_phys"
+
+#define KiB(n)	((uint64_t)(n) << 10)
+#define MiB(n)	((uint64_t)(n) << 20)
+
+static inline int rb_open(const char *node)
+{
+	return open(node, O_RDWR | O_CLOEXEC);
+}
+
+/* A refusal that the struct tells otherwise than the call is a bug of the module. */
+static inline int rb_ioctl(int fd, unsigned long cmd, void *arg)
+{
+	struct rust_buddy_hdr *hdr = arg;
+	int ret = ioctl(fd, cmd, arg) < 0 ? -errno : 0;
+
+	if (ret != -EFAULT && ret != -E2BIG && ret != -ENOTTY && hdr->ret != ret) {
+		fprintf(stderr, "# hdr.ret is %d, the call said %d\n", hdr->ret, ret);
+		abort();
+	}
+	return ret;
+}
+
+static inline int rb_alloc_req(int fd, struct rust_buddy_alloc *req)
+{
+	return rb_ioctl(fd, RUST_BUDDY_IOC_ALLOC, req);
+}
+
+/* The plain case: so many bytes, a name, flags; *req holds all that came back. */
+static inline int rb_alloc(int fd, uint64_t size, uint32_t flags, const char *name,
+			   struct rust_buddy_alloc *req)
+{
+	memset(req, 0, sizeof(*req));
+	req->size = size;
+	req->flags = flags;
+	snprintf(req->name, sizeof(req->name), "%s", name);
+	return rb_alloc_req(fd, req);
+}
+
+static inline int rb_free(int fd, uint64_t handle)
+{
+	struct rust_buddy_free req = { .handle = handle };
+
+	return rb_ioctl(fd, RUST_BUDDY_IOC_FREE, &req);
+}
+
+static inline int rb_pin(int fd, uint64_t handle, uint64_t *address)
+{
+	struct rust_buddy_pin req = { .handle = handle };
+	int ret = rb_ioctl(fd, RUST_BUDDY_IOC_PIN, &req);
+
+	*address = req.address;
+	return ret;
+}
+
+static inline int rb_unpin(int fd, uint64_t handle)
+{
+	struct rust_buddy_unpin req = { .handle = handle };
+
+	return rb_ioctl(fd, RUST_BUDDY_IOC_UNPIN, &req);
+}
+
+static inline int rb_info(int fd, struct rust_buddy_info *info)
+{
+	memset(info, 0, sizeof(*info));
+	return rb_ioctl(fd, RUST_BUDDY_IOC_INFO, info);
+}
+
+static inline int rb_pool_info(int fd, uint32_t pool, struct rust_buddy_pool_info *info)
+{
+	memset(info, 0, sizeof(*info));
+	info->pool = pool;
+	return rb_ioctl(fd, RUST_BUDDY_IOC_POOL_INFO, info);
+}
+
+static inline int rb_buffer_info(int fd, uint64_t handle, struct rust_buddy_buffer_info *info)
+{
+	memset(info, 0, sizeof(*info));
+	info->handle = handle;
+	return rb_ioctl(fd, RUST_BUDDY_IOC_BUFFER_INFO, info);
+}
+
+/* All of a buffer, shared; MAP_FAILED with errno as mmap has it. */
+static inline void *rb_map(int fd, const struct rust_buddy_alloc *req, int prot)
+{
+	return mmap(NULL, req->granted, prot, MAP_SHARED, fd, req->offset);
+}
+
+#endif /* SELFTESTS_RB_H */

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the tests share beyond rb.h: the state that a refusal must leave alone,
+ * and filling and judging memory fast enough for an emulated machine.
+ */
+#ifndef SELFTESTS_RB_TEST_H
+#define SELFTESTS_RB_TEST_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/wait.h>
+
+#include "kselftest_harness.h"
+#include "rb.h"
+
+/* Seconds for what loops: an emulated machine is some twenty times slower. */
+#define SLOW	120
+
+#define RB_CMD(nr, size) \
+	_IOC(_IOC_READ | _IOC_WRITE, RUST_BUDDY_IOC_MAGIC, (nr), (size))
+
+/* No comparison of hdr.ret as rb_ioctl() has it: for tests that look themselves. */
+static inline int raw_ioctl(int fd, unsigned long cmd, void *arg)
+{
+	return ioctl(fd, cmd, arg) < 0 ? -errno : 0;
+}
+
+/* A missing node is a missing precondition, everything else is a failure. */
+#define OPEN_OR_SKIP(fd, path) do {						\
+	const char *__path = (path);						\
+	int __fd = rb_open(__path);						\
+	if (__fd < 0 && (errno == ENOENT || errno == ENXIO))			\
+		SKIP(return, "there is no %s: is rust_buddy loaded?", __path);	\
+	if (__fd < 0 && (errno == EACCES || errno == EPERM) && geteuid())	\
+		SKIP(return, "%s may not be opened: run this as root", __path);	\
+	ASSERT_LE(0, __fd);							\
+	(fd) = __fd;								\
+} while (0)
+
+/* A mapping that has to fail. */
+#define EXPECT_NO_MAP(err, map) do {						\
+	EXPECT_TRUE((map) == MAP_FAILED);					\
+	EXPECT_EQ((err), errno);						\
+} while (0)
+
+/* The name of the first counter that differs, "" if none does. */
+static inline const char *pool_diff(const struct rust_buddy_pool_info *a,
+				    const struct rust_buddy_pool_info *b)
+{
+	if (a->buffers != b->buffers)
+		return "buffers";
+	if (a->requested != b->requested)
+		return "requested";
+	if (a->granted != b->granted)
+		return "granted";
+	if (a->free != b->free)
+		return "free";
+	if (memcmp(a->free_blocks, b->free_blocks, sizeof(a->free_blocks)))
+		return "free_blocks";
+	if (a->largest_free != b->largest_free)
+		return "largest_free";
+	if (a->size != b->size || a->unit != b->unit || a->max_order != b->max_order)
+		return "size, unit or max_order";
+	return "";
+}
+
+/* All of the pool, and all of one buffer of the client (0 for none). */
+struct state {
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_buffer_info buffer;
+	int pool_ret;
+	int buffer_ret;
+};
+
+static inline struct state state_of(int fd, uint64_t handle)
+{
+	struct state s;
+
+	memset(&s, 0, sizeof(s));
+	s.pool_ret = rb_pool_info(fd, 0, &s.pool);
+	if (handle)
+		s.buffer_ret = rb_buffer_info(fd, handle, &s.buffer);
+	return s;
+}
+
+static inline const char *state_diff(const struct state *a, const struct state *b)
+{
+	if (a->pool_ret || b->pool_ret)
+		return "POOL_INFO failed";
+	if (a->buffer_ret != b->buffer_ret)
+		return "the buffer's existence";
+	if (memcmp(&a->buffer, &b->buffer, sizeof(a->buffer)))
+		return "the buffer";
+	return pool_diff(&a->pool, &b->pool);
+}
+
+#define EXPECT_UNCHANGED(fd, handle, before) do {				\
+	struct state __now = state_of(fd, handle);				\
+	EXPECT_STREQ("", state_diff(before, &__now));				\
+} while (0)
+
+#define EXPECT_POOL(fd, before) do {						\
+	struct rust_buddy_pool_info __now;					\
+	EXPECT_EQ(0, rb_pool_info(fd, 0, &__now));				\
+	EXPECT_STREQ("", pool_diff(before, &__now));				\
+} while (0)
+
+/*
+ * What another process held is back when the kernel has torn it down, and that
+ * is not promised to be before wait() returns.
+ */
+static inline const char *pool_settles(int fd, const struct rust_buddy_pool_info *want)
+{
+	struct rust_buddy_pool_info now;
+	const char *diff = "POOL_INFO failed";
+	int tries;
+
+	for (tries = 0; tries < 500; tries++) {
+		if (rb_pool_info(fd, 0, &now))
+			return "POOL_INFO failed";
+		diff = pool_diff(want, &now);
+		if (!*diff)
+			break;
+		usleep(10000);
+	}
+	return diff;
+}
+
+/* Every refusal with the pool and a buffer looked at: errno, reason, nothing changed. */
+#define EXPECT_REFUSED(fd, handle, call, hdr, err, why) do {			\
+	struct state __before = state_of(fd, handle);				\
+	EXPECT_EQ((err), (call));						\
+	EXPECT_EQ((__u32)(why), (hdr)->reason);					\
+	EXPECT_UNCHANGED(fd, handle, &__before);				\
+} while (0)
+
+/* FREE that has to fail. */
+#define EXPECT_NO_FREE(fd, h, err, why) do {					\
+	struct rust_buddy_free __req = { .handle = (h) };			\
+	EXPECT_REFUSED(fd, h, rb_ioctl(fd, RUST_BUDDY_IOC_FREE, &__req),	\
+		       &__req.hdr, err, why);					\
+} while (0)
+
+/* Where a buffer is; fd is one of the phys node. 0 if it does not tell. */
+static inline uint64_t place_of(int fd, uint64_t handle)
+{
+	uint64_t address;
+
+	if (rb_pin(fd, handle, &address))
+		return 0;
+	if (rb_unpin(fd, handle))
+		return 0;
+	return address;
+}
+
+/* Different in every word and for every seed, and never zero for a seed that is not. */
+static inline uint64_t pattern(uint64_t seed, uint64_t word)
+{
+	return (seed << 40 | 1) ^ (word << 1);
+}
+
+static inline void fill(void *mem, uint64_t bytes, uint64_t seed)
+{
+	uint64_t *p = mem;
+	uint64_t i;
+
+	for (i = 0; i < bytes / 8; i++)
+		p[i] = pattern(seed, i);
+}
+
+static inline bool filled(const void *mem, uint64_t bytes, uint64_t seed)
+{
+	const uint64_t *p = mem;
+	uint64_t i;
+
+	for (i = 0; i < bytes / 8; i++)
+		if (p[i] != pattern(seed, i))
+			return false;
+	return true;
+}
+
+static inline bool zeroed(const void *mem, uint64_t bytes)
+{
+	const uint64_t *p = mem;
+	uint64_t i, seen = 0;
+
+	for (i = 0; i < bytes / 8; i++)
+		seen |= p[i];
+	return !seen;
+}
+
+/* A linear congruential generator: a fixed seed gives the same run everywhere. */
+static inline uint32_t rnd(uint64_t *seed)
+{
+	*seed = *seed * 6364136223846793005ULL + 1442695040888963407ULL;
+	return *seed >> 32;
+}
+
+/* A child's verdict: what it gave to _exit(), or 128 and the signal that ended it. */
+static inline int verdict(pid_t pid)
+{
+	int status;
+
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return -1;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static inline uint64_t round_up_to(uint64_t value, uint64_t unit)
+{
+	return (value + unit - 1) / unit * unit;
+}
+
+static inline uint64_t next_power(uint64_t value)
+{
+	uint64_t power = 1;
+
+	while (power < value)
+		power <<= 1;
+	return power;
+}
+
+#endif /* SELFTESTS_RB_TEST_H */
