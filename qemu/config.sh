@@ -21,7 +21,7 @@ RB_TOOLS=(
 	rustc rust-src rustfmt rust-clippy cargo bindgen clang lld llvm
 	qemu-system-x86 virtme-ng busybox-static mount udev iproute2 procps strace
 	# What checkpatch.pl --strict looks for when it checks spelling and trees.
-	python3-ply python3-git codespell
+	python3-ply python3-git codespell shellcheck
 )
 
 RB_ROOT=$RB_CACHE/root          # the toolchain root, where one is needed

@@ -5,7 +5,8 @@
 #
 # That is the toolchain root if there is one, else this machine. Either way the
 # mounts live in a namespace of their own: they vanish with the last process,
-# and removing the root can never reach through one of them.
+# and removing the root can never reach through one of them. So do processes:
+# a QEMU whose caller was killed does not stay behind.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -23,13 +24,18 @@ if needs_root; then
 fi
 
 # shellcheck disable=SC2016 # expanded by the inner shell
-exec unshare --mount --propagation private bash -ec '
+exec unshare --mount --propagation private --pid --fork --kill-child --mount-proc bash -ec '
 	root=$1 kernel=$2 top=$3 cache=$4 cwd=$5
 	shift 5
 	# The stock kernel was unpacked, not installed; tools look for its modules here.
 	if [ -d "$kernel/usr/lib/modules" ]; then
 		mkdir -p "$root/usr/lib/modules"
 		mount --bind "$kernel/usr/lib/modules" "$root/usr/lib/modules"
+	fi
+	# What the prompt of a guest starts with; it sees this machine through the mounts here.
+	if [ -n "${RB_BASHRC:-}" ]; then
+		touch "$root/root/.bashrc"
+		mount --bind "$RB_BASHRC" "$root/root/.bashrc"
 	fi
 	if [ -z "$root" ]; then
 		export RB_INSIDE=1

@@ -69,7 +69,7 @@ fetch_kernel() {
 	"$here/enter.sh" apt-get "${opts[@]}" update
 	if ! "$here/enter.sh" apt-cache "${opts[@]}" show "linux-image-$rel" >/dev/null 2>&1; then
 		rel=$("$here/enter.sh" apt-cache "${opts[@]}" pkgnames "linux-image-$RB_SERIES" |
-			sed -n "s/^linux-image-\($RB_SERIES[.0-9]*+deb13-amd64\)$/\1/p" | sort -V | tail -n 1)
+			sed -n "s/^linux-image-\(${RB_SERIES}[.0-9]*+deb13-amd64\)$/\1/p" | sort -V | tail -n 1)
 		[ -n "$rel" ] || { echo "the archive has no kernel of the $RB_SERIES series"; return 1; }
 		echo "$RB_KREL is gone from the archive, taking $rel" | tee "$RB_CACHE/notice"
 	fi

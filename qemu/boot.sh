@@ -1,0 +1,97 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# boot.sh NAME [OPTION...] [-- SCRIPT ARGS...]: boot the kernel in QEMU, through
+# virtme-ng, with this machine's (or the toolchain root's) files, and run SCRIPT
+# in it as root. Without SCRIPT: a prompt.
+#
+#   --append WORDS   more on the kernel command line
+#   --nvme FILE      an NVMe controller with FILE as its disk
+#   --timeout S      give up after S seconds (default 900)
+#   --quiet          the guest's output goes to the log only
+#
+# In .cache/out/NAME: log (what SCRIPT printed), console (the kernel's own
+# words), and what SCRIPT wrote there. The guest counts as good only if SCRIPT
+# exits 0 and a last word that the guest can't know beforehand comes back.
+set -uo pipefail
+here=$(dirname "$(readlink -f "$0")")
+. "$here/config.sh"
+. "$here/lib.sh"
+
+name=$1
+shift
+append=
+nvme=
+limit=900
+quiet=
+while [ $# -gt 0 ]; do
+	case $1 in
+	--append) append=$2; shift 2 ;;
+	--nvme) nvme=$2; shift 2 ;;
+	--timeout) limit=$2; shift 2 ;;
+	--quiet) quiet=1; shift ;;
+	--) shift; break ;;
+	*) die "boot.sh: unknown option $1" ;;
+	esac
+done
+
+kernel=${KERNEL:-/usr/lib/modules/$(krel)/vmlinuz}
+out=$RB_CACHE/out/$name
+rm -rf "$out"
+mkdir -p "$out"
+
+# Where the guest sees that folder: virtme-ng wants it below one of its overlays.
+shared=/tmp/rust_buddy-out
+# virtme-ng throws the console away, and with it what a dying kernel says.
+opts="-device edu,dma_mask=0xffffffffffffffff -set chardev.console.path=$out/console"
+if [ -n "$nvme" ]; then
+	# The largest transfer that QEMU allows: 2^9 pages of the size the driver sets.
+	opts+=" -drive if=none,id=rb,format=raw,file=$nvme -device nvme,serial=rb,drive=rb,mdts=9"
+fi
+args=(--run "$kernel" --user root --memory 2G --cpus 2 "--rwdir=$shared=$out" --qemu-opts="$opts"
+	--append "ignore_loglevel panic=-1 hung_task_panic=1 softlockup_panic=1 $append")
+accel=TCG
+if "$here/kvm.sh" "${KERNEL:-$RB_KERNEL/usr/lib/modules/$(krel)/vmlinuz}"; then
+	accel=KVM
+else
+	args+=(--disable-kvm)
+fi
+
+if [ $# -eq 0 ]; then
+	exec "$here/enter.sh" vng "${args[@]}"
+fi
+
+word=$RANDOM$RANDOM$RANDOM
+{
+	printf 'cd %q\nexport RB_OUT=%q RB_NVME=%q\n' "$RB_TOP" "$shared" "$nvme"
+	printf '%q ' "$@"
+	printf '\nrc=$?\ndmesg >%q\n' "$shared/dmesg"
+	printf '[ $rc -eq 0 ] && echo "the guest is done, %s" >%q\n' "$word" "$shared/done"
+	# How virtme-ng powers off (init exits) looks like a crash: not to be read.
+	printf 'echo "rust_buddy: end of script" >/dev/kmsg\nsync\nexit $rc\n'
+} >"$out/run.sh"
+say "booting $(basename "$(dirname "$kernel")") under $accel, at most $limit s ..."
+start=$SECONDS
+# virtme-ng before 1.41 can hang without a terminal of its own; setsid helps.
+timeout -k 10 "$limit" "$here/enter.sh" setsid -w vng "${args[@]}" -e "bash $shared/run.sh" \
+	</dev/null 2>&1 | if [ -n "$quiet" ]; then cat >"$out/log"; else tee "$out/log"; fi
+rc=${PIPESTATUS[0]}
+say "  the guest ran for $((SECONDS - start)) s"
+
+bad=
+if [ "$rc" -eq 124 ] || [ "$rc" -eq 137 ]; then
+	bad="the guest did not finish within $limit s"
+elif ! grep -q "the guest is done, $word" "$out/done" 2>/dev/null; then
+	bad="the guest stopped before its script was done, or that failed (exit $rc)"
+fi
+# Everything that the kernel says when something is wrong with it.
+complaints='BUG:|WARNING:|Oops|Call Trace|general protection|Kernel panic|[Bb]ad page|INFO: (task|rcu)'
+complaints+='|possible (circular|recursive) lock|inconsistent lock state|sleeping function'
+complaints+='|refcount_t:|list_(add|del) corruption|use-after-free|unable to handle|soft lockup'
+if sed -s '/rust_buddy: end of script/,$d' "$out"/dmesg* "$out/console" | grep -E "$complaints" >"$out/complaints"; then
+	bad="${bad:+$bad; }the kernel complained: $(head -n 1 "$out/complaints" | cut -c 1-120)"
+fi
+if [ -n "$bad" ]; then
+	sed '/rust_buddy: end of script/,$d' "$out/console" | tail -n 30 >&2
+	die "$bad (see $out)"
+fi

@@ -1,0 +1,72 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Style and lints: rustfmt with the kernel's settings, clippy for the kernel's side
+# and for the host's, checkpatch, shellcheck. Ends with a line of counts.
+set -uo pipefail
+here=$(dirname "$(readlink -f "$0")")
+. "$here/config.sh"
+. "$here/lib.sh"
+cd "$RB_TOP" || exit 1
+
+qemu/setup.sh || exit 1
+passed=0
+failed=0
+rel=$(krel)
+
+# judge NAME COMMAND...: silent and 0 is a pass.
+judge() {
+	local name=$1 log=$RB_LOGS/check-$1.log
+	shift
+	if "$@" >"$log" 2>&1; then
+		say "$name: clean"
+		passed=$((passed + 1))
+	else
+		cat "$log" >&2
+		say "$name: not clean"
+		failed=$((failed + 1))
+	fi
+}
+
+format() {
+	# The kernel's settings name some that only a nightly rustfmt knows; it says so.
+	qemu/enter.sh rustfmt --check --edition 2021 --config-path "$RB_TREE/.rustfmt.toml" \
+		rust_buddy.rs selftests/host/src/*.rs selftests/host/tests/*.rs
+}
+clippy_kernel() {
+	rm -rf "$RB_CACHE/build/clippy"
+	mkdir -p "$RB_CACHE/build/clippy"
+	local log
+	log=$(qemu/enter.sh make KDIR="$RB_TREE" BUILD="$RB_CACHE/build/clippy" \
+		KBUILD_ARGS="LOCALVERSION=+${rel#*+} CLIPPY=1" modules 2>&1) || { echo "$log"; return 1; }
+	if grep -q '^warning' <<<"$log"; then
+		echo "$log"
+		return 1
+	fi
+}
+clippy_host() {
+	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-msrv" cargo clippy --locked --all-targets \
+		--manifest-path selftests/host/Cargo.toml -- -D warnings
+}
+checkpatch() {
+	# Neither user space nor a header of the ABI has u64, BIT() and __noreturn; the tests'
+	# macros evaluate what they are given twice and return, as the harness's own do.
+	local ignore=PREFER_KERNEL_TYPES,CAMELCASE,BIT_MACRO,PREFER_DEFINED_ATTRIBUTE_MACRO
+	ignore+=,MACRO_ARG_REUSE,MACRO_WITH_FLOW_CONTROL,EMBEDDED_FILENAME
+	# It takes FIXTURE_DATA(x) *self for a product.
+	! git ls-files -z '*.c' '*.h' '*.rs' Makefile '*/Makefile' Kbuild |
+		xargs -0 qemu/enter.sh "$RB_TREE/scripts/checkpatch.pl" --no-tree --strict --terse \
+			--no-summary --quiet --ignore "$ignore" --max-line-length=100 -f |
+		grep -v "spaces preferred around that '\*' (ctx:WxV)"
+}
+shellcheck_all() {
+	# What a script sources is checked as a file of its own.
+	git ls-files -z '*.sh' .ci/run | xargs -0 qemu/enter.sh shellcheck -s bash -e SC1091,SC2001,SC2016,SC2034,SC2154,SC2317
+}
+judge rustfmt format
+judge clippy-kernel clippy_kernel
+judge clippy-host clippy_host
+judge checkpatch checkpatch
+judge shellcheck shellcheck_all
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

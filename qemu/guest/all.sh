@@ -1,0 +1,12 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Everything that runs in the guest that has all three sources of memory.
+
+range=(start=0x40000000)
+bash selftests/module.sh
+bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot edu nvme
+bash qemu/guest/tests.sh cma -- alloc zero edu nvme
+bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero edu nvme
+# Few enough that a test can have them all.
+bash qemu/guest/tests.sh contig size_mb=32 max_buffers=64 -- alloc

@@ -1,0 +1,51 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# All kselftests, inside the guest: each program's TAP, one after the other, with
+# a line before and after that the tally understands.
+#
+#   tests.sh SOURCE [PARAMETER...] -- PROGRAM...
+# loads the module from that source, runs the programs, unloads it.
+. qemu/guest/lib.sh
+
+source=$1
+shift
+params=()
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+	params+=("$1")
+	shift
+done
+shift
+
+echo "# suite load:$source"
+echo 1..1
+if load "source=$source" "${params[@]}"; then
+	echo "ok 1 load source=$source ${params[*]}"
+else
+	echo "not ok 1 load source=$source ${params[*]}"
+	echo "# exit 1"
+	exit 0
+fi
+echo "# exit 0"
+
+for program in "$@"; do
+	echo "# suite $program:$source"
+	if [ -x "$RB_BUILD/selftests/$program" ]; then
+		# In a folder of its own: programs may leave files there.
+		(cd /tmp && timeout -k 10 300 "$RB_BUILD/selftests/$program") 2>&1
+		echo "# exit $?"
+	else
+		echo "1..0 # SKIP $program was not built"
+		echo "# exit 4"
+	fi
+done
+
+echo "# suite unload:$source"
+echo 1..1
+if rmmod rust_buddy; then
+	echo "ok 1 unload"
+	echo "# exit 0"
+else
+	echo "not ok 1 unload"
+	echo "# exit 1"
+fi

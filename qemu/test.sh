@@ -1,0 +1,88 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# All tests: set up, build, the host's tests, then the guest's. Ends with one line
+# "N passed, N failed, N skipped" and exits non-zero if anything failed.
+#
+# With KERNEL= and KDIR= nothing is set up and no root is needed; what that kernel
+# lacks is skipped and named.
+set -uo pipefail
+here=$(dirname "$(readlink -f "$0")")
+. "$here/config.sh"
+. "$here/lib.sh"
+cd "$RB_TOP" || exit 1
+mkdir -p "$RB_CACHE"
+
+passed=0
+failed=0
+skipped=0
+
+# count FILE: adds the results in it.
+count() {
+	local p f s
+	read -r p f s < <(awk -f qemu/tally.awk "$1")
+	passed=$((passed + p))
+	failed=$((failed + f))
+	skipped=$((skipped + s))
+}
+trouble() {
+	say "failed: $*"
+	failed=$((failed + 1))
+}
+finish() {
+	echo "$passed passed, $failed failed, $skipped skipped"
+	[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+	exit
+}
+
+if [ -n "${KERNEL:-}" ]; then
+	for tool in vng qemu-system-x86_64 cargo; do
+		command -v "$tool" >/dev/null || die "make test KERNEL= needs $tool installed"
+	done
+	qemu/missing.sh "$KDIR"
+	skipped=$((skipped + $?))
+else
+	qemu/setup.sh || { trouble "the set-up"; finish; }
+fi
+qemu/build.sh || { trouble "the build"; finish; }
+
+# The host: with the machine's own Rust, if it has one, and with the oldest that counts.
+host_tests() {
+	"$@" test --locked --manifest-path selftests/host/Cargo.toml
+}
+if [ -z "${KERNEL:-}" ]; then
+	step host-msrv "testing the core on the host ($(qemu/enter.sh rustc --version | cut -d' ' -f1,2))" \
+		host_tests qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-msrv" cargo ||
+		trouble "the host's tests"
+	count "$RB_LOGS/host-msrv.log"
+fi
+if command -v cargo >/dev/null && [ -z "${RB_INSIDE:-}" ]; then
+	export CARGO_TARGET_DIR=$RB_CACHE/target
+	step host "testing the core on the host ($(rustc --version | cut -d' ' -f1,2))" \
+		host_tests cargo || trouble "the host's tests"
+	count "$RB_LOGS/host.log"
+fi
+
+# The guest. The backing file of the NVMe controller is made and checked here, so that
+# what the device really wrote is looked at from outside.
+mkdir -p "$RB_CACHE/out"
+disk=$RB_CACHE/out/nvme.img
+image=$RB_CACHE/build/selftests/nvme-image
+qemu/enter.sh "$image" create "$disk" || trouble "making the NVMe image"
+if ! qemu/boot.sh tests --append "cma=256M memmap=64M\$0x40000000" --nvme "$disk" --quiet \
+	--timeout 1800 -- bash qemu/guest/all.sh; then
+	trouble "the guest"
+fi
+count "$RB_CACHE/out/tests/log"
+if qemu/enter.sh "$image" check "$disk"; then
+	passed=$((passed + 1))
+else
+	trouble "the NVMe image holds something else than was written"
+fi
+
+# A guest as it comes, without cma= and memmap=: what is refused, and what it says.
+if ! qemu/boot.sh bare --quiet --timeout 300 -- bash selftests/bare.sh; then
+	trouble "the bare guest"
+fi
+count "$RB_CACHE/out/bare/log"
+finish
