@@ -20,6 +20,10 @@ mkdir -p "$out"
 build() {
 	"$here/enter.sh" make -C "$RB_TOP" KDIR="$kdir" BUILD="$out/module" "${args[@]}" modules
 	"$here/enter.sh" make -C "$RB_TOP/selftests" KSRC="$kdir" OUTPUT="$out/selftests" all
+	# The example that people copy has to compile, and to run in the guest.
+	awk '/^```c$/ { on = 1; next } /^```/ { on = 0 } on' "$RB_TOP/README.md" >"$out/selftests/example.c"
+	"$here/enter.sh" cc -Wall -Wextra -Werror -I"$RB_TOP/src/uapi" \
+		"$out/selftests/example.c" -o "$out/selftests/example"
 }
 step build "building the module and the tests" build
 if grep -n 'warning' "$RB_LOGS/build.log" | grep -v 'gcc-multilib'; then

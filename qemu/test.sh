@@ -39,8 +39,7 @@ if [ -n "${KERNEL:-}" ]; then
 	for tool in vng qemu-system-x86_64 cargo; do
 		command -v "$tool" >/dev/null || die "make test KERNEL= needs $tool installed"
 	done
-	qemu/missing.sh "$KDIR"
-	skipped=$((skipped + $?))
+	export KDIR
 else
 	qemu/setup.sh || { trouble "the set-up"; finish; }
 fi

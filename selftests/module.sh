@@ -9,6 +9,22 @@
 
 meminfo() { sed -n "s/^$1: *\([0-9]*\).*/\1/p" /proc/meminfo; }
 
+# What needs a CMA area or a reserved range, where there is none.
+with_cma() {
+	if [ "$(meminfo CmaTotal)" -gt 0 ] 2>/dev/null; then
+		check "$@"
+	else
+		skip "$1" "the kernel has no CMA area: CONFIG_CMA=y and cma=256M"
+	fi
+}
+with_debugfs() {
+	if mountpoint -q /sys/kernel/debug; then
+		check "$@"
+	else
+		skip "$1" "the kernel has no debugfs: CONFIG_DEBUG_FS=y"
+	fi
+}
+
 # The log names source, node, span and time, and what the buffers are good for.
 said() {
 	local words=$1
@@ -109,7 +125,16 @@ size_is_kept() {
 	[ "$size" = $((3 << 20)) ]
 }
 
-plan module 25
+readme_example() {
+	load || return 1
+	local said
+	said=$("$RB_BUILD/selftests/example")
+	rmmod rust_buddy
+	echo "# $said"
+	grep -qE '^tell the device 0x[0-9a-f]+000, 65536 bytes$' <<<"$said"
+}
+
+plan module 26
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
@@ -125,19 +150,20 @@ check "refuses a range on a node" refused 'load without node=' \
 	source=range start=0x40000000 node=0
 check "refuses more than there is" refused 'boot with cma=6000M .*or take a smaller size_mb=' \
 	size_mb=3000 source=contig
-check "refuses more than the CMA area" refused 'boot with cma=1000M .*or take a smaller size_mb=' \
+with_cma "refuses more than the CMA area" refused 'boot with cma=1000M .*or take a smaller size_mb=' \
 	size_mb=500 source=cma
 check "says what it took from contig" said '64 MiB from contig on node 0, \[0x[0-9a-f]+-0x[0-9a-f]+\], taken in [0-9]+ us' source=contig
-check "says what it took from cma" said '64 MiB from cma on node 0, ' source=cma
+with_cma "says what it took from cma" said '64 MiB from cma on node 0, ' source=cma
 check "says what it took from a range" said '64 MiB from range on node -1, \[0x40000000-0x43ffffff\]' \
 	source=range start=0x40000000
-check "says that CMA pages can't be pinned" said 'CMA pages refuse long-term pins' source=cma
+with_cma "says that CMA pages can't be pinned" said 'CMA pages refuse long-term pins' source=cma
 check "takes contig memory once, at load" takes MemFree source=contig
-check "takes CMA memory once, at load" takes CmaFree source=cma
+with_cma "takes CMA memory once, at load" takes CmaFree source=cma
 check "claims a range while it has it" second_user
 check "gives contig memory back, 50 times" again_and_again MemFree 8192 source=contig
-check "gives CMA memory back, 50 times" again_and_again CmaFree 0 source=cma
+with_cma "gives CMA memory back, 50 times" again_and_again CmaFree 0 source=cma
 check "is not unloaded while a file is open" held_open
-check "shows and describes its parameters" eval "shows_source && describes_itself && size_is_kept"
+with_debugfs "shows and describes its parameters" eval "shows_source && describes_itself && size_is_kept"
 check "makes nodes that are root's" nodes_are_roots
+check "runs the README's example" readme_example
 finish
