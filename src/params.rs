@@ -131,7 +131,11 @@ modinfo!(
 /// # Errors
 ///
 /// `EINVAL`, with the reason and the remedy in the log.
-pub(crate) fn wanted(size_mb: u64, start: u64, node: i32) -> Result<Wanted> {
+pub(crate) fn wanted(size_mb: u64, start: u64, node: i32, max_buffers: u32) -> Result<Wanted> {
+    if max_buffers == 0 {
+        pr_err!("max_buffers=0 would let nobody have a buffer: leave it out, or say how many\n");
+        return Err(EINVAL);
+    }
     if size_mb == 0 || size_mb > MAX_SIZE_MB {
         pr_err!("size_mb={} must be 1 to {}\n", size_mb, MAX_SIZE_MB);
         return Err(EINVAL);

@@ -127,6 +127,36 @@ impl BitSet {
         None
     }
 
+    /// The smallest member that is at least `from` and a multiple of 2^`shift` (below 64). Looks at
+    /// each word with members on the way.
+    pub(super) fn next_multiple(&self, words: &[u64], mut from: u32, shift: u32) -> Option<u32> {
+        loop {
+            let i = self.next(words, from)?;
+            let word = self.word(words, 0, i >> WORD_SHIFT) & (u64::MAX << (i % WORD_BITS));
+            let fit = word & multiples(shift);
+            let start = i & !(WORD_BITS - 1);
+            if fit != 0 {
+                return Some(start + fit.trailing_zeros());
+            }
+            from = start + WORD_BITS;
+        }
+    }
+
+    /// The largest member that is at most `from` and a multiple of 2^`shift` (below 64). Looks at
+    /// each word with members on the way.
+    pub(super) fn prev_multiple(&self, words: &[u64], mut from: u32, shift: u32) -> Option<u32> {
+        loop {
+            let i = self.prev(words, from)?;
+            let word = self.word(words, 0, i >> WORD_SHIFT);
+            let fit = word & (u64::MAX >> (WORD_BITS - 1 - i % WORD_BITS)) & multiples(shift);
+            let start = i & !(WORD_BITS - 1);
+            if fit != 0 {
+                return Some(start + top_bit(fit));
+            }
+            from = start.checked_sub(1)?;
+        }
+    }
+
     /// Does every summary bit say what is below it? For validation; reads every word.
     pub(super) fn summaries_hold(&self, words: &[u64]) -> bool {
         (1..self.levels()).all(|level| {
@@ -174,6 +204,15 @@ impl BitSet {
 
 fn bit(i: u32) -> u64 {
     1 << (i % WORD_BITS)
+}
+
+/// The bits of a word whose numbers are multiples of 2^`shift`.
+fn multiples(shift: u32) -> u64 {
+    // All ones divided by as many: a one in every 2^shift bits.
+    match 1u64.checked_shl(1 << shift.min(WORD_SHIFT)) {
+        Some(step) => u64::MAX / (step - 1),
+        None => 1,
+    }
 }
 
 /// The number of the highest bit of a word that is not zero.

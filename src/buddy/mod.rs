@@ -233,7 +233,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// Takes units that fit `request`.
     ///
     /// Costs O(orders). Only where `request.align` is larger than the block itself may it look at
-    /// every boundary of that size in the window.
+    /// each word of 64 blocks in the window.
     ///
     /// # Errors
     ///
@@ -480,29 +480,52 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             });
         }
         // Blocks smaller than the alignment fit only where they start on it.
-        let mut from = first;
-        let mut to = last;
-        let on_boundary = loop {
-            let block = match place {
-                Place::Any | Place::Lowest => self.next_free(order, from, last + 1)?,
-                Place::Highest => self.prev_free(order, first, to)?,
-            };
-            let boundary = block & !(align.units() - 1);
-            if block == boundary {
-                break block;
-            }
-            // Off the boundary: so is all up to the next one, on either side.
-            from = boundary + align.units();
-            to = boundary;
-            if from > last && place != Place::Highest {
-                return None;
-            }
+        let block = match place {
+            Place::Any | Place::Lowest => self.next_on_boundary(order, align, first, last)?,
+            Place::Highest => self.prev_on_boundary(order, align, first, last)?,
         };
         Some(Found {
-            block: on_boundary,
+            block,
             order,
-            start: on_boundary,
+            start: block,
         })
+    }
+
+    /// The lowest free block of `order`, in `[first, last]`, that starts on a boundary of `align`.
+    fn next_on_boundary(&self, order: Order, align: Order, first: u64, last: u64) -> Option<u64> {
+        let set = &self.free[order.index()];
+        let shift = align.get() - order.get();
+        let mut from = first;
+        while from <= last {
+            let i = set.next_multiple(&self.words, self.bit_of(from, order), shift.min(6))?;
+            let block = self.block_of(i, order);
+            let boundary = block & !(align.units() - 1);
+            if block == boundary {
+                return (block <= last).then_some(block);
+            }
+            // A multiple of 64 blocks, but not of the alignment: so is none up to the next one.
+            from = boundary + align.units();
+        }
+        None
+    }
+
+    /// The highest free block of `order`, in `[first, last]`, that starts on a boundary of `align`.
+    fn prev_on_boundary(&self, order: Order, align: Order, first: u64, last: u64) -> Option<u64> {
+        let set = &self.free[order.index()];
+        let shift = align.get() - order.get();
+        let mut to = last;
+        loop {
+            let i = set.prev_multiple(&self.words, self.bit_of(to, order), shift.min(6))?;
+            let block = self.block_of(i, order);
+            let boundary = block & !(align.units() - 1);
+            if block == boundary {
+                return (block >= first).then_some(block);
+            }
+            if boundary < first {
+                return None;
+            }
+            to = boundary;
+        }
     }
 
     /// Takes `units` at the place found and gives the rest of the block back.
