@@ -82,6 +82,7 @@ impl kernel::InPlaceModule for RustBuddy {
                 module_parameters::size_mb.value(),
                 module_parameters::start.value(),
                 module_parameters::node.value(),
+                module_parameters::max_buffers.value(),
             )?;
             let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?)?;
             let files = debugfs::show(&Dir::new(c"rust_buddy"), pool.clone())?;

@@ -63,7 +63,7 @@ fi
 
 word=$RANDOM$RANDOM$RANDOM
 {
-	printf 'cd %q\nexport RB_OUT=%q RB_NVME=%q\n' "$RB_TOP" "$shared" "$nvme"
+	printf 'cd %q\nexport RB_OUT=%q RB_BUILD=%q\n' "$RB_TOP" "$shared" "$RB_CACHE/build"
 	printf '%q ' "$@"
 	printf '\nrc=$?\ndmesg >%q\n' "$shared/dmesg"
 	printf '[ $rc -eq 0 ] && echo "the guest is done, %s" >%q\n' "$word" "$shared/done"

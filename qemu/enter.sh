@@ -51,6 +51,11 @@ exec unshare --mount --propagation private --pid --fork --kill-child --mount-pro
 	touch "$root/etc/resolv.conf"
 	mount --bind "$(readlink -f /etc/resolv.conf)" "$root/etc/resolv.conf"
 	mount --bind /etc/hosts "$root/etc/hosts" 2>/dev/null || :
+	# Whom this machine trusts, the root trusts: a company may have a registry of its own.
+	certs=/etc/ssl/certs/ca-certificates.crt
+	if [ -s "$certs" ] && [ -e "$root$certs" ]; then
+		mount --bind "$certs" "$root$certs"
+	fi
 	exec chroot "$root" /usr/bin/env -i RB_INSIDE=1 RB_CACHE="$cache" HOME=/root \
 		PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
 		TERM="${TERM:-dumb}" LC_ALL=C.UTF-8 CI="${CI:-}" CARGO_HOME="$cache/cargo" \

@@ -33,6 +33,13 @@ mirror() {
 		die "no Debian archive in the host's apt sources; name one with MIRROR="
 }
 
+# Said once and clearly, before a long step fails over it.
+reachable() {
+	/usr/lib/apt/apt-helper download-file "$1/dists/$RB_SUITE/InRelease" "$RB_CACHE/InRelease" \
+		>/dev/null 2>&1 ||
+		die "the Debian archive at $1 can't be reached: check the network, or name one with MIRROR="
+}
+
 # apt-get on the host; a refusal is almost always a registry out of reach.
 host_install() {
 	local missing=() p
@@ -120,13 +127,13 @@ prepare_tree() {
 	"
 }
 
+m=$(mirror)
+[ "$(cat "$RB_STAMPS/kernel" 2>/dev/null)" = "$RB_KREL" ] || reachable "$m"
 if needs_root; then
 	host_install mmdebstrap debian-archive-keyring util-linux
-	m=$(mirror)
 	once root "$RB_SUITE ${RB_TOOLS[*]}" "making the $RB_SUITE toolchain root (about 2.5 GB, a minute)" make_root "$m"
 else
 	host_install "${RB_TOOLS[@]}"
-	m=$(mirror)
 fi
 once kernel "$RB_KREL" "fetching the stock kernel $RB_KREL, its headers and its source" fetch_kernel "$m"
 [ ! -e "$RB_CACHE/notice" ] || say "$(cat "$RB_CACHE/notice")"

@@ -16,6 +16,7 @@ mkdir -p "$RB_CACHE"
 passed=0
 failed=0
 skipped=0
+quiet=--quiet
 
 # count FILE: adds the results in it.
 count() {
@@ -36,10 +37,12 @@ finish() {
 }
 
 if [ -n "${KERNEL:-}" ]; then
+	# The caller's tools, wherever this runs, and the guest's KTAP for all to see.
+	export KDIR RB_INSIDE=1
+	quiet=
 	for tool in vng qemu-system-x86_64 cargo; do
 		command -v "$tool" >/dev/null || die "make test KERNEL= needs $tool installed"
 	done
-	export KDIR
 else
 	qemu/setup.sh || { trouble "the set-up"; finish; }
 fi
@@ -55,11 +58,31 @@ if [ -z "${KERNEL:-}" ]; then
 		trouble "the host's tests"
 	count "$RB_LOGS/host-msrv.log"
 fi
-if command -v cargo >/dev/null && [ -z "${RB_INSIDE:-}" ]; then
+if command -v cargo >/dev/null; then
 	export CARGO_TARGET_DIR=$RB_CACHE/target
 	step host "testing the core on the host ($(rustc --version | cut -d' ' -f1,2))" \
 		host_tests cargo || trouble "the host's tests"
 	count "$RB_LOGS/host.log"
+fi
+
+# What make install puts where.
+installs() {
+	local to=$RB_CACHE/out/install file kbuild_args=
+	[ -n "${KDIR:-}" ] || kbuild_args=LOCALVERSION=+$(krel | cut -d+ -f2)
+	rm -rf "$to"
+	qemu/enter.sh make -s KDIR="${KDIR:-$RB_TREE}" BUILD="$RB_CACHE/build/module" DESTDIR="$to" \
+		KBUILD_ARGS="$kbuild_args" install || return 1
+	for file in usr/include/linux/rust_buddy.h usr/lib/udev/rules.d/60-rust_buddy.rules \
+		usr/lib/sysusers.d/rust_buddy.conf usr/share/doc/rust_buddy/modprobe.conf \
+		usr/share/doc/rust_buddy/modules-load.conf; do
+		[ -s "$to/$file" ] || { echo "no $file"; return 1; }
+	done
+	find "$to/lib/modules" -name 'rust_buddy.ko*' | grep . || { echo "no module"; return 1; }
+}
+if step install "installing into a folder" installs; then
+	passed=$((passed + 1))
+else
+	trouble "make install"
 fi
 
 # The guest. The backing file of the NVMe controller is made and checked here, so that
@@ -68,7 +91,7 @@ mkdir -p "$RB_CACHE/out"
 disk=$RB_CACHE/out/nvme.img
 image=$RB_CACHE/build/selftests/nvme-image
 qemu/enter.sh "$image" create "$disk" || trouble "making the NVMe image"
-if ! qemu/boot.sh tests --append "cma=256M memmap=64M\$0x40000000" --nvme "$disk" --quiet \
+if ! qemu/boot.sh tests --append "cma=256M memmap=64M\$0x40000000" --nvme "$disk" $quiet \
 	--timeout 1800 -- bash qemu/guest/all.sh; then
 	trouble "the guest"
 fi
@@ -80,7 +103,7 @@ else
 fi
 
 # A guest as it comes, without cma= and memmap=: what is refused, and what it says.
-if ! qemu/boot.sh bare --quiet --timeout 300 -- bash selftests/bare.sh; then
+if ! qemu/boot.sh bare $quiet --timeout 300 -- bash selftests/bare.sh; then
 	trouble "the bare guest"
 fi
 count "$RB_CACHE/out/bare/log"

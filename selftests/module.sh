@@ -134,10 +134,11 @@ readme_example() {
 	grep -qE '^tell the device 0x[0-9a-f]+000, 65536 bytes$' <<<"$said"
 }
 
-plan module 26
+plan module 27
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
+check "refuses a client without buffers" refused 'max_buffers=0 would let nobody' max_buffers=0
 check "refuses start without source=range" refused 'start= goes with source=range' start=0x40000000
 check "refuses a range without start" refused 'needs start=.*memmap=64M' source=range
 check "refuses an unaligned range" refused 'on a page boundary' source=range start=0x40000800
