@@ -128,6 +128,7 @@ prepare_tree() {
 }
 
 m=$(mirror)
+m=${m%/}
 [ "$(cat "$RB_STAMPS/kernel" 2>/dev/null)" = "$RB_KREL" ] || reachable "$m"
 if needs_root; then
 	host_install mmdebstrap debian-archive-keyring util-linux
