@@ -5,8 +5,8 @@
 
 range=(start=0x40000000)
 bash selftests/module.sh
-bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot edu nvme
+bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload edu nvme
 bash qemu/guest/tests.sh cma -- alloc zero edu nvme
 bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero edu nvme
-# Few enough that a test can have them all.
-bash qemu/guest/tests.sh contig size_mb=32 max_buffers=64 -- alloc
+# Few enough buffers that a test can have them all.
+bash qemu/guest/tests.sh contig max_buffers=1000 -- alloc
