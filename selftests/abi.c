@@ -322,6 +322,24 @@ TEST_F(call, shorter_struct)
 	}
 }
 
+/* A handle that could not be told would stay until the client goes: refused. */
+TEST_F(call, no_room_for_the_handle)
+{
+	struct rust_buddy_alloc *req = (void *)self->area;
+	size_t cut;
+
+	if (variant->nr != NR_ALLOC)
+		return;
+	for (cut = offsetof(struct rust_buddy_alloc, max_size);
+	     cut < offsetof(struct rust_buddy_alloc, granted); cut++) {
+		memset(req, 0, sizeof(*req));
+		req->size = 1;
+		EXPECT_REFUSED(self->fd, self->sentinel,
+			       raw_ioctl(self->fd, RB_CMD(NR_ALLOC, cut), req), &req->hdr,
+			       -EINVAL, RUST_BUDDY_WHY_SHORT);
+	}
+}
+
 /* What is missing counts as zero: a size, a handle of 0. */
 TEST_F(call, nothing_but_a_header)
 {

@@ -68,8 +68,16 @@ impl Pending<'_> {
     }
 }
 
-/// Serves ALLOC.
-pub(super) fn alloc<'a>(client: &'a Client, request: &mut Alloc) -> Result<Pending<'a>, Refusal> {
+/// Bytes of the struct that a caller must have: a handle that nobody is told of would stay until
+/// the client goes.
+const ROOM: usize = core::mem::offset_of!(Alloc, granted);
+
+/// Serves ALLOC, for a caller whose struct has `size` bytes.
+pub(super) fn alloc<'a>(
+    client: &'a Client,
+    request: &mut Alloc,
+    size: usize,
+) -> Result<Pending<'a>, Refusal> {
     if request.reserved != 0 {
         return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
     }
@@ -78,6 +86,9 @@ pub(super) fn alloc<'a>(client: &'a Client, request: &mut Alloc) -> Result<Pendi
     let pool = commands::pool(client, request.pool)?;
     let ask = ask(request, pool)?;
     let window_pages = window_pages(request, &ask, client)?;
+    if size < ROOM {
+        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+    }
 
     let slot = client
         .slot()

@@ -67,7 +67,7 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
             size,
             |request| {
                 may_change(file)?;
-                alloc::alloc(client, request)
+                alloc::alloc(client, request, size)
             },
             alloc::Pending::finish,
         ),

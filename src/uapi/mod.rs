@@ -112,6 +112,8 @@ constants! {
     WHY_HANDLES: u32 = 18;
     /// Pinned too many times.
     WHY_PINS: u32 = 19;
+    /// The struct has no room for the handle.
+    WHY_SHORT: u32 = 20;
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;

@@ -56,6 +56,7 @@
 #define RUST_BUDDY_WHY_WINDOWS		17	/* ENOSPC: no room for the mmap window */
 #define RUST_BUDDY_WHY_HANDLES		18	/* EMFILE: the client holds as many as it may */
 #define RUST_BUDDY_WHY_PINS		19	/* EOVERFLOW: pinned too many times */
+#define RUST_BUDDY_WHY_SHORT		20	/* EINVAL: the struct has no room for the handle */
 
 /*
  * The head of every request.
