@@ -19,6 +19,8 @@ mod mm;
 mod params;
 #[path = "src/pool.rs"]
 mod pool;
+#[path = "src/quarantine.rs"]
+mod quarantine;
 #[path = "src/region/mod.rs"]
 mod region;
 #[path = "src/uapi/mod.rs"]
@@ -31,7 +33,8 @@ use device::{
 };
 use kernel::{
     debugfs::Dir,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 use pool::{
     Pool,
@@ -62,17 +65,30 @@ module! {
             default: 65536,
             description: "Buffers that one open file may hold (default 65536)",
         },
+        quarantine_ms: i64 {
+            default: 5000,
+            description: "How long memory waits that a dead client had pinned (default 5000; 0: not at all; -1: until released in debugfs)",
+        },
     },
 }
 
 /// All that the module owns. Fields go from the top: the nodes first, the memory last.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 struct RustBuddy {
     #[pin]
     plain: Node,
     #[pin]
     phys: Node,
     files: debugfs::PoolFiles,
+    pool: Arc<Pool>,
+}
+
+#[pinned_drop]
+impl PinnedDrop for RustBuddy {
+    fn drop(self: Pin<&mut Self>) {
+        // The last block that waited has let the module go, from code that may still run.
+        self.pool.worker().flush();
+    }
 }
 
 impl kernel::InPlaceModule for RustBuddy {
@@ -84,13 +100,15 @@ impl kernel::InPlaceModule for RustBuddy {
                 module_parameters::node.value(),
                 module_parameters::max_buffers.value(),
             )?;
-            let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?)?;
+            let term = params::quarantine(module_parameters::quarantine_ms.value())?;
+            let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?, term)?;
             let files = debugfs::show(&Dir::new(c"rust_buddy"), pool.clone())?;
-            let hub = Hub::new(pool, module_parameters::max_buffers.value())?;
+            let hub = Hub::new(pool.clone(), module_parameters::max_buffers.value())?;
             Ok(try_pin_init!(Self {
                 plain <- Node::new(hub.clone(), Addresses::Hidden),
                 phys <- Node::new(hub, Addresses::Shown),
                 files,
+                pool,
             }))
         })
     }

@@ -4,44 +4,11 @@
  * own. Every byte that it should write is checked, and every one that it should
  * not: at the start, across the middle and at the very end of buffers of three
  * orders, and between buffers with no gap between them.
- *
- *	-device edu,dma_mask=0xffffffffffffffff
- *
- * The mask is a must: the device cuts what lies beyond its mask off an address,
- * without a word, and then writes to memory that is not ours.
  */
 #include <inttypes.h>
 
-#include "pci.h"
+#include "edu.h"
 #include "rb_test.h"
-
-#define EDU_VENDOR	0x1234
-#define EDU_DEVICE	0x11e8
-
-/* Registers. Those of the DMA take 8 bytes at once. */
-#define EDU_ID		0x00
-#define EDU_DMA_FROM	0x80
-#define EDU_DMA_TO	0x88
-#define EDU_DMA_COUNT	0x90
-#define EDU_DMA_COMMAND	0x98
-
-static_assert(sizeof(long) == 8, "a register of 8 bytes takes one access of 8 bytes");
-
-/* The upper 24 bits are the version. */
-#define EDU_ID_MASK	0xff
-#define EDU_ID_VALUE	0xedu
-
-#define EDU_RUN		1
-#define EDU_FROM_EDU	2
-#define EDU_TIMEOUT_NS	(10 * 1000000000ULL)
-
-/*
- * Its own memory, as it addresses it. QEMU before 8.2.1 aborts when a transfer
- * ends at the end of this; later ones, and so those that have the tools for the
- * kernels that this module needs, allow it.
- */
-#define EDU_MEMORY	0x40000
-#define EDU_BYTES	4096
 
 /* Unlike any byte of the pattern. */
 #define EDU_GUARD		0xEE
@@ -50,36 +17,6 @@ static_assert(sizeof(long) == 8, "a register of 8 bytes takes one access of 8 by
 static uint8_t edu_pattern(uint64_t i)
 {
 	return (i * 37 + i / 127 * 11 + 1) & 0x7f;
-}
-
-/* Waits for the end of the transfer: its bit is cleared when all has been copied. */
-static int edu_wait(struct pci_dev *pci)
-{
-	uint64_t start = pci_now();
-
-	while (pci_read32(pci, EDU_DMA_COMMAND) & EDU_RUN) {
-		if (pci_now() - start > EDU_TIMEOUT_NS) {
-			/* It might still come and write to memory that others have then. */
-			pci_master_off(pci);
-			return -ETIMEDOUT;
-		}
-		usleep(1000);
-	}
-	return 0;
-}
-
-static int edu_copy(struct pci_dev *pci, uint64_t from, uint64_t to, uint64_t bytes,
-		    uint64_t direction)
-{
-	int err = edu_wait(pci);
-
-	if (err)
-		return err;
-	pci_write64(pci, EDU_DMA_FROM, from);
-	pci_write64(pci, EDU_DMA_TO, to);
-	pci_write64(pci, EDU_DMA_COUNT, bytes);
-	pci_write64(pci, EDU_DMA_COMMAND, EDU_RUN | direction);
-	return edu_wait(pci);
 }
 
 static int edu_take(struct pci_dev *pci, uint64_t address, uint64_t bytes)
@@ -151,24 +88,16 @@ FIXTURE_VARIANT_ADD(edu, order9_4096) { .order = 9, .bytes = 4096 };
 
 FIXTURE_SETUP(edu)
 {
-	const struct pci_match match = { .vendor = EDU_VENDOR, .device = EDU_DEVICE };
 	struct rust_buddy_pool_info pool;
-	char name[PCI_NAME_LEN];
 	int err;
 
 	OPEN_OR_SKIP(self->phys_fd, RB_DEV_PHYS);
 	ASSERT_EQ(0, rb_pool_info(self->phys_fd, 0, &pool));
 	self->size = pool.unit << variant->order;
-	err = pci_find(&match, 0, name);
+	err = edu_open(&self->pci);
 	if (err == -ENODEV)
 		SKIP(return, "no edu: start QEMU with -device edu,dma_mask=0xffffffffffffffff");
 	ASSERT_EQ(0, err);
-	ASSERT_EQ(0, pci_open(&self->pci, name));
-	EXPECT_EQ(EDU_ID_VALUE, pci_read32(&self->pci, EDU_ID) & EDU_ID_MASK);
-	EXPECT_EQ(0, pci_master_on(&self->pci));
-	/* Teardown is not called after this. */
-	if (_metadata->exit_code)
-		pci_close(&self->pci);
 }
 
 /* The device first: it must not reach a buffer that is given back. */

@@ -103,7 +103,7 @@ shows_source() {
 
 describes_itself() {
 	local p
-	for p in size_mb source start node max_buffers; do
+	for p in size_mb source start node max_buffers quarantine_ms; do
 		modinfo -F parm "$RB_KO" | grep -q "^$p:" || { echo "# no $p"; return 1; }
 	done
 }
@@ -125,8 +125,20 @@ size_is_kept() {
 	[ "$size" = $((3 << 20)) ]
 }
 
+# The example pins and exits without UNPIN.
+waits_out_the_quarantine() {
+	load quarantine_ms=2000 || return 1
+	"$RB_BUILD/selftests/example" >/dev/null
+	if rmmod rust_buddy 2>/dev/null; then
+		echo "# it was unloaded although a device may still write"
+		return 1
+	fi
+	sleep 4
+	rmmod rust_buddy
+}
+
 readme_example() {
-	load || return 1
+	load quarantine_ms=0 || return 1
 	local said
 	said=$("$RB_BUILD/selftests/example")
 	rmmod rust_buddy
@@ -134,11 +146,14 @@ readme_example() {
 	grep -qE '^tell the device 0x[0-9a-f]+000, 65536 bytes$' <<<"$said"
 }
 
-plan module 27
+plan module 30
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
 check "refuses a client without buffers" refused 'max_buffers=0 would let nobody' max_buffers=0
+check "refuses a quarantine below -1" refused 'quarantine_ms=-2 must be -1 to 86400000' quarantine_ms=-2
+check "refuses a quarantine of more than a day" refused 'must be -1 to 86400000' \
+	quarantine_ms=86400001
 check "refuses start without source=range" refused 'start= goes with source=range' start=0x40000000
 check "refuses a range without start" refused 'needs start=.*memmap=64M' source=range
 check "refuses an unaligned range" refused 'on a page boundary' source=range start=0x40000800
@@ -166,5 +181,6 @@ with_cma "gives CMA memory back, 50 times" again_and_again CmaFree 0 source=cma
 check "is not unloaded while a file is open" held_open
 with_debugfs "shows and describes its parameters" eval "shows_source && describes_itself && size_is_kept"
 check "makes nodes that are root's" nodes_are_roots
+check "is not unloaded while a pinned buffer waits" waits_out_the_quarantine
 check "runs the README's example" readme_example
 finish

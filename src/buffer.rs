@@ -9,10 +9,8 @@ use crate::mm::{
     self,
     Pfn, //
 };
-use crate::pool::{
-    Block,
-    Pool, //
-};
+use crate::pool::Block;
+use crate::quarantine::Shelter;
 use crate::uapi;
 use kernel::{
     maple_tree::{
@@ -137,8 +135,16 @@ impl Name {
 }
 
 /// A buffer.
+///
+/// # Invariants
+///
+/// `block` is there until `drop` takes it.
 pub(crate) struct Buffer {
-    block: Block,
+    block: Option<Block>,
+    /// Where the block may have to wait, for buffers that can be pinned.
+    shelter: Option<Shelter>,
+    /// Somebody who was told the address is gone and never said that the device is quiet.
+    told: Atomic<bool>,
     window: Window,
     name: Name,
     flags: u32,
@@ -154,11 +160,15 @@ impl Buffer {
         name: Name,
         flags: u32,
         epoch: u64,
+        shelter: Option<Shelter>,
     ) -> Result<Arc<Self>> {
         block.zero();
         Ok(Arc::new(
+            // INVARIANT: The block is there.
             Self {
-                block,
+                block: Some(block),
+                shelter,
+                told: Atomic::new(false),
                 window,
                 name,
                 flags,
@@ -171,22 +181,26 @@ impl Buffer {
 
     /// Bytes that were asked for.
     pub(crate) fn size(&self) -> u64 {
-        self.block.requested()
+        self.block.as_ref().map_or(0, Block::requested)
     }
 
     /// Bytes that were given.
     pub(crate) fn granted(&self) -> u64 {
-        self.block.pages() * mm::UNIT
+        self.pages() * mm::UNIT
     }
 
     /// The order of the smallest block that covers it.
     pub(crate) fn order(&self) -> u32 {
-        self.block.order().get()
+        self.block.as_ref().map_or(0, |block| block.order().get())
     }
 
-    /// Its pool.
-    pub(crate) fn pool(&self) -> &Pool {
-        self.block.pool()
+    /// The id of its pool.
+    pub(crate) fn pool(&self) -> u32 {
+        self.block.as_ref().map_or(0, |block| block.pool().id())
+    }
+
+    fn pages(&self) -> u64 {
+        self.block.as_ref().map_or(0, Block::pages)
     }
 
     /// Its window of mmap offsets.
@@ -227,12 +241,20 @@ impl Buffer {
     /// The page frame that offset `page` of mmap shows; none beyond what is granted.
     pub(crate) fn frame_at(&self, page: u64) -> Option<Pfn> {
         let within = page.checked_sub(self.window.first())?;
-        (within < self.block.pages()).then(|| self.block.first().plus(within))
+        let block = self.block.as_ref()?;
+        (within < block.pages()).then(|| block.first().plus(within))
     }
 
     /// The physical address. Only for who may see it.
     pub(crate) fn address(&self) -> u64 {
-        self.block.first().address()
+        self.block
+            .as_ref()
+            .map_or(uapi::NO_ADDRESS, |block| block.first().address())
+    }
+
+    /// The address may still be in use when the buffer goes.
+    pub(crate) fn leave_told(&self) {
+        self.told.store(true, Relaxed);
     }
 
     /// Parts of address spaces that map it.
@@ -248,5 +270,16 @@ impl Buffer {
     /// One less.
     pub(crate) fn uncount_mapping(&self) {
         self.mappings.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if !self.told.load(Relaxed) {
+            return;
+        }
+        if let (Some(shelter), Some(block)) = (self.shelter.take(), self.block.take()) {
+            shelter.keep(block);
+        }
     }
 }

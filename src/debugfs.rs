@@ -13,7 +13,8 @@ use kernel::{
     fmt,
     prelude::*,
     str::CString,
-    sync::Arc, //
+    sync::Arc,
+    uaccess::UserSliceReader, //
 };
 
 /// Characters in a line of the picture, and at most so many lines.
@@ -31,6 +32,7 @@ pub(crate) fn show(root: &Dir, pool: Arc<Pool>) -> Result<PoolFiles> {
             dir.read_callback_file(c"status", pool, &status);
             dir.read_callback_file(c"free_blocks", pool, &free_blocks);
             dir.read_callback_file(c"map", pool, &map);
+            dir.write_only_callback_file(c"release_quarantine", pool, &release_quarantine);
         }),
         GFP_KERNEL,
     )
@@ -46,8 +48,15 @@ fn status(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "granted: {}", now.granted)?;
     writeln!(f, "largest_free: {}", now.largest_free)?;
     writeln!(f, "buffers: {}", now.blocks)?;
+    writeln!(f, "quarantined: {}", now.quarantined)?;
     writeln!(f, "splits: {}", now.counters.splits)?;
     writeln!(f, "joins: {}", now.counters.joins)
+}
+
+/// Writing anything lets go what waits for an administrator.
+fn release_quarantine(pool: &Arc<Pool>, _reader: &mut UserSliceReader) -> Result {
+    pool.release_quarantine();
+    Ok(())
 }
 
 fn free_blocks(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -3,6 +3,7 @@
 //! Module parameters beyond what `module!` can declare, and the check of all of them.
 
 use crate::mm;
+use crate::quarantine::Term;
 use crate::region::{
     Source,
     Wanted, //
@@ -159,4 +160,24 @@ pub(crate) fn wanted(size_mb: u64, start: u64, node: i32, max_buffers: u32) -> R
         start,
         node,
     })
+}
+
+/// How long memory waits that a dead client had pinned.
+///
+/// # Errors
+///
+/// `EINVAL`, with the reason and the remedy in the log.
+pub(crate) fn quarantine(ms: i64) -> Result<Term> {
+    /// A day.
+    const MAX_MS: u32 = 86_400_000;
+
+    match (ms, u32::try_from(ms)) {
+        (-1, _) => Ok(Term::Release),
+        (0, _) => Ok(Term::None),
+        (_, Ok(ms)) if ms <= MAX_MS => Ok(Term::Milliseconds(ms)),
+        _ => {
+            pr_err!("quarantine_ms={} must be -1 to {}\n", ms, MAX_MS);
+            Err(EINVAL)
+        }
+    }
 }

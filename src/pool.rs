@@ -22,11 +22,19 @@ use crate::mm::{
     self,
     Pfn, //
 };
+use crate::quarantine::{
+    Term,
+    Worker, //
+};
 use crate::region::Region;
 use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         SpinLock, //
     }, //
@@ -42,6 +50,8 @@ struct State {
     requested: u64,
     /// Living blocks.
     blocks: u64,
+    /// Pages of those that wait in quarantine.
+    quarantined: u64,
 }
 
 /// A pool of physical memory.
@@ -50,6 +60,10 @@ pub(crate) struct Pool {
     id: u32,
     region: Region,
     max_order: Order,
+    term: Term,
+    worker: Worker,
+    /// How often an administrator has ended the quarantine of all that wait.
+    releases: Atomic<u64>,
     #[pin]
     state: SpinLock<State>,
 }
@@ -105,15 +119,16 @@ pub(crate) struct Snapshot {
     pub(crate) requested: u64,
     pub(crate) largest_free: u64,
     pub(crate) blocks: u64,
+    pub(crate) quarantined: u64,
 }
 
 impl Pool {
-    /// Puts an allocator over a region.
+    /// Puts an allocator over a region. Blocks that go away pinned wait for `term`.
     ///
     /// # Errors
     ///
     /// `ENOMEM` for the allocator's own few words, `EINVAL` if the region is none that it manages.
-    pub(crate) fn new(id: u32, region: Region) -> Result<Arc<Self>> {
+    pub(crate) fn new(id: u32, region: Region, term: Term) -> Result<Arc<Self>> {
         let (base, pages) = (region.base().0, region.pages());
         let len = storage_len(base, pages).map_err(|_| EINVAL)?;
         let core = Buddy::new(
@@ -128,10 +143,14 @@ impl Pool {
                 id,
                 region,
                 max_order: core.max_order(),
+                term,
+                worker: Worker::new()?,
+                releases: Atomic::new(0),
                 state <- new_spinlock!(State {
                     core,
                     requested: 0,
                     blocks: 0,
+                    quarantined: 0,
                 }, "rust_buddy_pool"),
             }),
             GFP_KERNEL,
@@ -156,6 +175,33 @@ impl Pool {
     /// Bytes in all.
     pub(crate) fn size(&self) -> u64 {
         self.region.pages() * mm::UNIT
+    }
+
+    /// How long blocks wait in quarantine.
+    pub(crate) fn term(&self) -> Term {
+        self.term
+    }
+
+    /// What they wait on.
+    pub(crate) fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    /// How often [`Pool::release_quarantine`] was called.
+    pub(crate) fn releases(&self) -> u64 {
+        self.releases.load(Relaxed)
+    }
+
+    /// Ends the quarantine of all blocks that wait for an administrator, within a second. The
+    /// others' time is fixed.
+    pub(crate) fn release_quarantine(&self) {
+        self.releases.fetch_add(1, Relaxed);
+    }
+
+    /// Counts pages that come or go.
+    pub(crate) fn count_quarantined(&self, change: impl FnOnce(u64) -> u64) {
+        let mut state = self.state.lock();
+        state.quarantined = change(state.quarantined);
     }
 
     /// A block for `ask`, not cleared yet.
@@ -203,6 +249,7 @@ impl Pool {
             requested: state.requested,
             largest_free: state.largest_free(),
             blocks: state.blocks,
+            quarantined: state.quarantined * mm::UNIT,
             counters,
         }
     }

@@ -5,7 +5,8 @@
 # a line before and after that the tally understands.
 #
 #   tests.sh SOURCE [PARAMETER...] -- PROGRAM...
-# loads the module from that source, runs the programs, unloads it.
+# loads the module from that source, runs the programs, unloads it. Without
+# quarantine, unless a parameter says so: most tests look at once for what is back.
 . qemu/guest/lib.sh
 
 source=$1
@@ -16,6 +17,10 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 	shift
 done
 shift
+case "${params[*]}" in
+*quarantine_ms=*) ;;
+*) params+=(quarantine_ms=0) ;;
+esac
 
 echo "# suite load:$source"
 if [ "$source" = cma ] && ! grep -q '^CmaTotal: *[1-9]' /proc/meminfo; then

@@ -15,7 +15,8 @@ use super::{
         Nodes,
         Slot, //
     },
-    commands, //
+    commands,
+    Addresses, //
 };
 use crate::buddy::{
     Extent,
@@ -33,6 +34,7 @@ use crate::pool::{
     Refused,
     Spot, //
 };
+use crate::quarantine::Shelter;
 use crate::uapi::{
     self,
     Alloc, //
@@ -113,8 +115,13 @@ pub(super) fn alloc<'a>(
             Refusal::new(error, reason)
         })?;
     let no_memory = |_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY);
+    let shelter = match client.addresses() {
+        Addresses::Shown => Some(Shelter::new().map_err(no_memory)?),
+        Addresses::Hidden => None,
+    };
+    let epoch = hub.next_epoch();
     let buffer =
-        Buffer::new(block, window, name, request.flags, hub.next_epoch()).map_err(no_memory)?;
+        Buffer::new(block, window, name, request.flags, epoch, shelter).map_err(no_memory)?;
 
     request.handle = hub.next_handle();
     request.granted = buffer.granted();

@@ -31,6 +31,15 @@ pub(super) struct Entry {
     pub(super) pins: u32,
 }
 
+impl Drop for Entry {
+    /// FREE refuses what is pinned, so this is a client that went without a word.
+    fn drop(&mut self) {
+        if self.pins > 0 {
+            self.buffer.leave_told();
+        }
+    }
+}
+
 /// A client's buffers.
 ///
 /// # Invariants

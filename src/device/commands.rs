@@ -176,6 +176,7 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
     request.granted = now.granted;
     request.largest_free = now.largest_free;
     request.buffers = now.blocks;
+    request.quarantined = now.quarantined;
     request.phys_base = match client.addresses() {
         Addresses::Shown => region.base().address(),
         Addresses::Hidden => uapi::NO_ADDRESS,
@@ -197,7 +198,7 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
     request.offset = buffer.offset();
     request.epoch = buffer.epoch();
     request.generation = buffer.generation();
-    request.pool = buffer.pool().id();
+    request.pool = buffer.pool();
     request.flags = buffer.flags();
     request.order = buffer.order();
     request.pins = entry.pins;

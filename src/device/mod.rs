@@ -178,7 +178,7 @@ impl Client {
                 "rust_buddy-buffer:\thandle={} pool={} size={} granted={} order={} pins={} \
                  mappings={} epoch={} name=\"{}\"\n",
                 handle,
-                buffer.pool().id(),
+                buffer.pool(),
                 buffer.size(),
                 buffer.granted(),
                 buffer.order(),

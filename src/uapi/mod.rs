@@ -186,6 +186,7 @@ structs! {
         granted: u64,
         largest_free: u64,
         buffers: u64,
+        quarantined: u64,
         phys_base: u64,
         free_blocks: [u64; ORDERS],
     }

@@ -126,6 +126,8 @@ struct rust_buddy_info {
  * @granted:      (out) bytes that they were given
  * @largest_free: (out) bytes in the largest free block
  * @buffers:      (out) living buffers
+ * @quarantined:  (out) bytes of @granted that no living client has: a device may
+ *                still write there
  * @phys_base:    (out) physical address, RUST_BUDDY_NO_ADDRESS on /dev/rust_buddy
  * @free_blocks:  (out) number of free blocks of each order
  */
@@ -145,6 +147,7 @@ struct rust_buddy_pool_info {
 	__u64 granted;
 	__u64 largest_free;
 	__u64 buffers;
+	__u64 quarantined;
 	__u64 phys_base;
 	__u64 free_blocks[RUST_BUDDY_ORDERS];
 };

@@ -1,0 +1,39 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# In the debug kernel: everything, and then a look for what was never freed.
+. qemu/guest/lib.sh
+. selftests/ktap.sh
+
+leaks=/sys/kernel/debug/kmemleak
+# What leaked before the module came is not its.
+echo scan >$leaks
+echo clear >$leaks
+
+bash qemu/guest/all.sh
+bash qemu/guest/tests.sh contig -- faults
+
+# The sweep over insmod itself, which wants the module not loaded.
+echo "# suite faults:load"
+RB_KO=$RB_KO timeout -k 10 1600 "$RB_BUILD/selftests/faults" -f module 2>&1
+echo "# exit $?"
+
+no_leaks() {
+	# kmemleak wants an object to be 5 s old, and to miss it in two scans.
+	sleep 6
+	echo scan >$leaks
+	sleep 6
+	echo scan >$leaks
+	cat $leaks >"$RB_OUT/kmemleak"
+	sed 's/^/# /' "$RB_OUT/kmemleak" | head -n 100
+	[ ! -s "$RB_OUT/kmemleak" ]
+}
+
+lockdep_is_on() {
+	grep -q '^ debug_locks: *1' /proc/lockdep_stats
+}
+
+plan debug 2
+check "lockdep saw nothing that made it stop looking" lockdep_is_on
+check "nothing is left that was never freed" no_leaks
+finish

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Every call with the 1st, 2nd, ... nth allocation or user copy of the kernel
+ * failing in turn (/proc/self/fail-nth), until a call is through before its turn
+ * comes. After each failure: a documented errno, the pool as it was, and the same
+ * call works.
+ *
+ * Needs CONFIG_FAULT_INJECTION with failslab, fail_page_alloc and fail_usercopy;
+ * the fault attributes in debugfs are set here.
+ */
+#include <sys/syscall.h>
+
+#include "rb_test.h"
+
+#define FAIL_NTH	"/proc/thread-self/fail-nth"
+#define NO_FAULTS	"CONFIG_FAULT_INJECTION_DEBUG_FS=y, FAILSLAB, FAIL_PAGE_ALLOC, _USERCOPY"
+#define DEBUGFS		"/sys/kernel/debug/"
+/* No call of ours allocates as often; a runaway is a failure. */
+#define MOST		2000
+
+static unsigned long injected, survived;
+
+static int put_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC), ret;
+
+	if (fd < 0)
+		return -errno;
+	ret = write(fd, text, strlen(text)) < 0 ? -errno : 0;
+	close(fd);
+	return ret;
+}
+
+static int fail_fd = -1;
+
+static void arm(int nth)
+{
+	char text[16];
+
+	snprintf(text, sizeof(text), "%d", nth);
+	if (pwrite(fail_fd, text, strlen(text), 0) < 0)
+		abort();
+}
+
+/* Ends it; true if the fault was really injected. */
+static bool disarm(void)
+{
+	char text[16] = "";
+
+	if (pread(fail_fd, text, sizeof(text) - 1, 0) < 0)
+		abort();
+	if (pwrite(fail_fd, "0", 1, 0) < 0)
+		abort();
+	return atoi(text) == 0;
+}
+
+/* The attributes that every fault needs: nothing but the nth, whatever asks, quietly. */
+static int prepare_faults(void)
+{
+	static const char * const dirs[] = { "failslab", "fail_page_alloc", "fail_usercopy" };
+	char path[128];
+
+	for (size_t i = 0; i < ARRAY_SIZE(dirs); i++) {
+		snprintf(path, sizeof(path), DEBUGFS "%s/verbose", dirs[i]);
+		if (put_text(path, "0"))
+			return -ENOENT;
+		/* Allocations that may wait are what a driver makes. */
+		snprintf(path, sizeof(path), DEBUGFS "%s/ignore-gfp-wait", dirs[i]);
+		put_text(path, "N");
+	}
+	put_text(DEBUGFS "fail_page_alloc/ignore-gfp-highmem", "N");
+	put_text(DEBUGFS "fail_page_alloc/min-order", "0");
+	fail_fd = open(FAIL_NTH, O_RDWR | O_CLOEXEC);
+	return fail_fd < 0 ? -errno : 0;
+}
+
+enum call {
+	OPEN,
+	INFO,
+	POOL_INFO,
+	ALLOC,
+	ALLOC_PLACED,
+	FREE,
+	PIN,
+	UNPIN,
+	BUFFER_INFO,
+	MMAP,
+	TOUCH,
+	FDINFO,
+};
+
+FIXTURE(fault)
+{
+	int fd;
+	struct rust_buddy_alloc buf;
+	struct rust_buddy_pool_info before;
+	void *map;
+};
+
+FIXTURE_VARIANT(fault)
+{
+	enum call call;
+	/* What a failed allocation may say, beside the EFAULT of a user copy. */
+	int err;
+};
+
+FIXTURE_VARIANT_ADD(fault, open) { .call = OPEN, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, info) { .call = INFO };
+FIXTURE_VARIANT_ADD(fault, pool_info) { .call = POOL_INFO };
+FIXTURE_VARIANT_ADD(fault, alloc) { .call = ALLOC, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, alloc_placed) { .call = ALLOC_PLACED, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, free) { .call = FREE };
+FIXTURE_VARIANT_ADD(fault, pin) { .call = PIN };
+FIXTURE_VARIANT_ADD(fault, unpin) { .call = UNPIN };
+FIXTURE_VARIANT_ADD(fault, buffer_info) { .call = BUFFER_INFO };
+FIXTURE_VARIANT_ADD(fault, mmap) { .call = MMAP, .err = -ENOMEM };
+/* read(2) into a page that is not there yet: no memory for its table is EFAULT. */
+FIXTURE_VARIANT_ADD(fault, touch) { .call = TOUCH, .err = -EFAULT };
+FIXTURE_VARIANT_ADD(fault, fdinfo) { .call = FDINFO, .err = -ENOMEM };
+
+FIXTURE_SETUP(fault)
+{
+	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
+	if (prepare_faults())
+		SKIP(return, "the kernel injects no faults: %s", NO_FAULTS);
+	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), 0, "fault", &self->buf));
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->before));
+}
+
+FIXTURE_TEARDOWN(fault)
+{
+	if (fail_fd >= 0)
+		close(fail_fd);
+	close(self->fd);
+}
+
+/* What the call needs to have been done before, and is undone after it. */
+static int before_call(FIXTURE_DATA(fault) *self, enum call call)
+{
+	uint64_t address;
+
+	if (call == UNPIN)
+		return rb_pin(self->fd, self->buf.handle, &address);
+	if (call == TOUCH) {
+		self->map = rb_map(self->fd, &self->buf, PROT_READ | PROT_WRITE);
+		return self->map == MAP_FAILED ? -errno : 0;
+	}
+	return 0;
+}
+
+/* The call itself; *why is the reason that the module gave. */
+static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_alloc *got,
+		   uint32_t *why)
+{
+	union {
+		struct rust_buddy_hdr hdr;
+		struct rust_buddy_info info;
+		struct rust_buddy_pool_info pool;
+		struct rust_buddy_free free;
+		struct rust_buddy_pin pin;
+		struct rust_buddy_unpin unpin;
+		struct rust_buddy_buffer_info buffer;
+	} u;
+	char path[64], text[64];
+	int ret, fd;
+
+	memset(&u, 0, sizeof(u));
+	*why = 0;
+	switch (call) {
+	case OPEN:
+		fd = rb_open(RB_DEV);
+		if (fd < 0)
+			return -errno;
+		close(fd);
+		return 0;
+	case INFO:
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_INFO, &u);
+		break;
+	case POOL_INFO:
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_POOL_INFO, &u);
+		break;
+	case ALLOC:
+	case ALLOC_PLACED:
+		memset(got, 0, sizeof(*got));
+		got->size = KiB(20);
+		if (call == ALLOC_PLACED) {
+			got->flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_HIGHEST;
+			got->max_size = KiB(64);
+		}
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_ALLOC, got);
+		*why = got->hdr.reason;
+		return ret;
+	case FREE:
+		u.free.handle = self->buf.handle;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_FREE, &u);
+		break;
+	case PIN:
+		u.pin.handle = self->buf.handle;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &u);
+		break;
+	case UNPIN:
+		u.unpin.handle = self->buf.handle;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_UNPIN, &u);
+		break;
+	case BUFFER_INFO:
+		u.buffer.handle = self->buf.handle;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_BUFFER_INFO, &u);
+		break;
+	case MMAP:
+		self->map = rb_map(self->fd, &self->buf, PROT_READ | PROT_WRITE);
+		return self->map == MAP_FAILED ? -errno : 0;
+	case TOUCH:
+		fd = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+		ret = read(fd, (char *)self->map + KiB(8), 16) < 0 ? -errno : 0;
+		close(fd);
+		return ret;
+	case FDINFO:
+		snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", self->fd);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0)
+			return -errno;
+		ret = read(fd, text, sizeof(text)) < 0 ? -errno : 0;
+		close(fd);
+		return ret;
+	default:
+		return -EINVAL;
+	}
+	*why = u.hdr.reason;
+	return ret;
+}
+
+/* Undoes what a call that worked has done. */
+static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_alloc *got)
+{
+	switch (call) {
+	case ALLOC:
+	case ALLOC_PLACED:
+		return rb_free(self->fd, got->handle);
+	case FREE:
+		return rb_alloc(self->fd, KiB(64), 0, "fault", &self->buf);
+	case PIN:
+		return rb_unpin(self->fd, self->buf.handle);
+	case MMAP:
+	case TOUCH:
+		return munmap(self->map, self->buf.granted) ? -errno : 0;
+	default:
+		return 0;
+	}
+}
+
+/* And what was done for a call that failed. */
+static int after_failure(FIXTURE_DATA(fault) *self, enum call call)
+{
+	if (call == UNPIN)
+		return rb_unpin(self->fd, self->buf.handle);
+	if (call == TOUCH)
+		return munmap(self->map, self->buf.granted) ? -errno : 0;
+	return 0;
+}
+
+TEST_F_TIMEOUT(fault, nth, 600)
+{
+	struct rust_buddy_alloc got;
+	uint32_t why;
+	int nth, ret;
+
+	for (nth = 1; nth < MOST; nth++) {
+		bool hit;
+
+		ASSERT_EQ(0, before_call(self, variant->call));
+		arm(nth);
+		ret = do_call(self, variant->call, &got, &why);
+		hit = disarm();
+		if (!hit) {
+			ASSERT_EQ(0, ret) TH_LOG("nothing failed, and still");
+			ASSERT_EQ(0, after_call(self, variant->call, &got));
+			break;
+		}
+		injected++;
+		if (!ret) {
+			/* The kernel helped itself. */
+			survived++;
+			ASSERT_EQ(0, after_call(self, variant->call, &got));
+		} else {
+			EXPECT_TRUE(ret == -EFAULT || ret == variant->err)
+				TH_LOG("the %dth failed: errno %d", nth, -ret);
+			if (ret == -ENOMEM && why)
+				EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_KERNEL_MEMORY, why);
+			ASSERT_EQ(0, after_failure(self, variant->call));
+		}
+		EXPECT_POOL(self->fd, &self->before);
+		/* The same, undisturbed. */
+		ASSERT_EQ(0, before_call(self, variant->call));
+		ASSERT_EQ(0, do_call(self, variant->call, &got, &why));
+		ASSERT_EQ(0, after_call(self, variant->call, &got));
+		EXPECT_POOL(self->fd, &self->before);
+	}
+	ASSERT_LT(nth, MOST);
+	/* A sweep that met nothing to fail would be none. */
+	EXPECT_LT(0UL, injected);
+	TH_LOG("{\"sweep\": %d, \"faults\": %lu, \"survived\": %lu}", variant->call, injected,
+	       survived);
+}
+
+FIXTURE(module)
+{
+	int fd;
+};
+
+FIXTURE_SETUP(module)
+{
+	const char *ko = getenv("RB_KO");
+
+	if (!ko || geteuid())
+		SKIP(return, "RB_KO does not name the module, or not root");
+	if (prepare_faults())
+		SKIP(return, "the kernel injects no faults: %s", NO_FAULTS);
+	if (!access(RB_DEV, F_OK))
+		SKIP(return, "the module is loaded already");
+	self->fd = open(ko, O_RDONLY | O_CLOEXEC);
+	ASSERT_LE(0, self->fd);
+}
+
+FIXTURE_TEARDOWN(module)
+{
+	close(self->fd);
+	close(fail_fd);
+}
+
+/*
+ * Loading: whatever fails, the module is either in or leaves nothing, and all the
+ * memory is back. The path comes from the runner, which has the module unloaded.
+ */
+TEST_F_TIMEOUT(module, load_nth, 1500)
+{
+	int nth, ret;
+
+	for (nth = 1; nth < 100000; nth++) {
+		bool hit;
+
+		arm(nth);
+		ret = syscall(SYS_finit_module, self->fd, "size_mb=1", 0) ? -errno : 0;
+		hit = disarm();
+		if (ret) {
+			EXPECT_TRUE(hit && (ret == -ENOMEM || ret == -EFAULT || ret == -ENOSPC))
+				TH_LOG("the %dth failed: errno %d", nth, -ret);
+			EXPECT_EQ(-1, access(RB_DEV, F_OK));
+			EXPECT_EQ(-1, access(RB_DEV_PHYS, F_OK));
+		} else {
+			ASSERT_EQ(0, syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK));
+		}
+		if (!hit)
+			break;
+		injected++;
+		survived += !ret;
+	}
+	EXPECT_LT(0UL, injected);
+	ASSERT_EQ(0, syscall(SYS_finit_module, self->fd, "size_mb=1", 0));
+	ASSERT_EQ(0, syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK));
+	TH_LOG("{\"sweep\": \"load\", \"faults\": %lu, \"survived\": %lu}", injected, survived);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices outlive their drivers: one that was told an address may still write there after the
+//! client that told it has died. Memory that goes away while somebody holds a PIN on it is kept
+//! from everybody for a while.
+//!
+//! Each such block waits as a delayed work item of its own, on a queue of the module's, and holds
+//! the module: it is not unloaded, and the memory not given to the kernel, while a block waits.
+
+use crate::pool::{
+    Block,
+    Pool, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    impl_has_delayed_work,
+    module::this_module,
+    new_delayed_work,
+    prelude::*,
+    sync::{
+        Arc,
+        UniqueArc, //
+    },
+    time::{
+        msecs_to_jiffies,
+        Instant,
+        Monotonic, //
+    },
+    workqueue::{
+        DelayedWork,
+        Queue,
+        WorkItem, //
+    }, //
+};
+
+/// How long memory waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Term {
+    /// Not at all.
+    None,
+    /// So many milliseconds.
+    Milliseconds(u32),
+    /// Until an administrator says so.
+    Release,
+}
+
+/// How often who waits for an administrator looks for one.
+const LOOK_MS: u32 = 1000;
+
+/// A work queue of the module's own, so that its last item is over before the module goes.
+///
+/// # Invariants
+///
+/// Points to a work queue that lives until `drop`.
+pub(crate) struct Worker(NonNull<bindings::workqueue_struct>);
+
+// SAFETY: A work queue may be used from anywhere.
+unsafe impl Send for Worker {}
+// SAFETY: As above.
+unsafe impl Sync for Worker {}
+
+impl Worker {
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: The format has no arguments.
+        let queue = unsafe {
+            bindings::alloc_workqueue_noprof(
+                c"rust_buddy".as_char_ptr(),
+                bindings::wq_flags_WQ_UNBOUND,
+                0,
+            )
+        };
+        // INVARIANT: Just allocated.
+        NonNull::new(queue).map(Self).ok_or(ENOMEM)
+    }
+
+    /// Waits until what runs now has run to its end.
+    pub(crate) fn flush(&self) {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
+    }
+
+    fn queue(&self) -> &Queue {
+        // SAFETY: By the type invariants it lives as long as `self`.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants; with the last reference to the pool no item is left.
+        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+    }
+}
+
+/// A reference to this module.
+struct ModuleRef;
+
+impl ModuleRef {
+    /// Takes one more, which needs that somebody holds one already.
+    fn another() -> Self {
+        // SAFETY: Whoever drops a buffer is a file or a mapping, and has a reference.
+        unsafe { bindings::__module_get(this_module::<crate::LocalModule>().as_ptr()) };
+        Self
+    }
+}
+
+impl Drop for ModuleRef {
+    fn drop(&mut self) {
+        // SAFETY: Taken in `another`. The module's exit flushes the queue whose item may run this.
+        unsafe { bindings::module_put(this_module::<crate::LocalModule>().as_ptr()) };
+    }
+}
+
+/// A block that waits. Fields go from the top: the module last.
+#[pin_data]
+struct Waiting {
+    block: Block,
+    /// The pool's count of releases when it came.
+    came_at: u64,
+    since: Instant<Monotonic>,
+    #[pin]
+    work: DelayedWork<Self>,
+    _module: ModuleRef,
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self> for Waiting { self.work }
+}
+
+impl WorkItem for Waiting {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        let pool = this.block.pool().clone();
+        if this.must_wait(&pool) {
+            let _ = pool
+                .worker()
+                .queue()
+                .enqueue_delayed(this, msecs_to_jiffies(LOOK_MS));
+            return;
+        }
+        pool.count_quarantined(|pages| pages.saturating_sub(this.block.pages()));
+        // What the device wrote meanwhile is cleared by the ALLOC that gives it out again.
+        drop(this);
+    }
+}
+
+impl Waiting {
+    fn must_wait(&self, pool: &Pool) -> bool {
+        let released = pool.releases() != self.came_at;
+        match pool.term() {
+            _ if released => false,
+            Term::Release => true,
+            Term::None => false,
+            Term::Milliseconds(ms) => self.since.elapsed().as_millis() < ms.into(),
+        }
+    }
+}
+
+/// Memory for a block to wait in, taken when there is still somebody to be told that there is none.
+pub(crate) struct Shelter(UniqueArc<core::mem::MaybeUninit<Waiting>>);
+
+impl Shelter {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(UniqueArc::new_uninit(GFP_KERNEL)?))
+    }
+
+    /// Keeps `block` from everybody for as long as its pool says.
+    pub(crate) fn keep(self, block: Block) {
+        let pool = block.pool().clone();
+        let first_look = match pool.term() {
+            Term::None => return,
+            Term::Milliseconds(ms) => ms,
+            Term::Release => LOOK_MS,
+        };
+        pool.count_quarantined(|pages| pages + block.pages());
+        let came_at = pool.releases();
+        let waiting = self.0.pin_init_with(pin_init!(Waiting {
+            block,
+            came_at,
+            since: Instant::now(),
+            work <- new_delayed_work!("rust_buddy::Waiting"),
+            _module: ModuleRef::another(),
+        }));
+        let Ok(waiting) = waiting;
+        // A fresh item is on no queue yet, so it can't be refused.
+        let _ = pool
+            .worker()
+            .queue()
+            .enqueue_delayed(Arc::from(waiting), msecs_to_jiffies(first_look));
+    }
+}
