@@ -21,6 +21,7 @@ help:
 	@echo "On a bare Debian 12 or 13, as root:"
 	@echo "  make demo      set everything up, boot a stock kernel in QEMU, show the module at work"
 	@echo "  make test      the same set-up, then all tests: on the host and in the guest"
+	@echo "  make test-debug  build a kernel that watches itself (once, 10 minutes), all guest tests in it"
 	@echo "  make shell     the same set-up, then a prompt in a guest with the module loaded"
 	@echo "  make setup     only the set-up (everything goes to .cache)"
 	@echo "  make check     rustfmt, clippy and checkpatch"
@@ -39,7 +40,7 @@ else
 own := 1
 endif
 
-.PHONY: setup demo test shell check
+.PHONY: setup demo test test-debug shell check
 setup:
 	@qemu/setup.sh
 demo:
@@ -48,6 +49,8 @@ shell:
 	@qemu/shell.sh
 check:
 	@qemu/check.sh
+test-debug:
+	@qemu/test-debug.sh
 test:
 ifeq ($(own),1)
 	@KERNEL=$(abspath $(KERNEL)) KDIR=$(abspath $(KDIR)) qemu/test.sh
@@ -70,6 +73,6 @@ install: modules
 
 .PHONY: clean distclean
 clean:
-	rm -rf $(BUILD) .cache/build .cache/out
+	rm -rf $(BUILD) .cache/build .cache/build-debug .cache/out
 distclean: clean
 	rm -rf --one-file-system .cache

@@ -48,7 +48,7 @@ if [ -n "$nvme" ]; then
 	# The largest transfer that QEMU allows: 2^9 pages of the size the driver sets.
 	opts+=" -drive if=none,id=rb,format=raw,file=$nvme -device nvme,serial=rb,drive=rb,mdts=9"
 fi
-args=(--run "$kernel" --user root --memory 2G --cpus 2 "--rwdir=$shared=$out" --qemu-opts="$opts"
+args=(--run "$kernel" --user root --memory "${RB_MEMORY:-2G}" --cpus 2 "--rwdir=$shared=$out" --qemu-opts="$opts"
 	--append "ignore_loglevel panic=-1 hung_task_panic=1 softlockup_panic=1 $append")
 accel=TCG
 if "$here/kvm.sh" "${KERNEL:-$RB_KERNEL/usr/lib/modules/$(krel)/vmlinuz}"; then
@@ -63,7 +63,7 @@ fi
 
 word=$RANDOM$RANDOM$RANDOM
 {
-	printf 'cd %q\nexport RB_OUT=%q RB_BUILD=%q\n' "$RB_TOP" "$shared" "$RB_CACHE/build"
+	printf 'cd %q\nexport RB_OUT=%q RB_BUILD=%q\n' "$RB_TOP" "$shared" "$RB_BUILD"
 	printf '%q ' "$@"
 	printf '\nrc=$?\ndmesg >%q\n' "$shared/dmesg"
 	printf '[ $rc -eq 0 ] && echo "the guest is done, %s" >%q\n' "$word" "$shared/done"

@@ -1,20 +1,21 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Build the module and the test programs into .cache/build: for the reference
-# kernel, or with KDIR= for that tree. A warning of the compiler is an error.
+# Build the module and the test programs into RB_BUILD (.cache/build): for the
+# reference kernel, or with KDIR= for that tree, with KBUILD_ARGS. A warning of
+# the compiler is an error.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
 . "$here/lib.sh"
 
 kdir=${KDIR:-$RB_TREE}
-args=()
+args=("KBUILD_ARGS=${KBUILD_ARGS:-}")
 if [ -z "${KDIR:-}" ]; then
 	rel=$(krel)
-	args+=("KBUILD_ARGS=LOCALVERSION=+${rel#*+}")
+	args=("KBUILD_ARGS=LOCALVERSION=+${rel#*+}")
 fi
-out=$RB_CACHE/build
+out=$RB_BUILD
 mkdir -p "$out"
 
 build() {

@@ -27,5 +27,7 @@ RB_TOOLS=(
 RB_ROOT=$RB_CACHE/root          # the toolchain root, where one is needed
 RB_KERNEL=$RB_CACHE/kernel      # the unpacked kernel packages
 RB_TREE=$RB_CACHE/linux         # the kernel source, prepared for modules
+RB_DEBUG=$RB_CACHE/debug        # the kernel that watches itself
+RB_BUILD=${RB_BUILD:-$RB_CACHE/build}
 RB_STAMPS=$RB_CACHE/stamps
 RB_LOGS=$RB_CACHE/logs

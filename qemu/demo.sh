@@ -13,6 +13,6 @@ qemu/setup.sh
 qemu/build.sh
 mkdir -p "$RB_CACHE/out"
 disk=$RB_CACHE/out/demo.img
-qemu/enter.sh "$RB_CACHE/build/selftests/nvme-image" create "$disk"
+qemu/enter.sh "$RB_BUILD/selftests/nvme-image" create "$disk"
 qemu/boot.sh demo --append "cma=256M" --nvme "$disk" --timeout 300 -- bash qemu/guest/demo.sh
 say "the demo took $((SECONDS - start)) s"

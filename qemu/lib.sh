@@ -7,6 +7,9 @@
 say() { printf '%s\n' "rust_buddy: $*" >&2; }
 die() { say "$*"; exit 1; }
 
+# The last line that says something, of a log that may also draw progress bars.
+last_words() { tr '\r' '\n' <"$1" | grep -v '^[[:space:]]*$' | tail -n 1 | cut -c 1-100; }
+
 # step NAME TEXT COMMAND...: run COMMAND with its output in a log of that name.
 step() {
 	local name=$1 text=$2 start=$SECONDS log pid rc=0 beat
@@ -21,7 +24,7 @@ step() {
 		sleep 0.2
 		if [ "$SECONDS" -ge "$beat" ]; then
 			beat=$((SECONDS + 15))
-			say "  $((SECONDS - start)) s: $(tr '\r' '\n' <"$log" | tail -n 1 | cut -c 1-100)"
+			say "  $((SECONDS - start)) s: $(last_words "$log")"
 		fi
 	done
 	wait "$pid" || rc=$?

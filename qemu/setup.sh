@@ -23,14 +23,18 @@ mkdir -p "$RB_CACHE"
 exec 9>"$RB_CACHE/lock"
 flock -n 9 || { say "waiting for another set-up to finish"; flock 9; }
 
+archives() {
+	apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' |
+		grep -v security | grep -m 1 debian
+}
 mirror() {
 	if [ -n "${MIRROR:-}" ]; then
 		echo "$MIRROR"
-		return
+	elif ! archives; then
+		# Nothing is listed before the first update, as on a machine just installed.
+		apt-get update >/dev/null 2>&1
+		archives || die "no Debian archive in the host's apt sources; name one with MIRROR="
 	fi
-	apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' |
-		grep -v security | grep -m 1 debian ||
-		die "no Debian archive in the host's apt sources; name one with MIRROR="
 }
 
 # Said once and clearly, before a long step fails over it.

@@ -70,7 +70,7 @@ installs() {
 	local to=$RB_CACHE/out/install file kbuild_args=
 	[ -n "${KDIR:-}" ] || kbuild_args=LOCALVERSION=+$(krel | cut -d+ -f2)
 	rm -rf "$to"
-	qemu/enter.sh make -s KDIR="${KDIR:-$RB_TREE}" BUILD="$RB_CACHE/build/module" DESTDIR="$to" \
+	qemu/enter.sh make -s KDIR="${KDIR:-$RB_TREE}" BUILD="$RB_BUILD/module" DESTDIR="$to" \
 		KBUILD_ARGS="$kbuild_args" install || return 1
 	for file in usr/include/linux/rust_buddy.h usr/lib/udev/rules.d/60-rust_buddy.rules \
 		usr/lib/sysusers.d/rust_buddy.conf usr/share/doc/rust_buddy/modprobe.conf \
@@ -89,7 +89,7 @@ fi
 # what the device really wrote is looked at from outside.
 mkdir -p "$RB_CACHE/out"
 disk=$RB_CACHE/out/nvme.img
-image=$RB_CACHE/build/selftests/nvme-image
+image=$RB_BUILD/selftests/nvme-image
 qemu/enter.sh "$image" create "$disk" || trouble "making the NVMe image"
 if ! qemu/boot.sh tests --append "cma=256M memmap=64M\$0x40000000" --nvme "$disk" $quiet \
 	--timeout 1800 -- bash qemu/guest/all.sh; then
