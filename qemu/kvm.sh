@@ -12,8 +12,8 @@ here=$(dirname "$(readlink -f "$0")")
 kernel=$1
 [ -w /dev/kvm ] || exit 1
 answer=$RB_CACHE/kvm
-# The answer is good for one machine's one boot and one kernel.
-key="$(cat /proc/sys/kernel/random/boot_id) $kernel"
+# The answer is good for one machine's one boot.
+key=$(cat /proc/sys/kernel/random/boot_id)
 if [ "$(head -n 1 "$answer" 2>/dev/null)" != "$key" ]; then
 	word=no
 	if timeout -k 2 20 "$here/enter.sh" qemu-system-x86_64 -accel kvm -m 512M -display none \

@@ -333,9 +333,11 @@ FIXTURE_TEARDOWN(module)
  */
 TEST_F_TIMEOUT(module, load_nth, 1500)
 {
+	bool full = getenv("RB_SWEEP") && !strcmp(getenv("RB_SWEEP"), "full");
 	int nth, ret;
 
-	for (nth = 1; nth < 100000; nth++) {
+	/* Most of these allocations are the loader's own: all of them takes RB_SWEEP=full. */
+	for (nth = 1; nth < 100000; nth += full ? 1 : 1 + nth / 16) {
 		bool hit;
 
 		arm(nth);
