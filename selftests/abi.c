@@ -39,7 +39,7 @@ TEST(layout)
 {
 	EXPECT_EQ(16U, sizeof(struct rust_buddy_hdr));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_info));
-	EXPECT_EQ(368U, sizeof(struct rust_buddy_pool_info));
+	EXPECT_EQ(376U, sizeof(struct rust_buddy_pool_info));
 	EXPECT_EQ(144U, sizeof(struct rust_buddy_alloc));
 	EXPECT_EQ(24U, sizeof(struct rust_buddy_free));
 	EXPECT_EQ(40U, sizeof(struct rust_buddy_pin));
@@ -49,7 +49,7 @@ TEST(layout)
 	EXPECT_EQ(24U, offsetof(struct rust_buddy_info, features));
 	EXPECT_EQ(56U, offsetof(struct rust_buddy_info, max_window));
 	EXPECT_EQ(40U, offsetof(struct rust_buddy_pool_info, caps));
-	EXPECT_EQ(112U, offsetof(struct rust_buddy_pool_info, free_blocks));
+	EXPECT_EQ(120U, offsetof(struct rust_buddy_pool_info, free_blocks));
 	EXPECT_EQ(56U, offsetof(struct rust_buddy_alloc, pool));
 	EXPECT_EQ(64U, offsetof(struct rust_buddy_alloc, name));
 	EXPECT_EQ(96U, offsetof(struct rust_buddy_alloc, handle));
@@ -60,7 +60,7 @@ TEST(layout)
 	EXPECT_EQ(96U, offsetof(struct rust_buddy_buffer_info, name));
 
 	EXPECT_EQ(0xc040bd00U, (__u32)RUST_BUDDY_IOC_INFO);
-	EXPECT_EQ(0xc170bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
+	EXPECT_EQ(0xc178bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
 	EXPECT_EQ(0xc090bd02U, (__u32)RUST_BUDDY_IOC_ALLOC);
 	EXPECT_EQ(0xc018bd03U, (__u32)RUST_BUDDY_IOC_FREE);
 	EXPECT_EQ(0xc028bd04U, (__u32)RUST_BUDDY_IOC_PIN);
