@@ -198,25 +198,29 @@ TEST_F_TIMEOUT(term, many_wait_together, SLOW)
 	EXPECT_TRUE(comes_back(self));
 }
 
-/* The child of the next test: starts a transfer into its buffer and waits for its end. */
-static void __attribute__((__noreturn__)) start_transfer(struct pci_dev *edu, int ready)
+/* The child of the next test: tells where its buffer is, and when it is told to, the device. */
+static void __attribute__((__noreturn__)) start_transfer(struct pci_dev *edu, int ready, int go)
 {
+	char c;
 	struct rust_buddy_alloc buf;
 	uint64_t address;
 	int fd = rb_open(RB_DEV_PHYS);
 
 	if (fd < 0 || rb_alloc(fd, KiB(4), 0, "dying", &buf) || rb_pin(fd, buf.handle, &address))
 		_exit(1);
+	if (write(ready, &address, sizeof(address)) != sizeof(address) || read(go, &c, 1) != 1)
+		_exit(1);
 	edu_start(edu, EDU_MEMORY, address, EDU_BYTES, EDU_FROM_EDU);
-	if (write(ready, &address, sizeof(address)) != sizeof(address))
+	if (write(ready, &c, 1) != 1)
 		_exit(1);
 	pause();
 	_exit(1);
 }
 
 /*
- * The device writes 100 ms after it was told to; its client is killed before. All
- * of the pool that can be had belongs to another client by then, and stays zero.
+ * The device writes 100 ms after it was told to; its client is killed before. All of the rest of
+ * the pool belongs to another client, which asks for what the dead one had, too: whatever of it
+ * can be had stays zero.
  */
 TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 {
@@ -224,8 +228,9 @@ TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 	struct pci_dev edu;
 	unsigned char *map;
 	uint64_t address;
-	int go[2], n = 0, i, err;
+	int ready[2], go[2], n = 0, i, err;
 	pid_t pid;
+	char c;
 
 	err = edu_open(&edu);
 	if (err == -ENODEV)
@@ -242,14 +247,13 @@ TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 	ASSERT_EQ(0, rb_unpin(self->fd, buf.handle));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 
+	ASSERT_EQ(0, pipe(ready));
 	ASSERT_EQ(0, pipe(go));
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid)
-		start_transfer(&edu, go[1]);
-	ASSERT_EQ((ssize_t)sizeof(address), read(go[0], &address, sizeof(address)));
-	ASSERT_EQ(0, kill(pid, SIGKILL));
-	ASSERT_EQ(128 + SIGKILL, verdict(pid));
+		start_transfer(&edu, ready[1], go[0]);
+	ASSERT_EQ((ssize_t)sizeof(address), read(ready[0], &address, sizeof(address)));
 	/* The largest blocks first, down to the last page. */
 	for (uint64_t size = self->before.largest_free; size >= KiB(4) && n < 64;) {
 		if (rb_alloc(self->fd, size, 0, "other", &all[n]))
@@ -258,6 +262,13 @@ TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 			n++;
 	}
 	ASSERT_LT(0, n);
+	ASSERT_LT(n, 64);
+	ASSERT_EQ(1, write(go[1], "", 1));
+	ASSERT_EQ(1, read(ready[0], &c, 1));
+	ASSERT_EQ(0, kill(pid, SIGKILL));
+	ASSERT_EQ(128 + SIGKILL, verdict(pid));
+	if (!rb_alloc(self->fd, KiB(4), 0, "what was the other's", &all[n]))
+		n++;
 	/* A transfer that was over before all was had would show nothing. */
 	EXPECT_EQ((uint32_t)EDU_RUN, pci_read32(&edu, EDU_DMA_COMMAND) & EDU_RUN);
 	ASSERT_EQ(0, edu_wait(&edu));
@@ -268,8 +279,10 @@ TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 		munmap(map, all[i].granted);
 		EXPECT_EQ(0, rb_free(self->fd, all[i].handle));
 	}
-	close(go[0]);
-	close(go[1]);
+	for (i = 0; i < 2; i++) {
+		close(ready[i]);
+		close(go[i]);
+	}
 	pci_close(&edu);
 }
 
