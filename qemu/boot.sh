@@ -87,7 +87,7 @@ fi
 # Everything that the kernel says when something is wrong with it.
 complaints='BUG:|WARNING:|Oops|Call Trace|general protection|Kernel panic|[Bb]ad page|INFO: (task|rcu)'
 complaints+='|possible (circular|recursive) lock|inconsistent lock state|sleeping function'
-complaints+='|refcount_t:|list_(add|del) corruption|use-after-free|unable to handle|soft lockup'
+complaints+='|refcount_t:|list_(add|del) corruption|unable to handle|soft lockup|UBSAN:|DMA-API:.*(error|warn|leak)'
 if sed -s '/rust_buddy: end of script/,$d' "$out"/dmesg* "$out/console" | grep -E "$complaints" >"$out/complaints"; then
 	bad="${bad:+$bad; }the kernel complained: $(head -n 1 "$out/complaints" | cut -c 1-120)"
 fi
