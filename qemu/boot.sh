@@ -43,13 +43,13 @@ mkdir -p "$out"
 # Where the guest sees that folder: virtme-ng wants it below one of its overlays.
 shared=/tmp/rust_buddy-out
 # virtme-ng throws the console away, and with it what a dying kernel says.
-opts="-device edu,dma_mask=0xffffffffffffffff -set chardev.console.path=$out/console"
+opts="-no-reboot -device edu,dma_mask=0xffffffffffffffff -set chardev.console.path=$out/console"
 if [ -n "$nvme" ]; then
 	# The largest transfer that QEMU allows: 2^9 pages of the size the driver sets.
 	opts+=" -drive if=none,id=rb,format=raw,file=$nvme -device nvme,serial=rb,drive=rb,mdts=9"
 fi
 args=(--run "$kernel" --user root --memory "${RB_MEMORY:-2G}" --cpus 2 "--rwdir=$shared=$out" --qemu-opts="$opts"
-	--append "ignore_loglevel panic=-1 hung_task_panic=1 softlockup_panic=1 $append")
+	--append "panic=-1 hung_task_panic=1 softlockup_panic=1 $append")
 accel=TCG
 if "$here/kvm.sh" "${KERNEL:-$RB_KERNEL/usr/lib/modules/$(krel)/vmlinuz}"; then
 	accel=KVM
@@ -58,9 +58,11 @@ else
 fi
 
 if [ $# -eq 0 ]; then
+	# A person at a prompt reads dmesg when he wants to.
 	exec "$here/enter.sh" vng "${args[@]}"
 fi
 
+args+=(--append ignore_loglevel)
 word=$RANDOM$RANDOM$RANDOM
 {
 	printf 'cd %q\nexport RB_OUT=%q RB_BUILD=%q\n' "$RB_TOP" "$shared" "$RB_BUILD"
