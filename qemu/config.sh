@@ -19,7 +19,7 @@ RB_TOOLS=(
 	build-essential gcc-multilib bc bison flex libelf-dev libssl-dev dwarves
 	cpio kmod xz-utils zstd rsync file perl python3 git ca-certificates
 	rustc rust-src rustfmt rust-clippy cargo bindgen clang lld llvm
-	qemu-system-x86 virtme-ng busybox-static mount udev iproute2 procps strace
+	qemu-system-x86 virtme-ng busybox-static mount udev iproute2 procps strace stress-ng
 	# What checkpatch.pl --strict looks for when it checks spelling and trees.
 	python3-ply python3-git codespell shellcheck
 )
