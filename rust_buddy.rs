@@ -21,6 +21,8 @@ mod params;
 mod pool;
 #[path = "src/quarantine.rs"]
 mod quarantine;
+#[path = "src/quota.rs"]
+mod quota;
 #[path = "src/region/mod.rs"]
 mod region;
 #[path = "src/uapi/mod.rs"]
@@ -40,6 +42,7 @@ use pool::{
     Pool,
     DEFAULT_POOL, //
 };
+use quota::Users;
 use region::Region;
 
 module! {
@@ -80,6 +83,7 @@ struct RustBuddy {
     #[pin]
     phys: Node,
     files: debugfs::PoolFiles,
+    users: debugfs::UsersFile,
     pool: Arc<Pool>,
 }
 
@@ -102,12 +106,16 @@ impl kernel::InPlaceModule for RustBuddy {
             )?;
             let term = params::quarantine(module_parameters::quarantine_ms.value())?;
             let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?, term)?;
-            let files = debugfs::show(&Dir::new(c"rust_buddy"), pool.clone())?;
-            let hub = Hub::new(pool.clone(), module_parameters::max_buffers.value())?;
+            let users = Users::new(module_parameters::max_buffers.value().into())?;
+            let root = Dir::new(c"rust_buddy");
+            let files = debugfs::show(&root, pool.clone())?;
+            let hub = Hub::new(pool.clone(), users.clone())?;
+            let users = debugfs::show_users(&root, users)?;
             Ok(try_pin_init!(Self {
                 plain <- Node::new(hub.clone(), Addresses::Hidden),
                 phys <- Node::new(hub, Addresses::Shown),
                 files,
+                users,
                 pool,
             }))
         })

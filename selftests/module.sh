@@ -104,7 +104,8 @@ shows_source() {
 
 describes_itself() {
 	local p
-	for p in size_mb source start node max_buffers quarantine_ms; do
+	for p in size_mb source start node max_buffers quarantine_ms quota_client_bytes \
+		quota_client_handles quota_uid_bytes quota_uid_handles; do
 		modinfo -F parm "$RB_KO" | grep -q "^$p:" || { echo "# no $p"; return 1; }
 	done
 }

@@ -11,6 +11,7 @@ use crate::mm::{
 };
 use crate::pool::Block;
 use crate::quarantine::Shelter;
+use crate::quota::Charge;
 use crate::uapi;
 use kernel::{
     maple_tree::{
@@ -138,9 +139,9 @@ impl Name {
 ///
 /// # Invariants
 ///
-/// `block` is there until `drop` takes it.
+/// `memory` is there until `drop` takes it.
 pub(crate) struct Buffer {
-    block: Option<Block>,
+    memory: Option<(Block, Charge)>,
     /// Where the block may have to wait, for buffers that can be pinned.
     shelter: Option<Shelter>,
     /// Somebody who was told the address is gone and never said that the device is quiet.
@@ -156,6 +157,7 @@ impl Buffer {
     /// Makes a buffer of a block, which is cleared first. May sleep.
     pub(crate) fn new(
         mut block: Block,
+        charge: Charge,
         window: Window,
         name: Name,
         flags: u32,
@@ -164,9 +166,9 @@ impl Buffer {
     ) -> Result<Arc<Self>> {
         block.zero();
         Ok(Arc::new(
-            // INVARIANT: The block is there.
+            // INVARIANT: It is there.
             Self {
-                block: Some(block),
+                memory: Some((block, charge)),
                 shelter,
                 told: Atomic::new(false),
                 window,
@@ -181,7 +183,7 @@ impl Buffer {
 
     /// Bytes that were asked for.
     pub(crate) fn size(&self) -> u64 {
-        self.block.as_ref().map_or(0, Block::requested)
+        self.block().map_or(0, Block::requested)
     }
 
     /// Bytes that were given.
@@ -191,16 +193,20 @@ impl Buffer {
 
     /// The order of the smallest block that covers it.
     pub(crate) fn order(&self) -> u32 {
-        self.block.as_ref().map_or(0, |block| block.order().get())
+        self.block().map_or(0, |block| block.order().get())
     }
 
     /// The id of its pool.
     pub(crate) fn pool(&self) -> u32 {
-        self.block.as_ref().map_or(0, |block| block.pool().id())
+        self.block().map_or(0, |block| block.pool().id())
+    }
+
+    fn block(&self) -> Option<&Block> {
+        self.memory.as_ref().map(|(block, _)| block)
     }
 
     fn pages(&self) -> u64 {
-        self.block.as_ref().map_or(0, Block::pages)
+        self.block().map_or(0, Block::pages)
     }
 
     /// Its window of mmap offsets.
@@ -241,14 +247,13 @@ impl Buffer {
     /// The page frame that offset `page` of mmap shows; none beyond what is granted.
     pub(crate) fn frame_at(&self, page: u64) -> Option<Pfn> {
         let within = page.checked_sub(self.window.first())?;
-        let block = self.block.as_ref()?;
+        let block = self.block()?;
         (within < block.pages()).then(|| block.first().plus(within))
     }
 
     /// The physical address. Only for who may see it.
     pub(crate) fn address(&self) -> u64 {
-        self.block
-            .as_ref()
+        self.block()
             .map_or(uapi::NO_ADDRESS, |block| block.first().address())
     }
 
@@ -278,8 +283,8 @@ impl Drop for Buffer {
         if !self.told.load(Relaxed) {
             return;
         }
-        if let (Some(shelter), Some(block)) = (self.shelter.take(), self.block.take()) {
-            shelter.keep(block);
+        if let (Some(shelter), Some((block, charge))) = (self.shelter.take(), self.memory.take()) {
+            shelter.keep(block, charge);
         }
     }
 }

@@ -5,9 +5,11 @@
 use crate::buddy::Order;
 use crate::mm;
 use crate::pool::Pool;
+use crate::quota::Users;
 use kernel::{
     debugfs::{
         Dir,
+        File,
         Scope, //
     },
     fmt,
@@ -34,6 +36,17 @@ pub(crate) fn show(root: &Dir, pool: Arc<Pool>) -> Result<PoolFiles> {
             dir.read_callback_file(c"map", pool, &map);
             dir.write_only_callback_file(c"release_quarantine", pool, &release_quarantine);
         }),
+        GFP_KERNEL,
+    )
+}
+
+/// The file of all users, and what each holds.
+pub(crate) type UsersFile = Pin<KBox<File<Arc<Users>>>>;
+
+/// Makes that file.
+pub(crate) fn show_users(root: &Dir, users: Arc<Users>) -> Result<UsersFile> {
+    KBox::pin_init(
+        root.read_callback_file(c"users", users, &|users, f| users.show(f)),
         GFP_KERNEL,
     )
 }

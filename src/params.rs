@@ -4,6 +4,7 @@
 
 use crate::mm;
 use crate::quarantine::Term;
+use crate::quota;
 use crate::region::{
     Source,
     Wanted, //
@@ -104,6 +105,34 @@ static SOURCE_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
     },
 });
 
+/// A limit that root may change at any time: the kernel writes the number where `$limit` is.
+macro_rules! limit_parameter {
+    ($name:ident, $text:literal, $limit:expr) => {
+        #[link_section = "__param"]
+        #[used]
+        static $name: KernelParam = KernelParam::new(bindings::kernel_param {
+            name: kernel::str::as_char_ptr_in_const_context($text),
+            mod_: &raw mut bindings::__this_module,
+            ops: &raw const bindings::param_ops_ullong,
+            perm: 0o644,
+            level: -1,
+            flags: 0,
+            __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 {
+                arg: (&raw const $limit).cast_mut().cast(),
+            },
+        });
+    };
+}
+
+limit_parameter!(CLIENT_BYTES, c"quota_client_bytes", quota::CLIENT.bytes);
+limit_parameter!(
+    CLIENT_HANDLES,
+    c"quota_client_handles",
+    quota::CLIENT.handles
+);
+limit_parameter!(USER_BYTES, c"quota_uid_bytes", quota::USER.bytes);
+limit_parameter!(USER_HANDLES, c"quota_uid_handles", quota::USER.handles);
+
 /// A line for modinfo(8).
 macro_rules! modinfo {
     ($name:ident, $text:literal) => {
@@ -125,6 +154,29 @@ modinfo!(SOURCE_TYPE, "parmtype=source:charp\0");
 modinfo!(
     SOURCE_TEXT,
     "parm=source:Where the pool comes from: auto (default), contig, cma or range\0"
+);
+modinfo!(CLIENT_BYTES_TYPE, "parmtype=quota_client_bytes:ullong\0");
+modinfo!(
+    CLIENT_BYTES_TEXT,
+    "parm=quota_client_bytes:Bytes that one open file may hold (default 0: no limit)\0"
+);
+modinfo!(
+    CLIENT_HANDLES_TYPE,
+    "parmtype=quota_client_handles:ullong\0"
+);
+modinfo!(
+    CLIENT_HANDLES_TEXT,
+    "parm=quota_client_handles:Handles that one open file may hold (default 0: no limit)\0"
+);
+modinfo!(USER_BYTES_TYPE, "parmtype=quota_uid_bytes:ullong\0");
+modinfo!(
+    USER_BYTES_TEXT,
+    "parm=quota_uid_bytes:Bytes that one user's files may hold (default 0: no limit)\0"
+);
+modinfo!(USER_HANDLES_TYPE, "parmtype=quota_uid_handles:ullong\0");
+modinfo!(
+    USER_HANDLES_TEXT,
+    "parm=quota_uid_handles:Handles that one user's files may hold (default 0: no limit)\0"
 );
 
 /// What the parameters ask for.

@@ -11,6 +11,7 @@ use crate::pool::{
     Block,
     Pool, //
 };
+use crate::quota::Charge;
 use core::ptr::NonNull;
 use kernel::{
     bindings,
@@ -116,6 +117,7 @@ impl Drop for ModuleRef {
 #[pin_data]
 struct Waiting {
     block: Block,
+    _charge: Charge,
     /// The pool's count of releases when it came.
     came_at: u64,
     since: Instant<Monotonic>,
@@ -167,7 +169,7 @@ impl Shelter {
     }
 
     /// Keeps `block` from everybody for as long as its pool says.
-    pub(crate) fn keep(self, block: Block) {
+    pub(crate) fn keep(self, block: Block, charge: Charge) {
         let pool = block.pool().clone();
         let first_look = match pool.term() {
             Term::None => return,
@@ -178,6 +180,7 @@ impl Shelter {
         let came_at = pool.releases();
         let waiting = self.0.pin_init_with(pin_init!(Waiting {
             block,
+            _charge: charge,
             came_at,
             since: Instant::now(),
             work <- new_delayed_work!("rust_buddy::Waiting"),

@@ -5,12 +5,12 @@
 
 range=(start=0x40000000)
 bash selftests/module.sh
-bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload edu nvme
+bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota edu nvme
 bash qemu/guest/tests.sh cma -- alloc zero edu nvme
 bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero edu nvme
 for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
-	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine
+	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota
 done
 # Few enough buffers that a test can have them all.
 bash qemu/guest/tests.sh contig max_buffers=1000 -- alloc

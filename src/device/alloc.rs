@@ -12,8 +12,7 @@ use super::{
     },
     client::{
         Client,
-        Nodes,
-        Slot, //
+        Nodes, //
     },
     commands,
     Addresses, //
@@ -35,6 +34,7 @@ use crate::pool::{
     Spot, //
 };
 use crate::quarantine::Shelter;
+use crate::quota::Over;
 use crate::uapi::{
     self,
     Alloc, //
@@ -57,7 +57,7 @@ const EXCLUSIVE: [u32; 4] = [
 
 /// A buffer that is ready, but whose handle is not good yet.
 pub(super) struct Pending<'a> {
-    slot: Slot<'a>,
+    client: &'a Client,
     nodes: Nodes,
 }
 
@@ -65,7 +65,7 @@ impl Pending<'_> {
     /// Makes the handle good, or lets the buffer go if nobody learnt of it.
     pub(super) fn finish(self, delivered: Delivered) {
         if delivered == Delivered::Yes {
-            self.slot.fill(self.nodes);
+            self.client.insert(self.nodes);
         }
     }
 }
@@ -92,9 +92,14 @@ pub(super) fn alloc<'a>(
         return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
     }
 
-    let slot = client
-        .slot()
-        .ok_or(Refusal::new(EMFILE, uapi::WHY_HANDLES))?;
+    // What is larger than any block is the pool's to refuse.
+    let granted = ask.granted().map_or(0, |units| units * mm::UNIT);
+    let charge = client.holder().charge(granted).map_err(|over| match over {
+        Over::Handles => Refusal::new(EMFILE, uapi::WHY_HANDLES),
+        Over::Client => Refusal::new(EDQUOT, uapi::WHY_CLIENT_QUOTA),
+        Over::User => Refusal::new(EDQUOT, uapi::WHY_USER_QUOTA),
+    })?;
+    let (handle_charge, memory_charge) = charge.split();
     let block = pool.alloc(&ask).map_err(|refused| match refused {
         Refused::Taken => Refusal::new(EBUSY, uapi::WHY_TAKEN),
         Refused::Full { largest_free } => {
@@ -120,8 +125,16 @@ pub(super) fn alloc<'a>(
         Addresses::Hidden => None,
     };
     let epoch = hub.next_epoch();
-    let buffer =
-        Buffer::new(block, window, name, request.flags, epoch, shelter).map_err(no_memory)?;
+    let buffer = Buffer::new(
+        block,
+        memory_charge,
+        window,
+        name,
+        request.flags,
+        epoch,
+        shelter,
+    )
+    .map_err(no_memory)?;
 
     request.handle = hub.next_handle();
     request.granted = buffer.granted();
@@ -129,8 +142,8 @@ pub(super) fn alloc<'a>(
     request.epoch = buffer.epoch();
     request.order = buffer.order();
     request.largest_free = 0;
-    let nodes = Nodes::new(request.handle, buffer).map_err(no_memory)?;
-    Ok(Pending { slot, nodes })
+    let nodes = Nodes::new(request.handle, buffer, handle_charge).map_err(no_memory)?;
+    Ok(Pending { client, nodes })
 }
 
 fn check_flags(flags: u32) -> Result<(), Refusal> {

@@ -7,6 +7,10 @@ use super::{
     Hub, //
 };
 use crate::buffer::Buffer;
+use crate::quota::{
+    Charge,
+    Holder, //
+};
 use kernel::{
     new_mutex,
     prelude::*,
@@ -29,6 +33,7 @@ pub(super) struct Entry {
     pub(super) buffer: Arc<Buffer>,
     /// PINs without their UNPIN.
     pub(super) pins: u32,
+    _handle: Charge,
 }
 
 impl Drop for Entry {
@@ -49,8 +54,6 @@ impl Drop for Entry {
 pub(super) struct Table {
     entries: RBTree<Handle, Entry>,
     windows: RBTree<u64, Handle>,
-    /// Buffers in the table, and those that are about to come in.
-    slots: u64,
 }
 
 /// A buffer on its way into a table, or out of it: holds all the memory that being in takes, so
@@ -61,10 +64,17 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    pub(super) fn new(handle: Handle, buffer: Arc<Buffer>) -> Result<Self> {
+    /// Of a buffer under a handle that was charged.
+    pub(super) fn new(handle: Handle, buffer: Arc<Buffer>, charge: Charge) -> Result<Self> {
+        let window = RBTreeNode::new(buffer.window().last(), handle, GFP_KERNEL)?;
+        let entry = Entry {
+            buffer,
+            pins: 0,
+            _handle: charge,
+        };
         Ok(Self {
-            window: RBTreeNode::new(buffer.window().last(), handle, GFP_KERNEL)?,
-            entry: RBTreeNode::new(handle, Entry { buffer, pins: 0 }, GFP_KERNEL)?,
+            window,
+            entry: RBTreeNode::new(handle, entry, GFP_KERNEL)?,
         })
     }
 }
@@ -114,24 +124,24 @@ impl Table {
 pub(crate) struct Client {
     hub: Arc<Hub>,
     addresses: Addresses,
+    holder: Arc<Holder>,
     #[pin]
     table: Mutex<Table>,
 }
 
-/// A place in a client's table, counted until it is dropped or filled.
-pub(super) struct Slot<'a> {
-    client: &'a Client,
-}
-
 impl Client {
-    pub(super) fn new(hub: Arc<Hub>, addresses: Addresses) -> impl PinInit<Self> {
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        addresses: Addresses,
+        holder: Arc<Holder>,
+    ) -> impl PinInit<Self> {
         pin_init!(Self {
             hub,
             addresses,
+            holder,
             table <- new_mutex!(Table {
                 entries: RBTree::new(),
                 windows: RBTree::new(),
-                slots: 0,
             }, "rust_buddy_client"),
         })
     }
@@ -148,34 +158,13 @@ impl Client {
         self.table.lock()
     }
 
-    /// A place for one more buffer, if the client may have one.
-    pub(super) fn slot(&self) -> Option<Slot<'_>> {
-        let mut table = self.table();
-        if table.slots >= self.hub.max_buffers {
-            return None;
-        }
-        table.slots += 1;
-        Some(Slot { client: self })
+    /// Who is charged for what it has.
+    pub(super) fn holder(&self) -> &Arc<Holder> {
+        &self.holder
     }
 
-    /// Makes the place of a buffer that was taken out free again, and lets the buffer go.
-    pub(super) fn vacate(&self, nodes: Nodes) {
-        drop(Slot { client: self });
-        drop(nodes);
-    }
-}
-
-impl Slot<'_> {
-    /// Puts a buffer there: from now on its handle is good.
-    pub(super) fn fill(self, nodes: Nodes) {
-        self.client.table().insert(nodes);
-        // The place stays taken, until `Client::vacate`.
-        core::mem::forget(self);
-    }
-}
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        self.client.table().slots -= 1;
+    /// Takes a buffer in: from now on its handle is good.
+    pub(super) fn insert(&self, nodes: Nodes) {
+        self.table().insert(nodes);
     }
 }

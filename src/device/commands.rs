@@ -78,7 +78,11 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
                 may_change(file)?;
                 free(client, request)
             },
-            |nodes, delivered| finish_free(client, nodes, delivered),
+            |nodes, delivered| {
+                if delivered == Delivered::No {
+                    client.insert(nodes);
+                }
+            },
         ),
         PinRequest::NR => abi::answer(
             arg,
@@ -153,7 +157,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
     }
     request.instance = hub.instance;
     request.page_size = mm::UNIT;
-    request.max_buffers = hub.max_buffers;
+    request.max_buffers = hub.users.max_handles();
     request.max_window = hub.pool.size();
     Ok(())
 }
@@ -214,13 +218,6 @@ fn free(client: &Client, request: &mut Free) -> Result<Nodes, Refusal> {
         return Err(Refusal::new(EBUSY, uapi::WHY_PINNED));
     }
     table.remove(request.handle).ok_or_else(no_such_handle)
-}
-
-fn finish_free(client: &Client, nodes: Nodes, delivered: Delivered) {
-    match delivered {
-        Delivered::Yes => client.vacate(nodes),
-        Delivered::No => client.table().insert(nodes),
-    }
 }
 
 fn pin(client: &Client, request: &mut PinRequest) -> Result<Handle, Refusal> {

@@ -16,6 +16,10 @@ pub(crate) use client::Client;
 
 use crate::buffer::Offsets;
 use crate::pool::Pool;
+use crate::quota::{
+    Holder,
+    Users, //
+};
 use kernel::{
     bindings,
     fs::{
@@ -46,22 +50,22 @@ use kernel::{
 pub(crate) struct Hub {
     pool: Arc<Pool>,
     offsets: Arc<Offsets>,
+    users: Arc<Users>,
     instance: u64,
-    max_buffers: u64,
     handles: Atomic<u64>,
     epochs: Atomic<u64>,
 }
 
 impl Hub {
-    /// Over one pool; each client may hold `max_buffers`.
-    pub(crate) fn new(pool: Arc<Pool>, max_buffers: u32) -> Result<Arc<Self>> {
+    /// Over one pool, for clients that `users` counts.
+    pub(crate) fn new(pool: Arc<Pool>, users: Arc<Users>) -> Result<Arc<Self>> {
         Ok(Arc::new(
             Self {
                 pool,
                 offsets: Offsets::new()?,
                 // SAFETY: Takes nothing, may be called anywhere.
                 instance: unsafe { bindings::get_random_u64() },
-                max_buffers: max_buffers.into(),
+                users,
                 handles: Atomic::new(0),
                 epochs: Atomic::new(0),
             },
@@ -135,9 +139,14 @@ impl Node {
 impl MiscDevice for Client {
     type Ptr = Pin<KBox<Self>>;
 
-    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+    fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let node = Node::of(misc);
-        KBox::pin_init(Self::new(node.hub.clone(), node.addresses), GFP_KERNEL)
+        let uid = file.cred().euid().into_raw().val;
+        let holder = Holder::new(node.hub.users.clone(), uid)?;
+        KBox::pin_init(
+            Self::new(node.hub.clone(), node.addresses, holder),
+            GFP_KERNEL,
+        )
     }
 
     fn mmap(client: Pin<&Self>, _file: &File, vma: &VmaNew) -> Result {
@@ -171,6 +180,8 @@ impl Client {
         seq_print!(m, "rust_buddy-buffers:\t{}\n", buffers);
         seq_print!(m, "rust_buddy-requested:\t{} bytes\n", requested);
         seq_print!(m, "rust_buddy-granted:\t{} bytes\n", granted);
+        let charged = self.holder().used().bytes;
+        seq_print!(m, "rust_buddy-charged:\t{} bytes\n", charged);
         for (handle, entry) in table.iter() {
             let buffer = &entry.buffer;
             seq_print!(

@@ -114,6 +114,10 @@ constants! {
     WHY_PINS: u32 = 19;
     /// The struct has no room for the handle.
     WHY_SHORT: u32 = 20;
+    /// More than a client may hold.
+    WHY_CLIENT_QUOTA: u32 = 21;
+    /// More than its user may hold.
+    WHY_USER_QUOTA: u32 = 22;
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;

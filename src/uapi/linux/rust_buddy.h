@@ -57,6 +57,8 @@
 #define RUST_BUDDY_WHY_HANDLES		18	/* EMFILE: the client holds as many as it may */
 #define RUST_BUDDY_WHY_PINS		19	/* EOVERFLOW: pinned too many times */
 #define RUST_BUDDY_WHY_SHORT		20	/* EINVAL: the struct has no room for the handle */
+#define RUST_BUDDY_WHY_CLIENT_QUOTA	21	/* EDQUOT: more than one client may hold */
+#define RUST_BUDDY_WHY_USER_QUOTA	22	/* EDQUOT: more than the file's owner may hold */
 
 /*
  * The head of every request.
