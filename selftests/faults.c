@@ -8,6 +8,7 @@
  * Needs CONFIG_FAULT_INJECTION with failslab, fail_page_alloc and fail_usercopy;
  * the fault attributes in debugfs are set here.
  */
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include "rb_test.h"
@@ -311,12 +312,15 @@ TEST_F_TIMEOUT(fault, nth, 600)
 
 FIXTURE(module)
 {
-	int fd;
+	void *image;
+	size_t size;
 };
 
 FIXTURE_SETUP(module)
 {
 	const char *ko = getenv("RB_KO");
+	struct stat st;
+	int fd;
 
 	if (!ko || geteuid())
 		SKIP(return, "RB_KO does not name the module, or not root");
@@ -324,13 +328,19 @@ FIXTURE_SETUP(module)
 		SKIP(return, "the kernel injects no faults: %s", NO_FAULTS);
 	if (!access(RB_DEV, F_OK))
 		SKIP(return, "the module is loaded already");
-	self->fd = open(ko, O_RDONLY | O_CLOEXEC);
-	ASSERT_LE(0, self->fd);
+	/* Given as bytes: a kernel that can't read a module's file says so with a call trace. */
+	fd = open(ko, O_RDONLY | O_CLOEXEC);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, fstat(fd, &st));
+	self->size = st.st_size;
+	self->image = malloc(self->size);
+	ASSERT_EQ((ssize_t)self->size, read(fd, self->image, self->size));
+	close(fd);
 }
 
 FIXTURE_TEARDOWN(module)
 {
-	close(self->fd);
+	free(self->image);
 	close(fail_fd);
 }
 
@@ -348,7 +358,7 @@ TEST_F_TIMEOUT(module, load_nth, 1500)
 		bool hit;
 
 		arm(nth);
-		ret = syscall(SYS_finit_module, self->fd, "size_mb=1", 0) ? -errno : 0;
+		ret = syscall(SYS_init_module, self->image, self->size, "size_mb=1") ? -errno : 0;
 		hit = disarm();
 		if (ret) {
 			EXPECT_TRUE(hit && (ret == -ENOMEM || ret == -EFAULT || ret == -ENOSPC))
@@ -364,7 +374,7 @@ TEST_F_TIMEOUT(module, load_nth, 1500)
 		survived += !ret;
 	}
 	EXPECT_LT(0UL, injected);
-	ASSERT_EQ(0, syscall(SYS_finit_module, self->fd, "size_mb=1", 0));
+	ASSERT_EQ(0, syscall(SYS_init_module, self->image, self->size, "size_mb=1"));
 	ASSERT_EQ(0, syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK));
 	TH_LOG("{\"sweep\": \"load\", \"faults\": %lu, \"survived\": %lu}", injected, survived);
 }
