@@ -39,12 +39,15 @@ TEST(layout)
 {
 	EXPECT_EQ(16U, sizeof(struct rust_buddy_hdr));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_info));
-	EXPECT_EQ(376U, sizeof(struct rust_buddy_pool_info));
-	EXPECT_EQ(144U, sizeof(struct rust_buddy_alloc));
+	EXPECT_EQ(384U, sizeof(struct rust_buddy_pool_info));
+	EXPECT_EQ(152U, sizeof(struct rust_buddy_alloc));
 	EXPECT_EQ(24U, sizeof(struct rust_buddy_free));
-	EXPECT_EQ(40U, sizeof(struct rust_buddy_pin));
-	EXPECT_EQ(24U, sizeof(struct rust_buddy_unpin));
+	EXPECT_EQ(96U, sizeof(struct rust_buddy_pin));
+	EXPECT_EQ(72U, sizeof(struct rust_buddy_unpin));
 	EXPECT_EQ(128U, sizeof(struct rust_buddy_buffer_info));
+	EXPECT_EQ(48U, sizeof(struct rust_buddy_export));
+	EXPECT_EQ(56U, sizeof(struct rust_buddy_import));
+	EXPECT_EQ(48U, sizeof(struct rust_buddy_sync));
 
 	EXPECT_EQ(24U, offsetof(struct rust_buddy_info, features));
 	EXPECT_EQ(56U, offsetof(struct rust_buddy_info, max_window));
@@ -60,12 +63,15 @@ TEST(layout)
 	EXPECT_EQ(96U, offsetof(struct rust_buddy_buffer_info, name));
 
 	EXPECT_EQ(0xc040bd00U, (__u32)RUST_BUDDY_IOC_INFO);
-	EXPECT_EQ(0xc178bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
-	EXPECT_EQ(0xc090bd02U, (__u32)RUST_BUDDY_IOC_ALLOC);
+	EXPECT_EQ(0xc180bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
+	EXPECT_EQ(0xc098bd02U, (__u32)RUST_BUDDY_IOC_ALLOC);
 	EXPECT_EQ(0xc018bd03U, (__u32)RUST_BUDDY_IOC_FREE);
-	EXPECT_EQ(0xc028bd04U, (__u32)RUST_BUDDY_IOC_PIN);
-	EXPECT_EQ(0xc018bd05U, (__u32)RUST_BUDDY_IOC_UNPIN);
+	EXPECT_EQ(0xc060bd04U, (__u32)RUST_BUDDY_IOC_PIN);
+	EXPECT_EQ(0xc048bd05U, (__u32)RUST_BUDDY_IOC_UNPIN);
 	EXPECT_EQ(0xc080bd06U, (__u32)RUST_BUDDY_IOC_BUFFER_INFO);
+	EXPECT_EQ(0xc030bd07U, (__u32)RUST_BUDDY_IOC_EXPORT);
+	EXPECT_EQ(0xc038bd08U, (__u32)RUST_BUDDY_IOC_IMPORT);
+	EXPECT_EQ(0xc030bd09U, (__u32)RUST_BUDDY_IOC_SYNC);
 }
 
 /*
@@ -191,6 +197,7 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		req.alloc.flags = 0;
 		memset(req.alloc.name, 0, sizeof(req.alloc.name));
 		req.alloc.reserved = 0;
+		req.alloc.max_address = 0;
 		break;
 	case NR_FREE:
 		ASSERT_EQ(0, rb_alloc(self->fd, KiB(20), 0, "victim", &victim));
@@ -199,10 +206,13 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		break;
 	case NR_PIN:
 		req.pin.handle = self->sentinel;
+		memset(req.pin.device, 0, sizeof(req.pin.device));
+		req.pin.reserved = 0;
 		break;
 	case NR_UNPIN:
 		ASSERT_EQ(0, rb_pin(self->fd, self->sentinel, &address));
 		req.unpin.handle = self->sentinel;
+		memset(req.unpin.device, 0, sizeof(req.unpin.device));
 		break;
 	case NR_BUFFER_INFO:
 		req.buffer.handle = self->sentinel;
@@ -606,6 +616,7 @@ FIXTURE_SETUP(node)
 	self->ok.pool = 0;
 	self->ok.flags = 0;
 	self->ok.reserved = 0;
+	self->ok.max_address = 0;
 	snprintf(self->ok.name, sizeof(self->ok.name), "test");
 }
 

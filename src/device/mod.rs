@@ -22,6 +22,7 @@ use crate::quota::{
 };
 use kernel::{
     bindings,
+    error::to_result,
     fs::{
         file,
         File, //
@@ -43,7 +44,8 @@ use kernel::{
             Relaxed, //
         },
         Arc, //
-    }, //
+    },
+    types::Opaque, //
 };
 
 /// What all clients share.
@@ -102,36 +104,87 @@ impl Addresses {
     }
 }
 
+/// What the kernel calls when a node is used: the abstraction's, and what that lacks.
+#[repr(transparent)]
+struct Operations(bindings::file_operations);
+
+// SAFETY: Function pointers and the module, never written once they are told to the kernel.
+unsafe impl Send for Operations {}
+// SAFETY: As above.
+unsafe impl Sync for Operations {}
+
+impl Operations {
+    /// Those of the abstraction, as `misc` came with.
+    ///
+    /// # Safety
+    ///
+    /// `misc` must come from [`MiscDeviceOptions::into_raw`].
+    unsafe fn of(misc: &bindings::miscdevice) -> Self {
+        // SAFETY: By this function's requirements it points to a static.
+        Self(unsafe { *misc.fops })
+    }
+}
+
 /// A registered device node, mode 0600.
 ///
 /// # Invariants
 ///
-/// Every [`MiscDeviceRegistration`] of [`Client`] is the `registration` of a `Node`.
-#[pin_data]
+/// `misc` is registered, with the neighbouring `operations`; every `miscdevice` of [`Client`] is
+/// the `misc` of a `Node`.
+#[pin_data(PinnedDrop)]
 pub(crate) struct Node {
     hub: Arc<Hub>,
     addresses: Addresses,
+    operations: Operations,
     // Last: from here on it can be opened.
     #[pin]
-    registration: MiscDeviceRegistration<Client>,
+    misc: Opaque<bindings::miscdevice>,
 }
+
+// SAFETY: The registration belongs to no thread.
+unsafe impl Send for Node {}
+// SAFETY: Nothing is changed through a shared reference.
+unsafe impl Sync for Node {}
 
 impl Node {
     pub(crate) fn new(hub: Arc<Hub>, addresses: Addresses) -> impl PinInit<Self, Error> {
+        let raw = MiscDeviceOptions {
+            name: addresses.node_name(),
+        }
+        .into_raw::<Client>();
         // INVARIANT: The only place where one is registered.
-        try_pin_init!(Self {
+        try_pin_init!(&this in Self {
             hub,
             addresses,
-            registration <- MiscDeviceRegistration::register(MiscDeviceOptions {
-                name: addresses.node_name(),
+            // SAFETY: Just made by `into_raw`.
+            operations: unsafe { Operations::of(&raw) },
+            misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
+                // SAFETY: The slot may be written; the operations were initialised above, and
+                // live, pinned, for as long as the node is registered.
+                unsafe {
+                    slot.write(bindings::miscdevice {
+                        fops: &raw const (*this.as_ptr()).operations.0,
+                        ..raw
+                    });
+                    to_result(bindings::misc_register(slot))
+                }
             }),
         })
     }
 
     fn of(registration: &MiscDeviceRegistration<Client>) -> &Self {
-        // SAFETY: By the type invariant the registration is a field of a `Node`, whose other fields
-        // were initialised before it was registered, and which lives until it is deregistered.
-        unsafe { &*kernel::container_of!(core::ptr::from_ref(registration), Self, registration) }
+        let misc = registration.as_raw().cast::<Opaque<bindings::miscdevice>>();
+        // SAFETY: By the type invariant this is the field of a `Node`, whose other fields were
+        // initialised before it was registered, and which lives until it is deregistered.
+        unsafe { &*kernel::container_of!(misc, Self, misc) }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Node {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Registered, by the type invariant.
+        unsafe { bindings::misc_deregister(self.misc.get()) };
     }
 }
 

@@ -63,6 +63,8 @@ macro_rules! structs {
 pub const MAGIC: u32 = 0xBD;
 /// Bytes in a buffer's name, with its NUL.
 pub const NAME_LEN: usize = 32;
+/// Bytes in a device's name, with its NUL.
+pub const DEVICE_LEN: usize = 48;
 /// Entries of [`PoolInfo::free_blocks`].
 pub const ORDERS: usize = 32;
 
@@ -118,6 +120,26 @@ constants! {
     WHY_CLIENT_QUOTA: u32 = 21;
     /// More than its user may hold.
     WHY_USER_QUOTA: u32 = 22;
+    /// A part that can't be.
+    WHY_PART: u32 = 23;
+    /// No descriptor, or none of a dma-buf.
+    WHY_FD: u32 = 24;
+    /// Somebody else's dma-buf.
+    WHY_FOREIGN: u32 = 25;
+    /// No more descriptors.
+    WHY_FILES: u32 = 26;
+    /// The pool has no such cache mode.
+    WHY_CACHE: u32 = 27;
+    /// The pool's pages can't be pinned for long.
+    WHY_GUP: u32 = 28;
+    /// Nothing below the ceiling.
+    WHY_MAX_ADDRESS: u32 = 29;
+    /// No such device.
+    WHY_DEVICE: u32 = 30;
+    /// The device can't have it.
+    WHY_DEVICE_MAP: u32 = 31;
+    /// Imported to be read only.
+    WHY_READ_ONLY_HANDLE: u32 = 32;
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;
@@ -125,6 +147,18 @@ constants! {
     FEAT_PLACE: u64 = 1 << 1;
     /// This file may PIN.
     FEAT_PIN: u64 = 1 << 2;
+    /// EXPORT and IMPORT are there.
+    FEAT_DMABUF: u64 = 1 << 3;
+    /// ALLOC_PREFAULT is there.
+    FEAT_PREFAULT: u64 = 1 << 4;
+    /// ALLOC_WC and ALLOC_UC are there.
+    FEAT_CACHE: u64 = 1 << 5;
+    /// ALLOC_GUP is there.
+    FEAT_GUP: u64 = 1 << 6;
+    /// ALLOC_WAIT and poll are there.
+    FEAT_WAIT: u64 = 1 << 7;
+    /// PIN for a device, SYNC and a ceiling are there.
+    FEAT_DEVICE: u64 = 1 << 8;
 
     /// A pool of memory.
     KIND_MEMORY: u32 = 1;
@@ -140,6 +174,12 @@ constants! {
     CAP_LONGTERM_PIN: u64 = 1 << 1;
     /// Buffers may be moved.
     CAP_MOVABLE: u64 = 1 << 2;
+    /// ALLOC_WC works.
+    CAP_WC: u64 = 1 << 3;
+    /// ALLOC_UC works.
+    CAP_UC: u64 = 1 << 4;
+    /// Neither works.
+    CAP_WB: u64 = 1 << 5;
 
     /// Give the covering block's tail back.
     ALLOC_EXACT: u32 = 1 << 0;
@@ -151,6 +191,32 @@ constants! {
     ALLOC_WINDOW: u32 = 1 << 3;
     /// Exactly at `lo`.
     ALLOC_AT: u32 = 1 << 4;
+    /// mmap fills its mappings.
+    ALLOC_PREFAULT: u32 = 1 << 5;
+    /// Write-combining.
+    ALLOC_WC: u32 = 1 << 6;
+    /// Uncached.
+    ALLOC_UC: u32 = 1 << 7;
+    /// Mapped by struct page.
+    ALLOC_GUP: u32 = 1 << 8;
+    /// poll tells when to try again.
+    ALLOC_WAIT: u32 = 1 << 9;
+
+    /// Some devices are behind an IOMMU.
+    PIN_TRANSLATED: u32 = 1 << 0;
+    /// The device has a copy.
+    PIN_BOUNCED: u32 = 1 << 1;
+
+    /// The CPU is done.
+    SYNC_FOR_DEVICE: u32 = 1 << 0;
+    /// The device is done.
+    SYNC_FOR_CPU: u32 = 1 << 1;
+    /// The device reads.
+    SYNC_TO_DEVICE: u32 = 1;
+    /// The device writes.
+    SYNC_FROM_DEVICE: u32 = 2;
+    /// It does both.
+    SYNC_BOTH: u32 = 3;
 }
 
 structs! {
@@ -193,6 +259,7 @@ structs! {
         quarantined: u64,
         phys_base: u64,
         free_blocks: [u64; ORDERS],
+        lingering: u64,
     }
 
     /// A contiguous buffer, please.
@@ -213,6 +280,7 @@ structs! {
         order: u32,
         reserved: u32,
         largest_free: u64,
+        max_address: u64,
     }
 
     /// A handle given up.
@@ -227,12 +295,16 @@ structs! {
         handle: u64,
         address: u64,
         size: u64,
+        device: [u8; DEVICE_LEN],
+        caveats: u32,
+        reserved: u32,
     }
 
     /// One pin less.
     Unpin = "rust_buddy_unpin" {
         hdr: Header,
         handle: u64,
+        device: [u8; DEVICE_LEN],
     }
 
     /// One buffer of this client.
@@ -251,6 +323,37 @@ structs! {
         pins: u32,
         mappings: u64,
         name: [u8; NAME_LEN],
+    }
+
+    /// A dma-buf of a buffer.
+    Export = "rust_buddy_export" {
+        hdr: Header,
+        handle: u64,
+        offset: u64,
+        size: u64,
+        flags: u32,
+        fd: i32,
+    }
+
+    /// A handle for a dma-buf.
+    Import = "rust_buddy_import" {
+        hdr: Header,
+        fd: i32,
+        reserved: u32,
+        handle: u64,
+        size: u64,
+        offset: u64,
+        epoch: u64,
+    }
+
+    /// The same for CPU and device.
+    Sync = "rust_buddy_sync" {
+        hdr: Header,
+        handle: u64,
+        offset: u64,
+        size: u64,
+        flags: u32,
+        direction: u32,
     }
 }
 
@@ -288,4 +391,7 @@ requests! {
     4 => Pin,
     5 => Unpin,
     6 => BufferInfo,
+    7 => Export,
+    8 => Import,
+    9 => Sync,
 }

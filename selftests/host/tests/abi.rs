@@ -48,9 +48,10 @@ fn assertions() -> String {
     writeln!(
         c,
         "_Static_assert(RUST_BUDDY_IOC_MAGIC == {} && RUST_BUDDY_NAME_LEN == {} && \
-         RUST_BUDDY_ORDERS == {}, \"limits\");",
+         RUST_BUDDY_DEVICE_LEN == {} && RUST_BUDDY_ORDERS == {}, \"limits\");",
         uapi::MAGIC,
         uapi::NAME_LEN,
+        uapi::DEVICE_LEN,
         uapi::ORDERS
     )
     .unwrap();
@@ -144,7 +145,7 @@ fn fields_leave_no_holes() {
 #[test]
 fn no_constant_is_missing() {
     let header = std::fs::read_to_string(Path::new(UAPI).join("linux/rust_buddy.h")).unwrap();
-    let of_macros = ["NAME_LEN", "ORDERS", "IOC_"];
+    let of_macros = ["NAME_LEN", "DEVICE_LEN", "ORDERS", "IOC_"];
     for line in header.lines() {
         let Some(name) = line
             .strip_prefix("#define RUST_BUDDY_")

@@ -30,6 +30,7 @@
 
 #define RUST_BUDDY_ABI_VERSION	1
 #define RUST_BUDDY_NAME_LEN	32
+#define RUST_BUDDY_DEVICE_LEN	48
 /* Orders 0 to 31 have a place in rust_buddy_pool_info.free_blocks. */
 #define RUST_BUDDY_ORDERS	32
 /* In place of a physical address that the caller may not see. */
@@ -59,6 +60,16 @@
 #define RUST_BUDDY_WHY_SHORT		20	/* EINVAL: the struct has no room for the handle */
 #define RUST_BUDDY_WHY_CLIENT_QUOTA	21	/* EDQUOT: more than one client may hold */
 #define RUST_BUDDY_WHY_USER_QUOTA	22	/* EDQUOT: more than the file's owner may hold */
+#define RUST_BUDDY_WHY_PART		23	/* EINVAL: a part unaligned, empty or outside the buffer */
+#define RUST_BUDDY_WHY_FD		24	/* EBADF, EINVAL: no open descriptor, or of no dma-buf */
+#define RUST_BUDDY_WHY_FOREIGN		25	/* EXDEV: a dma-buf of somebody else */
+#define RUST_BUDDY_WHY_FILES		26	/* EMFILE, ENFILE: no more descriptors */
+#define RUST_BUDDY_WHY_CACHE		27	/* EOPNOTSUPP: the pool has no such cache mode */
+#define RUST_BUDDY_WHY_GUP		28	/* EOPNOTSUPP: the pool's pages can't be pinned for long */
+#define RUST_BUDDY_WHY_MAX_ADDRESS	29	/* ERANGE: the pool has nothing below max_address */
+#define RUST_BUDDY_WHY_DEVICE		30	/* ENODEV: no such device, or one that does no DMA */
+#define RUST_BUDDY_WHY_DEVICE_MAP	31	/* EIO: the device's DMA operations refuse the buffer */
+#define RUST_BUDDY_WHY_READ_ONLY_HANDLE	32	/* EACCES: imported from a read-only dma-buf */
 
 /*
  * The head of every request.
@@ -76,6 +87,12 @@ struct rust_buddy_hdr {
 #define RUST_BUDDY_FEAT_EXACT	(1ULL << 0)	/* RUST_BUDDY_ALLOC_EXACT */
 #define RUST_BUDDY_FEAT_PLACE	(1ULL << 1)	/* HIGHEST, WINDOW and AT */
 #define RUST_BUDDY_FEAT_PIN	(1ULL << 2)	/* this file may PIN */
+#define RUST_BUDDY_FEAT_DMABUF	(1ULL << 3)	/* EXPORT and IMPORT */
+#define RUST_BUDDY_FEAT_PREFAULT (1ULL << 4)	/* RUST_BUDDY_ALLOC_PREFAULT */
+#define RUST_BUDDY_FEAT_CACHE	(1ULL << 5)	/* RUST_BUDDY_ALLOC_WC and UC */
+#define RUST_BUDDY_FEAT_GUP	(1ULL << 6)	/* RUST_BUDDY_ALLOC_GUP */
+#define RUST_BUDDY_FEAT_WAIT	(1ULL << 7)	/* RUST_BUDDY_ALLOC_WAIT and poll() */
+#define RUST_BUDDY_FEAT_DEVICE	(1ULL << 8)	/* PIN for a device, SYNC, max_address */
 
 /*
  * RUST_BUDDY_IOC_INFO: what this module is.
@@ -110,6 +127,9 @@ struct rust_buddy_info {
 #define RUST_BUDDY_CAP_STRUCT_PAGE	(1ULL << 0)	/* its pages are the kernel's own */
 #define RUST_BUDDY_CAP_LONGTERM_PIN	(1ULL << 1)	/* and could be pinned for long */
 #define RUST_BUDDY_CAP_MOVABLE		(1ULL << 2)	/* its buffers may be moved */
+#define RUST_BUDDY_CAP_WC		(1ULL << 3)	/* RUST_BUDDY_ALLOC_WC works */
+#define RUST_BUDDY_CAP_UC		(1ULL << 4)	/* RUST_BUDDY_ALLOC_UC works */
+#define RUST_BUDDY_CAP_WB		(1ULL << 5)	/* neither of these two works */
 
 /*
  * RUST_BUDDY_IOC_POOL_INFO: one pool. Walk them all by starting with pool 0 and
@@ -132,6 +152,8 @@ struct rust_buddy_info {
  *                still write there
  * @phys_base:    (out) physical address, RUST_BUDDY_NO_ADDRESS on /dev/rust_buddy
  * @free_blocks:  (out) number of free blocks of each order
+ * @lingering:    (out) bytes of @granted that were freed while somebody, a device
+ *                or a system call, still has pages of them pinned
  */
 struct rust_buddy_pool_info {
 	struct rust_buddy_hdr hdr;
@@ -152,6 +174,7 @@ struct rust_buddy_pool_info {
 	__u64 quarantined;
 	__u64 phys_base;
 	__u64 free_blocks[RUST_BUDDY_ORDERS];
+	__u64 lingering;
 };
 
 /* rust_buddy_alloc.flags */
@@ -160,6 +183,11 @@ struct rust_buddy_pool_info {
 #define RUST_BUDDY_ALLOC_LOWEST		(1U << 2)	/* the lowest place that fits */
 #define RUST_BUDDY_ALLOC_WINDOW		(1U << 3)	/* wholly inside [lo, hi) of the pool */
 #define RUST_BUDDY_ALLOC_AT		(1U << 4)	/* exactly at lo; implies EXACT */
+#define RUST_BUDDY_ALLOC_PREFAULT	(1U << 5)	/* mmap() fills its mappings at once */
+#define RUST_BUDDY_ALLOC_WC		(1U << 6)	/* write-combining, in every mapping */
+#define RUST_BUDDY_ALLOC_UC		(1U << 7)	/* uncached, in every mapping */
+#define RUST_BUDDY_ALLOC_GUP		(1U << 8)	/* mapped by struct page: O_DIRECT etc. */
+#define RUST_BUDDY_ALLOC_WAIT		(1U << 9)	/* with ENOSPC: poll() tells when to retry */
 
 /*
  * RUST_BUDDY_IOC_ALLOC: a contiguous buffer, filled with zeroes.
@@ -178,6 +206,8 @@ struct rust_buddy_pool_info {
  * @order:        (out) of the smallest block that covers the buffer
  * @reserved:     zero
  * @largest_free: (out) with ENOSPC: bytes in the pool's largest free block
+ * @max_address:  (in) physical addresses that the device can't reach, from here
+ *                on; 0 for none; only on /dev/rust_buddy_phys
  *
  * Never returns an address, nor anything that follows from one.
  */
@@ -198,6 +228,7 @@ struct rust_buddy_alloc {
 	__u32 order;
 	__u32 reserved;
 	__u64 largest_free;
+	__u64 max_address;
 };
 
 /*
@@ -213,25 +244,39 @@ struct rust_buddy_free {
 /*
  * RUST_BUDDY_IOC_PIN: where the buffer is, and a promise that it stays there
  * until as many UNPINs as there were PINs. Only on /dev/rust_buddy_phys.
- * @handle:  (in)
- * @address: (out) what a device that is behind no IOMMU has to be told
- * @size:    (out) contiguous bytes from there
+ * @handle:   (in)
+ * @address:  (out) what the device has to be told: @device, if that is set, else
+ *            any that is behind no IOMMU
+ * @size:     (out) contiguous bytes from there
+ * @device:   (in) the device that will use it, as bus and name
+ *            ("pci/0000:00:04.0"), NUL-terminated; empty for the physical address
+ * @caveats:  (out) RUST_BUDDY_PIN_*
+ * @reserved: zero
  */
 struct rust_buddy_pin {
 	struct rust_buddy_hdr hdr;
 	__u64 handle;
 	__u64 address;
 	__u64 size;
+	char device[RUST_BUDDY_DEVICE_LEN];
+	__u32 caveats;
+	__u32 reserved;
 };
+
+/* rust_buddy_pin.caveats */
+#define RUST_BUDDY_PIN_TRANSLATED	(1U << 0)	/* some devices are behind an IOMMU: no use to them */
+#define RUST_BUDDY_PIN_BOUNCED		(1U << 1)	/* the device has a copy: SYNC is needed */
 
 /*
  * RUST_BUDDY_IOC_UNPIN: one PIN less. With the last one gone the caller says
  * that no device will use the address any more.
  * @handle: (in)
+ * @device: (in) as in the PIN
  */
 struct rust_buddy_unpin {
 	struct rust_buddy_hdr hdr;
 	__u64 handle;
+	char device[RUST_BUDDY_DEVICE_LEN];
 };
 
 /*
@@ -267,6 +312,71 @@ struct rust_buddy_buffer_info {
 	char name[RUST_BUDDY_NAME_LEN];
 };
 
+/*
+ * RUST_BUDDY_IOC_EXPORT: a dma-buf of a buffer, or of a part of it. It keeps the
+ * memory, whatever becomes of handle and client.
+ * @handle:   (in)
+ * @offset:   (in) bytes from the buffer's start, whole pages
+ * @size:     (in) bytes, whole pages; 0 for all that follows
+ * @flags:    (in) O_CLOEXEC, and O_RDONLY, or O_RDWR to allow writable mappings
+ * @fd:       (out)
+ */
+struct rust_buddy_export {
+	struct rust_buddy_hdr hdr;
+	__u64 handle;
+	__u64 offset;
+	__u64 size;
+	__u32 flags;
+	__s32 fd;
+};
+
+/*
+ * RUST_BUDDY_IOC_IMPORT: a handle of this client for what a dma-buf of this
+ * module shows. The handle keeps the memory, whatever becomes of the dma-buf.
+ * @fd:       (in)
+ * @reserved: zero
+ * @handle:   (out) a new one with every IMPORT
+ * @size:     (out) bytes that may be mapped
+ * @offset:   (out) for mmap()
+ * @epoch:    (out) as ALLOC gave it
+ */
+struct rust_buddy_import {
+	struct rust_buddy_hdr hdr;
+	__s32 fd;
+	__u32 reserved;
+	__u64 handle;
+	__u64 size;
+	__u64 offset;
+	__u64 epoch;
+};
+
+/* rust_buddy_sync.flags */
+#define RUST_BUDDY_SYNC_FOR_DEVICE	(1U << 0)	/* the CPU is done, a device comes next */
+#define RUST_BUDDY_SYNC_FOR_CPU		(1U << 1)	/* the device is done, the CPU comes next */
+
+/* rust_buddy_sync.direction */
+#define RUST_BUDDY_SYNC_TO_DEVICE	1	/* the device reads */
+#define RUST_BUDDY_SYNC_FROM_DEVICE	2	/* the device writes */
+#define RUST_BUDDY_SYNC_BOTH		3
+
+/*
+ * RUST_BUDDY_IOC_SYNC: makes a range the same for the CPU and for every device
+ * that the buffer is pinned for.
+ * @handle:    (in)
+ * @offset:    (in) bytes from the buffer's start
+ * @size:      (in) bytes, 0 for all that follow
+ * @flags:     (in) one of RUST_BUDDY_SYNC_FOR_*
+ * @direction: (in) one of RUST_BUDDY_SYNC_TO_DEVICE, FROM_DEVICE, BOTH
+ */
+struct rust_buddy_sync {
+	struct rust_buddy_hdr hdr;
+	__u64 handle;
+	__u64 offset;
+	__u64 size;
+	__u32 flags;
+	__u32 direction;
+};
+
 #define RUST_BUDDY_IOC_MAGIC	0xBD
 
 #define RUST_BUDDY_IOC_INFO \
@@ -283,5 +393,11 @@ struct rust_buddy_buffer_info {
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 5, struct rust_buddy_unpin)
 #define RUST_BUDDY_IOC_BUFFER_INFO \
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 6, struct rust_buddy_buffer_info)
+#define RUST_BUDDY_IOC_EXPORT \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 7, struct rust_buddy_export)
+#define RUST_BUDDY_IOC_IMPORT \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 8, struct rust_buddy_import)
+#define RUST_BUDDY_IOC_SYNC \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 9, struct rust_buddy_sync)
 
 #endif /* _UAPI_LINUX_RUST_BUDDY_H */
