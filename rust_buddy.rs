@@ -51,6 +51,7 @@ module! {
     authors: ["The rust_buddy maintainers"],
     description: "Contiguous DMA buffers from a buddy allocator over a region taken at load",
     license: "GPL",
+    imports_ns: ["DMA_BUF"],
     params: {
         size_mb: u64 {
             default: 64,

@@ -13,18 +13,21 @@ use crate::pool::Block;
 use crate::quarantine::Shelter;
 use crate::quota::Charge;
 use crate::uapi;
+use core::ptr::NonNull;
 use kernel::{
     maple_tree::{
         AllocErrorKind,
         MapleTreeAlloc, //
     },
+    new_spinlock,
     prelude::*,
     sync::{
         atomic::{
             Atomic,
             Relaxed, //
         },
-        Arc, //
+        Arc,
+        SpinLock, //
     }, //
 };
 
@@ -86,11 +89,6 @@ impl Window {
         self.first
     }
 
-    /// The last offset.
-    pub(crate) fn last(&self) -> u64 {
-        self.first + self.pages - 1
-    }
-
     /// How many there are.
     pub(crate) fn pages(&self) -> u64 {
         self.pages
@@ -140,12 +138,13 @@ impl Name {
 /// # Invariants
 ///
 /// `memory` is there until `drop` takes it.
+#[pin_data(PinnedDrop)]
 pub(crate) struct Buffer {
     memory: Option<(Block, Charge)>,
-    /// Where the block may have to wait, for buffers that can be pinned.
-    shelter: Option<Shelter>,
-    /// Somebody who was told the address is gone and never said that the device is quiet.
-    told: Atomic<bool>,
+    /// Where the memory has to wait, left by somebody who was told the address and is gone without
+    /// saying that the device is quiet.
+    #[pin]
+    shelter: SpinLock<Option<Shelter>>,
     window: Window,
     name: Name,
     flags: u32,
@@ -162,33 +161,26 @@ impl Buffer {
         name: Name,
         flags: u32,
         epoch: u64,
-        shelter: Option<Shelter>,
     ) -> Result<Arc<Self>> {
         block.zero();
-        Ok(Arc::new(
+        Arc::pin_init(
             // INVARIANT: It is there.
-            Self {
+            pin_init!(Self {
                 memory: Some((block, charge)),
-                shelter,
-                told: Atomic::new(false),
+                shelter <- new_spinlock!(None, "rust_buddy_shelter"),
                 window,
                 name,
                 flags,
                 epoch,
                 mappings: Atomic::new(0),
-            },
+            }),
             GFP_KERNEL,
-        )?)
+        )
     }
 
     /// Bytes that were asked for.
     pub(crate) fn size(&self) -> u64 {
         self.block().map_or(0, Block::requested)
-    }
-
-    /// Bytes that were given.
-    pub(crate) fn granted(&self) -> u64 {
-        self.pages() * mm::UNIT
     }
 
     /// The order of the smallest block that covers it.
@@ -212,16 +204,6 @@ impl Buffer {
     /// Its window of mmap offsets.
     pub(crate) fn window(&self) -> &Window {
         &self.window
-    }
-
-    /// Where mmap finds it, in bytes.
-    pub(crate) fn offset(&self) -> u64 {
-        self.window.first() * mm::UNIT
-    }
-
-    /// The size it may grow to, in bytes.
-    pub(crate) fn max_size(&self) -> u64 {
-        self.window.pages() * mm::UNIT
     }
 
     /// What people call it.
@@ -251,15 +233,16 @@ impl Buffer {
         (within < block.pages()).then(|| block.first().plus(within))
     }
 
-    /// The physical address. Only for who may see it.
-    pub(crate) fn address(&self) -> u64 {
+    /// Is its memory the kernel's own, with a `struct page` for each page?
+    pub(crate) fn has_pages(&self) -> bool {
         self.block()
-            .map_or(uapi::NO_ADDRESS, |block| block.first().address())
+            .is_some_and(|block| block.pool().region().caps() & uapi::CAP_STRUCT_PAGE != 0)
     }
 
-    /// The address may still be in use when the buffer goes.
-    pub(crate) fn leave_told(&self) {
-        self.told.store(true, Relaxed);
+    /// The address may still be in use when the buffer goes: then it waits in `shelter`.
+    pub(crate) fn leave_told(&self, shelter: Shelter) {
+        let surplus = self.shelter.lock().replace(shelter);
+        drop(surplus);
     }
 
     /// Parts of address spaces that map it.
@@ -278,13 +261,121 @@ impl Buffer {
     }
 }
 
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if !self.told.load(Relaxed) {
-            return;
-        }
-        if let (Some(shelter), Some((block, charge))) = (self.shelter.take(), self.memory.take()) {
+#[pinned_drop]
+impl PinnedDrop for Buffer {
+    fn drop(self: Pin<&mut Self>) {
+        let this = self.project();
+        let shelter = this.shelter.lock().take();
+        if let (Some(shelter), Some((block, charge))) = (shelter, this.memory.take()) {
             shelter.keep(block, charge);
         }
+    }
+}
+
+/// What somebody may see of a buffer: a part of its window of mmap offsets, in pages from the
+/// window's start.
+///
+/// # Invariants
+///
+/// `first + pages` is at most the window's pages, and `pages` is not 0.
+#[derive(Clone)]
+pub(crate) struct View {
+    buffer: Arc<Buffer>,
+    first: u64,
+    pages: u64,
+    writable: bool,
+}
+
+impl View {
+    /// All of it, and all that it may grow to.
+    pub(crate) fn whole(buffer: Arc<Buffer>) -> Self {
+        // INVARIANT: The whole window, and no window is empty.
+        Self {
+            first: 0,
+            pages: buffer.window().pages(),
+            writable: true,
+            buffer,
+        }
+    }
+
+    /// The part of it from byte `offset` on, `size` bytes or, if that is 0, all that there are:
+    /// whole pages that were granted.
+    pub(crate) fn part(&self, offset: u64, size: u64, writable: bool) -> Option<Self> {
+        let room = self.granted().checked_sub(offset)?;
+        let size = if size == 0 { room } else { size };
+        let fits = size > 0 && size <= room && offset % mm::UNIT == 0 && size % mm::UNIT == 0;
+        // INVARIANT: Within what this view shows.
+        fits.then(|| Self {
+            buffer: self.buffer.clone(),
+            first: self.first + offset / mm::UNIT,
+            pages: size / mm::UNIT,
+            writable,
+        })
+    }
+
+    /// What it shows a part of.
+    pub(crate) fn buffer(&self) -> &Arc<Buffer> {
+        &self.buffer
+    }
+
+    /// May who has it write?
+    pub(crate) fn writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Does it show the buffer from its start on, with all that it may grow to?
+    fn is_whole(&self) -> bool {
+        self.first == 0 && self.pages == self.buffer.window().pages()
+    }
+
+    /// The first mmap offset, in pages.
+    pub(crate) fn first_page(&self) -> u64 {
+        self.buffer.window().first() + self.first
+    }
+
+    /// The last mmap offset, in pages.
+    pub(crate) fn last_page(&self) -> u64 {
+        self.first_page() + self.pages - 1
+    }
+
+    /// Bytes from the first mmap offset to the last.
+    pub(crate) fn max_size(&self) -> u64 {
+        self.pages * mm::UNIT
+    }
+
+    /// Bytes that are there.
+    pub(crate) fn granted(&self) -> u64 {
+        let there = self.buffer.pages().saturating_sub(self.first);
+        there.min(self.pages) * mm::UNIT
+    }
+
+    /// Bytes that were asked for.
+    pub(crate) fn size(&self) -> u64 {
+        if self.is_whole() {
+            self.buffer.size()
+        } else {
+            self.granted()
+        }
+    }
+
+    /// Where mmap finds it, in bytes.
+    pub(crate) fn offset(&self) -> u64 {
+        self.first_page() * mm::UNIT
+    }
+
+    /// The first page frame, if any is there.
+    pub(crate) fn frame(&self) -> Option<Pfn> {
+        self.buffer.frame_at(self.first_page())
+    }
+
+    /// The physical address. Only for who may see it.
+    pub(crate) fn address(&self) -> u64 {
+        self.frame().map_or(uapi::NO_ADDRESS, Pfn::address)
+    }
+
+    /// Where the kernel sees it, as long as the buffer lives.
+    pub(crate) fn kernel_address(&self) -> Option<NonNull<u8>> {
+        let block = self.buffer.block()?;
+        block.pool().region().kernel_address(self.frame()?)
     }
 }

@@ -86,6 +86,27 @@ pub(crate) const MEMREMAP_WB: c_ulong = 1;
 pub(crate) const VM_FAULT_SIGBUS: bindings::vm_fault_t =
     bindings::vm_fault_reason_VM_FAULT_SIGBUS as bindings::vm_fault_t;
 
+/// `FMODE_WRITE`, likewise.
+pub(crate) const FMODE_WRITE: bindings::fmode_t = 1 << 1;
+/// `DMA_MAPPING_ERROR`, likewise.
+pub(crate) const DMA_MAPPING_ERROR: bindings::dma_addr_t = !0;
+
+/// The longest segment that a device takes, in bytes, whole pages: `dma_get_max_seg_size()`, which
+/// C has inline, and no more than a table's entry can say.
+///
+/// # Safety
+///
+/// `device` must be a device.
+pub(crate) unsafe fn largest_segment(device: *const bindings::device) -> u64 {
+    const UNTOLD: u64 = 64 << 10;
+    const LARGEST: u64 = 1 << 31;
+
+    // SAFETY: By this function's requirements; the parameters live as long as the device.
+    let told = unsafe { (*device).dma_parms.as_ref() }.map_or(0, |parms| parms.max_segment_size);
+    let told = if told == 0 { UNTOLD } else { told.into() };
+    (told.min(LARGEST) / UNIT * UNIT).max(UNIT)
+}
+
 /// A `struct cma`: opaque, never freed.
 #[repr(C)]
 pub(crate) struct CmaArea {

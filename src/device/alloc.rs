@@ -14,8 +14,7 @@ use super::{
         Client,
         Nodes, //
     },
-    commands,
-    Addresses, //
+    commands, //
 };
 use crate::buddy::{
     Extent,
@@ -24,7 +23,8 @@ use crate::buddy::{
 };
 use crate::buffer::{
     Buffer,
-    Name, //
+    Name,
+    View, //
 };
 use crate::mm;
 use crate::pool::{
@@ -33,8 +33,6 @@ use crate::pool::{
     Refused,
     Spot, //
 };
-use crate::quarantine::Shelter;
-use crate::quota::Over;
 use crate::uapi::{
     self,
     Alloc, //
@@ -94,12 +92,7 @@ pub(super) fn alloc<'a>(
 
     // What is larger than any block is the pool's to refuse.
     let granted = ask.granted().map_or(0, |units| units * mm::UNIT);
-    let charge = client.holder().charge(granted).map_err(|over| match over {
-        Over::Handles => Refusal::new(EMFILE, uapi::WHY_HANDLES),
-        Over::Client => Refusal::new(EDQUOT, uapi::WHY_CLIENT_QUOTA),
-        Over::User => Refusal::new(EDQUOT, uapi::WHY_USER_QUOTA),
-    })?;
-    let (handle_charge, memory_charge) = charge.split();
+    let (handle_charge, memory_charge) = client.charge(granted)?.split();
     let block = pool.alloc(&ask).map_err(|refused| match refused {
         Refused::Taken => Refusal::new(EBUSY, uapi::WHY_TAKEN),
         Refused::Full { largest_free } => {
@@ -120,29 +113,18 @@ pub(super) fn alloc<'a>(
             Refusal::new(error, reason)
         })?;
     let no_memory = |_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY);
-    let shelter = match client.addresses() {
-        Addresses::Shown => Some(Shelter::new().map_err(no_memory)?),
-        Addresses::Hidden => None,
-    };
     let epoch = hub.next_epoch();
-    let buffer = Buffer::new(
-        block,
-        memory_charge,
-        window,
-        name,
-        request.flags,
-        epoch,
-        shelter,
-    )
-    .map_err(no_memory)?;
+    let buffer =
+        Buffer::new(block, memory_charge, window, name, request.flags, epoch).map_err(no_memory)?;
 
     request.handle = hub.next_handle();
-    request.granted = buffer.granted();
-    request.offset = buffer.offset();
-    request.epoch = buffer.epoch();
-    request.order = buffer.order();
+    let view = View::whole(buffer);
+    request.granted = view.granted();
+    request.offset = view.offset();
+    request.epoch = view.buffer().epoch();
+    request.order = view.buffer().order();
     request.largest_free = 0;
-    let nodes = Nodes::new(request.handle, buffer, handle_charge).map_err(no_memory)?;
+    let nodes = Nodes::new(client, request.handle, view, handle_charge).map_err(no_memory)?;
     Ok(Pending { client, nodes })
 }
 

@@ -3,14 +3,18 @@
 //! A client: one open file and the buffers it holds.
 
 use super::{
+    abi::Refusal,
     Addresses,
     Hub, //
 };
-use crate::buffer::Buffer;
+use crate::buffer::View;
+use crate::quarantine::Shelter;
 use crate::quota::{
     Charge,
-    Holder, //
+    Holder,
+    Over, //
 };
+use crate::uapi;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -28,19 +32,21 @@ use kernel::{
 /// Names a buffer to the client that holds it. Never 0, never given twice.
 pub(super) type Handle = u64;
 
-/// A buffer that a client holds.
+/// A buffer that a client holds, or a part of one.
 pub(super) struct Entry {
-    pub(super) buffer: Arc<Buffer>,
+    pub(super) view: View,
     /// PINs without their UNPIN.
     pub(super) pins: u32,
+    /// Where its memory waits if the client goes without UNPIN; for clients that can PIN.
+    shelter: Option<Shelter>,
     _handle: Charge,
 }
 
 impl Drop for Entry {
     /// FREE refuses what is pinned, so this is a client that went without a word.
     fn drop(&mut self) {
-        if self.pins > 0 {
-            self.buffer.leave_told();
+        if let (true, Some(shelter)) = (self.pins > 0, self.shelter.take()) {
+            self.view.buffer().leave_told(shelter);
         }
     }
 }
@@ -49,31 +55,35 @@ impl Drop for Entry {
 ///
 /// # Invariants
 ///
-/// `windows` has, for each buffer in `entries` and for no other, its handle at the last page of its
-/// window.
+/// `ends` has, for each view in `entries` and for no other, its last page and its handle.
 pub(super) struct Table {
     entries: RBTree<Handle, Entry>,
-    windows: RBTree<u64, Handle>,
+    ends: RBTree<(u64, Handle), ()>,
 }
 
 /// A buffer on its way into a table, or out of it: holds all the memory that being in takes, so
 /// neither can fail.
 pub(super) struct Nodes {
     entry: RBTreeNode<Handle, Entry>,
-    window: RBTreeNode<u64, Handle>,
+    end: RBTreeNode<(u64, Handle), ()>,
 }
 
 impl Nodes {
-    /// Of a buffer under a handle that was charged.
-    pub(super) fn new(handle: Handle, buffer: Arc<Buffer>, charge: Charge) -> Result<Self> {
-        let window = RBTreeNode::new(buffer.window().last(), handle, GFP_KERNEL)?;
+    /// Of a buffer, or a part, under a handle that was charged to `client`.
+    pub(super) fn new(client: &Client, handle: Handle, view: View, charge: Charge) -> Result<Self> {
+        let end = RBTreeNode::new((view.last_page(), handle), (), GFP_KERNEL)?;
+        let shelter = match client.addresses() {
+            Addresses::Shown => Some(Shelter::new()?),
+            Addresses::Hidden => None,
+        };
         let entry = Entry {
-            buffer,
+            view,
             pins: 0,
+            shelter,
             _handle: charge,
         };
         Ok(Self {
-            window,
+            end,
             entry: RBTreeNode::new(handle, entry, GFP_KERNEL)?,
         })
     }
@@ -93,27 +103,41 @@ impl Table {
         self.entries.get_mut(&handle)
     }
 
-    /// The buffer in whose window mmap offset `page` lies.
-    pub(super) fn at_offset(&self, page: u64) -> Option<&Arc<Buffer>> {
-        // Windows are known by their ends: the first that does not end before the page.
-        let cursor = self.windows.cursor_lower_bound(&page)?;
-        let buffer = &self.get(*cursor.current().1)?.buffer;
-        (buffer.window().first() <= page).then_some(buffer)
+    /// A view in which the mmap offsets from page `first` to page `last` lie; if there is none,
+    /// one in which at least the first does.
+    pub(super) fn at_offset(&self, first: u64, last: u64) -> Option<&View> {
+        let rank = |view: &View| (last <= view.last_page(), view.writable());
+        let mut best: Option<&View> = None;
+        // Views are known by their ends: those that do not end before the page, up to the last one
+        // of the same buffer, since windows of different buffers don't overlap.
+        let mut from = (first, 0);
+        while let Some(cursor) = self.ends.cursor_lower_bound(&from) {
+            let end = *cursor.current().0;
+            let view = &self.get(end.1)?.view;
+            if view.buffer().window().first() > first {
+                break;
+            }
+            if view.first_page() <= first && best.is_none_or(|best| rank(best) < rank(view)) {
+                best = Some(view);
+            }
+            from = (end.0, end.1 + 1);
+        }
+        best
     }
 
     /// Takes a buffer in.
     pub(super) fn insert(&mut self, nodes: Nodes) {
         // INVARIANT: Both, in one go under the client's lock.
-        self.windows.insert(nodes.window);
+        self.ends.insert(nodes.end);
         self.entries.insert(nodes.entry);
     }
 
     /// Takes a buffer out.
     pub(super) fn remove(&mut self, handle: Handle) -> Option<Nodes> {
-        let last = self.get(handle)?.buffer.window().last();
+        let last = self.get(handle)?.view.last_page();
         // INVARIANT: Both, in one go under the client's lock.
         Some(Nodes {
-            window: self.windows.remove_node(&last)?,
+            end: self.ends.remove_node(&(last, handle))?,
             entry: self.entries.remove_node(&handle)?,
         })
     }
@@ -141,7 +165,7 @@ impl Client {
             holder,
             table <- new_mutex!(Table {
                 entries: RBTree::new(),
-                windows: RBTree::new(),
+                ends: RBTree::new(),
             }, "rust_buddy_client"),
         })
     }
@@ -161,6 +185,15 @@ impl Client {
     /// Who is charged for what it has.
     pub(super) fn holder(&self) -> &Arc<Holder> {
         &self.holder
+    }
+
+    /// One handle and `bytes` more, if the quotas allow.
+    pub(super) fn charge(&self, bytes: u64) -> Result<Charge, Refusal> {
+        self.holder.charge(bytes).map_err(|over| match over {
+            Over::Handles => Refusal::new(EMFILE, uapi::WHY_HANDLES),
+            Over::Client => Refusal::new(EDQUOT, uapi::WHY_CLIENT_QUOTA),
+            Over::User => Refusal::new(EDQUOT, uapi::WHY_USER_QUOTA),
+        })
     }
 
     /// Takes a buffer in: from now on its handle is good.

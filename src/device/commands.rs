@@ -11,9 +11,12 @@ use super::{
     alloc,
     client::{
         Client,
+        Entry,
         Handle,
-        Nodes, //
+        Nodes,
+        Table, //
     },
+    share,
     writable,
     Addresses, //
 };
@@ -26,7 +29,9 @@ use crate::uapi::{
     self,
     Alloc,
     BufferInfo,
+    Export,
     Free,
+    Import,
     Info,
     Pin as PinRequest,
     PoolInfo,
@@ -34,6 +39,7 @@ use crate::uapi::{
     Unpin as UnpinRequest, //
 };
 use kernel::{
+    bindings,
     fs::File,
     ioctl::{
         _IOC_DIR,
@@ -113,6 +119,27 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
                 }
             },
         ),
+        Export::NR => abi::answer(
+            arg,
+            size,
+            |request: &mut Export| {
+                if request.flags & bindings::O_RDWR != 0 {
+                    may_change(file)?;
+                }
+                share::export(client, request, size)
+            },
+            share::Exporting::finish,
+        ),
+        Import::NR => abi::answer(
+            arg,
+            size,
+            |request| share::import(client, request, size),
+            |nodes, delivered| {
+                if delivered == Delivered::Yes {
+                    client.insert(nodes);
+                }
+            },
+        ),
         _ => Err(ENOTTY),
     }
 }
@@ -130,6 +157,11 @@ fn may_pin(client: &Client) -> Result<(), Refusal> {
         Addresses::Shown => Ok(()),
         Addresses::Hidden => Err(Refusal::new(EPERM, uapi::WHY_ADDRESSES)),
     }
+}
+
+/// What a client holds under a handle.
+pub(super) fn entry(table: &Table, handle: Handle) -> Result<&Entry, Refusal> {
+    table.get(handle).ok_or_else(no_such_handle)
 }
 
 fn no_such_handle() -> Refusal {
@@ -151,7 +183,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
     let hub = client.hub();
     request.abi_version = uapi::ABI_VERSION;
     request.pools = 1;
-    request.features = uapi::FEAT_EXACT | uapi::FEAT_PLACE;
+    request.features = uapi::FEAT_EXACT | uapi::FEAT_PLACE | uapi::FEAT_DMABUF;
     if client.addresses() == Addresses::Shown {
         request.features |= uapi::FEAT_PIN;
     }
@@ -185,6 +217,7 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         Addresses::Shown => region.base().address(),
         Addresses::Hidden => uapi::NO_ADDRESS,
     };
+    request.lingering = 0;
     request.free_blocks = [0; uapi::ORDERS];
     for (to, from) in request.free_blocks.iter_mut().zip(now.counters.free_blocks) {
         *to = from.into();
@@ -194,12 +227,12 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
 
 fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal> {
     let table = client.table();
-    let entry = table.get(request.handle).ok_or_else(no_such_handle)?;
-    let buffer = &entry.buffer;
-    request.size = buffer.size();
-    request.granted = buffer.granted();
-    request.max_size = buffer.max_size();
-    request.offset = buffer.offset();
+    let entry = entry(&table, request.handle)?;
+    let (view, buffer) = (&entry.view, entry.view.buffer());
+    request.size = view.size();
+    request.granted = view.granted();
+    request.max_size = view.max_size();
+    request.offset = view.offset();
     request.epoch = buffer.epoch();
     request.generation = buffer.generation();
     request.pool = buffer.pool();
@@ -213,7 +246,7 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
 
 fn free(client: &Client, request: &mut Free) -> Result<Nodes, Refusal> {
     let mut table = client.table();
-    let entry = table.get(request.handle).ok_or_else(no_such_handle)?;
+    let entry = entry(&table, request.handle)?;
     if entry.pins > 0 {
         return Err(Refusal::new(EBUSY, uapi::WHY_PINNED));
     }
@@ -246,6 +279,10 @@ fn change_pins(
 ) -> Result<(u64, u64), Refusal> {
     let mut table = client.table();
     let entry = table.get_mut(handle).ok_or_else(no_such_handle)?;
+    if !entry.view.writable() {
+        // A device that knows the address could write.
+        return Err(Refusal::new(EACCES, uapi::WHY_READ_ONLY_HANDLE));
+    }
     entry.pins = change(entry.pins)?;
-    Ok((entry.buffer.address(), entry.buffer.granted()))
+    Ok((entry.view.address(), entry.view.granted()))
 }

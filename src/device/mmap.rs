@@ -7,7 +7,10 @@
 //! them, and so nobody but the page tables has to be told when a buffer goes elsewhere.
 
 use super::client::Client;
-use crate::buffer::Buffer;
+use crate::buffer::{
+    Buffer,
+    View, //
+};
 use crate::mm;
 use kernel::{
     bindings,
@@ -51,11 +54,43 @@ pub(super) fn map(client: &Client, vma: &VmaNew) -> Result {
     // SAFETY: The VMA is being set up and nobody else's yet.
     let first = unsafe { (*vma.as_ptr()).vm_pgoff } as u64;
     let pages = ((vma.end() - vma.start()) >> PAGE_SHIFT) as u64;
-    let buffer = client.table().at_offset(first).ok_or(EACCES)?.clone();
     let last = first.checked_add(pages - 1).ok_or(EINVAL)?;
-    if last > buffer.window().last() {
+    let view = client.table().at_offset(first, last).ok_or(EACCES)?.clone();
+    show(view, last, vma)
+}
+
+/// Serves mmap of a dma-buf that shows `view`: offsets count from there, and become the window's.
+///
+/// # Errors
+///
+/// As [`map`].
+pub(super) fn map_part(view: View, vma: &VmaNew) -> Result {
+    if vma.flags() & flags::MAYSHARE == 0 {
         return Err(EINVAL);
     }
+    // SAFETY: The VMA is being set up and nobody else's yet.
+    let within = unsafe { (*vma.as_ptr()).vm_pgoff } as u64;
+    let first = view.first_page().checked_add(within).ok_or(EINVAL)?;
+    let pages = ((vma.end() - vma.start()) >> PAGE_SHIFT) as u64;
+    let last = first.checked_add(pages - 1).ok_or(EINVAL)?;
+    // SAFETY: As above; the kernel looks at the offset only when it has been set up.
+    unsafe { (*vma.as_ptr()).vm_pgoff = first as c_ulong };
+    show(view, last, vma)
+}
+
+/// Makes a new VMA show what `view` does, whose offset, up to page `last`, is the window's.
+///
+/// # Errors
+///
+/// As [`map`]; `EACCES` for a writable mapping of what may be read only.
+fn show(view: View, last: u64, vma: &VmaNew) -> Result {
+    if last > view.last_page() {
+        return Err(EINVAL);
+    }
+    if !view.writable() {
+        vma.try_clear_maywrite().map_err(|_| EACCES)?;
+    }
+    let buffer = view.buffer().clone();
     vma.set_dontexpand();
     vma.set_dontdump();
     buffer.count_mapping();

@@ -10,7 +10,9 @@ mod abi;
 mod alloc;
 mod client;
 mod commands;
+mod dmabuf;
 mod mmap;
+mod share;
 
 pub(crate) use client::Client;
 
@@ -226,8 +228,8 @@ impl Client {
         let table = self.table();
         let (mut requested, mut granted, mut buffers) = (0, 0, 0);
         for (_, entry) in table.iter() {
-            requested += entry.buffer.size();
-            granted += entry.buffer.granted();
+            requested += entry.view.size();
+            granted += entry.view.granted();
             buffers += 1;
         }
         seq_print!(m, "rust_buddy-buffers:\t{}\n", buffers);
@@ -236,15 +238,15 @@ impl Client {
         let charged = self.holder().used().bytes;
         seq_print!(m, "rust_buddy-charged:\t{} bytes\n", charged);
         for (handle, entry) in table.iter() {
-            let buffer = &entry.buffer;
+            let (view, buffer) = (&entry.view, entry.view.buffer());
             seq_print!(
                 m,
                 "rust_buddy-buffer:\thandle={} pool={} size={} granted={} order={} pins={} \
                  mappings={} epoch={} name=\"{}\"\n",
                 handle,
                 buffer.pool(),
-                buffer.size(),
-                buffer.granted(),
+                view.size(),
+                view.granted(),
                 buffer.order(),
                 entry.pins,
                 buffer.mappings(),

@@ -170,6 +170,13 @@ impl Region {
         }
     }
 
+    /// Where the kernel sees a frame of the region, as long as that lives.
+    pub(crate) fn kernel_address(&self, frame: Pfn) -> Option<NonNull<u8>> {
+        let page = frame.0.checked_sub(self.base.0)?;
+        // SAFETY: By the type invariants, that many pages are mapped from there on.
+        (page < self.pages).then(|| unsafe { self.mapping.add((page * mm::UNIT) as usize) })
+    }
+
     /// Fills pages with zeroes.
     ///
     /// May sleep.

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! EXPORT and IMPORT: buffers that leave a client as dma-bufs, and come into another.
+
+use super::{
+    abi::{
+        Delivered,
+        Refusal, //
+    },
+    client::{
+        Client,
+        Nodes, //
+    },
+    commands,
+    dmabuf::{
+        Descriptor,
+        DmaBuf, //
+    }, //
+};
+use crate::uapi::{
+    self,
+    Export,
+    Import, //
+};
+use kernel::{
+    bindings,
+    prelude::*, //
+};
+
+/// A dma-buf and the descriptor that was told, before it stands for it.
+pub(super) struct Exporting {
+    dmabuf: DmaBuf,
+    descriptor: Descriptor,
+}
+
+impl Exporting {
+    /// Makes the descriptor good, or takes both back if nobody learnt of them.
+    pub(super) fn finish(self, delivered: Delivered) {
+        if delivered == Delivered::Yes {
+            self.dmabuf.install(self.descriptor);
+        }
+    }
+}
+
+/// Serves EXPORT, for a caller whose struct has `size` bytes.
+pub(super) fn export(
+    client: &Client,
+    request: &mut Export,
+    size: usize,
+) -> Result<Exporting, Refusal> {
+    if request.flags & !(bindings::O_CLOEXEC | bindings::O_RDWR) != 0 {
+        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+    }
+    let writable = request.flags & bindings::O_RDWR != 0;
+    let view = {
+        let table = client.table();
+        let view = &commands::entry(&table, request.handle)?.view;
+        if writable && !view.writable() {
+            return Err(Refusal::new(EACCES, uapi::WHY_READ_ONLY_HANDLE));
+        }
+        view.part(request.offset, request.size, writable)
+            .ok_or(Refusal::new(EINVAL, uapi::WHY_PART))?
+    };
+    // A descriptor that nobody is told of would stay open.
+    if size < size_of::<Export>() {
+        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+    }
+    let descriptor = Descriptor::reserve(request.flags & bindings::O_CLOEXEC)
+        .map_err(|error| Refusal::new(error, uapi::WHY_FILES))?;
+    let dmabuf = DmaBuf::new(view).map_err(|error| {
+        let reason = if error == ENFILE {
+            uapi::WHY_FILES
+        } else {
+            uapi::WHY_KERNEL_MEMORY
+        };
+        Refusal::new(error, reason)
+    })?;
+    request.fd = descriptor.number();
+    Ok(Exporting { dmabuf, descriptor })
+}
+
+/// Bytes of the struct that an importer must have, to be told the handle.
+const ROOM: usize = core::mem::offset_of!(Import, size);
+
+/// Serves IMPORT, for a caller whose struct has `size` bytes.
+pub(super) fn import(client: &Client, request: &mut Import, size: usize) -> Result<Nodes, Refusal> {
+    if request.reserved != 0 {
+        return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
+    }
+    let dmabuf =
+        DmaBuf::of_descriptor(request.fd).map_err(|error| Refusal::new(error, uapi::WHY_FD))?;
+    let view = dmabuf
+        .view()
+        .ok_or(Refusal::new(EXDEV, uapi::WHY_FOREIGN))?;
+    if size < ROOM {
+        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+    }
+    // The memory is charged to who allocated it, for as long as anybody has it.
+    let charge = client.charge(0)?;
+    request.handle = client.hub().next_handle();
+    request.size = view.granted();
+    request.offset = view.offset();
+    request.epoch = view.buffer().epoch();
+    Nodes::new(client, request.handle, view, charge)
+        .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))
+}
