@@ -30,6 +30,7 @@ pub mod uapi;
 
 use device::{
     Addresses,
+    HeapNode,
     Hub,
     Node, //
 };
@@ -83,6 +84,7 @@ struct RustBuddy {
     plain: Node,
     #[pin]
     phys: Node,
+    heap: Option<Pin<KBox<HeapNode>>>,
     files: debugfs::PoolFiles,
     users: debugfs::UsersFile,
     pool: Arc<Pool>,
@@ -112,9 +114,14 @@ impl kernel::InPlaceModule for RustBuddy {
             let files = debugfs::show(&root, pool.clone())?;
             let hub = Hub::new(pool.clone(), users.clone())?;
             let users = debugfs::show_users(&root, users)?;
+            let heap = match params::heap()? {
+                Some(name) => Some(HeapNode::new(hub.clone(), name)?),
+                None => None,
+            };
             Ok(try_pin_init!(Self {
                 plain <- Node::new(hub.clone(), Addresses::Hidden),
                 phys <- Node::new(hub, Addresses::Shown),
+                heap,
                 files,
                 users,
                 pool,

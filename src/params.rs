@@ -105,6 +105,55 @@ static SOURCE_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
     },
 });
 
+/// A string that the kernel keeps: null, or what was given at load, never changed afterwards.
+#[repr(transparent)]
+struct Text(core::cell::UnsafeCell<*const c_char>);
+
+// SAFETY: Written by the kernel before the module's first function runs, and never again.
+unsafe impl Sync for Text {}
+
+static HEAP: Text = Text(core::cell::UnsafeCell::new(
+    kernel::str::as_char_ptr_in_const_context(c"rust_buddy"),
+));
+
+#[link_section = "__param"]
+#[used]
+static HEAP_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
+    name: kernel::str::as_char_ptr_in_const_context(c"heap"),
+    mod_: &raw mut bindings::__this_module,
+    ops: &raw const bindings::param_ops_charp,
+    perm: 0o444,
+    level: -1,
+    flags: 0,
+    __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 {
+        arg: HEAP.0.get().cast(),
+    },
+});
+
+/// The name of the dma-heap, if there is to be one.
+///
+/// # Errors
+///
+/// `EINVAL`, with the reason and the remedy in the log.
+pub(crate) fn heap() -> Result<Option<&'static CStr>> {
+    // SAFETY: By `Text`'s promise; the string lives as long as the module.
+    let name = unsafe { CStr::from_char_ptr(*HEAP.0.get()) };
+    let plain = |&byte: &u8| byte.is_ascii_alphanumeric() || b"_-,.".contains(&byte);
+    match name.to_bytes() {
+        [] => Ok(None),
+        [first, ..] if *first == b'.' => Err(()),
+        bytes if bytes.len() > 63 || !bytes.iter().all(plain) => Err(()),
+        _ => Ok(Some(name)),
+    }
+    .map_err(|()| {
+        pr_err!(
+            "heap= must be at most 63 letters, digits and _-,. not beginning with a dot, or \
+             empty for none\n"
+        );
+        EINVAL
+    })
+}
+
 /// A limit that root may change at any time: the kernel writes the number where `$limit` is.
 macro_rules! limit_parameter {
     ($name:ident, $text:literal, $limit:expr) => {
@@ -154,6 +203,11 @@ modinfo!(SOURCE_TYPE, "parmtype=source:charp\0");
 modinfo!(
     SOURCE_TEXT,
     "parm=source:Where the pool comes from: auto (default), contig, cma or range\0"
+);
+modinfo!(HEAP_TYPE, "parmtype=heap:charp\0");
+modinfo!(
+    HEAP_TEXT,
+    "parm=heap:Name of the dma-heap, in /dev/dma_heap (default rust_buddy; empty: none)\0"
 );
 modinfo!(CLIENT_BYTES_TYPE, "parmtype=quota_client_bytes:ullong\0");
 modinfo!(

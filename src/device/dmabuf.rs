@@ -63,19 +63,14 @@ static OPERATIONS: Operations = Operations(bindings::dma_buf_ops {
 pub(super) struct DmaBuf(NonNull<bindings::dma_buf>);
 
 impl DmaBuf {
-    /// Makes one that shows `view`, writable or not.
+    /// Makes one that shows `view`, to be opened as `access` (`O_RDONLY`, ...) says.
     ///
     /// # Errors
     ///
     /// `ENOMEM`, and what the kernel's files are refused for.
-    pub(super) fn new(view: View) -> Result<Self> {
+    pub(super) fn new(view: View, access: u32) -> Result<Self> {
         let name = view.buffer().name().bytes();
         let size = view.granted() as usize;
-        let mode = if view.writable() {
-            bindings::O_RDWR
-        } else {
-            bindings::O_RDONLY
-        };
         let exported = Arc::pin_init(
             pin_init!(Exported {
                 view,
@@ -88,7 +83,7 @@ impl DmaBuf {
             owner: this_module::<crate::LocalModule>().as_ptr(),
             ops: &raw const OPERATIONS.0,
             size,
-            flags: mode as c_int,
+            flags: access as c_int,
             priv_: exported.into_raw_void(),
             ..Default::default()
         };

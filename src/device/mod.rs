@@ -11,10 +11,12 @@ mod alloc;
 mod client;
 mod commands;
 mod dmabuf;
+mod heap;
 mod mmap;
 mod share;
 
 pub(crate) use client::Client;
+pub(crate) use heap::HeapNode;
 
 use crate::buffer::Offsets;
 use crate::pool::Pool;
@@ -75,6 +77,11 @@ impl Hub {
             },
             GFP_KERNEL,
         )?)
+    }
+
+    /// Who is charged for what is taken through `file`: the user who opened it.
+    fn holder(&self, file: &File) -> Result<Arc<Holder>> {
+        Holder::new(self.users.clone(), file.cred().euid().into_raw().val)
     }
 
     /// A handle that was never given before, in whichever client.
@@ -196,8 +203,7 @@ impl MiscDevice for Client {
 
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let node = Node::of(misc);
-        let uid = file.cred().euid().into_raw().val;
-        let holder = Holder::new(node.hub.users.clone(), uid)?;
+        let holder = node.hub.holder(file)?;
         KBox::pin_init(
             Self::new(node.hub.clone(), node.addresses, holder),
             GFP_KERNEL,

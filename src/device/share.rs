@@ -67,7 +67,7 @@ pub(super) fn export(
     }
     let descriptor = Descriptor::reserve(request.flags & bindings::O_CLOEXEC)
         .map_err(|error| Refusal::new(error, uapi::WHY_FILES))?;
-    let dmabuf = DmaBuf::new(view).map_err(|error| {
+    let dmabuf = DmaBuf::new(view, request.flags & bindings::O_RDWR).map_err(|error| {
         let reason = if error == ENFILE {
             uapi::WHY_FILES
         } else {
