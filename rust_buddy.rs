@@ -13,6 +13,10 @@ mod buffer;
 mod debugfs;
 #[path = "src/device/mod.rs"]
 mod device;
+#[path = "src/linger.rs"]
+mod linger;
+#[path = "src/memory.rs"]
+mod memory;
 #[path = "src/mm.rs"]
 mod mm;
 #[path = "src/params.rs"]

@@ -5,13 +5,13 @@
 //! Handles and mappings hold a reference each; with the last one the window of mmap offsets and the
 //! block go back.
 
+use crate::memory::Memory;
 use crate::mm::{
     self,
     Pfn, //
 };
 use crate::pool::Block;
 use crate::quarantine::Shelter;
-use crate::quota::Charge;
 use crate::uapi;
 use core::ptr::NonNull;
 use kernel::{
@@ -140,7 +140,7 @@ impl Name {
 /// `memory` is there until `drop` takes it.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Buffer {
-    memory: Option<(Block, Charge)>,
+    memory: Option<Memory>,
     /// Where the memory has to wait, left by somebody who was told the address and is gone without
     /// saying that the device is quiet.
     #[pin]
@@ -153,20 +153,18 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// Makes a buffer of a block, which is cleared first. May sleep.
+    /// Makes a buffer of memory that is clear.
     pub(crate) fn new(
-        mut block: Block,
-        charge: Charge,
+        memory: Memory,
         window: Window,
         name: Name,
         flags: u32,
         epoch: u64,
     ) -> Result<Arc<Self>> {
-        block.zero();
         Arc::pin_init(
             // INVARIANT: It is there.
             pin_init!(Self {
-                memory: Some((block, charge)),
+                memory: Some(memory),
                 shelter <- new_spinlock!(None, "rust_buddy_shelter"),
                 window,
                 name,
@@ -194,7 +192,7 @@ impl Buffer {
     }
 
     fn block(&self) -> Option<&Block> {
-        self.memory.as_ref().map(|(block, _)| block)
+        self.memory.as_ref().and_then(Memory::block)
     }
 
     fn pages(&self) -> u64 {
@@ -233,6 +231,11 @@ impl Buffer {
         (within < block.pages()).then(|| block.first().plus(within))
     }
 
+    /// Is it mapped by struct page, so that references to its pages can be taken?
+    pub(crate) fn by_page(&self) -> bool {
+        self.memory.as_ref().is_some_and(Memory::by_page)
+    }
+
     /// Is its memory the kernel's own, with a `struct page` for each page?
     pub(crate) fn has_pages(&self) -> bool {
         self.block()
@@ -266,8 +269,8 @@ impl PinnedDrop for Buffer {
     fn drop(self: Pin<&mut Self>) {
         let this = self.project();
         let shelter = this.shelter.lock().take();
-        if let (Some(shelter), Some((block, charge))) = (shelter, this.memory.take()) {
-            shelter.keep(block, charge);
+        if let (Some(shelter), Some(memory)) = (shelter, this.memory.take()) {
+            shelter.keep(memory);
         }
     }
 }

@@ -62,6 +62,7 @@ fn status(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "largest_free: {}", now.largest_free)?;
     writeln!(f, "buffers: {}", now.blocks)?;
     writeln!(f, "quarantined: {}", now.quarantined)?;
+    writeln!(f, "lingering: {}", pool.lingering().bytes())?;
     writeln!(f, "splits: {}", now.counters.splits)?;
     writeln!(f, "joins: {}", now.counters.joins)
 }

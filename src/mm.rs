@@ -7,7 +7,11 @@ use core::ptr::NonNull;
 use kernel::{
     bindings,
     page::PAGE_SHIFT,
-    prelude::*, //
+    prelude::*,
+    sync::atomic::{
+        Acquire,
+        Atomic, //
+    }, //
 };
 
 /// Bytes in a page, the unit of every memory pool.
@@ -74,6 +78,43 @@ pub(crate) unsafe fn pfn_to_page(pfn: Pfn) -> *mut bindings::page {
     // SAFETY: Set during early boot, read-only since.
     let base = unsafe { bindings::vmemmap_base } as *mut bindings::page;
     base.wrapping_add(pfn.0 as usize)
+}
+
+/// How many references there are to a page, at this moment.
+///
+/// # Safety
+///
+/// The frame must be one that the kernel's memory map covers.
+pub(crate) unsafe fn page_references(pfn: Pfn) -> i32 {
+    // SAFETY: By this function's requirements; others count at the same time, so it is read as they
+    // write it.
+    unsafe {
+        let count = &raw mut (*pfn_to_page(pfn))._refcount.counter;
+        Atomic::<i32>::from_ptr(count).load(Acquire)
+    }
+}
+
+/// Maps a page by its `struct page`, which gains a reference.
+///
+/// # Safety
+///
+/// `vma` must be a VMA with `VM_MIXEDMAP` that is kept from going, `address` be in it, and the frame
+/// be one that the kernel's memory map covers, which somebody holds a reference to.
+pub(crate) unsafe fn insert_page(
+    vma: *mut bindings::vm_area_struct,
+    address: c_ulong,
+    frame: Pfn,
+) -> bindings::vm_fault_t {
+    // SAFETY: By this function's requirements.
+    let ret = unsafe { bindings::vm_insert_page(vma, address, pfn_to_page(frame)) };
+    // Somebody else may have been faster.
+    if ret == 0 || ret == EBUSY.to_errno() {
+        bindings::vm_fault_reason_VM_FAULT_NOPAGE as bindings::vm_fault_t
+    } else if ret == ENOMEM.to_errno() {
+        bindings::vm_fault_reason_VM_FAULT_OOM as bindings::vm_fault_t
+    } else {
+        VM_FAULT_SIGBUS
+    }
 }
 
 /// `__GFP_THISNODE`, a macro in C.

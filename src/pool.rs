@@ -18,6 +18,7 @@ use crate::buddy::{
     Request,
     Run,
 };
+use crate::linger::Lingering;
 use crate::mm::{
     self,
     Pfn, //
@@ -61,7 +62,8 @@ pub(crate) struct Pool {
     region: Region,
     max_order: Order,
     term: Term,
-    worker: Worker,
+    worker: Arc<Worker>,
+    lingering: Arc<Lingering>,
     /// How often an administrator has ended the quarantine of all that wait.
     releases: Atomic<u64>,
     #[pin]
@@ -138,13 +140,16 @@ impl Pool {
             pages,
         )
         .map_err(|_| EINVAL)?;
+        let worker = Worker::new()?;
+        let lingering = Lingering::new(worker.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 id,
                 region,
                 max_order: core.max_order(),
                 term,
-                worker: Worker::new()?,
+                worker,
+                lingering,
                 releases: Atomic::new(0),
                 state <- new_spinlock!(State {
                     core,
@@ -187,6 +192,11 @@ impl Pool {
         &self.worker
     }
 
+    /// What nobody holds but somebody has pages of.
+    pub(crate) fn lingering(&self) -> &Arc<Lingering> {
+        &self.lingering
+    }
+
     /// How often [`Pool::release_quarantine`] was called.
     pub(crate) fn releases(&self) -> u64 {
         self.releases.load(Relaxed)
@@ -210,6 +220,15 @@ impl Pool {
     ///
     /// As [`Refused`] says; the pool is then as it was.
     pub(crate) fn alloc(self: &Arc<Self>, ask: &Ask) -> Result<Block, Refused> {
+        // Before a refusal: what somebody had pages of may be free by now.
+        self.try_alloc(ask)
+            .or_else(|refused| match self.lingering.sweep() {
+                true => self.try_alloc(ask),
+                false => Err(refused),
+            })
+    }
+
+    fn try_alloc(self: &Arc<Self>, ask: &Ask) -> Result<Block, Refused> {
         let base = self.region.base().0;
         let mut state = self.state.lock();
         let run = match ask.spot {

@@ -7,11 +7,8 @@
 //! Each such block waits as a delayed work item of its own, on a queue of the module's, and holds
 //! the module: it is not unloaded, and the memory not given to the kernel, while a block waits.
 
-use crate::pool::{
-    Block,
-    Pool, //
-};
-use crate::quota::Charge;
+use crate::memory::Memory;
+use crate::pool::Pool;
 use core::ptr::NonNull;
 use kernel::{
     bindings,
@@ -62,7 +59,7 @@ unsafe impl Send for Worker {}
 unsafe impl Sync for Worker {}
 
 impl Worker {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Arc<Self>> {
         // SAFETY: The format has no arguments.
         let queue = unsafe {
             bindings::alloc_workqueue_noprof(
@@ -72,7 +69,8 @@ impl Worker {
             )
         };
         // INVARIANT: Just allocated.
-        NonNull::new(queue).map(Self).ok_or(ENOMEM)
+        let worker = NonNull::new(queue).map(Self).ok_or(ENOMEM)?;
+        Ok(Arc::new(worker, GFP_KERNEL)?)
     }
 
     /// Waits until what runs now has run to its end.
@@ -81,7 +79,8 @@ impl Worker {
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
     }
 
-    fn queue(&self) -> &Queue {
+    /// Where work is queued.
+    pub(crate) fn queue(&self) -> &Queue {
         // SAFETY: By the type invariants it lives as long as `self`.
         unsafe { Queue::from_raw(self.0.as_ptr()) }
     }
@@ -95,11 +94,11 @@ impl Drop for Worker {
 }
 
 /// A reference to this module.
-struct ModuleRef;
+pub(crate) struct ModuleRef;
 
 impl ModuleRef {
     /// Takes one more, which needs that somebody holds one already.
-    fn another() -> Self {
+    pub(crate) fn another() -> Self {
         // SAFETY: Whoever drops a buffer is a file or a mapping, and has a reference.
         unsafe { bindings::__module_get(this_module::<crate::LocalModule>().as_ptr()) };
         Self
@@ -116,8 +115,10 @@ impl Drop for ModuleRef {
 /// A block that waits. Fields go from the top: the module last.
 #[pin_data]
 struct Waiting {
-    block: Block,
-    _charge: Charge,
+    memory: Memory,
+    /// Bytes of it are this many pages.
+    pages: u64,
+    pool: Arc<Pool>,
     /// The pool's count of releases when it came.
     came_at: u64,
     since: Instant<Monotonic>,
@@ -134,7 +135,7 @@ impl WorkItem for Waiting {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        let pool = this.block.pool().clone();
+        let pool = this.pool.clone();
         if this.must_wait(&pool) {
             let _ = pool
                 .worker()
@@ -142,7 +143,7 @@ impl WorkItem for Waiting {
                 .enqueue_delayed(this, msecs_to_jiffies(LOOK_MS));
             return;
         }
-        pool.count_quarantined(|pages| pages.saturating_sub(this.block.pages()));
+        pool.count_quarantined(|pages| pages.saturating_sub(this.pages));
         // What the device wrote meanwhile is cleared by the ALLOC that gives it out again.
         drop(this);
     }
@@ -168,19 +169,26 @@ impl Shelter {
         Ok(Self(UniqueArc::new_uninit(GFP_KERNEL)?))
     }
 
-    /// Keeps `block` from everybody for as long as its pool says.
-    pub(crate) fn keep(self, block: Block, charge: Charge) {
-        let pool = block.pool().clone();
+    /// Keeps `memory` from everybody for as long as its pool says.
+    pub(crate) fn keep(self, memory: Memory) {
+        let Some((pool, pages)) = memory
+            .block()
+            .map(|block| (block.pool().clone(), block.pages()))
+        else {
+            return;
+        };
         let first_look = match pool.term() {
             Term::None => return,
             Term::Milliseconds(ms) => ms,
             Term::Release => LOOK_MS,
         };
-        pool.count_quarantined(|pages| pages + block.pages());
+        pool.count_quarantined(|already| already + pages);
         let came_at = pool.releases();
+        let home = pool.clone();
         let waiting = self.0.pin_init_with(pin_init!(Waiting {
-            block,
-            _charge: charge,
+            memory,
+            pages,
+            pool: home,
             came_at,
             since: Instant::now(),
             work <- new_delayed_work!("rust_buddy::Waiting"),

@@ -26,6 +26,8 @@ use crate::buffer::{
     Name,
     View, //
 };
+use crate::linger::Slot;
+use crate::memory::Memory;
 use crate::mm;
 use crate::pool::{
     Ask,
@@ -43,7 +45,8 @@ const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_HIGHEST
     | uapi::ALLOC_LOWEST
     | uapi::ALLOC_WINDOW
-    | uapi::ALLOC_AT;
+    | uapi::ALLOC_AT
+    | uapi::ALLOC_GUP;
 
 /// Flags that each say where, and so exclude each other: any two of a row.
 const EXCLUSIVE: [u32; 4] = [
@@ -86,6 +89,10 @@ pub(super) fn alloc<'a>(
     let pool = commands::pool(client, request.pool)?;
     let ask = ask(request, pool)?;
     let window_pages = window_pages(request, &ask, client)?;
+    let by_page = request.flags & uapi::ALLOC_GUP != 0;
+    if by_page && pool.region().caps() & uapi::CAP_LONGTERM_PIN == 0 {
+        return Err(Refusal::new(EOPNOTSUPP, uapi::WHY_GUP));
+    }
     if size < ROOM {
         return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
     }
@@ -114,8 +121,12 @@ pub(super) fn alloc<'a>(
         })?;
     let no_memory = |_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY);
     let epoch = hub.next_epoch();
-    let buffer =
-        Buffer::new(block, memory_charge, window, name, request.flags, epoch).map_err(no_memory)?;
+    let slot = match by_page {
+        true => Some(Slot::new(pool.lingering().clone()).map_err(no_memory)?),
+        false => None,
+    };
+    let memory = Memory::new(block, memory_charge, slot);
+    let buffer = Buffer::new(memory, window, name, request.flags, epoch).map_err(no_memory)?;
 
     request.handle = hub.next_handle();
     let view = View::whole(buffer);

@@ -183,7 +183,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
     let hub = client.hub();
     request.abi_version = uapi::ABI_VERSION;
     request.pools = 1;
-    request.features = uapi::FEAT_EXACT | uapi::FEAT_PLACE | uapi::FEAT_DMABUF;
+    request.features = uapi::FEAT_EXACT | uapi::FEAT_PLACE | uapi::FEAT_DMABUF | uapi::FEAT_GUP;
     if client.addresses() == Addresses::Shown {
         request.features |= uapi::FEAT_PIN;
     }
@@ -217,7 +217,7 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         Addresses::Shown => region.base().address(),
         Addresses::Hidden => uapi::NO_ADDRESS,
     };
-    request.lingering = 0;
+    request.lingering = pool.lingering().bytes();
     request.free_blocks = [0; uapi::ORDERS];
     for (to, from) in request.free_blocks.iter_mut().zip(now.counters.free_blocks) {
         *to = from.into();

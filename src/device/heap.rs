@@ -23,6 +23,7 @@ use crate::buffer::{
     Name,
     View, //
 };
+use crate::memory::Memory;
 use crate::mm;
 use crate::pool::{
     Ask,
@@ -216,7 +217,8 @@ impl HeapFile {
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
         let window = hub.offsets.take(block.pages())?;
         let name = Name::new(&[0; uapi::NAME_LEN]).ok_or(EINVAL)?;
-        let buffer = Buffer::new(block, charge, window, name, 0, hub.next_epoch())?;
+        let memory = Memory::new(block, charge, None);
+        let buffer = Buffer::new(memory, window, name, 0, hub.next_epoch())?;
         let descriptor = Descriptor::reserve(request.fd_flags & bindings::O_CLOEXEC)?;
         let access = request.fd_flags & bindings::O_ACCMODE;
         let view = View::whole(buffer)

@@ -4,7 +4,8 @@
 //! as they are touched.
 //!
 //! Mappings are PFNMAP: known by page tables only, no reference to a page can be taken through
-//! them, and so nobody but the page tables has to be told when a buffer goes elsewhere.
+//! them, and so nobody but the page tables has to be told when a buffer goes elsewhere. Buffers that
+//! asked for it are mapped by struct page instead.
 
 use super::client::Client;
 use crate::buffer::{
@@ -94,11 +95,16 @@ fn show(view: View, last: u64, vma: &VmaNew) -> Result {
     vma.set_dontexpand();
     vma.set_dontdump();
     buffer.count_mapping();
-    // SAFETY: As above; VM_MIXEDMAP, which excludes VM_PFNMAP, is not set. The reference that goes
-    // into `vm_private_data` is what the operations find there.
+    let kind = if buffer.by_page() {
+        flags::MIXEDMAP
+    } else {
+        flags::PFNMAP
+    };
+    // SAFETY: As above; one of the two flags, which exclude each other, is set. The reference that
+    // goes into `vm_private_data` is what the operations find there.
     unsafe {
         let vma = vma.as_ptr();
-        (*vma).__bindgen_anon_2.vm_flags |= flags::PFNMAP;
+        (*vma).__bindgen_anon_2.vm_flags |= kind;
         (*vma).vm_private_data = Arc::into_raw(buffer).cast_mut().cast();
         (*vma).vm_ops = &raw const OPERATIONS.0;
     }
@@ -156,6 +162,9 @@ unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t
     // SAFETY: As above.
     let buffer = unsafe { shown_by(vma) };
     match buffer.frame_at(pgoff as u64) {
+        // SAFETY: The VMA is MIXEDMAP, as that of every buffer of this kind, whose pages are the
+        // kernel's own and have the pool's reference. The address is in it.
+        Some(frame) if buffer.by_page() => unsafe { mm::insert_page(vma, address, frame) },
         // SAFETY: The VMA is PFNMAP and shared, and the address is in it. The frame is the
         // buffer's, of which this VMA holds a reference.
         Some(frame) => unsafe { bindings::vmf_insert_pfn(vma, address, frame.raw()) },

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The memory of a buffer: a block, who is charged for it, and what has to come before it can go
+//! back to its pool.
+
+use crate::linger::Slot;
+use crate::pool::Block;
+use crate::quota::Charge;
+
+/// Owned: dropping it gives the block back, as soon as nobody has pages of it any more.
+///
+/// # Invariants
+///
+/// `inner` is there until `drop` takes it.
+pub(crate) struct Memory {
+    inner: Option<(Block, Charge)>,
+    /// For blocks that are mapped by struct page.
+    slot: Option<Slot>,
+}
+
+impl Memory {
+    /// Of a block, which is cleared first. With a `slot` its pages may be taken by reference. May
+    /// sleep.
+    pub(crate) fn new(mut block: Block, charge: Charge, slot: Option<Slot>) -> Self {
+        block.zero();
+        // INVARIANT: It is there.
+        Self {
+            inner: Some((block, charge)),
+            slot,
+        }
+    }
+
+    /// The block.
+    pub(crate) fn block(&self) -> Option<&Block> {
+        self.inner.as_ref().map(|(block, _)| block)
+    }
+
+    /// May references to its pages be taken?
+    pub(crate) fn by_page(&self) -> bool {
+        self.slot.is_some()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let (Some(slot), Some((block, charge))) = (self.slot.take(), self.inner.take()) {
+            slot.give_back(block, charge);
+        }
+    }
+}
