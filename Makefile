@@ -22,6 +22,7 @@ help:
 	@echo "  make demo      set everything up, boot a stock kernel in QEMU, show the module at work"
 	@echo "  make test      the same set-up, then all tests: on the host and in the guest"
 	@echo "  make test-debug  build a kernel that watches itself (once, 10 minutes), all guest tests in it"
+	@echo "  make soak      a mixed load for MINUTES=10, with SEED=N, in the debug kernel with DEBUG=1"
 	@echo "  make shell     the same set-up, then a prompt in a guest with the module loaded"
 	@echo "  make setup     only the set-up (everything goes to .cache)"
 	@echo "  make check     rustfmt, clippy and checkpatch"
@@ -40,7 +41,7 @@ else
 own := 1
 endif
 
-.PHONY: setup demo test test-debug shell check
+.PHONY: setup demo test test-debug soak shell check
 setup:
 	@qemu/setup.sh
 demo:
@@ -51,6 +52,9 @@ check:
 	@qemu/check.sh
 test-debug:
 	@qemu/test-debug.sh
+MINUTES ?= 10
+soak:
+	@qemu/soak.sh "$(MINUTES)" "$(SEED)" "$(DEBUG)"
 test:
 ifeq ($(own),1)
 	@KERNEL=$(abspath $(KERNEL)) KDIR=$(abspath $(KDIR)) qemu/test.sh

@@ -20,33 +20,8 @@ finish() {
 	exit
 }
 
-# A source tree of its own: the stock one is configured in place.
-unpack() {
-	rm -rf "$RB_DEBUG"
-	mkdir -p "$RB_DEBUG"
-	qemu/enter.sh tar -xf "$RB_KERNEL/usr/src/linux-source-$RB_SERIES.tar.xz" -C "$RB_DEBUG" \
-		--strip-components=1
-}
-compile() {
-	# shellcheck disable=SC2016 # expanded by the inner shell
-	qemu/enter.sh bash -ec '
-		cd "$1"
-		make LLVM=1 KCONFIG_ALLCONFIG="$2" allnoconfig
-		lost=$(grep "^CONFIG_" "$2" | grep -vxFf .config) || :
-		if [ -n "$lost" ]; then
-			echo "the configuration lost: $lost"
-			exit 1
-		fi
-		make LLVM=1 -j"$(nproc)" bzImage modules
-		# Elsewhere, or virtme-ng takes the tree for one whose modules it has to find.
-		cp arch/x86/boot/bzImage rust_buddy-debug.img
-	' - "$RB_DEBUG" "$RB_TOP/qemu/debug.config"
-}
-
 qemu/setup.sh || { failed=1; finish; }
-once debug-source "$(krel)" "unpacking the source for the debug kernel" unpack
-once debug-kernel "$(krel) $(cksum <qemu/debug.config)" \
-	"building the debug kernel (about 10 minutes on 2 cores)" compile
+qemu/debug-kernel.sh || { failed=1; finish; }
 
 export RB_BUILD=$RB_CACHE/build-debug KDIR=$RB_DEBUG KBUILD_ARGS=LLVM=1
 qemu/build.sh || { failed=1; finish; }

@@ -14,3 +14,5 @@ for ms in 1500 -1; do
 done
 # Few enough buffers that a test can have them all.
 bash qemu/guest/tests.sh contig max_buffers=1000 -- alloc
+# The mixed load, for as long as it takes to know that it works.
+bash qemu/guest/soak.sh 0.4 1

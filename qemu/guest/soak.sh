@@ -1,0 +1,49 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# soak.sh MINUTES [SEED]: the mixed load of selftests/soak.c, inside the guest, as
+# KTAP. Short enough a quarantine that each round sees its end.
+. qemu/guest/lib.sh
+. selftests/ktap.sh
+
+minutes=$1
+seed=${2:-}
+leaks=/sys/kernel/debug/kmemleak
+
+# What leaked before the module came is not its.
+if [ -e $leaks ]; then
+	echo scan >$leaks
+	echo clear >$leaks
+fi
+if ! load quarantine_ms=700; then
+	plan soak:load 1
+	check "the module loads" false
+	finish
+	exit 0
+fi
+
+echo "# suite soak"
+# A round too many, a slow end: what hangs is found by the program itself.
+limit=$(awk -v m="$minutes" 'BEGIN { print int(m * 60) + 600 }')
+(cd /tmp && timeout -k 10 "$limit" "$RB_BUILD/selftests/soak" -m "$minutes" ${seed:+-s "$seed"}) 2>&1
+echo "# exit $?"
+
+no_leaks() {
+	# kmemleak wants an object to be 5 s old, and to miss it in two scans.
+	sleep 6
+	echo scan >$leaks
+	sleep 6
+	echo scan >$leaks
+	cat $leaks >"$RB_OUT/kmemleak-soak"
+	sed 's/^/# /' "$RB_OUT/kmemleak-soak" | head -n 100
+	[ ! -s "$RB_OUT/kmemleak-soak" ]
+}
+
+plan soak:unload 2
+check "the module goes" rmmod rust_buddy
+if [ -e $leaks ]; then
+	check "nothing is left that was never freed" no_leaks
+else
+	skip "nothing is left that was never freed" "CONFIG_DEBUG_KMEMLEAK=y"
+fi
+finish
