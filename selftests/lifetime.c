@@ -4,7 +4,6 @@
  * their way between processes, and processes that end at the wrong moment.
  */
 #include <setjmp.h>
-#include <sys/socket.h>
 
 #include "rb_test.h"
 
@@ -411,21 +410,6 @@ TEST_F(life, duplicated_descriptor)
 	EXPECT_RETURNED();
 }
 
-/* Two processes, one line to talk on: each waits for the other's byte. */
-static void say(int line)
-{
-	if (write(line, "", 1) != 1)
-		_exit(99);
-}
-
-static void hear(int line)
-{
-	char byte;
-
-	if (read(line, &byte, 1) != 1)
-		_exit(98);
-}
-
 TEST_F(life, fork_shares_the_client)
 {
 	struct rust_buddy_alloc more;
@@ -576,55 +560,6 @@ TEST_F(life, grandchild_outlives_its_parent)
 	say(line[0]);
 	EXPECT_STREQ("", pool_settles(self->watch, &self->base));
 	close(line[0]);
-}
-
-static int send_fd(int line, int fd, const struct rust_buddy_alloc *req)
-{
-	union {
-		struct cmsghdr hdr;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct iovec iov = { .iov_base = (void *)req, .iov_len = sizeof(*req) };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *cmsg;
-
-	memset(&control, 0, sizeof(control));
-	cmsg = CMSG_FIRSTHDR(&msg);
-	cmsg->cmsg_level = SOL_SOCKET;
-	cmsg->cmsg_type = SCM_RIGHTS;
-	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-	memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
-	return sendmsg(line, &msg, 0) == (ssize_t)sizeof(*req) ? 0 : -1;
-}
-
-static int receive_fd(int line, struct rust_buddy_alloc *req)
-{
-	union {
-		struct cmsghdr hdr;
-		char space[CMSG_SPACE(sizeof(int))];
-	} control;
-	struct iovec iov = { .iov_base = req, .iov_len = sizeof(*req) };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control),
-	};
-	struct cmsghdr *cmsg;
-	int fd;
-
-	if (recvmsg(line, &msg, MSG_CMSG_CLOEXEC | MSG_WAITALL) != (ssize_t)sizeof(*req))
-		return -1;
-	cmsg = CMSG_FIRSTHDR(&msg);
-	if (!cmsg || cmsg->cmsg_type != SCM_RIGHTS)
-		return -1;
-	memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
-	return fd;
 }
 
 TEST_F(life, passed_to_another_process)
@@ -1022,122 +957,6 @@ TEST_F(life, struct_in_a_buffer)
 	EXPECT_HELD();
 	EXPECT_EQ(0, munmap(mem, SIZE));
 	EXPECT_RETURNED();
-}
-
-/*
- * Children that do everything at once and are killed in the middle of it.
- * What each found wrong by then is counted in memory that outlives it.
- */
-#define VICTIMS	200
-#define TOGETHER	4
-
-struct report {
-	uint32_t steps;
-	uint32_t wrong;
-};
-
-static void live_until_killed(const char *path, bool phys, uint64_t seed, struct report *report)
-{
-	struct {
-		struct rust_buddy_alloc req;
-		char *mem;
-	} buf[16];
-	uint64_t address;
-	unsigned int i;
-	int fd, ret;
-
-	memset(buf, 0, sizeof(buf));
-	fd = rb_open(path);
-	if (fd < 0)
-		_exit(1);
-	for (;;) {
-		__atomic_fetch_add(&report->steps, 1, __ATOMIC_RELAXED);
-		i = rnd(&seed) % ARRAY_SIZE(buf);
-		if (!buf[i].req.handle) {
-			ret = rb_alloc(fd, 1 + rnd(&seed) % KiB(64),
-				       rnd(&seed) % 2 ? RUST_BUDDY_ALLOC_EXACT : 0, "victim",
-				       &buf[i].req);
-			if (!ret)
-				continue;
-			buf[i].req.handle = 0;
-			if (ret != -ENOSPC)
-				__atomic_fetch_add(&report->wrong, 1, __ATOMIC_RELAXED);
-			continue;
-		}
-		switch (rnd(&seed) % 6) {
-		case 0:
-		case 1:
-			if (buf[i].mem)
-				break;
-			buf[i].mem = rb_map(fd, &buf[i].req, PROT_READ | PROT_WRITE);
-			if (buf[i].mem == MAP_FAILED) {
-				buf[i].mem = NULL;
-				__atomic_fetch_add(&report->wrong, 1, __ATOMIC_RELAXED);
-				break;
-			}
-			if (!zeroed(buf[i].mem, 4096))
-				__atomic_fetch_add(&report->wrong, 1, __ATOMIC_RELAXED);
-			fill(buf[i].mem, 4096, i + 1);
-			break;
-		case 2:
-			if (buf[i].mem && !filled(buf[i].mem, 4096, i + 1))
-				__atomic_fetch_add(&report->wrong, 1, __ATOMIC_RELAXED);
-			break;
-		case 3:
-			if (!phys)
-				break;
-			if (rb_pin(fd, buf[i].req.handle, &address))
-				__atomic_fetch_add(&report->wrong, 1, __ATOMIC_RELAXED);
-			else if (rb_unpin(fd, buf[i].req.handle))
-				__atomic_fetch_add(&report->wrong, 1, __ATOMIC_RELAXED);
-			break;
-		default:
-			/* In either order: the mapping may well be the last to go. */
-			if (buf[i].mem && rnd(&seed) % 2) {
-				munmap(buf[i].mem, buf[i].req.granted);
-				buf[i].mem = NULL;
-			}
-			if (rb_free(fd, buf[i].req.handle))
-				__atomic_fetch_add(&report->wrong, 1, __ATOMIC_RELAXED);
-			if (buf[i].mem)
-				munmap(buf[i].mem, buf[i].req.granted);
-			memset(&buf[i], 0, sizeof(buf[i]));
-		}
-	}
-}
-
-TEST_F_TIMEOUT(life, killed_at_any_point, SLOW)
-{
-	uint64_t seed = 0x6b696c6c65640001ULL;
-	struct report *report;
-	pid_t pid[TOGETHER];
-	unsigned int i, n = 0;
-
-	TH_LOG("seed 0x%jx", (uintmax_t)seed);
-	EXPECT_EQ(0, rb_free(self->fd, self->req.handle));
-	report = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	ASSERT_TRUE((void *)report != MAP_FAILED);
-	while (n < VICTIMS) {
-		for (i = 0; i < TOGETHER; i++, n++) {
-			uint64_t own = seed + n;
-
-			pid[i] = fork();
-			ASSERT_LE(0, pid[i]);
-			if (!pid[i])
-				live_until_killed(variant->path, variant->phys, own, report);
-		}
-		for (i = 0; i < TOGETHER; i++) {
-			usleep(rnd(&seed) % 20000);
-			EXPECT_EQ(0, kill(pid[i], SIGKILL));
-			EXPECT_EQ(128 + SIGKILL, verdict(pid[i]));
-		}
-	}
-	EXPECT_STREQ("", pool_settles(self->watch, &self->base));
-	EXPECT_EQ(0U, report->wrong);
-	/* Else they were all killed before they could do anything. */
-	EXPECT_LT((uint32_t)VICTIMS, report->steps);
-	TH_LOG("%u children did %u steps", n, report->steps);
-	munmap(report, self->page);
 }
 
 int main(int argc, char **argv)

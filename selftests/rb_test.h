@@ -6,9 +6,11 @@
 #ifndef SELFTESTS_RB_TEST_H
 #define SELFTESTS_RB_TEST_H
 
+#include <grp.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "kselftest_harness.h"
@@ -17,8 +19,30 @@
 /* Seconds for what loops: an emulated machine is some twenty times slower. */
 #define SLOW	120
 
+#define NOBODY	65534
+
 #define RB_CMD(nr, size) \
 	_IOC(_IOC_READ | _IOC_WRITE, RUST_BUDDY_IOC_MAGIC, (nr), (size))
+
+/* What the environment says, for what takes longer in some kernels than in others. */
+static inline unsigned long env_number(const char *name, unsigned long otherwise)
+{
+	const char *text = getenv(name);
+
+	return text && *text ? strtoul(text, NULL, 0) : otherwise;
+}
+
+/* Into a file of the kernel's: 0 or a negative errno. */
+static inline int put_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC), ret;
+
+	if (fd < 0)
+		return -errno;
+	ret = write(fd, text, strlen(text)) < 0 ? -errno : 0;
+	close(fd);
+	return ret;
+}
 
 /* No comparison of hdr.ret as rb_ioctl() has it: for tests that look themselves. */
 static inline int raw_ioctl(int fd, unsigned long cmd, void *arg)
@@ -206,6 +230,83 @@ static inline int verdict(pid_t pid)
 		if (errno != EINTR)
 			return -1;
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* Two processes, one line to talk on: each waits for the other's byte. */
+static inline void say(int line)
+{
+	if (write(line, "", 1) != 1)
+		_exit(99);
+}
+
+static inline void hear(int line)
+{
+	char byte;
+
+	if (read(line, &byte, 1) != 1)
+		_exit(98);
+}
+
+/* The descriptor, and what was allocated through it. */
+static inline int send_fd(int line, int fd, const struct rust_buddy_alloc *req)
+{
+	union {
+		struct cmsghdr hdr;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec iov = { .iov_base = (void *)req, .iov_len = sizeof(*req) };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *cmsg;
+
+	memset(&control, 0, sizeof(control));
+	cmsg = CMSG_FIRSTHDR(&msg);
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(cmsg), &fd, sizeof(fd));
+	return sendmsg(line, &msg, 0) == (ssize_t)sizeof(*req) ? 0 : -1;
+}
+
+static inline int receive_fd(int line, struct rust_buddy_alloc *req)
+{
+	union {
+		struct cmsghdr hdr;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct iovec iov = { .iov_base = req, .iov_len = sizeof(*req) };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *cmsg;
+	int fd;
+
+	if (recvmsg(line, &msg, MSG_CMSG_CLOEXEC | MSG_WAITALL) != (ssize_t)sizeof(*req))
+		return -1;
+	cmsg = CMSG_FIRSTHDR(&msg);
+	if (!cmsg || cmsg->cmsg_type != SCM_RIGHTS)
+		return -1;
+	memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
+	return fd;
+}
+
+/* For good: this process has nothing of root's left, and is in one group, or (0) in none. */
+static inline int become_nobody(gid_t group)
+{
+	if (setgroups(!!group, &group))
+		return -errno;
+	if (setresgid(NOBODY, NOBODY, NOBODY))
+		return -errno;
+	if (setresuid(NOBODY, NOBODY, NOBODY))
+		return -errno;
+	return 0;
 }
 
 static inline uint64_t round_up_to(uint64_t value, uint64_t unit)
