@@ -4,8 +4,18 @@
  * phys node, and numbers that never come twice.
  */
 #include <inttypes.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 
 #include "rb_test.h"
+
+/*
+ * May who may ptrace a process read and write its buffers through it? Not as long
+ * as mappings have no access(): the kernel finds no page there.
+ */
+#define DEBUGGER_HAS_ACCESS	0
 
 #define SIZE	KiB(64)
 
@@ -119,6 +129,103 @@ TEST_F(two, offsets)
 	}
 	EXPECT_GE(SIZE / page, seen);
 	EXPECT_EQ(0, rb_free(self->b, own.handle));
+}
+
+/* As the kernel gets it: the C library refuses some offsets itself. */
+static int map_errno(int fd, uint64_t length, uint64_t offset)
+{
+	long at = syscall(SYS_mmap, NULL, length, PROT_READ, MAP_SHARED, fd, offset);
+
+	if (at == -1)
+		return errno;
+	munmap((void *)at, length);
+	return 0;
+}
+
+/* Mappings of either node in this process. */
+static unsigned int own_mappings(void)
+{
+	FILE *maps = fopen("/proc/self/maps", "r");
+	unsigned int n = 0;
+	char line[512];
+
+	while (maps && fgets(line, sizeof(line), maps))
+		n += !!strstr(line, RB_DEV);
+	if (maps)
+		fclose(maps);
+	return n;
+}
+
+/*
+ * Every offset that there is a window at, and every one around: one client has all
+ * of the pool and a window as large again, and the other maps none of it.
+ */
+TEST_F_TIMEOUT(two, every_offset, SLOW)
+{
+	const uint64_t page = sysconf(_SC_PAGESIZE), margin = 4096;
+	const uint64_t far[] = {
+		1ULL << 31, 1ULL << 32, 1ULL << 40, 1ULL << 43, (1ULL << 44) - page, 1ULL << 44,
+		(1ULL << 44) + page, 1ULL << 47, 1ULL << 52, 1ULL << 62, (1ULL << 63) - page,
+		1ULL << 63, (1ULL << 63) + page, ~0ULL << 44, -2 * page,
+	};
+	struct rust_buddy_buffer_info info;
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_alloc req[64];
+	uint64_t end = self->req.offset + SIZE, at, tried = 0, mapped = 0, other = 0;
+	unsigned int n, i;
+
+	memset(&req[0], 0, sizeof(req[0]));
+	req[0].size = 1;
+	req[0].max_size = self->base.size;
+	ASSERT_EQ(0, rb_alloc_req(self->a, &req[0]));
+	for (n = 1; n < ARRAY_SIZE(req); n++) {
+		ASSERT_EQ(0, rb_pool_info(self->a, 0, &pool));
+		if (!pool.largest_free)
+			break;
+		ASSERT_EQ(0, rb_alloc(self->a, pool.largest_free, 0, "of a", &req[n]));
+	}
+	for (i = 0; i < n; i++)
+		if (end < req[i].offset + (i ? req[i].granted : self->base.size))
+			end = req[i].offset + (i ? req[i].granted : self->base.size);
+	EXPECT_LE(self->base.size + self->base.free, end);
+
+	for (at = 0; at < end + margin * page; at += page, tried++) {
+		int err = map_errno(self->b, page, at);
+
+		mapped += !err;
+		other += err && err != EACCES;
+	}
+	EXPECT_EQ(0U, mapped);
+	EXPECT_EQ(0U, other);
+	/* Longer ones, that end or start in somebody's window, or hold it all. */
+	for (i = 0; i < n; i++) {
+		EXPECT_EQ(EACCES, map_errno(self->b, req[i].granted, req[i].offset));
+		EXPECT_EQ(EACCES, map_errno(self->b, 2 * page, req[i].offset - page));
+		EXPECT_EQ(EACCES, map_errno(self->b, 2 * page,
+					    req[i].offset + req[i].granted - page));
+	}
+	EXPECT_EQ(EACCES, map_errno(self->b, end, 0));
+	for (i = 0; i < ARRAY_SIZE(far); i++) {
+		EXPECT_EQ(EACCES, map_errno(self->b, page, far[i]))
+			TH_LOG("0x%jx", (uintmax_t)far[i]);
+	}
+	/* The kernel's own checks: the very end, and between two pages. */
+	EXPECT_EQ(EOVERFLOW, map_errno(self->b, page, -page));
+	for (i = 1; i < page; i += 511)
+		EXPECT_EQ(EINVAL, map_errno(self->b, page, self->req.offset + i));
+	EXPECT_EQ(0U, own_mappings());
+	ASSERT_EQ(0, rb_buffer_info(self->a, self->req.handle, &info));
+	EXPECT_EQ(0U, info.mappings);
+	for (i = 0; i < n; i++) {
+		ASSERT_EQ(0, rb_buffer_info(self->a, req[i].handle, &info));
+		EXPECT_EQ(0U, info.mappings);
+		EXPECT_EQ(0, rb_free(self->a, req[i].handle));
+	}
+	printf("# tried %ju offsets of another client, %ju were mapped\n", (uintmax_t)tried,
+	       (uintmax_t)mapped);
+	printf("# {\"figure\": \"foreign_offsets\", \"tried\": %ju, \"mapped\": %ju}\n",
+	       (uintmax_t)tried, (uintmax_t)mapped);
+	fflush(stdout);
 }
 
 /* The content of one is out of reach of who writes all of another. */
@@ -633,6 +740,291 @@ TEST_F(secret, no_address_in_fdinfo)
 	for (i = 0; i < ARRAY_SIZE(req); i++)
 		EXPECT_EQ(0, rb_free(self->fd, req[i].handle));
 	free(shown);
+}
+
+/*
+ * A process that maps a buffer, and what others find by looking into the process.
+ */
+#define WORD	0x7768617420776173ULL
+
+FIXTURE(peek) {
+	int fd;
+	int line;
+	pid_t owner;
+	int owner_fd;		/* its number there */
+	uint64_t *mem;		/* its place there */
+	struct rust_buddy_alloc req;
+	struct rust_buddy_pool_info base;
+};
+
+FIXTURE_SETUP(peek)
+{
+	int line[2];
+
+	OPEN_OR_SKIP(self->fd, RB_DEV);
+	if (geteuid())
+		SKIP(return, "only root can be two users");
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->base));
+	/* The parent has a client of its own, the child maps at the same place. */
+	self->owner_fd = rb_open(RB_DEV);
+	ASSERT_LE(0, self->owner_fd);
+	ASSERT_EQ(0, rb_alloc(self->owner_fd, SIZE, 0, "peek", &self->req));
+	self->mem = rb_map(self->owner_fd, &self->req, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE((void *)self->mem != MAP_FAILED);
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line));
+	self->line = line[0];
+	self->owner = fork();
+	ASSERT_LE(0, self->owner);
+	if (!self->owner) {
+		close(line[0]);
+		for (size_t i = 0; i < SIZE / 8; i++)
+			self->mem[i] = WORD;
+		say(line[1]);
+		hear(line[1]);
+		/* Nobody wrote to it either. */
+		for (size_t i = 0; i < SIZE / 8; i++)
+			if (self->mem[i] != WORD)
+				_exit(1);
+		_exit(0);
+	}
+	close(line[1]);
+	hear(self->line);
+	ASSERT_EQ(0, munmap(self->mem, SIZE));
+	ASSERT_EQ(0, close(self->owner_fd));
+}
+
+FIXTURE_TEARDOWN(peek)
+{
+	say(self->line);
+	EXPECT_EQ(0, verdict(self->owner));
+	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
+	close(self->fd);
+}
+
+static int open_of(pid_t pid, const char *what, int flags)
+{
+	char path[96];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, what);
+	path[sizeof(path) - 1] = 0;
+	return open(path, flags | O_CLOEXEC);
+}
+
+/* The ways into another's memory: each 0 and the word that it got, or an errno. */
+static int by_ptrace(pid_t pid, uint64_t *at, uint64_t *word)
+{
+	int ret = 0, status;
+
+	if (ptrace(PTRACE_ATTACH, pid, NULL, NULL))
+		return errno;
+	waitpid(pid, &status, 0);
+	errno = 0;
+	*word = ptrace(PTRACE_PEEKDATA, pid, at, NULL);
+	if (errno) {
+		*word = 0;
+		ret = errno;
+	}
+	ptrace(PTRACE_DETACH, pid, NULL, NULL);
+	return ret;
+}
+
+static int by_proc_mem(pid_t pid, uint64_t *at, uint64_t *word)
+{
+	int fd = open_of(pid, "mem", O_RDWR), ret = 0;
+
+	if (fd < 0)
+		return errno;
+	if (pread(fd, word, sizeof(*word), (uintptr_t)at) != (ssize_t)sizeof(*word))
+		ret = errno;
+	close(fd);
+	return ret;
+}
+
+static int by_process_vm_readv(pid_t pid, uint64_t *at, uint64_t *word)
+{
+	struct iovec here = { .iov_base = word, .iov_len = sizeof(*word) };
+	struct iovec there = { .iov_base = at, .iov_len = sizeof(*word) };
+
+	return process_vm_readv(pid, &here, 1, &there, 1, 0) < 0 ? errno : 0;
+}
+
+/* The file behind a mapping is the node: whoever opens it is a client of his own. */
+static int by_map_files(pid_t pid, uint64_t *at, uint64_t *word, uint64_t offset)
+{
+	char name[64];
+	void *mem;
+	int fd, ret = 0;
+
+	snprintf(name, sizeof(name), "map_files/%jx-%jx", (uintmax_t)at, (uintmax_t)at + SIZE);
+	fd = open_of(pid, name, O_RDWR);
+	if (fd < 0)
+		return errno;
+	if (pread(fd, word, sizeof(*word), 0) >= 0)
+		return 0;
+	mem = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, fd, offset);
+	if (mem == MAP_FAILED)
+		ret = errno;
+	else
+		*word = *(uint64_t *)mem;
+	close(fd);
+	return ret;
+}
+
+static int get_fd(pid_t pid, int number)
+{
+	int pidfd = syscall(SYS_pidfd_open, pid, 0), fd;
+
+	if (pidfd < 0)
+		return -errno;
+	fd = syscall(SYS_pidfd_getfd, pidfd, number, 0);
+	if (fd < 0)
+		fd = -errno;
+	close(pidfd);
+	return fd;
+}
+
+TEST_F(peek, by_root)
+{
+	const int err = DEBUGGER_HAS_ACCESS ? 0 : EIO;
+	const uint64_t want = DEBUGGER_HAS_ACCESS ? WORD : 0;
+	uint64_t word = 0;
+
+	EXPECT_EQ(err, by_ptrace(self->owner, self->mem, &word));
+	EXPECT_EQ(want, word);
+	word = 0;
+	EXPECT_EQ(err, by_proc_mem(self->owner, self->mem, &word));
+	EXPECT_EQ(want, word);
+	/* These take references to pages, which there are none of in any case. */
+	word = 0;
+	EXPECT_EQ(EFAULT, by_process_vm_readv(self->owner, self->mem, &word));
+	EXPECT_EQ(0U, word);
+	/* A new client, whoever opens it. */
+	EXPECT_EQ(EACCES, by_map_files(self->owner, self->mem, &word, self->req.offset));
+	EXPECT_EQ(0U, word);
+}
+
+/* Somebody else gets no byte, by no way, and no way in. */
+TEST_F(peek, by_another_user)
+{
+	pid_t pid = fork();
+
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		char name[32];
+		uint64_t word = 0;
+		int err;
+
+		if (become_nobody(0))
+			_exit(10);
+		if (by_ptrace(self->owner, self->mem, &word) != EPERM)
+			_exit(11);
+		if (by_proc_mem(self->owner, self->mem, &word) != EACCES)
+			_exit(12);
+		if (by_process_vm_readv(self->owner, self->mem, &word) != EPERM)
+			_exit(13);
+		err = by_map_files(self->owner, self->mem, &word, self->req.offset);
+		if (err != EACCES && err != EPERM)
+			_exit(14);
+		snprintf(name, sizeof(name), "fd/%d", self->owner_fd);
+		if (open_of(self->owner, name, O_RDONLY) >= 0 || errno != EACCES)
+			_exit(15);
+		snprintf(name, sizeof(name), "fdinfo/%d", self->owner_fd);
+		if (open_of(self->owner, name, O_RDONLY) >= 0 || errno != EACCES)
+			_exit(16);
+		if (get_fd(self->owner, self->owner_fd) != -EPERM)
+			_exit(17);
+		_exit(word ? 18 : 0);
+	}
+	EXPECT_EQ(0, verdict(pid));
+}
+
+/* Nothing of another client, and with O_RDONLY nothing that changes anything. */
+static void expect_stranger(struct __test_metadata *_metadata, int fd,
+			    const struct rust_buddy_alloc *req, bool writes)
+{
+	struct rust_buddy_buffer_info info;
+	struct shown *shown = calloc(1, sizeof(*shown));
+
+	ASSERT_TRUE(!!shown);
+	EXPECT_EQ(-ENOENT, rb_buffer_info(fd, req->handle, &info));
+	EXPECT_EQ(writes ? -ENOENT : -EACCES, rb_free(fd, req->handle));
+	EXPECT_NO_MAP(EACCES, rb_map(fd, req, PROT_READ));
+	EXPECT_NO_MAP(EACCES, rb_map(fd, req, PROT_READ | PROT_WRITE));
+	EXPECT_EQ(0, read_fdinfo(fd, shown));
+	EXPECT_EQ(0U, shown->buffers);
+	EXPECT_EQ(0U, shown->lines);
+	free(shown);
+}
+
+/* Opening what a descriptor is a descriptor of makes a client, it doesn't share one. */
+TEST_F(peek, reopened)
+{
+	static const int modes[] = { O_RDWR, O_RDONLY };
+	struct rust_buddy_alloc own;
+	char theirs[32], mine[32];
+	size_t i;
+	int fd;
+
+	snprintf(theirs, sizeof(theirs), "fd/%d", self->owner_fd);
+	snprintf(mine, sizeof(mine), "fd/%d", self->fd);
+	ASSERT_EQ(0, rb_alloc(self->fd, SIZE, 0, "own", &own));
+	for (i = 0; i < ARRAY_SIZE(modes); i++) {
+		fd = open_of(self->owner, theirs, modes[i]);
+		ASSERT_LE(0, fd);
+		expect_stranger(_metadata, fd, &self->req, modes[i] == O_RDWR);
+		close(fd);
+		fd = open_of(getpid(), mine, modes[i]);
+		ASSERT_LE(0, fd);
+		expect_stranger(_metadata, fd, &own, modes[i] == O_RDWR);
+		close(fd);
+	}
+	EXPECT_EQ(0, rb_free(self->fd, own.handle));
+}
+
+/* Who was handed a client has it, and still may not open a node of root's. */
+TEST_F(peek, reopened_by_another_user)
+{
+	pid_t pid = fork();
+
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		struct rust_buddy_pool_info pool;
+		char name[32];
+
+		if (become_nobody(0))
+			_exit(10);
+		/* Else its own /proc is closed to it, whatever the node's mode. */
+		if (prctl(PR_SET_DUMPABLE, 1))
+			_exit(11);
+		if (rb_pool_info(self->fd, 0, &pool))
+			_exit(12);
+		snprintf(name, sizeof(name), "fd/%d", self->fd);
+		if (open_of(getpid(), name, O_RDONLY) >= 0 || errno != EACCES)
+			_exit(13);
+		if (open_of(getpid(), name, O_RDWR) >= 0 || errno != EACCES)
+			_exit(14);
+		_exit(0);
+	}
+	EXPECT_EQ(0, verdict(pid));
+}
+
+/* A descriptor that was taken out of a process, by who may, is the same client. */
+TEST_F(peek, taken_by_root)
+{
+	struct rust_buddy_buffer_info info;
+	uint64_t *mem;
+	int fd = get_fd(self->owner, self->owner_fd);
+
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, rb_buffer_info(fd, self->req.handle, &info));
+	EXPECT_STREQ("peek", info.name);
+	EXPECT_EQ(1U, info.mappings);
+	mem = rb_map(fd, &self->req, PROT_READ);
+	ASSERT_TRUE((void *)mem != MAP_FAILED);
+	EXPECT_EQ(WORD, mem[0]);
+	EXPECT_EQ(WORD, mem[SIZE / 8 - 1]);
+	EXPECT_EQ(0, munmap(mem, SIZE));
+	close(fd);
 }
 
 TEST_HARNESS_MAIN
