@@ -1,0 +1,1281 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Death and disorder: processes that are killed, stopped, run out of memory or
+ * pass their descriptors on in the middle of any kind of work, attempts to unload
+ * the module all the while, CPUs that go and come. Afterwards not a byte is
+ * missing, and a bystander's buffer is as it was.
+ *
+ * RB_KILLS is how many processes are killed in all.
+ */
+#include <poll.h>
+#include <pthread.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <linux/userfaultfd.h>
+
+#include "rb_test.h"
+
+#define KILLS		2200
+#define SIZE		KiB(64)
+
+/* Told to this program's own main() after an exec: what to go on with. */
+#define GO_ON		"--go-on"
+
+/*
+ * What a process does until it is ended, and what it found wrong by then, in
+ * memory that outlives it (a memfd: it has to get through an exec too).
+ */
+struct report {
+	uint64_t steps;
+	uint32_t wrong;
+	uint32_t line;		/* of the source, of the last that was wrong */
+};
+
+struct job {
+	const char *path;
+	struct report *report;
+	int memfd;		/* what the reports are in */
+	uint64_t seed;
+	uint64_t bound;		/* steps to do; 0: without end */
+};
+
+static bool step(struct job *job)
+{
+	uint64_t done = __atomic_add_fetch(&job->report->steps, 1, __ATOMIC_RELAXED);
+
+	return !job->bound || done <= job->bound;
+}
+
+static void note(struct job *job, uint32_t line)
+{
+	__atomic_store_n(&job->report->line, line, __ATOMIC_RELAXED);
+	__atomic_fetch_add(&job->report->wrong, 1, __ATOMIC_RELAXED);
+}
+
+#define MUST(job, what) do {							\
+	if (!(what))								\
+		note(job, __LINE__);						\
+} while (0)
+
+/* A buffer, unless others have all there is. */
+static bool get(struct job *job, int fd, uint64_t size, uint32_t flags,
+		struct rust_buddy_alloc *req)
+{
+	int ret = rb_alloc(fd, size, flags, "disorder", req);
+
+	MUST(job, !ret || ret == -ENOSPC);
+	return !ret;
+}
+
+static int open_for(struct job *job)
+{
+	int fd = rb_open(job->path);
+
+	if (fd < 0) {
+		note(job, __LINE__);
+		_exit(1);
+	}
+	return fd;
+}
+
+/* Maps all of it; the ends are zero, and then they are not. */
+static char *map_and_touch(struct job *job, int fd, const struct rust_buddy_alloc *req)
+{
+	char *mem = rb_map(fd, req, PROT_READ | PROT_WRITE);
+	uint64_t end = req->granted - 4096;
+
+	if (mem == MAP_FAILED) {
+		note(job, __LINE__);
+		return NULL;
+	}
+	MUST(job, zeroed(mem, 4096) && zeroed(mem + end, 4096));
+	fill(mem, 4096, 1);
+	fill(mem + end, 4096, 2);
+	MUST(job, filled(mem + end, 4096, 2));
+	return mem;
+}
+
+static void alloc_free(struct job *job)
+{
+	struct rust_buddy_alloc req[16] = { 0 };
+	int fd = open_for(job);
+
+	while (step(job)) {
+		unsigned int i = rnd(&job->seed) % ARRAY_SIZE(req);
+
+		if (req[i].handle) {
+			MUST(job, !rb_free(fd, req[i].handle));
+			req[i].handle = 0;
+		} else if (!get(job, fd, 1 + rnd(&job->seed) % KiB(64), 0, &req[i])) {
+			req[i].handle = 0;
+		}
+	}
+	close(fd);
+}
+
+static void placed(struct job *job)
+{
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_alloc req;
+	int fd = open_for(job), ret;
+
+	MUST(job, !rb_pool_info(fd, 0, &pool));
+	while (step(job)) {
+		uint64_t unit = pool.unit, units = pool.size / unit;
+		uint64_t want = 1 + rnd(&job->seed) % 32, lo = rnd(&job->seed) % (units - want);
+
+		memset(&req, 0, sizeof(req));
+		req.size = want * unit;
+		switch (rnd(&job->seed) % 4) {
+		case 0:
+			req.flags = RUST_BUDDY_ALLOC_AT;
+			req.lo = lo * unit;
+			break;
+		case 1:
+			req.flags = RUST_BUDDY_ALLOC_WINDOW | RUST_BUDDY_ALLOC_EXACT;
+			req.lo = lo * unit;
+			req.hi = pool.size;
+			break;
+		case 2:
+			req.flags = RUST_BUDDY_ALLOC_HIGHEST | RUST_BUDDY_ALLOC_EXACT;
+			break;
+		default:
+			req.flags = RUST_BUDDY_ALLOC_LOWEST;
+			req.align = KiB(128);
+		}
+		ret = rb_alloc_req(fd, &req);
+		MUST(job, !ret || ret == -ENOSPC || ret == -EBUSY);
+		if (!ret)
+			MUST(job, !rb_free(fd, req.handle));
+	}
+	close(fd);
+}
+
+static void map_touch_unmap(struct job *job)
+{
+	struct rust_buddy_alloc req;
+	int fd = open_for(job);
+	char *mem;
+
+	while (step(job)) {
+		if (!get(job, fd, SIZE, 0, &req))
+			continue;
+		mem = map_and_touch(job, fd, &req);
+		if (!mem)
+			break;
+		/* In each order: handle first, in parts, moved, in one. */
+		switch (rnd(&job->seed) % 4) {
+		case 0:
+			MUST(job, !rb_free(fd, req.handle));
+			MUST(job, !munmap(mem, SIZE));
+			continue;
+		case 1:
+			MUST(job, !munmap(mem + SIZE / 2, SIZE / 4));
+			break;
+		case 2:
+			mem = mremap(mem, SIZE, SIZE / 2, MREMAP_MAYMOVE);
+			MUST(job, mem != MAP_FAILED);
+			break;
+		}
+		MUST(job, filled(mem, 4096, 1));
+		MUST(job, !munmap(mem, SIZE));
+		MUST(job, !rb_free(fd, req.handle));
+	}
+	close(fd);
+}
+
+static void pin_unpin(struct job *job)
+{
+	struct rust_buddy_alloc req;
+	uint64_t address, again;
+	int fd = open_for(job);
+
+	while (step(job)) {
+		if (!get(job, fd, SIZE, 0, &req))
+			continue;
+		MUST(job, !rb_pin(fd, req.handle, &address));
+		MUST(job, !rb_pin(fd, req.handle, &again) && address == again);
+		MUST(job, rb_free(fd, req.handle) == -EBUSY);
+		MUST(job, !rb_unpin(fd, req.handle));
+		MUST(job, !rb_unpin(fd, req.handle));
+		MUST(job, !rb_free(fd, req.handle));
+	}
+	close(fd);
+}
+
+/* The children stay in the process group that is killed. */
+static void fork_mapped(struct job *job)
+{
+	struct rust_buddy_alloc req;
+	int fd = open_for(job);
+	char *mem;
+	pid_t pid;
+
+	while (step(job)) {
+		if (!get(job, fd, SIZE, 0, &req))
+			continue;
+		mem = map_and_touch(job, fd, &req);
+		if (!mem)
+			break;
+		pid = fork();
+		if (!pid) {
+			MUST(job, filled(mem, 4096, 1));
+			if (rnd(&job->seed) % 2)
+				munmap(mem, SIZE / 2);
+			mem[SIZE - 1] = 0x11;
+			_exit(0);
+		}
+		MUST(job, pid > 0);
+		if (rnd(&job->seed) % 2)
+			MUST(job, !munmap(mem, SIZE));
+		MUST(job, !rb_free(fd, req.handle));
+		if (pid > 0)
+			MUST(job, !verdict(pid));
+		munmap(mem, SIZE);
+	}
+	close(fd);
+}
+
+/* A new client in each step, on its way through a socket when it has no other descriptor. */
+static void pass_on(struct job *job)
+{
+	struct rust_buddy_alloc req;
+	int line[2], fd;
+	char *mem;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line))
+		_exit(1);
+	while (step(job)) {
+		fd = open_for(job);
+		if (!get(job, fd, SIZE, 0, &req)) {
+			close(fd);
+			continue;
+		}
+		mem = rnd(&job->seed) % 2 ? map_and_touch(job, fd, &req) : NULL;
+		MUST(job, !send_fd(line[0], fd, &req));
+		close(fd);
+		if (mem)
+			munmap(mem, SIZE);
+		fd = receive_fd(line[1], &req);
+		MUST(job, fd >= 0);
+		if (rnd(&job->seed) % 2)
+			MUST(job, !rb_free(fd, req.handle));
+		close(fd);
+	}
+	close(line[0]);
+	close(line[1]);
+}
+
+/* What takes long is the clearing. */
+static void large(struct job *job)
+{
+	struct rust_buddy_alloc req;
+	int fd = open_for(job);
+
+	while (step(job))
+		if (get(job, fd, MiB(1 + rnd(&job->seed) % 8), RUST_BUDDY_ALLOC_EXACT, &req))
+			MUST(job, !rb_free(fd, req.handle));
+	close(fd);
+}
+
+static void look(struct job *job)
+{
+	struct rust_buddy_buffer_info info;
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_alloc req;
+	int fd = open_for(job), fdinfo;
+	char path[64], text[512];
+	bool have;
+
+	have = get(job, fd, SIZE, 0, &req);
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	while (step(job)) {
+		MUST(job, !rb_pool_info(fd, 0, &pool));
+		MUST(job, pool.free + pool.granted == pool.size);
+		if (have)
+			MUST(job, !rb_buffer_info(fd, req.handle, &info) && info.granted == SIZE);
+		fdinfo = open(path, O_RDONLY | O_CLOEXEC);
+		if (fdinfo < 0)
+			continue;
+		MUST(job, read(fdinfo, text, sizeof(text)) > 0);
+		close(fdinfo);
+	}
+	close(fd);
+}
+
+/* Comes back as the same work, in main(), with what was mapped gone. */
+static void exec_mapped(struct job *job)
+{
+	char memfd[16], seed[32], bound[32];
+	struct rust_buddy_alloc req;
+	int fd;
+
+	if (!step(job))
+		return;
+	fd = open_for(job);
+	if (get(job, fd, SIZE, 0, &req))
+		map_and_touch(job, fd, &req);
+	/* Every other descriptor lives on; the next exec but one ends it. */
+	if (rnd(&job->seed) % 2)
+		MUST(job, dup2(fd, 100) == 100);
+	else
+		close(100);
+	snprintf(memfd, sizeof(memfd), "%d", job->memfd);
+	snprintf(seed, sizeof(seed), "%ju", (uintmax_t)job->seed);
+	snprintf(bound, sizeof(bound), "%ju", (uintmax_t)job->bound);
+	execl("/proc/self/exe", "disorder", GO_ON, job->path, memfd, seed, bound, NULL);
+	note(job, __LINE__);
+	_exit(1);
+}
+
+struct shared {
+	struct job job;
+	int fd;
+	struct rust_buddy_alloc req;
+};
+
+static void *race(void *arg)
+{
+	struct shared *shared = arg;
+	struct job job = shared->job;
+	struct rust_buddy_alloc req;
+	char *mem;
+	int ret;
+
+	job.seed += gettid();
+	while (step(&job)) {
+		/* Whoever comes first frees it. */
+		uint64_t handle = __atomic_load_n(&shared->req.handle, __ATOMIC_RELAXED);
+
+		if (handle) {
+			ret = rb_free(shared->fd, handle);
+			MUST(&job, !ret || ret == -ENOENT);
+		}
+		if (!get(&job, shared->fd, 1 + rnd(&job.seed) % SIZE, 0, &req))
+			continue;
+		__atomic_store_n(&shared->req.handle, req.handle, __ATOMIC_RELAXED);
+		mem = rb_map(shared->fd, &req, PROT_READ | PROT_WRITE);
+		if (mem == MAP_FAILED) {
+			/* Freed, or the window is that of a smaller one by now. */
+			MUST(&job, errno == EACCES || errno == EINVAL);
+		} else {
+			mem[0] = 1;
+			munmap(mem, req.granted);
+		}
+		ret = rb_free(shared->fd, req.handle);
+		MUST(&job, !ret || ret == -ENOENT);
+	}
+	return NULL;
+}
+
+/* Threads in the same client, one address space. */
+static void threads(struct job *job)
+{
+	struct shared shared = { .job = *job };
+	pthread_t other;
+
+	shared.fd = open_for(job);
+	if (pthread_create(&other, NULL, race, &shared))
+		_exit(1);
+	race(&shared);
+	pthread_join(other, NULL);
+	close(shared.fd);
+}
+
+static const struct kind {
+	const char *name;
+	void (*work)(struct job *job);
+	bool phys;
+} kinds[] = {
+	{ "alloc_free", alloc_free, false },
+	{ "placed", placed, false },
+	{ "map_touch_unmap", map_touch_unmap, false },
+	{ "pin_unpin", pin_unpin, true },
+	{ "fork_mapped", fork_mapped, false },
+	{ "pass_on", pass_on, false },
+	{ "large", large, false },
+	{ "look", look, false },
+	{ "exec_mapped", exec_mapped, false },
+	{ "threads", threads, false },
+};
+
+#define KINDS	ARRAY_SIZE(kinds)
+
+FIXTURE(disorder) {
+	int watch;
+	uint64_t page;
+	struct rust_buddy_pool_info before;
+	struct rust_buddy_pool_info base;	/* with the bystander's buffer */
+	struct rust_buddy_alloc req;
+	char *mem;
+	int memfd;
+	struct report *report;	/* one a kind, and some more */
+};
+
+FIXTURE_SETUP(disorder)
+{
+	OPEN_OR_SKIP(self->watch, RB_DEV);
+	self->page = sysconf(_SC_PAGESIZE);
+	ASSERT_EQ(0, rb_pool_info(self->watch, 0, &self->before));
+	if (self->before.largest_free < MiB(16))
+		SKIP(return, "the pool has no free block of 16 MiB");
+	ASSERT_EQ(0, rb_alloc(self->watch, SIZE, 0, "bystander", &self->req));
+	self->mem = rb_map(self->watch, &self->req, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(self->mem != MAP_FAILED);
+	fill(self->mem, SIZE, 77);
+	ASSERT_EQ(0, rb_pool_info(self->watch, 0, &self->base));
+	self->memfd = memfd_create("disorder", 0);
+	ASSERT_LE(0, self->memfd);
+	ASSERT_EQ(0, ftruncate(self->memfd, self->page));
+	self->report = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED, self->memfd, 0);
+	ASSERT_TRUE((void *)self->report != MAP_FAILED);
+	/* Whose parent is killed is this process's child then. */
+	ASSERT_EQ(0, prctl(PR_SET_CHILD_SUBREAPER, 1));
+}
+
+#define EXPECT_BYSTANDER()	EXPECT_TRUE(filled(self->mem, SIZE, 77))
+#define EXPECT_SETTLED(base)	EXPECT_STREQ("", pool_settles(self->watch, base))
+
+FIXTURE_TEARDOWN(disorder)
+{
+	struct rust_buddy_buffer_info info;
+
+	EXPECT_SETTLED(&self->base);
+	EXPECT_BYSTANDER();
+	EXPECT_EQ(0, rb_buffer_info(self->watch, self->req.handle, &info));
+	EXPECT_STREQ("bystander", info.name);
+	EXPECT_EQ(1U, info.mappings);
+	EXPECT_EQ(0, rb_free(self->watch, self->req.handle));
+	EXPECT_EQ(0, munmap(self->mem, SIZE));
+	EXPECT_SETTLED(&self->before);
+	close(self->watch);
+}
+
+/* A process group of its own, so that its children end with it. */
+static pid_t start(const FIXTURE_DATA(disorder) *self, unsigned int kind, uint64_t seed,
+		   uint64_t bound)
+{
+	struct job job = {
+		.path = kinds[kind].phys ? RB_DEV_PHYS : RB_DEV,
+		.report = &self->report[kind],
+		.memfd = self->memfd,
+		.seed = seed,
+		.bound = bound,
+	};
+	pid_t pid = fork();
+
+	if (pid) {
+		setpgid(pid, pid);
+		return pid;
+	}
+	setpgid(0, 0);
+	close(self->watch);
+	munmap(self->mem, SIZE);
+	/* The counters are its kind's, not its own. */
+	job.bound += bound ? job.report->steps : 0;
+	kinds[kind].work(&job);
+	_exit(0);
+}
+
+/* All of its group; the verdict is its own. */
+static int end(pid_t pid)
+{
+	int ret = kill(-pid, SIGKILL) ? -errno : verdict(pid);
+
+	while (waitpid(-pid, NULL, 0) > 0)
+		continue;
+	return ret;
+}
+
+static void expect_nothing_wrong(struct __test_metadata *_metadata,
+				 const FIXTURE_DATA(disorder) *self, unsigned int kind)
+{
+	EXPECT_EQ(0U, self->report[kind].wrong)
+		TH_LOG("%s: last in line %u", kinds[kind].name, self->report[kind].line);
+}
+
+TEST_F_TIMEOUT(disorder, killed_at_any_point, 2 * SLOW)
+{
+	unsigned long kills = env_number("RB_KILLS", KILLS), n = 0;
+	uint64_t seed = 0x6b696c6c65640001ULL;
+	unsigned int i, j;
+	pid_t pid[KINDS];
+
+	TH_LOG("seed 0x%jx", (uintmax_t)seed);
+	while (n < kills) {
+		for (i = 0; i < KINDS; i++) {
+			pid[i] = start(self, i, seed + n++, 0);
+			ASSERT_LT(0, pid[i]);
+		}
+		/* One after the other, not always in the same order. */
+		j = rnd(&seed) % KINDS;
+		for (i = 0; i < KINDS; i++, j = (j + 3) % KINDS) {
+			usleep(rnd(&seed) % 10000);
+			EXPECT_EQ(128 + SIGKILL, end(pid[j]));
+		}
+		EXPECT_SETTLED(&self->base);
+		EXPECT_BYSTANDER();
+	}
+	printf("# killed %lu processes, %lu of each kind:", n, n / KINDS);
+	for (i = 0; i < KINDS; i++) {
+		expect_nothing_wrong(_metadata, self, i);
+		/* Else they were all killed before they could do anything. */
+		EXPECT_LT(n / KINDS / 4, self->report[i].steps)
+			TH_LOG("%s", kinds[i].name);
+		printf(" %s (%ju steps)", kinds[i].name, (uintmax_t)self->report[i].steps);
+	}
+	printf("\n# {\"figure\": \"kills\", \"total\": %lu", n);
+	for (i = 0; i < KINDS; i++)
+		printf(", \"%s\": %lu", kinds[i].name, n / KINDS);
+	printf("}\n");
+	fflush(stdout);
+}
+
+/*
+ * What a chain of processes hands on, each killed when it has done so: what the
+ * first wrote, the last sees, in another program.
+ */
+static void hand_on(int from, int to, const char *path, uint64_t seed)
+{
+	struct rust_buddy_alloc req;
+	char *mem;
+	int fd;
+
+	if (from < 0) {
+		fd = rb_open(path);
+		if (fd < 0 || rb_alloc(fd, SIZE, 0, "chain", &req))
+			_exit(1);
+	} else {
+		fd = receive_fd(from, &req);
+		if (fd < 0)
+			_exit(2);
+	}
+	mem = rb_map(fd, &req, PROT_READ | PROT_WRITE);
+	if (mem == MAP_FAILED)
+		_exit(3);
+	if (!(from < 0 ? zeroed(mem, SIZE) : filled(mem, SIZE, seed - 1)))
+		_exit(4);
+	fill(mem, SIZE, seed);
+	if (send_fd(to, fd, &req))
+		_exit(5);
+	for (;;)
+		pause();
+}
+
+TEST_F_TIMEOUT(disorder, chain_of_the_killed, SLOW)
+{
+	static const char * const paths[] = { RB_DEV, RB_DEV_PHYS };
+	const unsigned int rounds = 20, length = 3;
+	struct rust_buddy_pool_info held;
+	struct rust_buddy_alloc req;
+	unsigned int round, i;
+	struct pollfd ready;
+	int line[4][2], fd;
+	char *mem;
+	pid_t pid;
+
+	for (round = 0; round < rounds; round++) {
+		for (i = 0; i < length; i++)
+			ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line[i]));
+		for (i = 0; i < length; i++) {
+			pid = fork();
+			ASSERT_LE(0, pid);
+			if (!pid) {
+				close(self->watch);
+				hand_on(i ? line[i - 1][1] : -1, line[i][0], paths[round % 2],
+					i + 1);
+			}
+			/* Who is killed has sent, and nobody has received. */
+			ready = (struct pollfd){ .fd = line[i][1], .events = POLLIN };
+			ASSERT_EQ(1, poll(&ready, 1, SLOW * 1000));
+			EXPECT_EQ(0, kill(pid, SIGKILL));
+			EXPECT_EQ(128 + SIGKILL, verdict(pid));
+			ASSERT_EQ(0, rb_pool_info(self->watch, 0, &held));
+			EXPECT_EQ(self->base.granted + SIZE, held.granted);
+		}
+		if (round % 4 != 3) {
+			fd = receive_fd(line[length - 1][1], &req);
+			ASSERT_LE(0, fd);
+			mem = rb_map(fd, &req, PROT_READ | PROT_WRITE);
+			ASSERT_TRUE(mem != MAP_FAILED);
+			EXPECT_TRUE(filled(mem, SIZE, length));
+			EXPECT_EQ(0, munmap(mem, SIZE));
+			close(fd);
+		}
+		/* Or nobody ever does: it goes with the sockets. */
+		for (i = 0; i < length; i++) {
+			close(line[i][0]);
+			close(line[i][1]);
+		}
+		EXPECT_SETTLED(&self->base);
+	}
+}
+
+/* Two sockets, each with the other on its way through it: nobody can ever receive again. */
+TEST_F(disorder, lost_in_a_cycle_of_sockets)
+{
+	struct rust_buddy_pool_info held;
+	struct rust_buddy_alloc req;
+	int a[2], b[2], fd;
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, a));
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, b));
+	fd = rb_open(RB_DEV);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "lost", &req));
+	ASSERT_EQ(0, send_fd(a[0], fd, &req));
+	ASSERT_EQ(0, send_fd(a[0], b[1], &req));
+	ASSERT_EQ(0, send_fd(b[0], a[1], &req));
+	close(fd);
+	ASSERT_EQ(0, rb_pool_info(self->watch, 0, &held));
+	EXPECT_EQ(self->base.granted + SIZE, held.granted);
+	close(a[0]);
+	close(a[1]);
+	close(b[0]);
+	close(b[1]);
+	/* The kernel looks for such cycles when another such descriptor comes or goes. */
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, a));
+	ASSERT_EQ(0, send_fd(a[0], a[1], &req));
+	close(a[0]);
+	close(a[1]);
+	EXPECT_SETTLED(&self->base);
+}
+
+/*
+ * The memory of an exec'ed program's past: the old mapping is gone, also where
+ * another process has one of its own, and the descriptor still opens the client.
+ */
+TEST_F(disorder, exec_among_mappings)
+{
+	struct rust_buddy_pool_info held;
+	int line[2], keep;
+	pid_t pid;
+
+	for (keep = 0; keep < 2; keep++) {
+		struct rust_buddy_buffer_info info;
+		struct rust_buddy_alloc req;
+		int fd = rb_open(RB_DEV);
+		char *mem, number[16], offset[32];
+
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "exec", &req));
+		mem = rb_map(fd, &req, PROT_READ | PROT_WRITE);
+		ASSERT_TRUE(mem != MAP_FAILED);
+		fill(mem, SIZE, 5);
+		ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line));
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			snprintf(number, sizeof(number), "%d", fd);
+			snprintf(offset, sizeof(offset), "%ju", (uintmax_t)req.offset);
+			if (keep && fcntl(fd, F_SETFD, 0))
+				_exit(1);
+			if (dup2(line[1], 0) < 0 || dup2(line[1], 1) < 0)
+				_exit(2);
+			execl("/proc/self/exe", "disorder", GO_ON, keep ? "open" : "closed", number,
+			      offset, NULL);
+			_exit(3);
+		}
+		close(line[1]);
+		hear(line[0]);
+		EXPECT_EQ(0, rb_buffer_info(fd, req.handle, &info));
+		EXPECT_EQ(1U, info.mappings);
+		EXPECT_TRUE(filled(mem, SIZE, 5));
+		EXPECT_EQ(0, munmap(mem, SIZE));
+		close(fd);
+		/* Now the exec'ed program has it, or nobody. */
+		if (keep) {
+			ASSERT_EQ(0, rb_pool_info(self->watch, 0, &held));
+			EXPECT_EQ(self->base.granted + SIZE, held.granted);
+		} else {
+			EXPECT_SETTLED(&self->base);
+		}
+		EXPECT_EQ(0, kill(pid, SIGKILL));
+		EXPECT_EQ(128 + SIGKILL, verdict(pid));
+		EXPECT_SETTLED(&self->base);
+		close(line[0]);
+	}
+}
+
+/* Attempts that must all fail, and what came of them. */
+struct attempts {
+	uint64_t refused;
+	uint64_t other;
+	int last;
+};
+
+TEST_F_TIMEOUT(disorder, unload_all_the_while, SLOW)
+{
+	static const unsigned int busy[] = { 0, 2, 4, 5, 9 };
+	struct attempts *attempts;
+	pid_t pid[ARRAY_SIZE(busy)], unloader;
+	unsigned int i;
+
+	if (geteuid())
+		SKIP(return, "only root may unload modules");
+	attempts = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+			0);
+	ASSERT_TRUE((void *)attempts != MAP_FAILED);
+	unloader = fork();
+	ASSERT_LE(0, unloader);
+	if (!unloader) {
+		for (;;) {
+			if (syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK) < 0 &&
+			    (errno == EAGAIN || errno == EBUSY)) {
+				attempts->refused++;
+				continue;
+			}
+			attempts->last = errno;
+			attempts->other++;
+		}
+	}
+	for (i = 0; i < ARRAY_SIZE(busy); i++)
+		pid[i] = start(self, busy[i], 0x756e6c6f6164ULL + i, 300);
+	for (i = 0; i < ARRAY_SIZE(busy); i++) {
+		EXPECT_EQ(0, verdict(pid[i]));
+		expect_nothing_wrong(_metadata, self, busy[i]);
+	}
+	EXPECT_EQ(0, kill(unloader, SIGKILL));
+	EXPECT_EQ(128 + SIGKILL, verdict(unloader));
+	EXPECT_LT(100U, attempts->refused);
+	EXPECT_EQ(0U, attempts->other)
+		TH_LOG("errno %d", attempts->last);
+	printf("# tried to unload the module %ju times while clients came and went\n",
+	       (uintmax_t)attempts->refused);
+	printf("# {\"figure\": \"unload_attempts\", \"refused\": %ju, \"other\": %ju}\n",
+	       (uintmax_t)attempts->refused, (uintmax_t)attempts->other);
+	fflush(stdout);
+}
+
+/* One is stopped wherever it is; the others, one of them in the same client, go on. */
+TEST_F_TIMEOUT(disorder, stopped_at_any_point, SLOW)
+{
+	const unsigned int rounds = env_number("RB_KILLS", KILLS) / 10;
+	uint64_t seed = 0x73746f7070656400ULL;
+	struct rust_buddy_buffer_info info;
+	struct rust_buddy_alloc req, own;
+	unsigned int i, n, stops = 0;
+	pid_t pid[KINDS];
+	int fd, status;
+	char *mem;
+
+	/* The client that all share: through it the stopped one's table can be asked. */
+	fd = rb_open(RB_DEV);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "shared", &req));
+	for (i = 0; i < KINDS; i++) {
+		pid[i] = start(self, i, seed + i, 0);
+		ASSERT_LT(0, pid[i]);
+	}
+	for (n = 0; n < rounds; n++) {
+		char path[64], text[256];
+		int fdinfo;
+
+		i = n % KINDS;
+		usleep(rnd(&seed) % 5000);
+		ASSERT_EQ(0, kill(-pid[i], SIGSTOP));
+		ASSERT_EQ(pid[i], waitpid(pid[i], &status, WUNTRACED));
+		ASSERT_TRUE(WIFSTOPPED(status));
+		stops++;
+		/* None of this returns if a lock is held that is not given back. */
+		ASSERT_EQ(0, rb_buffer_info(fd, req.handle, &info));
+		ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "own", &own));
+		mem = rb_map(fd, &own, PROT_READ | PROT_WRITE);
+		ASSERT_TRUE(mem != MAP_FAILED);
+		EXPECT_TRUE(zeroed(mem, SIZE));
+		EXPECT_EQ(0, munmap(mem, SIZE));
+		EXPECT_EQ(0, rb_free(fd, own.handle));
+		/* The stopped one's own table, as far as it has one. */
+		for (int number = 3; number < 12; number++) {
+			snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", pid[i], number);
+			fdinfo = open(path, O_RDONLY | O_CLOEXEC);
+			if (fdinfo < 0)
+				continue;
+			EXPECT_LT(0, read(fdinfo, text, sizeof(text)));
+			close(fdinfo);
+		}
+		EXPECT_BYSTANDER();
+		ASSERT_EQ(0, kill(-pid[i], SIGCONT));
+	}
+	/* Whoever was stopped works again: each does some more. */
+	for (i = 0; i < KINDS; i++) {
+		uint64_t had = __atomic_load_n(&self->report[i].steps, __ATOMIC_RELAXED);
+
+		while (__atomic_load_n(&self->report[i].steps, __ATOMIC_RELAXED) < had + 3)
+			usleep(1000);
+		EXPECT_EQ(128 + SIGKILL, end(pid[i]));
+		expect_nothing_wrong(_metadata, self, i);
+	}
+	close(fd);
+	printf("# stopped a process %u times while others worked\n", stops);
+	printf("# {\"figure\": \"stops\", \"total\": %u}\n", stops);
+	fflush(stdout);
+}
+
+/*
+ * Stopped where it hurts most: the struct of a call is in a page that somebody
+ * has to provide (on the way in) or to make writable (on the way out) first, so
+ * that the call stands still in the middle for as long as that is not done.
+ */
+struct stuck {
+	const char *name;
+	unsigned long cmd;
+	bool out;
+	bool killed;
+};
+
+static void get_stuck(int line, int fd, const struct stuck *stuck, const void *request,
+		      size_t page)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_writeprotect protect = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	struct rust_buddy_alloc none = { 0 };
+	int uffd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	void *mem;
+
+	if (stuck->out)
+		api.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP;
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api))
+		_exit(4);
+	mem = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (mem == MAP_FAILED)
+		_exit(5);
+	if (stuck->out) {
+		memcpy(mem, request, page);
+		range.mode = UFFDIO_REGISTER_MODE_WP;
+	}
+	range.range.start = (uintptr_t)mem;
+	range.range.len = page;
+	protect.range = range.range;
+	if (ioctl(uffd, UFFDIO_REGISTER, &range) ||
+	    (stuck->out && ioctl(uffd, UFFDIO_WRITEPROTECT, &protect)))
+		_exit(6);
+	if (send_fd(line, uffd, &none))
+		_exit(7);
+	_exit(ioctl(fd, stuck->cmd, mem) ? 8 : 0);
+}
+
+/* Lets the call go on. */
+static int unstick(int uffd, const struct stuck *stuck, uint64_t at, void *request, size_t page)
+{
+	struct uffdio_writeprotect protect = { .range = { .start = at, .len = page } };
+	struct uffdio_copy copy = { .dst = at, .src = (uintptr_t)request, .len = page };
+
+	return stuck->out ? ioctl(uffd, UFFDIO_WRITEPROTECT, &protect) :
+			    ioctl(uffd, UFFDIO_COPY, &copy);
+}
+
+TEST_F_TIMEOUT(disorder, stuck_in_a_call, SLOW)
+{
+	static const struct {
+		const char *name;
+		unsigned long cmd;
+	} calls[] = {
+		{ "ALLOC", RUST_BUDDY_IOC_ALLOC },
+		{ "FREE", RUST_BUDDY_IOC_FREE },
+		{ "PIN", RUST_BUDDY_IOC_PIN },
+		{ "UNPIN", RUST_BUDDY_IOC_UNPIN },
+		{ "BUFFER_INFO", RUST_BUDDY_IOC_BUFFER_INFO },
+		{ "POOL_INFO", RUST_BUDDY_IOC_POOL_INFO },
+	};
+	int probe = syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct rust_buddy_buffer_info info;
+	struct rust_buddy_pool_info held;
+	struct rust_buddy_alloc own;
+	struct rust_buddy_alloc req, none;
+	unsigned int n, cases = 0;
+	struct pollfd ready;
+	struct uffd_msg msg;
+	uint64_t address;
+	void *request;
+	int line[2], fd, uffd;
+	pid_t pid;
+	char *mem;
+
+	if (probe < 0)
+		SKIP(return, "CONFIG_USERFAULTFD=y, and root");
+	close(probe);
+	fd = rb_open(RB_DEV_PHYS);
+	ASSERT_LE(0, fd);
+	request = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+		       0);
+	ASSERT_TRUE(request != MAP_FAILED);
+	for (n = 0; n < 4 * ARRAY_SIZE(calls); n++) {
+		const struct stuck stuck = {
+			.name = calls[n / 4].name,
+			.cmd = calls[n / 4].cmd,
+			.out = n % 2,
+			.killed = n / 2 % 2,
+		};
+		const bool done = !stuck.killed;
+
+		ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "stuck", &req));
+		if (stuck.cmd == RUST_BUDDY_IOC_UNPIN)
+			ASSERT_EQ(0, rb_pin(fd, req.handle, &address));
+		memset(request, 0, self->page);
+		if (stuck.cmd == RUST_BUDDY_IOC_ALLOC)
+			((struct rust_buddy_alloc *)request)->size = SIZE;
+		else if (stuck.cmd != RUST_BUDDY_IOC_POOL_INFO)
+			((struct rust_buddy_free *)request)->handle = req.handle;
+		ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line));
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid)
+			get_stuck(line[1], fd, &stuck, request, self->page);
+		close(line[1]);
+		uffd = receive_fd(line[0], &none);
+		ASSERT_LE(0, uffd);
+		ready = (struct pollfd){ .fd = uffd, .events = POLLIN };
+		ASSERT_EQ(1, poll(&ready, 1, SLOW * 1000));
+		ASSERT_EQ((ssize_t)sizeof(msg), read(uffd, &msg, sizeof(msg)));
+		ASSERT_EQ(UFFD_EVENT_PAGEFAULT, msg.event);
+
+		/* It stands still; the same client and all others go on. */
+		ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "own", &own));
+		mem = rb_map(fd, &own, PROT_READ | PROT_WRITE);
+		ASSERT_TRUE(mem != MAP_FAILED);
+		EXPECT_TRUE(zeroed(mem, SIZE));
+		EXPECT_EQ(0, munmap(mem, SIZE));
+		EXPECT_EQ(0, rb_buffer_info(fd, own.handle, &info));
+		EXPECT_EQ(0, rb_pin(fd, own.handle, &address));
+		EXPECT_EQ(0, rb_unpin(fd, own.handle));
+		EXPECT_EQ(0, rb_free(fd, own.handle));
+		EXPECT_EQ(0, rb_pool_info(self->watch, 0, &held));
+		EXPECT_EQ(self->base.granted + SIZE +
+			  (stuck.cmd == RUST_BUDDY_IOC_ALLOC && stuck.out ? SIZE : 0), held.granted)
+			TH_LOG("%s, %s", stuck.name, stuck.out ? "on its way out" : "in");
+
+		if (stuck.killed) {
+			EXPECT_EQ(0, kill(pid, SIGKILL));
+			EXPECT_EQ(128 + SIGKILL, verdict(pid));
+		} else {
+			EXPECT_EQ(0, unstick(uffd, &stuck,
+					     msg.arg.pagefault.address & ~(self->page - 1),
+					     request, self->page));
+			EXPECT_EQ(0, verdict(pid));
+		}
+		close(uffd);
+		close(line[0]);
+
+		/* All of the call has happened, or nothing of it. */
+		EXPECT_EQ(0, rb_pool_info(self->watch, 0, &held));
+		switch (stuck.cmd) {
+		case RUST_BUDDY_IOC_ALLOC:
+			EXPECT_EQ(self->base.buffers + 1 + done, held.buffers);
+			break;
+		case RUST_BUDDY_IOC_FREE:
+			EXPECT_EQ(self->base.buffers + !done, held.buffers);
+			EXPECT_EQ(done ? -ENOENT : 0, rb_buffer_info(fd, req.handle, &info));
+			break;
+		case RUST_BUDDY_IOC_PIN:
+			EXPECT_EQ(0, rb_buffer_info(fd, req.handle, &info));
+			EXPECT_EQ((__u32)done, info.pins);
+			break;
+		case RUST_BUDDY_IOC_UNPIN:
+			EXPECT_EQ(0, rb_buffer_info(fd, req.handle, &info));
+			EXPECT_EQ((__u32)!done, info.pins);
+		}
+		/* With a PIN that is left or without: the client goes. */
+		close(fd);
+		EXPECT_SETTLED(&self->base);
+		fd = rb_open(RB_DEV_PHYS);
+		ASSERT_LE(0, fd);
+		cases++;
+	}
+	close(fd);
+	printf("# held %u calls in the middle, half of them were killed there\n", cases);
+	printf("# {\"figure\": \"stuck_calls\", \"total\": %u, \"killed\": %u}\n", cases,
+	       cases / 2);
+	fflush(stdout);
+}
+
+/*
+ * The OOM killer, in a memory cgroup of its own. Its report has a call trace: the
+ * gate over the kernel's log forgives that one line in reports about processes of
+ * this name, between these two words.
+ */
+#define OOM_COMM	"rb-oom"
+#define OOM_BEGIN	"rust_buddy: test expects OOM kills of " OOM_COMM "\n"
+#define OOM_END		"rust_buddy: test expects no more OOM kills\n"
+#define OOM_KILLS	8
+
+struct cgroup {
+	char top[128];
+	char path[160];
+	bool mounted;
+};
+
+static int put_in_group(const struct cgroup *group, const char *file, const char *text)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/%s", group->path, file);
+	return put_text(path, text);
+}
+
+static long group_kills(const struct cgroup *group)
+{
+	char path[256], line[128];
+	long kills = -1;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "%s/memory.events", group->path);
+	file = fopen(path, "r");
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file))
+		if (!strncmp(line, "oom_kill ", 9))
+			kills = atol(line + 9);
+	fclose(file);
+	return kills;
+}
+
+static void leave_group(struct cgroup *group)
+{
+	if (*group->path)
+		rmdir(group->path);
+	if (group->mounted) {
+		umount2(group->top, MNT_DETACH);
+		rmdir(group->top);
+	}
+}
+
+/* "", or what is missing for a group that may have little memory. */
+static const char *make_group(struct cgroup *group)
+{
+	char line[512], type[32], control[192];
+	FILE *mounts = fopen("/proc/self/mounts", "r");
+
+	memset(group, 0, sizeof(*group));
+	while (!*group->top && mounts && fgets(line, sizeof(line), mounts))
+		if (sscanf(line, "%*s %127s %31s", group->top, type) != 2 ||
+		    strcmp(type, "cgroup2"))
+			*group->top = 0;
+	if (mounts)
+		fclose(mounts);
+	if (!*group->top) {
+		snprintf(group->top, sizeof(group->top), "/tmp/rust_buddy-cgroup-XXXXXX");
+		if (!mkdtemp(group->top))
+			return "no place to mount cgroup2";
+		if (mount("cgroup2", group->top, "cgroup2", 0, NULL)) {
+			rmdir(group->top);
+			return "CONFIG_CGROUPS=y";
+		}
+		group->mounted = true;
+	}
+	snprintf(control, sizeof(control), "%s/cgroup.subtree_control", group->top);
+	if (put_text(control, "+memory"))
+		return "CONFIG_MEMCG=y, and its controller for cgroup v2";
+	snprintf(group->path, sizeof(group->path), "%s/rb-oom-%d", group->top, getpid());
+	if (mkdir(group->path, 0755))
+		return "a cgroup may not be made";
+	if (put_in_group(group, "memory.max", "24M"))
+		return "memory.max can't be set";
+	put_in_group(group, "memory.swap.max", "0");
+	put_in_group(group, "memory.oom.group", "1");
+	return "";
+}
+
+/* Works in one thread, eats memory in the other; mappings and a lost handle besides. */
+static void eat(const FIXTURE_DATA(disorder) *self, const struct cgroup *group, unsigned int n)
+{
+	struct shared shared = {
+		.job = { .path = RB_DEV, .report = &self->report[KINDS], .seed = n },
+	};
+	struct rust_buddy_alloc req;
+	pthread_t other;
+	char *mem, *food;
+	uint64_t address;
+	int phys;
+
+	close(self->watch);
+	munmap(self->mem, SIZE);
+	if (prctl(PR_SET_NAME, OOM_COMM) || put_in_group(group, "cgroup.procs", "0"))
+		_exit(1);
+	phys = rb_open(RB_DEV_PHYS);
+	if (phys < 0 || rb_alloc(phys, MiB(4), 0, "oom", &req) ||
+	    rb_pin(phys, req.handle, &address))
+		_exit(2);
+	shared.fd = open_for(&shared.job);
+	if (rb_alloc(shared.fd, MiB(1), 0, "oom", &req))
+		_exit(3);
+	mem = rb_map(shared.fd, &req, PROT_READ | PROT_WRITE);
+	if (mem == MAP_FAILED || rb_free(shared.fd, req.handle))
+		_exit(4);
+	memset(mem, 0x22, MiB(1));
+	if (pthread_create(&other, NULL, race, &shared))
+		_exit(5);
+	food = mmap(NULL, MiB(64), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (food == MAP_FAILED)
+		_exit(6);
+	for (uint64_t at = 0; at < MiB(64); at += self->page)
+		food[at] = 1;
+	/* It was all there: nobody is killed. */
+	_exit(7);
+}
+
+TEST_F_TIMEOUT(disorder, killed_by_the_oom_killer, SLOW)
+{
+	struct cgroup group;
+	const char *missing;
+	unsigned int n;
+	long kills;
+	pid_t pid;
+
+	if (geteuid())
+		SKIP(return, "only root may make cgroups");
+	missing = make_group(&group);
+	if (*missing) {
+		leave_group(&group);
+		SKIP(return, "%s", missing);
+	}
+	EXPECT_EQ(0, put_text("/dev/kmsg", OOM_BEGIN));
+	for (n = 0; n < OOM_KILLS; n++) {
+		pid = fork();
+		ASSERT_LE(0, pid);
+		if (!pid)
+			eat(self, &group, n);
+		EXPECT_EQ(128 + SIGKILL, verdict(pid));
+		EXPECT_SETTLED(&self->base);
+		EXPECT_BYSTANDER();
+	}
+	kills = group_kills(&group);
+	EXPECT_EQ(0, put_text("/dev/kmsg", OOM_END));
+	EXPECT_LE(OOM_KILLS, kills);
+	EXPECT_EQ(0U, self->report[KINDS].wrong)
+		TH_LOG("last in line %u", self->report[KINDS].line);
+	EXPECT_LT(0U, self->report[KINDS].steps);
+	leave_group(&group);
+	printf("# the OOM killer killed %u clients\n", n);
+	printf("# {\"figure\": \"oom_kills\", \"total\": %u}\n", n);
+	fflush(stdout);
+}
+
+/*
+ * A CPU that goes while it works.
+ */
+#define CPU	"/sys/devices/system/cpu/cpu1/online"
+#define ROUNDS	10
+
+/* The kernel may be at something that CPUs must not go during. */
+static int set_cpu(const char *to)
+{
+	int tries, ret = -EBUSY;
+
+	for (tries = 0; ret == -EBUSY && tries < 100; tries++) {
+		ret = put_text(CPU, to);
+		if (ret)
+			usleep(10000);
+	}
+	return ret;
+}
+
+static uint64_t steps_of(const FIXTURE_DATA(disorder) *self, const unsigned int *which, size_t n)
+{
+	uint64_t steps = 0;
+
+	while (n--)
+		steps += __atomic_load_n(&self->report[which[n]].steps, __ATOMIC_RELAXED);
+	return steps;
+}
+
+TEST_F_TIMEOUT(disorder, cpu_goes_and_comes, SLOW)
+{
+	static const unsigned int busy[] = { 0, 2, 6, 9 };
+	uint64_t seed = 0x63707530ULL, steps = 0, had;
+	pid_t pid[ARRAY_SIZE(busy)];
+	unsigned int i, n, rounds = 0;
+
+	if (access(CPU, W_OK))
+		SKIP(return, "there is no " CPU ": CONFIG_HOTPLUG_CPU=y, root and two CPUs");
+	for (i = 0; i < ARRAY_SIZE(busy); i++) {
+		pid[i] = start(self, busy[i], seed + i, 0);
+		ASSERT_LT(0, pid[i]);
+	}
+	for (n = 0; n < ROUNDS; n++) {
+		usleep(rnd(&seed) % 50000);
+		had = steps_of(self, busy, ARRAY_SIZE(busy));
+		EXPECT_EQ(0, set_cpu("0"));
+		/* The one that is left goes on. */
+		do {
+			usleep(rnd(&seed) % 20000);
+			steps = steps_of(self, busy, ARRAY_SIZE(busy));
+		} while (steps < had + 100);
+		EXPECT_EQ(0, set_cpu("1"));
+		EXPECT_BYSTANDER();
+		rounds++;
+	}
+	for (i = 0; i < ARRAY_SIZE(busy); i++) {
+		EXPECT_EQ(128 + SIGKILL, end(pid[i]));
+		expect_nothing_wrong(_metadata, self, busy[i]);
+	}
+	printf("# took a CPU away and gave it back %u times, during %ju steps of work\n", rounds,
+	       (uintmax_t)steps);
+	printf("# {\"figure\": \"cpu_rounds\", \"total\": %u, \"steps\": %ju}\n", rounds,
+	       (uintmax_t)steps);
+	fflush(stdout);
+}
+
+/* After an exec: the work that goes on. */
+static int go_on(char **args)
+{
+	struct job job = {
+		.path = args[0],
+		.memfd = atoi(args[1]),
+		.seed = strtoull(args[2], NULL, 10),
+		.bound = strtoull(args[3], NULL, 10),
+	};
+	unsigned int kind;
+
+	job.report = mmap(NULL, sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE, MAP_SHARED,
+			  job.memfd, 0);
+	if ((void *)job.report == MAP_FAILED)
+		return 1;
+	for (kind = 0; kinds[kind].work != exec_mapped; kind++)
+		continue;
+	job.report += kind;
+	rnd(&job.seed);
+	exec_mapped(&job);
+	return 0;
+}
+
+/* After an exec: what is there of a descriptor, and of the buffer that it leads to. */
+static int look_back(char **args)
+{
+	struct rust_buddy_alloc req = {
+		.granted = SIZE,
+		.offset = strtoull(args[2], NULL, 10),
+	};
+	bool open = !strcmp(args[0], "open");
+	int fd = atoi(args[1]);
+	void *mem = rb_map(fd, &req, PROT_READ);
+	bool mapped = mem != MAP_FAILED;
+
+	if (open != mapped)
+		return 10;
+	if (open && (!filled(mem, SIZE, 5) || munmap(mem, SIZE)))
+		return 11;
+	say(1);
+	for (;;)
+		pause();
+}
+
+/* Also if a test was ended while it was away. */
+static void bring_cpu_back(void)
+{
+	set_cpu("1");
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 6 && !strcmp(argv[1], GO_ON))
+		return go_on(argv + 2);
+	if (argc == 5 && !strcmp(argv[1], GO_ON))
+		return look_back(argv + 2);
+	if (!access(CPU, W_OK) && atexit(bring_cpu_back))
+		return KSFT_FAIL;
+	return test_harness_run(argc, argv);
+}
