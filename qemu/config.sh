@@ -30,4 +30,4 @@ RB_TREE=$RB_CACHE/linux         # the kernel source, prepared for modules
 RB_DEBUG=$RB_CACHE/debug        # the kernel that watches itself
 RB_BUILD=${RB_BUILD:-$RB_CACHE/build}
 RB_STAMPS=$RB_CACHE/stamps
-RB_LOGS=$RB_CACHE/logs
+RB_LOGS=${RB_LOGS:-$RB_CACHE/logs}
