@@ -240,11 +240,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// [`AllocError::Invalid`] for no units or more than 2^30, [`AllocError::Full`] if no free
     /// block fits.
     pub fn alloc(&mut self, request: &Request) -> Result<Run, AllocError> {
-        let order = Order::covering(request.units).ok_or(AllocError::Invalid)?;
-        let units = match request.extent {
-            Extent::Block => order.units(),
-            Extent::Exact => request.units,
-        };
+        let (order, units) = request.shape().ok_or(AllocError::Invalid)?;
         let found = self.find(request, order, units).ok_or(AllocError::Full)?;
         self.carve(&found, units);
         self.requested += request.units;
@@ -262,10 +258,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// [`AllocError::Invalid`] for no units or a range outside the region; [`AllocError::Taken`] if
     /// not all of it is free, or parts of it are free that the policy keeps apart.
     pub fn alloc_at(&mut self, start: u64, units: u64) -> Result<Run, AllocError> {
-        let end = start
-            .checked_add(units)
-            .filter(|&end| units > 0 && start >= self.base && end <= self.end)
-            .ok_or(AllocError::Invalid)?;
+        let end = self.end_of(start, units).ok_or(AllocError::Invalid)?;
         self.claim(start, end).ok_or(AllocError::Taken)?;
         self.requested += units;
         Ok(Run {
@@ -273,6 +266,19 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             units,
             requested: units,
         })
+    }
+
+    /// Would [`Buddy::alloc`] find units for `request`? Costs as much as finding them.
+    pub fn could_alloc(&self, request: &Request) -> bool {
+        request
+            .shape()
+            .is_some_and(|(order, units)| self.find(request, order, units).is_some())
+    }
+
+    /// Would [`Buddy::alloc_at`] get the units `[start, start + units)`?
+    pub fn could_alloc_at(&self, start: u64, units: u64) -> bool {
+        self.end_of(start, units)
+            .is_some_and(|end| self.claimable(start, end))
     }
 
     /// Gives a run back and joins what can be joined.
@@ -537,13 +543,24 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.splits += rest + count_pieces(found.start, end) - 1;
     }
 
-    /// Takes `[start, end)` if every piece of it lies in a free block; else changes nothing.
-    fn claim(&mut self, start: u64, end: u64) -> Option<()> {
-        let free = pieces(start, end).all(|(start, order)| {
+    /// Where `[start, start + units)` ends, if it is a range of the region.
+    fn end_of(&self, start: u64, units: u64) -> Option<u64> {
+        start
+            .checked_add(units)
+            .filter(|&end| units > 0 && start >= self.base && end <= self.end)
+    }
+
+    /// Does every piece of `[start, end)` lie in a free block?
+    fn claimable(&self, start: u64, end: u64) -> bool {
+        pieces(start, end).all(|(start, order)| {
             self.covering(start)
                 .is_some_and(|(_, covering)| covering >= order)
-        });
-        if !free {
+        })
+    }
+
+    /// Takes `[start, end)` if every piece of it lies in a free block; else changes nothing.
+    fn claim(&mut self, start: u64, end: u64) -> Option<()> {
+        if !self.claimable(start, end) {
             return None;
         }
         for (start, piece) in pieces(start, end) {

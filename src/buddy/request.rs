@@ -103,6 +103,17 @@ impl Request {
             split_limit: Order::MAX,
         }
     }
+
+    /// The order of the block that is looked for, and how many of its units are kept; `None` if
+    /// there can be no such block.
+    pub(super) fn shape(&self) -> Option<(Order, u64)> {
+        let order = Order::covering(self.units)?;
+        let units = match self.extent {
+            Extent::Block => order.units(),
+            Extent::Exact => self.units,
+        };
+        Some((order, units))
+    }
 }
 
 /// Units that belong to whoever holds this: it can't be cloned, and giving it to

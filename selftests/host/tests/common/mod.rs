@@ -601,7 +601,11 @@ impl Bench {
 
     /// Returns if there was room.
     pub fn alloc(&mut self, request: &Request) -> Result<bool, String> {
+        let before = self.core.counters();
+        let could = self.core.could_alloc(request);
+        ensure!(before == self.core.counters(), "asking changed something");
         let got = self.core.alloc(request);
+        ensure!(could == got.is_ok(), "could: {could}, but got {got:?}");
         let run = match got {
             Ok(run) => run,
             Err(AllocError::Invalid) => {
@@ -637,7 +641,11 @@ impl Bench {
 
     pub fn alloc_at(&mut self, start: u64, units: u64) -> Result<bool, String> {
         let region = self.model.region;
+        let before = self.core.counters();
+        let could = self.core.could_alloc_at(start, units);
+        ensure!(before == self.core.counters(), "asking changed something");
         let got = self.core.alloc_at(start, units);
+        ensure!(could == got.is_ok(), "could: {could}, but got {got:?}");
         let valid = units > 0
             && start >= region.base
             && u128::from(start) + u128::from(units) <= u128::from(region.end());
