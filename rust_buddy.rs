@@ -5,6 +5,8 @@
 //! The way of a request, each layer knowing only the ones after it: `device` (nodes, clients,
 //! commands), `buffer`, `pool`, `buddy` (the allocator) and `region` (the memory).
 
+#[path = "src/bell.rs"]
+mod bell;
 #[path = "src/buddy/mod.rs"]
 pub mod buddy;
 #[path = "src/buffer.rs"]
@@ -31,6 +33,8 @@ mod quota;
 mod region;
 #[path = "src/uapi/mod.rs"]
 pub mod uapi;
+#[path = "src/wait.rs"]
+mod wait;
 
 use device::{
     Addresses,
@@ -97,8 +101,7 @@ struct RustBuddy {
 #[pinned_drop]
 impl PinnedDrop for RustBuddy {
     fn drop(self: Pin<&mut Self>) {
-        // The last block that waited has let the module go, from code that may still run.
-        self.pool.worker().flush();
+        self.pool.flush();
     }
 }
 

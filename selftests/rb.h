@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,6 +58,15 @@ static inline int rb_alloc(int fd, uint64_t size, uint32_t flags, const char *na
 	req->flags = flags;
 	snprintf(req->name, sizeof(req->name), "%s", name);
 	return rb_alloc_req(fd, req);
+}
+
+/* What poll() says of a client: its events, 0 after so many milliseconds, or a negative errno. */
+static inline int rb_poll(int fd, int timeout)
+{
+	struct pollfd client = { .fd = fd, .events = POLLIN };
+	int n = poll(&client, 1, timeout);
+
+	return n < 0 ? -errno : n ? client.revents : 0;
 }
 
 static inline int rb_free(int fd, uint64_t handle)

@@ -4,8 +4,9 @@
 //!
 //! What a pool gives is a [`Block`], which returns by being dropped and in no other way.
 //!
-//! Lock order: the pool's lock is the innermost. Only the allocator runs under it, O(orders);
-//! clearing memory, user memory and the kernel's own allocations stay outside.
+//! Lock order: the pool's lock is the innermost. Only the allocator runs under it, O(orders), and
+//! the queue of who waits, a few wishes at a time; clearing memory, user memory, the kernel's own
+//! allocations and waking stay outside.
 
 use crate::buddy::{
     storage_len, //
@@ -28,7 +29,18 @@ use crate::quarantine::{
     Worker, //
 };
 use crate::region::Region;
+use crate::wait::{
+    Change,
+    Found,
+    Room,
+    Search,
+    Waiter,
+    Wishes,
+    TURN_MS, //
+};
 use kernel::{
+    impl_has_delayed_work,
+    new_delayed_work,
     new_spinlock,
     prelude::*,
     sync::{
@@ -37,22 +49,31 @@ use kernel::{
             Relaxed, //
         },
         Arc,
-        SpinLock, //
+        SpinLock,
+        SpinLockGuard, //
+    },
+    time::msecs_to_jiffies,
+    workqueue::{
+        DelayedWork,
+        WorkItem, //
     }, //
 };
 
 /// The id of the first pool, and so of the default one.
 pub(crate) const DEFAULT_POOL: u32 = 1;
 
+type Core = Buddy<KVVec<u64>>;
+
 /// What is under the lock.
 struct State {
-    core: Buddy<KVVec<u64>>,
+    core: Core,
     /// Bytes that living blocks were asked for: finer than the core's units.
     requested: u64,
     /// Living blocks.
     blocks: u64,
     /// Pages of those that wait in quarantine.
     quarantined: u64,
+    wishes: Wishes,
 }
 
 /// A pool of physical memory.
@@ -68,10 +89,25 @@ pub(crate) struct Pool {
     releases: Atomic<u64>,
     #[pin]
     state: SpinLock<State>,
+    /// Runs when a turn may have lasted too long.
+    #[pin]
+    turns: DelayedWork<Self>,
+}
+
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self> for Pool { self.turns }
+}
+
+impl WorkItem for Pool {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.wake_next();
+    }
 }
 
 /// Where a request is to land, in units from the pool's start.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spot {
     /// In `[lo, hi)`, there where `place` says.
     Within { place: Place, lo: u64, hi: u64 },
@@ -80,6 +116,7 @@ pub(crate) enum Spot {
 }
 
 /// A request in a pool's own terms. All units are pages.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ask {
     /// Bytes, at least 1.
     pub(crate) size: u64,
@@ -102,6 +139,17 @@ impl Ask {
             (Extent::Block, Spot::Within { .. }) => order.units(),
             _ => self.units(),
         })
+    }
+
+    /// As the core wants it, where the pool starts at `base`.
+    fn request(&self, place: Place, window: (u64, u64), base: u64) -> Request {
+        Request {
+            extent: self.extent,
+            place,
+            window: (base + window.0, base + window.1),
+            align: self.align,
+            ..Request::new(self.units())
+        }
     }
 }
 
@@ -156,7 +204,9 @@ impl Pool {
                     requested: 0,
                     blocks: 0,
                     quarantined: 0,
+                    wishes: Wishes::new(),
                 }, "rust_buddy_pool"),
+                turns <- new_delayed_work!("rust_buddy::Pool"),
             }),
             GFP_KERNEL,
         )
@@ -214,48 +264,126 @@ impl Pool {
         state.quarantined = change(state.quarantined);
     }
 
-    /// A block for `ask`, not cleared yet.
+    /// A block for `ask`, not cleared yet, for somebody who doesn't wait.
     ///
     /// # Errors
     ///
     /// As [`Refused`] says; the pool is then as it was.
     pub(crate) fn alloc(self: &Arc<Self>, ask: &Ask) -> Result<Block, Refused> {
-        // Before a refusal: what somebody had pages of may be free by now.
-        self.try_alloc(ask)
-            .or_else(|refused| match self.lingering.sweep() {
-                true => self.try_alloc(ask),
-                false => Err(refused),
-            })
+        let (state, outcome) = self.attempt(ask);
+        drop(state);
+        outcome.map(|run| self.block(run, ask))
     }
 
-    fn try_alloc(self: &Arc<Self>, ask: &Ask) -> Result<Block, Refused> {
-        let base = self.region.base().0;
-        let mut state = self.state.lock();
-        let run = match ask.spot {
-            Spot::At(at) => state.core.alloc_at(base + at, ask.units()),
-            Spot::Within { place, lo, hi } => state.core.alloc(&Request {
-                extent: ask.extent,
-                place,
-                window: (base + lo, base + hi),
-                align: ask.align,
-                ..Request::new(ask.units())
-            }),
-        }
-        .map_err(|error| match error {
-            AllocError::Taken => Refused::Taken,
-            // Nothing that can be asked of a pool is invalid but too large.
-            AllocError::Full | AllocError::Invalid => Refused::Full {
-                largest_free: state.largest_free(),
-            },
-        })?;
-        state.requested += ask.size;
-        state.blocks += 1;
+    /// The same for a client. Whatever it waited for, it does no longer: unless there is `room` for
+    /// a wish and nothing was given. Then it waits for `ask`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::alloc`].
+    pub(crate) fn alloc_for(
+        self: &Arc<Self>,
+        waiter: &Arc<Waiter>,
+        ask: &Ask,
+        room: Option<Room>,
+    ) -> Result<Block, Refused> {
+        let (mut state, outcome) = self.attempt(ask);
+        let change = match (room, &outcome) {
+            (Some(room), Err(_)) => state.wishes.put(waiter, ask, room),
+            _ => state.wishes.remove(waiter),
+        };
         drop(state);
-        Ok(Block {
+        self.settle(change, outcome.is_ok().then_some(ask));
+        outcome.map(|run| self.block(run, ask))
+    }
+
+    /// What came of it, and the lock under which it did.
+    fn attempt(&self, ask: &Ask) -> (SpinLockGuard<'_, State>, Result<Run, Refused>) {
+        let mut state = self.state.lock();
+        let mut outcome = state.take(self.base(), ask);
+        if outcome.is_err() {
+            drop(state);
+            // Before a refusal: what somebody had pages of may be free by now.
+            self.lingering.sweep();
+            state = self.state.lock();
+            outcome = state.take(self.base(), ask);
+        }
+        (state, outcome)
+    }
+
+    fn block(self: &Arc<Self>, run: Run, ask: &Ask) -> Block {
+        Block {
             pool: self.clone(),
             run: Some(run),
             requested: ask.size,
-        })
+        }
+    }
+
+    /// A client waits no longer.
+    pub(crate) fn forget(self: &Arc<Self>, waiter: &Waiter) {
+        let change = self.state.lock().wishes.remove(waiter);
+        self.settle(change, None);
+    }
+
+    /// Would a client get what it waits for? Yes, if that is nothing.
+    pub(crate) fn fits_wish_of(self: &Arc<Self>, waiter: &Waiter) -> bool {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let fits = match state.wishes.of(waiter) {
+            Some(ask) => fits(&state.core, self.base(), ask),
+            None => true,
+        };
+        let turn_ended = !fits && state.wishes.wait_again(waiter);
+        drop(guard);
+        if turn_ended {
+            self.wake_next();
+        }
+        fits
+    }
+
+    /// What follows from a change of wishes, outside of the lock.
+    fn settle(self: &Arc<Self>, change: Change, granted: Option<&Ask>) {
+        if change.finish(granted) {
+            self.wake_next();
+        }
+    }
+
+    /// Wakes the first of those who wait and could be served, if it was not woken before.
+    fn wake_next(self: &Arc<Self>) {
+        let mut search = Search::default();
+        loop {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let core = &state.core;
+            let base = self.base();
+            let found = state
+                .wishes
+                .search(&mut search, |ask| fits(core, base, ask));
+            drop(guard);
+            match found {
+                Found::GoOn => continue,
+                Found::Next(waiter) => waiter.bell().ring(),
+                Found::Nobody if !search.turns => return,
+                Found::Nobody => {}
+            }
+            break;
+        }
+        // If it is on its way already, it comes early and then again.
+        let _ = self
+            .worker
+            .queue()
+            .enqueue_delayed(self.clone(), msecs_to_jiffies(TURN_MS));
+    }
+
+    /// Before the module goes: nothing of the pool's will run later.
+    pub(crate) fn flush(&self) {
+        self.worker.flush_delayed(&self.turns);
+        // The last block that waited has let the module go, from code that may still run.
+        self.worker.flush();
+    }
+
+    fn base(&self) -> u64 {
+        self.region.base().0
     }
 
     /// All counters of one moment.
@@ -295,7 +423,33 @@ impl PinnedDrop for Pool {
     }
 }
 
+/// Would `ask` be served, in a pool that starts at `base`?
+fn fits(core: &Core, base: u64, ask: &Ask) -> bool {
+    match ask.spot {
+        Spot::At(at) => core.could_alloc_at(base + at, ask.units()),
+        Spot::Within { place, lo, hi } => core.could_alloc(&ask.request(place, (lo, hi), base)),
+    }
+}
+
 impl State {
+    /// Units for `ask`, in a pool that starts at `base`.
+    fn take(&mut self, base: u64, ask: &Ask) -> Result<Run, Refused> {
+        let run = match ask.spot {
+            Spot::At(at) => self.core.alloc_at(base + at, ask.units()),
+            Spot::Within { place, lo, hi } => self.core.alloc(&ask.request(place, (lo, hi), base)),
+        }
+        .map_err(|error| match error {
+            AllocError::Taken => Refused::Taken,
+            // Nothing that can be asked of a pool is invalid but too large.
+            AllocError::Full | AllocError::Invalid => Refused::Full {
+                largest_free: self.largest_free(),
+            },
+        })?;
+        self.requested += ask.size;
+        self.blocks += 1;
+        Ok(run)
+    }
+
     fn largest_free(&self) -> u64 {
         self.core
             .largest_free()
@@ -355,6 +509,11 @@ impl Drop for Block {
             state.core.free(run);
             state.requested -= self.requested;
             state.blocks -= 1;
+            let somebody_waits = !state.wishes.is_empty();
+            drop(state);
+            if somebody_waits {
+                self.pool.wake_next();
+            }
         }
     }
 }

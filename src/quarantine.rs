@@ -28,6 +28,7 @@ use kernel::{
     workqueue::{
         DelayedWork,
         Queue,
+        Work,
         WorkItem, //
     }, //
 };
@@ -77,6 +78,18 @@ impl Worker {
     pub(crate) fn flush(&self) {
         // SAFETY: By the type invariants.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
+    }
+
+    /// Has `work` run at once, if it is on its way, and waits until it has.
+    pub(crate) fn flush_delayed<T>(&self, work: &DelayedWork<T>) {
+        // SAFETY: A reference is neither dangling nor misaligned.
+        let work = unsafe { DelayedWork::raw_as_work(work) };
+        // SAFETY: As above.
+        let work = unsafe { Work::raw_get(work) };
+        // SAFETY: The work of a `DelayedWork` is the field of a `delayed_work`, and initialised.
+        unsafe {
+            bindings::flush_delayed_work(kernel::container_of!(work, bindings::delayed_work, work))
+        };
     }
 
     /// Where work is queued.

@@ -35,10 +35,12 @@ use crate::pool::{
     Refused,
     Spot, //
 };
+use crate::quota::Charge;
 use crate::uapi::{
     self,
     Alloc, //
 };
+use crate::wait::Room;
 use kernel::prelude::*;
 
 const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
@@ -46,7 +48,8 @@ const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_LOWEST
     | uapi::ALLOC_WINDOW
     | uapi::ALLOC_AT
-    | uapi::ALLOC_GUP;
+    | uapi::ALLOC_GUP
+    | uapi::ALLOC_WAIT;
 
 /// Flags that each say where, and so exclude each other: any two of a row.
 const EXCLUSIVE: [u32; 4] = [
@@ -99,8 +102,12 @@ pub(super) fn alloc<'a>(
 
     // What is larger than any block is the pool's to refuse.
     let granted = ask.granted().map_or(0, |units| units * mm::UNIT);
-    let (handle_charge, memory_charge) = client.charge(granted)?.split();
-    let block = pool.alloc(&ask).map_err(|refused| match refused {
+    let (charge, room) = prepare(client, request.flags, granted)
+        // It could not take what it waits for: others may.
+        .inspect_err(|_| pool.forget(client.waiter()))?;
+    let (handle_charge, memory_charge) = charge.split();
+    let outcome = pool.alloc_for(client.waiter(), &ask, room);
+    let block = outcome.map_err(|refused| match refused {
         Refused::Taken => Refusal::new(EBUSY, uapi::WHY_TAKEN),
         Refused::Full { largest_free } => {
             request.largest_free = largest_free;
@@ -137,6 +144,18 @@ pub(super) fn alloc<'a>(
     request.largest_free = 0;
     let nodes = Nodes::new(client, request.handle, view, handle_charge).map_err(no_memory)?;
     Ok(Pending { client, nodes })
+}
+
+/// What has to be had before the pool is asked: the client's right to so many bytes, and memory for
+/// its wish if it wants to wait.
+fn prepare(client: &Client, flags: u32, granted: u64) -> Result<(Charge, Option<Room>), Refusal> {
+    let charge = client.charge(granted)?;
+    let wait = flags & uapi::ALLOC_WAIT != 0;
+    let room = wait
+        .then(Room::new)
+        .transpose()
+        .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))?;
+    Ok((charge, room))
 }
 
 fn check_flags(flags: u32) -> Result<(), Refusal> {

@@ -15,6 +15,7 @@ use crate::quota::{
     Over, //
 };
 use crate::uapi;
+use crate::wait::Waiter;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -144,9 +145,10 @@ impl Table {
 }
 
 /// A client.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub(crate) struct Client {
     hub: Arc<Hub>,
+    waiter: Arc<Waiter>,
     addresses: Addresses,
     holder: Arc<Holder>,
     #[pin]
@@ -158,9 +160,11 @@ impl Client {
         hub: Arc<Hub>,
         addresses: Addresses,
         holder: Arc<Holder>,
+        waiter: Arc<Waiter>,
     ) -> impl PinInit<Self> {
         pin_init!(Self {
             hub,
+            waiter,
             addresses,
             holder,
             table <- new_mutex!(Table {
@@ -196,8 +200,21 @@ impl Client {
         })
     }
 
+    /// It, as one who waits for memory.
+    pub(super) fn waiter(&self) -> &Arc<Waiter> {
+        &self.waiter
+    }
+
     /// Takes a buffer in: from now on its handle is good.
     pub(super) fn insert(&self, nodes: Nodes) {
         self.table().insert(nodes);
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Client {
+    /// Before its buffers go: they are for those who still wait.
+    fn drop(self: Pin<&mut Self>) {
+        self.hub.pool.forget(&self.waiter);
     }
 }

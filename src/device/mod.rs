@@ -13,6 +13,7 @@ mod commands;
 mod dmabuf;
 mod heap;
 mod mmap;
+mod poll;
 mod share;
 
 pub(crate) use client::Client;
@@ -24,6 +25,7 @@ use crate::quota::{
     Holder,
     Users, //
 };
+use crate::wait::Waiter;
 use kernel::{
     bindings,
     error::to_result,
@@ -130,7 +132,9 @@ impl Operations {
     /// `misc` must come from [`MiscDeviceOptions::into_raw`].
     unsafe fn of(misc: &bindings::miscdevice) -> Self {
         // SAFETY: By this function's requirements it points to a static.
-        Self(unsafe { *misc.fops })
+        let mut operations = unsafe { *misc.fops };
+        operations.poll = Some(poll::poll);
+        Self(operations)
     }
 }
 
@@ -205,7 +209,7 @@ impl MiscDevice for Client {
         let node = Node::of(misc);
         let holder = node.hub.holder(file)?;
         KBox::pin_init(
-            Self::new(node.hub.clone(), node.addresses, holder),
+            Self::new(node.hub.clone(), node.addresses, holder, Waiter::new()?),
             GFP_KERNEL,
         )
     }

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! poll(): is there what the client waits for? The kernel's abstraction of device nodes has no
+//! such method, so this is the C function itself.
+
+use super::Client;
+use crate::bell::READABLE;
+use kernel::{
+    bindings,
+    miscdevice::MiscDevice,
+    prelude::*,
+    types::ForeignOwnable, //
+};
+
+/// The poll operation of both nodes.
+///
+/// # Safety
+///
+/// To be called by the kernel only, as poll operation of a file whose node is one of [`Client`]'s.
+pub(super) unsafe extern "C" fn poll(
+    file: *mut bindings::file,
+    table: *mut bindings::poll_table_struct,
+) -> bindings::__poll_t {
+    // SAFETY: A file that is polled is open, and may be read.
+    let private = unsafe { (*file).private_data };
+    // SAFETY: open put a client there, which release takes, and poll comes in between.
+    let client: Pin<&Client> =
+        unsafe { <<Client as MiscDevice>::Ptr as ForeignOwnable>::borrow(private) };
+    let bell = client.waiter().bell();
+    // First listen, then look: what comes in between is heard.
+    // SAFETY: What the operation was called with; the client holds its waiter, and release is what
+    // drops the client.
+    unsafe { bell.listen(file, table) };
+    if client.hub().pool.fits_wish_of(client.waiter()) {
+        READABLE
+    } else {
+        0
+    }
+}
