@@ -16,10 +16,11 @@ RB_LOADS=3 bash selftests/module.sh
 bash qemu/guest/tests.sh contig -- \
 	abi alloc zero lifetime isolation nonroot debugfs unload quota gup faults edu nvme
 RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- disorder stale
+	abi alloc zero lifetime isolation nonroot debugfs unload quota wait faults edu nvme
 bash qemu/guest/tests.sh cma -- alloc zero nvme
 for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
-	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota
+	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait
 done
 
 # The sweep over insmod itself, which wants the module not loaded.

@@ -1,0 +1,926 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Waiting for memory: ALLOC with WAIT leaves a wish, poll() says when it can be
+ * served, and of many who wait one is woken at a time.
+ */
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include "rb_test.h"
+
+#define WAIT	RUST_BUDDY_ALLOC_WAIT
+#define AT	RUST_BUDDY_ALLOC_AT
+#define READY	(POLLIN | POLLRDNORM)
+
+/* The pool is full: of these, at its start, of one large buffer, and of what else there is. */
+#define SLOT	KiB(64)
+#define SLOTS	64
+#define LARGE	MiB(4)
+#define PARTS	1024
+
+#define HERD	32
+/* So many times that one turn's length, a second, for each would be too long for the test. */
+#define ROUNDS	60
+
+#define RELEASE	"/sys/kernel/debug/rust_buddy/pool1/release_quarantine"
+#define QUOTA	"/sys/module/rust_buddy/parameters/quota_client_bytes"
+
+/* How a client comes by memory that is not there yet: the example of docs/abi.md. */
+static int alloc_or_wait(int fd, uint64_t size, struct rust_buddy_alloc *req)
+{
+	int ret;
+
+	for (;;) {
+		ret = rb_alloc(fd, size, RUST_BUDDY_ALLOC_WAIT, "waited for", req);
+		if (ret != -ENOSPC)
+			return ret;
+		ret = rb_poll(fd, -1);
+		if (ret < 0 && ret != -EINTR)
+			return ret;
+	}
+}
+
+/* Seen by a test and its children. */
+struct shared {
+	uint32_t polls;		/* times that poll() has come back */
+	uint32_t served;
+};
+
+FIXTURE(full)
+{
+	int watch;
+	int owner;
+	int fd;		/* the client that waits */
+	uint64_t slot[SLOTS];
+	uint64_t large;
+	uint64_t part[PARTS];
+	unsigned int parts;
+	struct rust_buddy_pool_info base;
+	struct shared *shared;
+};
+
+static int alloc_at(int fd, uint64_t lo, uint64_t size, uint64_t *handle)
+{
+	struct rust_buddy_alloc req = { .size = size, .lo = lo, .flags = AT, .name = "full" };
+	int ret = rb_alloc_req(fd, &req);
+
+	*handle = req.handle;
+	return ret;
+}
+
+/* Takes all that is left. */
+static int take_rest(FIXTURE_DATA(full) *self)
+{
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_alloc req;
+	int ret;
+
+	for (;;) {
+		ret = rb_pool_info(self->owner, 0, &pool);
+		if (ret || !pool.largest_free)
+			return ret;
+		if (self->parts == PARTS)
+			return -E2BIG;
+		ret = rb_alloc(self->owner, pool.largest_free, 0, "rest", &req);
+		if (ret)
+			return ret;
+		self->part[self->parts++] = req.handle;
+	}
+}
+
+FIXTURE_SETUP(full)
+{
+	struct rust_buddy_info info;
+	unsigned int i;
+
+	OPEN_OR_SKIP(self->watch, RB_DEV);
+	self->owner = rb_open(RB_DEV);
+	self->fd = rb_open(RB_DEV);
+	ASSERT_LE(0, self->owner);
+	ASSERT_LE(0, self->fd);
+	self->shared = mmap(NULL, sizeof(*self->shared), PROT_READ | PROT_WRITE,
+			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_TRUE(self->shared != MAP_FAILED);
+	ASSERT_EQ(0, rb_info(self->fd, &info));
+	ASSERT_NE(0ULL, info.features & RUST_BUDDY_FEAT_WAIT);
+	ASSERT_EQ(0, rb_pool_info(self->watch, 0, &self->base));
+	if (self->base.free != self->base.size || self->base.size < 4 * LARGE)
+		SKIP(return, "the pool is not empty, or too small");
+	for (i = 0; i < SLOTS; i++)
+		ASSERT_EQ(0, alloc_at(self->owner, i * SLOT, SLOT, &self->slot[i]));
+	ASSERT_EQ(0, alloc_at(self->owner, SLOTS * SLOT, LARGE, &self->large));
+	ASSERT_EQ(0, take_rest(self));
+}
+
+FIXTURE_TEARDOWN(full)
+{
+	if (self->owner >= 0)
+		close(self->owner);
+	close(self->fd);
+	EXPECT_STREQ("", pool_settles(self->watch, &self->base));
+	close(self->watch);
+}
+
+#define FREE_SLOT(n)	ASSERT_EQ(0, rb_free(self->owner, self->slot[n]))
+#define TAKE_SLOT(n) \
+	ASSERT_EQ(0, alloc_at(self->owner, (n) * SLOT, SLOT, &self->slot[n]))
+
+static int ask(int fd, uint64_t size, uint32_t flags)
+{
+	struct rust_buddy_alloc req;
+
+	return rb_alloc(fd, size, flags, "wish", &req);
+}
+
+/* What is refused, and so waited for. */
+#define WISH(fd, size)	ASSERT_EQ(-ENOSPC, ask(fd, size, WAIT))
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000ULL + ts.tv_nsec / 1000000;
+}
+
+TEST_F(full, a_full_pool_says_when)
+{
+	struct rust_buddy_alloc req;
+
+	memset(&req, 0, sizeof(req));
+	req.size = SLOT;
+	req.flags = WAIT;
+	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &req), &req.hdr,
+		       -ENOSPC, RUST_BUDDY_WHY_FULL);
+	EXPECT_EQ(0, rb_poll(self->fd, 0));
+	EXPECT_EQ(0, rb_poll(self->fd, 50));
+	FREE_SLOT(3);
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, -1));
+	EXPECT_EQ(0, rb_alloc_req(self->fd, &req));
+	EXPECT_EQ(0ULL, req.largest_free);
+	/* Nothing is waited for any more. */
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
+}
+
+TEST_F(full, nothing_to_wait_for)
+{
+	struct pollfd client = { .events = POLLIN | POLLRDNORM | POLLOUT | POLLPRI };
+	int fd;
+
+	client.fd = self->fd;
+	EXPECT_EQ(1, poll(&client, 1, -1));
+	EXPECT_EQ(READY, client.revents);
+	/* Refused without WAIT: no wish. */
+	EXPECT_EQ(-ENOSPC, ask(self->fd, SLOT, 0));
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, -1));
+
+	/* Who may not ALLOC has nothing to wait for either. */
+	fd = open(RB_DEV, O_RDONLY | O_CLOEXEC);
+	ASSERT_LE(0, fd);
+	EXPECT_EQ(-EACCES, ask(fd, SLOT, WAIT));
+	EXPECT_EQ(POLLIN, rb_poll(fd, -1));
+	close(fd);
+}
+
+TEST_F(full, the_last_wish_counts)
+{
+	WISH(self->fd, 2 * SLOT);
+	WISH(self->fd, SLOT);
+	FREE_SLOT(0);
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
+	WISH(self->fd, 2 * SLOT);
+	EXPECT_EQ(0, rb_poll(self->fd, 0));
+	FREE_SLOT(1);
+	FREE_SLOT(2);
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
+	EXPECT_EQ(0, ask(self->fd, 2 * SLOT, WAIT));
+}
+
+TEST_F(full, what_ends_a_wish)
+{
+	struct rust_buddy_alloc req = { .size = SLOT, .flags = WAIT, .reserved = 1 };
+
+	/* Not: what never came as far as the pool. */
+	WISH(self->fd, SLOT);
+	EXPECT_EQ(-EINVAL, rb_alloc_req(self->fd, &req));
+	EXPECT_EQ(-ENOENT, rb_free(self->fd, 1));
+	EXPECT_EQ(0, rb_poll(self->fd, 0));
+
+	/* A failure without WAIT, and a success of any kind. */
+	EXPECT_EQ(-ENOSPC, ask(self->fd, 2 * SLOT, 0));
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
+	FREE_SLOT(7);
+	WISH(self->fd, LARGE);
+	EXPECT_EQ(0, rb_poll(self->fd, 0));
+	EXPECT_EQ(0, ask(self->fd, SLOT, 0));
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
+}
+
+static int write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	int ret = -1;
+
+	if (fd >= 0) {
+		ret = write(fd, text, strlen(text)) == (ssize_t)strlen(text) ? 0 : -1;
+		close(fd);
+	}
+	return ret;
+}
+
+/* Memory does not help who may not have it: EDQUOT leaves no wish, and ends one. */
+TEST_F(full, a_quota_is_not_waited_for)
+{
+	WISH(self->fd, SLOT);
+	EXPECT_EQ(0, rb_poll(self->fd, 0));
+	if (write_text(QUOTA, "4096"))
+		SKIP(return, "%s can't be written", QUOTA);
+	EXPECT_EQ(-EDQUOT, ask(self->fd, SLOT, WAIT));
+	EXPECT_EQ(0, write_text(QUOTA, "0"));
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
+}
+
+/* An edge-triggered set with one client in it. */
+static int edge(int fd)
+{
+	struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.fd = fd };
+	int ep = epoll_create1(EPOLL_CLOEXEC);
+
+	if (epoll_ctl(ep, EPOLL_CTL_ADD, fd, &event)) {
+		close(ep);
+		return -1;
+	}
+	return ep;
+}
+
+/* Was there anything new? */
+static int events(int ep, int timeout)
+{
+	struct epoll_event event;
+
+	return epoll_wait(ep, &event, 1, timeout);
+}
+
+/* Where it must be is as good as how much it must be: level and edge. */
+#define EXPECT_WOKEN(n) do {							\
+	EXPECT_EQ((n) ? POLLIN : 0, rb_poll(self->fd, 0));			\
+	EXPECT_EQ((n), events(ep, 0));						\
+} while (0)
+
+TEST_F(full, only_what_fits_wakes)
+{
+	struct rust_buddy_alloc req = { .flags = WAIT | AT };
+	int ep, i;
+
+	/* Exactly there. */
+	req.size = SLOT;
+	req.lo = 5 * SLOT;
+	ASSERT_EQ(-EBUSY, rb_alloc_req(self->fd, &req));
+	EXPECT_EQ((__u32)RUST_BUDDY_WHY_TAKEN, req.hdr.reason);
+	ep = edge(self->fd);
+	ASSERT_LE(0, ep);
+	EXPECT_WOKEN(0);
+	FREE_SLOT(4);
+	FREE_SLOT(6);
+	EXPECT_WOKEN(0);
+	FREE_SLOT(5);
+	EXPECT_WOKEN(1);
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
+	self->slot[5] = req.handle;
+	TAKE_SLOT(4);
+	TAKE_SLOT(6);
+	events(ep, 0);
+
+	/* In a window. */
+	req.flags = WAIT | RUST_BUDDY_ALLOC_WINDOW | RUST_BUDDY_ALLOC_HIGHEST;
+	req.lo = 8 * SLOT;
+	req.hi = 9 * SLOT;
+	ASSERT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
+	FREE_SLOT(7);
+	FREE_SLOT(9);
+	EXPECT_WOKEN(0);
+	FREE_SLOT(8);
+	EXPECT_WOKEN(1);
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
+	TAKE_SLOT(7);
+	TAKE_SLOT(9);
+	events(ep, 0);
+
+	/* As large as this, of which EXACT keeps a part: the whole block is needed. */
+	req.flags = WAIT | RUST_BUDDY_ALLOC_EXACT;
+	req.lo = 0;
+	req.hi = 0;
+	req.size = 3 * SLOT;
+	ASSERT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
+	for (i = 16; i < 19; i++) {
+		FREE_SLOT(i);
+		EXPECT_WOKEN(0);
+	}
+	for (; i < 23; i++)
+		FREE_SLOT(i);
+	EXPECT_WOKEN(1);
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
+	close(ep);
+}
+
+TEST_F(full, only_what_is_aligned_wakes)
+{
+	struct rust_buddy_alloc req = { .size = SLOT, .align = MiB(1), .flags = WAIT };
+	struct rust_buddy_pool_info pool;
+	int phys, ep, aligned;
+
+	OPEN_OR_SKIP(phys, RB_DEV_PHYS);
+	ASSERT_EQ(0, rb_pool_info(phys, 0, &pool));
+	close(phys);
+	if (pool.phys_base % SLOT)
+		SKIP(return, "no slot is aligned");
+	aligned = (round_up_to(pool.phys_base, MiB(1)) - pool.phys_base) / SLOT;
+	ASSERT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
+	ep = edge(self->fd);
+	ASSERT_LE(0, ep);
+	FREE_SLOT(aligned + 1);
+	FREE_SLOT(aligned + 8);
+	EXPECT_WOKEN(0);
+	FREE_SLOT(aligned + 16);
+	EXPECT_WOKEN(1);
+	EXPECT_EQ(0, rb_alloc_req(self->fd, &req));
+	close(ep);
+}
+
+/* Level: as long as it is so. Also for who was in the set before there was a wish. */
+TEST_F(full, epoll)
+{
+	struct epoll_event event = { .events = EPOLLIN };
+	int ep = epoll_create1(EPOLL_CLOEXEC), et;
+
+	ASSERT_LE(0, ep);
+	ASSERT_EQ(0, epoll_ctl(ep, EPOLL_CTL_ADD, self->fd, &event));
+	et = edge(self->fd);
+	ASSERT_LE(0, et);
+	EXPECT_EQ(1, events(ep, 0));
+	EXPECT_EQ(1, events(ep, 0));
+	EXPECT_EQ(1, events(et, 0));
+	EXPECT_EQ(0, events(et, 0));
+	WISH(self->fd, SLOT);
+	EXPECT_EQ(0, events(ep, 0));
+	FREE_SLOT(2);
+	EXPECT_EQ(1, events(ep, -1));
+	EXPECT_EQ(1, events(ep, 0));
+	EXPECT_EQ(1, events(et, -1));
+	EXPECT_EQ(0, events(et, 0));
+	TAKE_SLOT(2);
+	EXPECT_EQ(0, events(ep, 0));
+	/* It has looked, so it is woken again. */
+	FREE_SLOT(2);
+	EXPECT_EQ(1, events(ep, -1));
+	EXPECT_EQ(1, events(et, -1));
+	EXPECT_EQ(0, ask(self->fd, SLOT, WAIT));
+	close(et);
+	close(ep);
+}
+
+/* Is a process asleep in poll()? */
+static bool in_poll(pid_t pid)
+{
+	char path[64], text[64] = "";
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/syscall", pid);
+	f = fopen(path, "re");
+	if (!f)
+		return false;
+	if (!fgets(text, sizeof(text), f))
+		text[0] = 0;
+	fclose(f);
+	return atoi(text) == SYS_poll && text[0] != 'r';
+}
+
+static bool comes_to_poll(pid_t pid)
+{
+	int tries;
+
+	for (tries = 0; tries < 6000; tries++) {
+		if (in_poll(pid))
+			return true;
+		usleep(5000);
+	}
+	return false;
+}
+
+static bool comes_to(uint32_t *value, uint32_t want)
+{
+	int tries;
+
+	for (tries = 0; tries < 12000; tries++) {
+		if (__atomic_load_n(value, __ATOMIC_SEQ_CST) >= want)
+			return true;
+		usleep(2000);
+	}
+	return false;
+}
+
+/* How often it went to sleep so far: the times that it was woken, seen from outside. */
+static unsigned long sleeps(pid_t pid)
+{
+	unsigned long count = 0;
+	char path[64], line[128];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof(line), f))
+		sscanf(line, "voluntary_ctxt_switches: %lu", &count);
+	if (f)
+		fclose(f);
+	return count;
+}
+
+/*
+ * Waits in a process of its own, and goes with what it got, if it is not told
+ * to stay: 0 if it was served.
+ */
+static pid_t waiter(struct shared *shared, uint64_t size, bool stay)
+{
+	struct rust_buddy_alloc req;
+	pid_t pid = fork();
+	int fd, ret;
+
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	/* Also what it would keep open for its parent. */
+	close_range(3, ~0U, 0);
+	fd = rb_open(RB_DEV);
+	if (fd < 0)
+		_exit(1);
+	while ((ret = rb_alloc(fd, size, WAIT, "waiter", &req)) == -ENOSPC) {
+		if (rb_poll(fd, -1) != POLLIN)
+			_exit(2);
+		__atomic_add_fetch(&shared->polls, 1, __ATOMIC_SEQ_CST);
+	}
+	if (ret)
+		_exit(3);
+	__atomic_add_fetch(&shared->served, 1, __ATOMIC_SEQ_CST);
+	while (stay)
+		pause();
+	_exit(0);
+}
+
+TEST_F_TIMEOUT(full, wakes_a_sleeper, SLOW)
+{
+	pid_t pid = waiter(self->shared, SLOT, false);
+
+	ASSERT_LT(0, pid);
+	ASSERT_TRUE(comes_to_poll(pid));
+	FREE_SLOT(0);
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_EQ(1U, self->shared->polls);
+	EXPECT_EQ(1U, self->shared->served);
+}
+
+TEST_F_TIMEOUT(full, munmap_wakes, SLOW)
+{
+	struct rust_buddy_buffer_info info;
+	pid_t pid;
+	char *map;
+
+	ASSERT_EQ(0, rb_buffer_info(self->owner, self->slot[9], &info));
+	map = mmap(NULL, SLOT, PROT_READ, MAP_SHARED, self->owner, info.offset);
+	ASSERT_TRUE(map != MAP_FAILED);
+	WISH(self->fd, SLOT);
+	FREE_SLOT(9);
+	EXPECT_EQ(0, rb_poll(self->fd, 0));
+	pid = waiter(self->shared, SLOT, false);
+	ASSERT_LT(0, pid);
+	ASSERT_TRUE(comes_to_poll(pid));
+	EXPECT_EQ(0, munmap(map, SLOT));
+	EXPECT_EQ(0, verdict(pid));
+	/* What it has returned with its end is there for the other. */
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, -1));
+}
+
+TEST_F_TIMEOUT(full, end_of_quarantine_wakes, SLOW)
+{
+	const char *ms = getenv("RB_QUARANTINE_MS");
+	struct rust_buddy_alloc req;
+	uint64_t address;
+	pid_t pid;
+	int phys;
+
+	if (!ms || !atoi(ms))
+		SKIP(return, "RB_QUARANTINE_MS does not say that there is a quarantine");
+	OPEN_OR_SKIP(phys, RB_DEV_PHYS);
+	FREE_SLOT(1);
+	ASSERT_EQ(0, rb_alloc(phys, SLOT, 0, "pinned", &req));
+	ASSERT_EQ(0, rb_pin(phys, req.handle, &address));
+	pid = waiter(self->shared, SLOT, false);
+	ASSERT_LT(0, pid);
+	ASSERT_TRUE(comes_to_poll(pid));
+	close(phys);
+	if (atoi(ms) < 0)
+		EXPECT_EQ(0, write_text(RELEASE, "1"));
+	EXPECT_EQ(0, verdict(pid));
+}
+
+/* Several processes may poll one client; all learn that there is nothing to wait for any more. */
+TEST_F_TIMEOUT(full, pollers_of_one_client, SLOW)
+{
+	pid_t pid[3];
+	size_t i;
+
+	WISH(self->fd, SLOT);
+	for (i = 0; i < ARRAY_SIZE(pid); i++) {
+		pid[i] = fork();
+		if (!pid[i])
+			_exit(rb_poll(self->fd, -1) == POLLIN ? 0 : 1);
+		ASSERT_TRUE(comes_to_poll(pid[i]));
+	}
+	EXPECT_EQ(-ENOSPC, ask(self->fd, SLOT, 0));
+	for (i = 0; i < ARRAY_SIZE(pid); i++)
+		EXPECT_EQ(0, verdict(pid[i]));
+}
+
+/* Frees come one by one, and one of many is woken by each. */
+TEST_F_TIMEOUT(full, no_herd, SLOW)
+{
+	unsigned long before = 0, after = 0;
+	pid_t pid[HERD];
+	int i;
+
+	for (i = 0; i < HERD; i++) {
+		pid[i] = waiter(self->shared, SLOT, true);
+		ASSERT_LT(0, pid[i]);
+	}
+	for (i = 0; i < HERD; i++)
+		ASSERT_TRUE(comes_to_poll(pid[i]));
+	for (i = 0; i < HERD; i++)
+		before += sleeps(pid[i]);
+	for (i = 0; i < HERD; i++) {
+		FREE_SLOT(i);
+		ASSERT_TRUE(comes_to(&self->shared->served, i + 1));
+	}
+	/* Each sleeps once more, having been served. */
+	for (i = 0; i < HERD; i++) {
+		after += sleeps(pid[i]);
+		kill(pid[i], SIGKILL);
+		verdict(pid[i]);
+	}
+	TH_LOG("%d waiters, %d frees: poll() came back %u times, %lu sleeps more",
+	       HERD, HERD, self->shared->polls, after - before);
+	printf("# {\"figure\": \"wait_herd\", \"waiters\": %d, \"frees\": %d, ", HERD, HERD);
+	printf("\"wakeups\": %u, \"sleeps\": %lu}\n",
+	       self->shared->polls, after - before);
+	/*
+	 * One each; more only when somebody took longer than his turn. All of them
+	 * each time would be some 500.
+	 */
+	EXPECT_LE((unsigned int)HERD, self->shared->polls);
+	EXPECT_GE(2U * HERD, self->shared->polls);
+	EXPECT_GE(4UL * HERD, after - before);
+}
+
+/* One FREE is enough for all: each who was served wakes the next. */
+TEST_F_TIMEOUT(full, one_large_free_serves_all, SLOW)
+{
+	uint64_t start;
+	pid_t pid[HERD];
+	int i;
+
+	for (i = 0; i < HERD; i++) {
+		pid[i] = waiter(self->shared, SLOT, true);
+		ASSERT_LT(0, pid[i]);
+	}
+	for (i = 0; i < HERD; i++)
+		ASSERT_TRUE(comes_to_poll(pid[i]));
+	start = now_ms();
+	ASSERT_EQ(0, rb_free(self->owner, self->large));
+	EXPECT_TRUE(comes_to(&self->shared->served, HERD));
+	printf("# {\"figure\": \"wait_chain\", \"waiters\": %d, \"wakeups\": %u, \"ms\": %llu}\n",
+	       HERD, self->shared->polls, (unsigned long long)(now_ms() - start));
+	EXPECT_GE(2U * HERD, self->shared->polls);
+	for (i = 0; i < HERD; i++) {
+		kill(pid[i], SIGKILL);
+		verdict(pid[i]);
+	}
+}
+
+/* The one that fits is found behind many that don't. */
+TEST_F_TIMEOUT(full, the_last_of_many, SLOW)
+{
+	struct rlimit files = { 4096, 4096 };
+	int fds[600], eps[600];
+	uint64_t start, alone, crowded;
+	int i, n;
+
+	setrlimit(RLIMIT_NOFILE, &files);
+	start = now_ms();
+	for (n = 0; n < 300; n++) {
+		FREE_SLOT(0);
+		TAKE_SLOT(0);
+	}
+	alone = now_ms() - start;
+	for (i = 0; i < 600; i++) {
+		fds[i] = rb_open(RB_DEV);
+		ASSERT_LE(0, fds[i]);
+		WISH(fds[i], i == 599 ? SLOT : 2 * SLOT);
+		eps[i] = edge(fds[i]);
+		ASSERT_LE(0, eps[i]);
+	}
+	FREE_SLOT(0);
+	EXPECT_EQ(1, events(eps[599], 0));
+	for (i = 0; i < 599; i++)
+		EXPECT_EQ(0, events(eps[i], 0));
+	close(fds[599]);
+	TAKE_SLOT(0);
+	start = now_ms();
+	for (n = 0; n < 300; n++) {
+		FREE_SLOT(0);
+		TAKE_SLOT(0);
+	}
+	crowded = now_ms() - start;
+	printf("# {\"figure\": \"wait_free_cost\", \"waiters\": 599, \"pairs\": 300, ");
+	printf("\"ms_alone\": %llu, \"ms\": %llu}\n",
+	       (unsigned long long)alone, (unsigned long long)crowded);
+	for (i = 0; i < 600; i++) {
+		if (i < 599)
+			close(fds[i]);
+		close(eps[i]);
+	}
+}
+
+/* The pages of a slot, as soon as they are all back. */
+static int take_back(FIXTURE_DATA(full) *self, int slot)
+{
+	int tries, ret = -1;
+
+	for (tries = 0; tries < 1000; tries++) {
+		ret = alloc_at(self->owner, slot * SLOT, SLOT, &self->slot[slot]);
+		if (ret != -EBUSY)
+			break;
+		usleep(2000);
+	}
+	return ret;
+}
+
+/* Ways to have the turn and not to take what there is. */
+enum end { CLOSES, KILLED, CANCELS, WANTS_MORE, TAKES_OTHER, STOLEN, NOTHING };
+
+/* Holds a turn until it is killed. */
+static pid_t sleeping_holder(struct shared *shared)
+{
+	pid_t pid = fork();
+	int fd;
+
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	close_range(3, ~0U, 0);
+	fd = rb_open(RB_DEV);
+	if (fd < 0 || ask(fd, SLOT, WAIT) != -ENOSPC || edge(fd) < 0)
+		_exit(1);
+	__atomic_store_n(&shared->served, 1, __ATOMIC_SEQ_CST);
+	for (;;)
+		pause();
+}
+
+/* One holder gets the turn and loses it, and the next waiter is woken by that. */
+static void lose_turn(struct __test_metadata *_metadata, FIXTURE_DATA(full) *self, enum end end)
+{
+	uint64_t stolen = 0;
+	pid_t next, pid = 0;
+	int fd = -1, ep = -1;
+
+	self->shared->served = 0;
+	if (end == KILLED) {
+		pid = sleeping_holder(self->shared);
+		ASSERT_LT(0, pid);
+		ASSERT_TRUE(comes_to(&self->shared->served, 1));
+	} else {
+		fd = rb_open(RB_DEV);
+		ASSERT_LE(0, fd);
+		WISH(fd, SLOT);
+		ep = edge(fd);
+		ASSERT_LE(0, ep);
+	}
+	next = waiter(self->shared, SLOT / 2, false);
+	ASSERT_LT(0, next);
+	ASSERT_TRUE(comes_to_poll(next));
+	FREE_SLOT(0);
+	switch (end) {
+	case CLOSES:
+		close(fd);
+		fd = -1;
+		break;
+	case KILLED:
+		kill(pid, SIGKILL);
+		break;
+	case CANCELS:
+		EXPECT_EQ(-ENOSPC, ask(fd, LARGE, 0));
+		break;
+	case WANTS_MORE:
+		WISH(fd, LARGE);
+		break;
+	case TAKES_OTHER:
+		EXPECT_EQ(0, ask(fd, 1, WAIT));
+		break;
+	case STOLEN:
+		EXPECT_EQ(0, alloc_at(self->owner, 0, 1, &stolen));
+		EXPECT_EQ(0, events(ep, 0));
+		break;
+	case NOTHING:
+		break;
+	}
+	EXPECT_EQ(0, verdict(next));
+	if (pid)
+		EXPECT_EQ(128 + SIGKILL, verdict(pid));
+	if (fd >= 0)
+		close(fd);
+	if (ep >= 0)
+		close(ep);
+	if (stolen)
+		EXPECT_EQ(0, rb_free(self->owner, stolen));
+	ASSERT_EQ(0, take_back(self, 0));
+}
+
+/*
+ * A turn that nobody ends is over after a second, so what tells whether it was
+ * passed on is that most rounds do not take as long.
+ */
+static void lose_turns(struct __test_metadata *_metadata, FIXTURE_DATA(full) *self, enum end end)
+{
+	int i, slow = 0;
+
+	for (i = 0; i < ROUNDS && !_metadata->exit_code; i++) {
+		uint64_t start = now_ms();
+
+		lose_turn(_metadata, self, end);
+		slow += now_ms() - start >= 1000;
+	}
+	EXPECT_GT(ROUNDS / 2, slow);
+}
+
+TEST_F_TIMEOUT(full, turn_closes, SLOW)
+{
+	lose_turns(_metadata, self, CLOSES);
+}
+
+TEST_F_TIMEOUT(full, turn_is_killed, SLOW)
+{
+	lose_turns(_metadata, self, KILLED);
+}
+
+TEST_F_TIMEOUT(full, turn_cancels, SLOW)
+{
+	lose_turns(_metadata, self, CANCELS);
+}
+
+TEST_F_TIMEOUT(full, turn_wants_more, SLOW)
+{
+	lose_turns(_metadata, self, WANTS_MORE);
+}
+
+TEST_F_TIMEOUT(full, turn_takes_something_else, SLOW)
+{
+	lose_turns(_metadata, self, TAKES_OTHER);
+}
+
+TEST_F_TIMEOUT(full, turn_finds_it_stolen, SLOW)
+{
+	lose_turns(_metadata, self, STOLEN);
+}
+
+/* Who holds a turn for ever holds nobody up for ever. */
+TEST_F_TIMEOUT(full, turn_does_nothing, SLOW)
+{
+	lose_turn(_metadata, self, NOTHING);
+}
+
+/* Who came first is served first, and keeps the place until he wants something else. */
+TEST_F_TIMEOUT(full, first_come, SLOW)
+{
+	int other = rb_open(RB_DEV), ep, ep_other;
+	uint64_t start;
+
+	ASSERT_LE(0, other);
+	WISH(self->fd, SLOT);
+	WISH(other, SLOT);
+	ep = edge(self->fd);
+	ep_other = edge(other);
+	ASSERT_LE(0, ep);
+	ASSERT_LE(0, ep_other);
+
+/* After a FREE, before a turn is over, only one knows. */
+#define EXPECT_FIRST(first, second) do {					\
+	start = now_ms();							\
+	FREE_SLOT(0);								\
+	EXPECT_EQ(1, events(first, 0));						\
+	if (events(second, 0))							\
+		EXPECT_LE(1000ULL, now_ms() - start);				\
+	TAKE_SLOT(0);								\
+	EXPECT_EQ(0, rb_poll(self->fd, 0));					\
+	EXPECT_EQ(0, rb_poll(other, 0));					\
+} while (0)
+
+	EXPECT_FIRST(ep, ep_other);
+	EXPECT_FIRST(ep, ep_other);
+	WISH(self->fd, SLOT);
+	EXPECT_FIRST(ep, ep_other);
+	WISH(self->fd, 2 * SLOT);
+	WISH(self->fd, SLOT);
+	EXPECT_FIRST(ep_other, ep);
+	WISH(other, SLOT);
+	EXPECT_FIRST(ep_other, ep);
+	close(ep);
+	close(ep_other);
+	close(other);
+}
+
+/*
+ * Takes and frees at random. Who has to wait gives up all it has, so if all wait
+ * everything is free, and if then nobody wakes, a wake-up was lost.
+ */
+static void wait_at_random(uint64_t seed, uint64_t largest, int steps)
+{
+	struct rust_buddy_alloc req[8] = { 0 };
+	int fd = rb_open(RB_DEV), i, ret;
+	uint64_t size;
+	unsigned int n;
+
+	for (i = 0; i < steps; i++) {
+		n = rnd(&seed) % ARRAY_SIZE(req);
+		if (req[n].handle) {
+			if (rb_free(fd, req[n].handle))
+				_exit(1);
+			req[n].handle = 0;
+			continue;
+		}
+		size = 1 + (largest >> rnd(&seed) % 8) - rnd(&seed) % 4096;
+		ret = rb_alloc(fd, size, WAIT, "random", &req[n]);
+		if (!ret)
+			continue;
+		if (ret != -ENOSPC)
+			_exit(2);
+		for (n = 0; n < ARRAY_SIZE(req); n++) {
+			if (req[n].handle && rb_free(fd, req[n].handle))
+				_exit(3);
+			req[n].handle = 0;
+		}
+		switch (rnd(&seed) % 4) {
+		case 0:
+			/* Gives up, which may be just when its turn comes. */
+			rb_poll(fd, rnd(&seed) % 5);
+			break;
+		case 1:
+			/* Leaves with the wish. */
+			close(fd);
+			fd = rb_open(RB_DEV);
+			if (fd < 0)
+				_exit(4);
+			break;
+		default:
+			if (alloc_or_wait(fd, size, &req[0]))
+				_exit(5);
+		}
+	}
+	_exit(0);
+}
+
+TEST_F_TIMEOUT(full, no_wake_up_is_lost, 2 * SLOW)
+{
+	pid_t pid[8], victim = 0;
+	uint64_t seed = 11;
+	size_t i;
+	int n;
+
+	close(self->owner);
+	self->owner = -1;
+	for (i = 0; i < ARRAY_SIZE(pid); i++) {
+		pid[i] = fork();
+		ASSERT_LE(0, pid[i]);
+		if (!pid[i]) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			wait_at_random(i + 1, self->base.size / 4, 600);
+		}
+	}
+	/* Among them some that die at any moment. */
+	for (n = 0; n < 60; n++) {
+		victim = fork();
+		ASSERT_LE(0, victim);
+		if (!victim) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			wait_at_random(1000 + n, self->base.size / 4, 1000000);
+		}
+		usleep(rnd(&seed) % 50000);
+		kill(victim, SIGKILL);
+		EXPECT_EQ(128 + SIGKILL, verdict(victim));
+	}
+	for (i = 0; i < ARRAY_SIZE(pid); i++)
+		EXPECT_EQ(0, verdict(pid[i]));
+	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
+}
+
+TEST_HARNESS_MAIN
