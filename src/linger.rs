@@ -113,6 +113,12 @@ impl Lingering {
         }
     }
 
+    /// Before the module goes: an ALLOC may have given back all that lingered, and with it the
+    /// references to the module, while a look at it was still to come.
+    pub(crate) fn flush(&self) {
+        self.worker.flush_delayed(&self.work);
+    }
+
     /// Bytes that linger.
     pub(crate) fn bytes(&self) -> u64 {
         let kept = self.kept.lock();

@@ -378,6 +378,7 @@ impl Pool {
     /// Before the module goes: nothing of the pool's will run later.
     pub(crate) fn flush(&self) {
         self.worker.flush_delayed(&self.turns);
+        self.lingering.flush();
         // The last block that waited has let the module go, from code that may still run.
         self.worker.flush();
     }
