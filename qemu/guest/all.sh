@@ -5,13 +5,10 @@
 
 range=(start=0x40000000)
 bash selftests/module.sh
-bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup edu nvme
+bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup wait edu nvme
 bash qemu/guest/tests.sh cma -- alloc zero gup edu nvme
 bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero gup edu nvme
 bash qemu/guest/tests.sh contig -- disorder stale
-bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota wait edu nvme
-bash qemu/guest/tests.sh cma -- alloc zero edu nvme
-bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero edu nvme
 for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
 	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait
