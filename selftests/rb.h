@@ -112,6 +112,25 @@ static inline int rb_buffer_info(int fd, uint64_t handle, struct rust_buddy_buff
 	return rb_ioctl(fd, RUST_BUDDY_IOC_BUFFER_INFO, info);
 }
 
+/* A dma-buf of @size bytes (0: all) from @offset on; its descriptor or a negative errno. */
+static inline int rb_export(int fd, uint64_t handle, uint64_t offset, uint64_t size,
+			    uint32_t flags)
+{
+	struct rust_buddy_export req = {
+		.handle = handle, .offset = offset, .size = size, .flags = flags,
+	};
+	int ret = rb_ioctl(fd, RUST_BUDDY_IOC_EXPORT, &req);
+
+	return ret ? ret : req.fd;
+}
+
+static inline int rb_import(int fd, int dmabuf, struct rust_buddy_import *req)
+{
+	memset(req, 0, sizeof(*req));
+	req->fd = dmabuf;
+	return rb_ioctl(fd, RUST_BUDDY_IOC_IMPORT, req);
+}
+
 /* All of a buffer, shared; MAP_FAILED with errno as mmap has it. */
 static inline void *rb_map(int fd, const struct rust_buddy_alloc *req, int prot)
 {
