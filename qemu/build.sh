@@ -21,6 +21,11 @@ mkdir -p "$out"
 build() {
 	"$here/enter.sh" make -C "$RB_TOP" KDIR="$kdir" BUILD="$out/module" "${args[@]}" modules
 	"$here/enter.sh" make -C "$RB_TOP/selftests" KSRC="$kdir" OUTPUT="$out/selftests" all
+	# The kernel's own test of dma-heaps, from the source at hand; without its headers, none.
+	rm -f "$out/selftests/dmabuf-heap"
+	"$here/enter.sh" cc -O2 -static -I"$kdir/tools/testing/selftests" -I"$kdir/usr/include" \
+		"$kdir/tools/testing/selftests/dmabuf-heaps/dmabuf-heap.c" \
+		-o "$out/selftests/dmabuf-heap" 2>/dev/null || echo "no dmabuf-heap"
 	# The example that people copy has to compile, and to run in the guest.
 	awk '/^```c$/ { on = 1; next } /^```/ { on = 0 } on' "$RB_TOP/README.md" >"$out/selftests/example.c"
 	"$here/enter.sh" cc -Wall -Wextra -Werror -I"$RB_TOP/src/uapi" \

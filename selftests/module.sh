@@ -104,7 +104,7 @@ shows_source() {
 
 describes_itself() {
 	local p
-	for p in size_mb source start node max_buffers quarantine_ms quota_client_bytes \
+	for p in size_mb source start node max_buffers quarantine_ms heap quota_client_bytes \
 		quota_client_handles quota_uid_bytes quota_uid_handles; do
 		modinfo -F parm "$RB_KO" | grep -q "^$p:" || { echo "# no $p"; return 1; }
 	done
@@ -148,7 +148,7 @@ readme_example() {
 	grep -qE '^tell the device 0x[0-9a-f]+000, 65536 bytes$' <<<"$said"
 }
 
-plan module 30
+plan module 31
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
@@ -156,6 +156,7 @@ check "refuses a client without buffers" refused 'max_buffers=0 would let nobody
 check "refuses a quarantine below -1" refused 'quarantine_ms=-2 must be -1 to 86400000' quarantine_ms=-2
 check "refuses a quarantine of more than a day" refused 'must be -1 to 86400000' \
 	quarantine_ms=86400001
+check "refuses a heap name that is none" refused 'heap= must be at most 63 letters' heap=a/b
 check "refuses start without source=range" refused 'start= goes with source=range' start=0x40000000
 check "refuses a range without start" refused 'needs start=.*memmap=64M' source=range
 check "refuses an unaligned range" refused 'on a page boundary' source=range start=0x40000800

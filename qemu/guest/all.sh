@@ -5,10 +5,11 @@
 
 range=(start=0x40000000)
 bash selftests/module.sh
-bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup dmabuf wait edu nvme
+bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup dmabuf heap wait edu nvme
 bash qemu/guest/tests.sh cma -- alloc zero gup dmabuf edu nvme
 bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero gup dmabuf edu nvme
 bash qemu/guest/tests.sh contig -- disorder stale
+bash qemu/guest/heap.sh
 for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
 	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait

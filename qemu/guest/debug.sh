@@ -14,7 +14,7 @@ echo clear >$leaks
 # long here, and find nothing that once does not.
 RB_LOADS=3 bash selftests/module.sh
 bash qemu/guest/tests.sh contig -- \
-	abi alloc zero lifetime isolation nonroot debugfs unload quota gup dmabuf wait faults edu nvme
+	abi alloc zero lifetime isolation nonroot debugfs unload quota gup dmabuf heap wait faults edu nvme
 RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- disorder stale
 bash qemu/guest/tests.sh cma -- alloc zero nvme
 for ms in 1500 -1; do
