@@ -6,10 +6,10 @@
 //! shrink when they fail. The long ones have fixed seeds and do millions of operations.
 
 mod common;
+mod property;
 
 use common::{
     pick,
-    property,
     Bench,
     Care,
     Op,
@@ -18,6 +18,7 @@ use common::{
     Region,
     Tally, //
 };
+use property::property;
 use proptest::{
     collection::vec,
     prelude::any,
@@ -41,7 +42,7 @@ fn run(region: Region, ops: &[Op], care: Care) -> Outcome {
             .step(op, care)
             .map_err(|why| format!("step {i}: {why}"))?;
     }
-    bench.finish(care)
+    bench.finish(care, Care::Units)
 }
 
 #[test]
@@ -94,7 +95,7 @@ fn long_run(region: Region, seed: u64, steps: u64, every: u64) -> u64 {
             "{region:?}: {kind}: {done} done, {refused} refused"
         );
     }
-    if let Err(why) = bench.finish(Care::Counters) {
+    if let Err(why) = bench.finish(Care::Counters, Care::Units) {
         panic!("{region:?}, seed {seed}, in the end: {why}");
     }
     tally

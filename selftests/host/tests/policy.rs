@@ -1,47 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What a policy that says no does to the allocator.
-//!
-//! With one, the free blocks no longer follow from the free units, so the model here is a set of
-//! blocks. It joins what the policy was heard to allow, and nothing else: every question is
-//! recorded.
 
-#[macro_use]
 mod common;
+mod property;
 
 use common::{
-    covering,
-    pick,
-    pieces,
-    property,
+    policy::{
+        Bench,
+        Tags, //
+    },
     Outcome,
     Random,
-    Region,
-    Span, //
+    Region, //
 };
+use property::property;
 use proptest::{
     collection::vec,
     prelude::any, //
 };
 use rust_buddy_host::buddy::{
     AllocError,
-    Buddy,
     Direction,
-    Extent,
     Fault,
     GrowError,
     JoinPolicy,
     Order,
-    Place,
     Request,
     Run, //
 };
-use std::{
-    cell::{
-        Cell,
-        RefCell, //
-    },
-    collections::BTreeSet, //
+use std::cell::{
+    Cell,
+    RefCell, //
 };
 
 /// A question that a policy was asked, and its answer.

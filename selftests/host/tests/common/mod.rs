@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the tests share: a naive model of the allocator, and a bench that does every operation
-//! with both and compares.
+//! What the tests and the fuzzer share: a naive model of the allocator, and a bench that does every
+//! operation with both and compares.
 //!
 //! The model knows an owner for each unit and finds blocks by halving the number line until it
 //! meets something uniform. It shares no code with the core and none of its tricks.
@@ -9,16 +9,6 @@
 // Every test is a program of its own and uses its part of this.
 #![allow(dead_code)]
 
-use proptest::{
-    strategy::Strategy,
-    test_runner::{
-        Config,
-        RngAlgorithm,
-        TestCaseError,
-        TestRng,
-        TestRunner, //
-    }, //
-};
 use rust_buddy_host::buddy::{
     AllocError,
     AlwaysJoin,
@@ -31,14 +21,6 @@ use rust_buddy_host::buddy::{
     Place,
     Request,
     Run, //
-};
-use std::{
-    collections::hash_map::RandomState,
-    fmt::Debug,
-    hash::{
-        BuildHasher,
-        Hasher, //
-    }, //
 };
 
 /// Says what went wrong.
@@ -53,32 +35,8 @@ macro_rules! ensure {
         }
     };
 }
-/// Runs `test` on `cases` random values. When it fails, says the smallest value that does, and the
-/// seed: with that in the environment as `SEED` the same values come again.
-pub fn property<S>(cases: u32, strategy: &S, test: impl Fn(S::Value) -> Outcome)
-where
-    S: Strategy,
-    S::Value: Debug,
-{
-    let seed = match std::env::var("SEED") {
-        Ok(text) => text.parse().expect("SEED is a number"),
-        Err(_) => RandomState::new().build_hasher().finish(),
-    };
-    let mut random = Random(seed);
-    let bytes: Vec<u8> = (0..4).flat_map(|_| random.next().to_le_bytes()).collect();
-    let config = Config {
-        cases,
-        failure_persistence: None,
-        max_shrink_iters: 50_000,
-        ..Config::default()
-    };
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let result = TestRunner::new_with_rng(config, rng)
-        .run(strategy, |value| test(value).map_err(TestCaseError::fail));
-    if let Err(error) = result {
-        panic!("SEED={seed} does this again: {error}");
-    }
-}
+
+pub mod policy;
 
 /// Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 pub struct Random(pub u64);
@@ -440,6 +398,17 @@ pub enum To {
     Double,
 }
 
+impl To {
+    /// To how many units that is, for a run that has so many.
+    pub fn units(self, has: u64) -> u64 {
+        match self {
+            Self::Units(units) => units,
+            Self::More(more) => has.saturating_add(more),
+            Self::Double => 2 * has.next_power_of_two(),
+        }
+    }
+}
+
 /// An operation; live runs are chosen by a number that is taken modulo how many there are.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
@@ -573,12 +542,7 @@ impl Bench {
                 let Some(at) = (n as usize).checked_rem(self.live.len()) else {
                     return Ok(());
                 };
-                let has = self.live[at].span.units;
-                let units = match to {
-                    To::Units(units) => units,
-                    To::More(more) => has + more,
-                    To::Double => 2 * has.next_power_of_two(),
-                };
+                let units = to.units(self.live[at].span.units);
                 (3, self.grow(at, direction, units)?)
             }
             Op::Count(lo, hi) => {
@@ -733,6 +697,62 @@ impl Bench {
         Ok(true)
     }
 
+    /// Asks a policy that always said yes again: nothing is left to join.
+    pub fn rejoin(&mut self) -> Outcome {
+        let before = self.core.counters();
+        self.core.rejoin();
+        let after = self.core.counters();
+        ensure!(before == after, "rejoined: {before:?} became {after:?}");
+        Ok(())
+    }
+
+    /// Takes all that is free but a block of the order `tooth` at every multiple of 2^`step`, or of
+    /// more where that would be many, whose bit in `teeth` is set.
+    pub fn comb(&mut self, tooth: Order, step: Order, teeth: u8) -> Outcome {
+        let enough = Order::covering(self.model.region.len / 64).unwrap_or_default();
+        let step = step.max(enough);
+        let tooth = tooth.min(step).units();
+        for (start, end, free) in self.model.stretches() {
+            let mut from = start;
+            for i in start >> step.get()..=(end - 1) >> step.get() {
+                let at = i << step.get();
+                if at >= start && (teeth >> (i % 8)) & 1 != 0 {
+                    if free && from < at {
+                        self.alloc_at(from, at - from)?;
+                    }
+                    from = end.min(at + tooth);
+                }
+            }
+            if free && from < end {
+                self.alloc_at(from, end - from)?;
+            }
+        }
+        self.check(Care::Stretches)
+    }
+
+    /// Frees a run of another allocator, if it is one that can be told: it must change nothing.
+    pub fn free_foreign(&mut self, start: u64, units: u64) -> Outcome {
+        let Region { base, len } = self.model.region;
+        let end = start + units;
+        let inside = start >= base && end <= base + len;
+        if inside && self.model.free_units_in(start, end) == 0 {
+            return Ok(());
+        }
+        let mut other = Region::new(start, units).buddy(AlwaysJoin);
+        let run = other.alloc_at(start, units);
+        let Ok(run) = run else {
+            return Err(format!("a new region refused all of itself: {run:?}"));
+        };
+        let before = self.core.counters();
+        self.core.free(run);
+        let after = self.core.counters();
+        ensure!(
+            before == after,
+            "[{start}, {end}) is not its own: {before:?} became {after:?}"
+        );
+        Ok(())
+    }
+
     /// Compares all that can be seen.
     pub fn check(&self, care: Care) -> Outcome {
         let counters = self.core.counters();
@@ -799,14 +819,14 @@ impl Bench {
         Ok(())
     }
 
-    /// Gives all back and sees that all is as in the beginning.
-    pub fn finish(mut self, care: Care) -> Outcome {
-        while let Some(last) = self.live.len().checked_sub(1) {
+    /// Gives all back, one by one, and sees that all is as in the beginning.
+    pub fn finish(mut self, each: Care, last: Care) -> Outcome {
+        while !self.live.is_empty() {
             // From the middle: not in the order in which they came.
-            self.free(last / 2)?;
-            self.check(care)?;
+            self.free((self.live.len() - 1) / 2)?;
+            self.check(each)?;
         }
-        self.check(Care::Units)?;
+        self.check(last)?;
         let (end, new) = (
             self.core.counters(),
             self.model.region.buddy(AlwaysJoin).counters(),

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Properties that hold for random values. Apart from what the fuzzer shares, which does without.
+
+use crate::common::{
+    Outcome,
+    Random, //
+};
+use proptest::{
+    strategy::Strategy,
+    test_runner::{
+        Config,
+        RngAlgorithm,
+        TestCaseError,
+        TestRng,
+        TestRunner, //
+    }, //
+};
+use std::{
+    collections::hash_map::RandomState,
+    fmt::Debug,
+    hash::{
+        BuildHasher,
+        Hasher, //
+    }, //
+};
+
+/// Runs `test` on `cases` random values. When it fails, says the smallest value that does, and the
+/// seed: with that in the environment as `SEED` the same values come again.
+pub fn property<S>(cases: u32, strategy: &S, test: impl Fn(S::Value) -> Outcome)
+where
+    S: Strategy,
+    S::Value: Debug,
+{
+    let seed = match std::env::var("SEED") {
+        Ok(text) => text.parse().expect("SEED is a number"),
+        Err(_) => RandomState::new().build_hasher().finish(),
+    };
+    let mut random = Random(seed);
+    let bytes: Vec<u8> = (0..4).flat_map(|_| random.next().to_le_bytes()).collect();
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 50_000,
+        ..Config::default()
+    };
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let result = TestRunner::new_with_rng(config, rng)
+        .run(strategy, |value| test(value).map_err(TestCaseError::fail));
+    if let Err(error) = result {
+        panic!("SEED={seed} does this again: {error}");
+    }
+}
