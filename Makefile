@@ -23,6 +23,7 @@ help:
 	@echo "  make test      the same set-up, then all tests: on the host and in the guest"
 	@echo "  make test-debug  build a kernel that watches itself (once, 10 minutes), all guest tests in it"
 	@echo "  make soak      a mixed load for MINUTES=10, with SEED=N, in the debug kernel with DEBUG=1"
+	@echo "  make fuzz-core MINUTES=n  the allocator under a fuzzer for so long, on the host"
 	@echo "  make shell     the same set-up, then a prompt in a guest with the module loaded"
 	@echo "  make setup     only the set-up (everything goes to .cache)"
 	@echo "  make check     rustfmt, clippy and checkpatch"
@@ -41,7 +42,7 @@ else
 own := 1
 endif
 
-.PHONY: setup demo test test-debug soak shell check
+.PHONY: setup demo test test-debug soak fuzz-core shell check
 setup:
 	@qemu/setup.sh
 demo:
@@ -55,6 +56,8 @@ test-debug:
 MINUTES ?= 10
 soak:
 	@qemu/soak.sh "$(MINUTES)" "$(SEED)" "$(DEBUG)"
+fuzz-core: setup
+	@qemu/fuzz-core.sh minutes $(MINUTES)
 test:
 ifeq ($(own),1)
 	@KERNEL=$(abspath $(KERNEL)) KDIR=$(abspath $(KDIR)) qemu/test.sh

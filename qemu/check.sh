@@ -31,7 +31,8 @@ judge() {
 format() {
 	# The kernel's settings name some that only a nightly rustfmt knows; it says so.
 	qemu/enter.sh rustfmt --check --edition 2021 --config-path "$RB_TREE/.rustfmt.toml" \
-		rust_buddy.rs selftests/host/src/*.rs selftests/host/tests/*.rs
+		rust_buddy.rs selftests/host/src/*.rs selftests/host/tests/*.rs \
+		selftests/host/fuzz/fuzz_targets/*.rs
 }
 clippy_kernel() {
 	rm -rf "$RB_CACHE/build/clippy"
@@ -47,6 +48,9 @@ clippy_kernel() {
 clippy_host() {
 	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-msrv" cargo clippy --locked --all-targets \
 		--manifest-path selftests/host/Cargo.toml -- -D warnings
+}
+clippy_fuzz() {
+	qemu/fuzz-core.sh lint
 }
 checkpatch() {
 	# Neither user space nor a header of the ABI has u64, BIT() and __noreturn; the tests'
@@ -66,6 +70,7 @@ shellcheck_all() {
 judge rustfmt format
 judge clippy-kernel clippy_kernel
 judge clippy-host clippy_host
+judge clippy-fuzz clippy_fuzz
 judge checkpatch checkpatch
 judge shellcheck shellcheck_all
 echo "$passed passed, $failed failed"

@@ -67,6 +67,17 @@ if command -v cargo >/dev/null; then
 	count "$RB_LOGS/host.log"
 fi
 
+# The same core under the fuzzer, from the corpus on.
+if [ -n "${KERNEL:-}" ] && ! command -v c++ >/dev/null; then
+	say "skipped: the fuzzer, which needs c++"
+	skipped=$((skipped + 1))
+elif try fuzz-core "fuzzing the core on the host" qemu/fuzz-core.sh; then
+	grep '^# ' "$RB_LOGS/fuzz-core.log"
+	passed=$((passed + 1))
+else
+	trouble "fuzzing the core"
+fi
+
 # What make install puts where.
 installs() {
 	local to=$RB_CACHE/out/install file kbuild_args=

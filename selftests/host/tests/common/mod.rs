@@ -37,6 +37,7 @@ macro_rules! ensure {
 }
 
 pub mod policy;
+pub mod script;
 
 /// Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 pub struct Random(pub u64);

@@ -1,0 +1,128 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# The allocator core under libFuzzer (selftests/host/fuzz), guided by coverage.
+#
+#   fuzz-core.sh             from the corpus, a fixed number of executions and seed
+#   fuzz-core.sh minutes N   for so long, with a new seed, on all CPUs; what is new is
+#                            kept in .cache/fuzz-core/corpus and starts the next time
+#   fuzz-core.sh merge       a small corpus that covers what both of them do, into the
+#                            tree: for you to look at and to commit
+#   fuzz-core.sh lint        clippy, with the flags of the build
+#
+# A script that core and model disagree on ends it with an error, and is kept.
+set -euo pipefail
+here=$(dirname "$(readlink -f "$0")")
+. "$here/config.sh"
+. "$here/lib.sh"
+cd "$RB_TOP"
+
+runs=${RB_FUZZ_RUNS:-30000}
+seed=${RB_FUZZ_SEED:-1965}
+crate=selftests/host/fuzz
+corpus=$crate/corpus/core
+work=$RB_CACHE/fuzz-core
+longest=256
+
+# What cargo-fuzz passes with a nightly compiler is here spelt for a stable one.
+flags=(-Cpasses=sancov-module -Ccodegen-units=1 --cfg fuzzing)
+for flag in level=4 inline-8bit-counters pc-table trace-compares; do
+	flags+=("-Cllvm-args=-sanitizer-coverage-$flag")
+done
+
+# cargo_fuzz SUBCOMMAND ARGS...
+cargo_fuzz() {
+	local host command=$1
+	shift
+	host=$(qemu/enter.sh rustc -vV | sed -n 's/^host: //p')
+	binary=$RB_CACHE/target-fuzz/$host/debug/core
+	# With a target of its own, build scripts and macros go without the flags.
+	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-fuzz" RUSTFLAGS="${flags[*]}" \
+		cargo "$command" --locked --target "$host" --manifest-path "$crate/Cargo.toml" "$@"
+}
+
+# Runs the fuzzer with a log, and shows what matters of it.
+fuzz() {
+	local rc=0 start=$SECONDS input
+	# Its own files bear its process id, which is the same in every new PID namespace.
+	rm -rf "$work/tmp"
+	mkdir -p "$work/found" "$work/tmp"
+	qemu/enter.sh env TMPDIR="$work/tmp" "$binary" -max_len="$longest" -len_control=0 -reload=0 -print_final_stats=1 \
+		-artifact_prefix="$work/found/" "$@" >"$work/log" 2>&1 || rc=$?
+	seconds=$((SECONDS - start))
+	if [ "$rc" -ne 0 ]; then
+		grep -aE -A 1 'panicked at|SUMMARY|^ERROR|^==' "$work/log" || tail -n 20 "$work/log"
+		input=$(sed -n 's/.*Test unit written to //p' "$work/log" | tail -n 1)
+		[ -z "$input" ] || say "to play it again: REPLAY=$input" \
+			"cargo test --manifest-path selftests/host/Cargo.toml --test corpus"
+		die "the fuzzer failed (exit $rc, whole log in $work/log)"
+	fi
+}
+
+# The last number that stands after WORD in the log.
+after() { grep -aoE "$1 *[0-9]+" "$work/log" | tail -n 1 | grep -oE '[0-9]+$' || echo 0; }
+
+# Files and bytes of the corpus.
+extent() { find "$corpus" -type f -printf '%s\n' | awk '{ n += $1 } END { print NR, n + 0 }'; }
+
+figures() {
+	local edges all files bytes executed new
+	all=$(sed -n 's/.*Loaded.*modules* *(\([0-9]*\) inline 8-bit counters).*/\1/p' "$work/log" | head -n 1)
+	edges=$(after 'cov:')
+	executed=$(after 'stat::number_of_executed_units:')
+	new=$(after 'stat::new_units_added:')
+	read -r files bytes < <(extent)
+	echo "# fuzz-core: $executed executions in $seconds s, $edges of ${all:-0} edges covered," \
+		"corpus of $files files ($bytes bytes), $new new inputs, seed $seed"
+	printf '# {"figure": "fuzz-core", "executions": %d, "seconds": %d, "edges": %d, "instrumented": %d, "corpus_files": %d, "corpus_bytes": %d, "new_inputs": %d, "seed": %d}\n' \
+		"$executed" "$seconds" "$edges" "${all:-0}" "$files" "$bytes" "$new" "$seed"
+	# Blind, it would find nothing and say that all is well.
+	[ "$edges" -gt 500 ] || die "the fuzzer sees no coverage (log in $work/log)"
+}
+
+case ${1:-} in
+"")
+	say "building the fuzzer"
+	cargo_fuzz build
+	mkdir -p "$work"
+	rm -rf "$work/scratch"
+	mkdir "$work/scratch"
+	# In one order: that of a folder is another on every disk.
+	printf '%s\n' "$corpus"/* | LC_ALL=C sort | paste -sd, >"$work/inputs"
+	say "$runs executions, seed $seed"
+	fuzz -runs="$runs" -seed="$seed" -seed_inputs="@$work/inputs" "$work/scratch"
+	figures
+	;;
+minutes)
+	minutes=${2:?how many minutes}
+	seed=${RB_FUZZ_SEED:-$RANDOM}
+	say "building the fuzzer"
+	cargo_fuzz build
+	mkdir -p "$work/corpus"
+	say "$minutes minutes, seed $seed; log in $work/log"
+	fuzz -fork="$(nproc)" -max_total_time=$((minutes * 60)) -seed="$seed" "$work/corpus" "$corpus"
+	figures
+	;;
+merge)
+	say "building the fuzzer"
+	cargo_fuzz build
+	mkdir -p "$work/corpus"
+	rm -rf "$work/edges" "$work/counts"
+	mkdir "$work/edges" "$work/counts"
+	# The least that passes every edge; and the longest, which go deepest, of what passes
+	# every edge as often: that alone would be ten times as many.
+	fuzz -set_cover_merge=1 -use_counters=0 "$work/edges" "$corpus" "$work/corpus"
+	fuzz -set_cover_merge=1 "$work/counts" "$corpus" "$work/corpus"
+	rm -rf "$corpus"
+	cp -r "$work/edges" "$corpus"
+	find "$work/counts" -type f -printf '%s %p\n' | LC_ALL=C sort -k 1,1nr -k 2 | head -n 150 |
+		cut -d ' ' -f 2- | xargs -d '\n' cp -t "$corpus"
+	say "files and bytes in $corpus: $(extent)"
+	;;
+lint)
+	cargo_fuzz clippy -- -D warnings
+	;;
+*)
+	die "usage: fuzz-core.sh [minutes N|merge|lint]"
+	;;
+esac

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the fuzzer found worth keeping (fuzz/corpus), played again without it. `REPLAY=FILE` plays
+//! one file and says what is in it.
+
+mod common;
+
+use common::{
+    script::Script,
+    Tally, //
+};
+use std::{
+    fs,
+    path::Path, //
+};
+
+#[test]
+fn corpus() {
+    if let Ok(file) = std::env::var("REPLAY") {
+        let script = Script::new(&fs::read(file).expect("REPLAY is a file"));
+        print!("{script}");
+        if let Err(why) = script.play() {
+            panic!("{why}");
+        }
+        return;
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/core");
+    let mut files: Vec<_> = fs::read_dir(&folder)
+        .expect("a corpus")
+        .map(|entry| entry.expect("a file").path())
+        .collect();
+    files.sort();
+    let mut sum = [Tally::default(); 4];
+    for file in &files {
+        let script = Script::new(&fs::read(file).expect("a file"));
+        match script.play() {
+            Ok(tally) => {
+                for (sum, one) in sum.iter_mut().zip(tally) {
+                    sum.done += one.done;
+                    sum.refused += one.refused;
+                }
+            }
+            Err(why) => panic!("REPLAY={} does this again: {why}", file.display()),
+        }
+    }
+    println!("{} scripts: {sum:?}", files.len());
+    // If the bytes came to mean something else, there may be little left in them.
+    for (i, kind) in ["alloc", "alloc_at", "free", "grow"].iter().enumerate() {
+        let Tally { done, refused } = sum[i];
+        assert!(
+            done >= 20 && (refused >= 20 || i == 2),
+            "{kind}: {done} done, {refused} refused"
+        );
+    }
+}
