@@ -176,7 +176,9 @@ impl Bench {
     }
 
     pub fn alloc(&mut self, request: &Request) -> Outcome {
+        let could = self.core.could_alloc(request);
         let got = self.core.alloc(request);
+        ensure!(could == got.is_ok(), "could: {could}, but got {got:?}");
         ensure!(self.asked().is_empty(), "alloc asked");
         let Some((order, size)) = covering(request.units) else {
             ensure!(got == Err(AllocError::Invalid), "{got:?}");
