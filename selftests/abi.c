@@ -11,7 +11,8 @@
 /* What fits the size of a command. */
 #define LONGEST		((1U << _IOC_SIZEBITS) - 1)
 
-enum { NR_INFO, NR_POOL_INFO, NR_ALLOC, NR_FREE, NR_PIN, NR_UNPIN, NR_BUFFER_INFO, NRS };
+enum { NR_INFO, NR_POOL_INFO, NR_ALLOC, NR_FREE, NR_PIN, NR_UNPIN, NR_BUFFER_INFO,
+       NR_EXPORT, NR_IMPORT, NRS };
 
 static const size_t sizes[NRS] = {
 	[NR_INFO]	 = sizeof(struct rust_buddy_info),
@@ -21,6 +22,8 @@ static const size_t sizes[NRS] = {
 	[NR_PIN]	 = sizeof(struct rust_buddy_pin),
 	[NR_UNPIN]	 = sizeof(struct rust_buddy_unpin),
 	[NR_BUFFER_INFO] = sizeof(struct rust_buddy_buffer_info),
+	[NR_EXPORT]	 = sizeof(struct rust_buddy_export),
+	[NR_IMPORT]	 = sizeof(struct rust_buddy_import),
 };
 
 union request {
@@ -32,6 +35,8 @@ union request {
 	struct rust_buddy_pin pin;
 	struct rust_buddy_unpin unpin;
 	struct rust_buddy_buffer_info buffer;
+	struct rust_buddy_export export;
+	struct rust_buddy_import import;
 };
 
 /* Once published, no number may ever change. */
@@ -82,6 +87,7 @@ FIXTURE(call) {
 	int fd;
 	uint64_t sentinel;
 	uint64_t subject;	/* the buffer that the call could change */
+	int dmabuf;
 	struct state base;
 	struct state before;	/* after prepare() */
 	unsigned char *area;
@@ -148,6 +154,21 @@ FIXTURE_VARIANT_ADD(call, buffer_info) {
 	.stable = true,
 	.bare_err = -ENOENT,
 	.bare_why = RUST_BUDDY_WHY_HANDLE,
+};
+
+FIXTURE_VARIANT_ADD(call, export) {
+	.nr = NR_EXPORT,
+	.shortest = sizeof(struct rust_buddy_export),
+	.bare_err = -ENOENT,
+	.bare_why = RUST_BUDDY_WHY_HANDLE,
+};
+
+/* Nothing but a header imports descriptor 0, which is no dma-buf. */
+FIXTURE_VARIANT_ADD(call, import) {
+	.nr = NR_IMPORT,
+	.shortest = offsetof(struct rust_buddy_import, size),
+	.bare_err = -EINVAL,
+	.bare_why = RUST_BUDDY_WHY_FD,
 };
 
 FIXTURE_SETUP(call)
@@ -217,6 +238,18 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 	case NR_BUFFER_INFO:
 		req.buffer.handle = self->sentinel;
 		break;
+	case NR_EXPORT:
+		req.export.handle = self->sentinel;
+		req.export.offset = 0;
+		req.export.size = 0;
+		req.export.flags = O_CLOEXEC;
+		break;
+	case NR_IMPORT:
+		self->dmabuf = rb_export(self->fd, self->sentinel, 0, 0, O_RDWR | O_CLOEXEC);
+		ASSERT_LE(0, self->dmabuf);
+		req.import.fd = self->dmabuf;
+		req.import.reserved = 0;
+		break;
 	}
 	memcpy(at, &req, sizes[nr]);
 	self->before = state_of(self->fd, self->subject);
@@ -227,8 +260,23 @@ static void settle(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		   unsigned int nr, const void *at, int ret)
 {
 	uint64_t handle;
+	int fd;
 
 	switch (nr) {
+	case NR_EXPORT:
+		if (ret)
+			break;
+		memcpy(&fd, (const char *)at + offsetof(struct rust_buddy_export, fd), sizeof(fd));
+		ASSERT_EQ(0, close(fd));
+		break;
+	case NR_IMPORT:
+		ASSERT_EQ(0, close(self->dmabuf));
+		if (ret)
+			break;
+		memcpy(&handle, (const char *)at + offsetof(struct rust_buddy_import, handle),
+		       sizeof(handle));
+		ASSERT_EQ(0, rb_free(self->fd, handle));
+		break;
 	case NR_ALLOC:
 		if (ret)
 			break;

@@ -11,11 +11,14 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
+#include <linux/dma-heap.h>
+
 #include "rb_test.h"
 
 #define FAIL_NTH	"/proc/thread-self/fail-nth"
 #define NO_FAULTS	"CONFIG_FAULT_INJECTION_DEBUG_FS=y, FAILSLAB, FAIL_PAGE_ALLOC, _USERCOPY"
 #define DEBUGFS		"/sys/kernel/debug/"
+#define HEAP_NODE	"/dev/dma_heap/rust_buddy"
 #define FAR_AWAY	((void *)0x300000000000)
 /* No call of ours allocates as often; a runaway is a failure. */
 #define MOST		2000
@@ -81,6 +84,10 @@ enum call {
 	MMAP,
 	TOUCH,
 	FDINFO,
+	ALLOC_GUP,
+	EXPORT,
+	IMPORT,
+	HEAP,
 };
 
 FIXTURE(fault)
@@ -90,6 +97,9 @@ FIXTURE(fault)
 	struct rust_buddy_pool_info before;
 	void *map;
 	int zero;
+	int heap;
+	int dmabuf;
+	uint64_t imported;
 };
 
 FIXTURE_VARIANT(fault)
@@ -112,6 +122,10 @@ FIXTURE_VARIANT_ADD(fault, mmap) { .call = MMAP, .err = -ENOMEM };
 /* read(2) into a page that is not there yet: no memory for its table is EFAULT. */
 FIXTURE_VARIANT_ADD(fault, touch) { .call = TOUCH, .err = -EFAULT };
 FIXTURE_VARIANT_ADD(fault, fdinfo) { .call = FDINFO, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, alloc_gup) { .call = ALLOC_GUP, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, export) { .call = EXPORT, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, import) { .call = IMPORT, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, heap) { .call = HEAP, .err = -ENOMEM };
 
 FIXTURE_SETUP(fault)
 {
@@ -120,6 +134,8 @@ FIXTURE_SETUP(fault)
 		SKIP(return, "the kernel injects no faults: %s", NO_FAULTS);
 	self->zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, self->zero);
+	self->heap = open(HEAP_NODE, O_RDONLY | O_CLOEXEC);
+	ASSERT_LE(0, self->heap);
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), 0, "fault", &self->buf));
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->before));
 }
@@ -128,6 +144,7 @@ FIXTURE_TEARDOWN(fault)
 {
 	if (fail_fd >= 0)
 		close(fail_fd);
+	close(self->heap);
 	close(self->zero);
 	close(self->fd);
 }
@@ -139,6 +156,10 @@ static int before_call(FIXTURE_DATA(fault) *self, enum call call)
 
 	if (call == UNPIN)
 		return rb_pin(self->fd, self->buf.handle, &address);
+	if (call == IMPORT) {
+		self->dmabuf = rb_export(self->fd, self->buf.handle, 0, 0, O_RDWR | O_CLOEXEC);
+		return self->dmabuf < 0 ? self->dmabuf : 0;
+	}
 	if (call == TOUCH) {
 		/* Far from everything, or the page tables are there already. */
 		self->map = mmap(FAR_AWAY, self->buf.granted, PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -160,7 +181,12 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		struct rust_buddy_pin pin;
 		struct rust_buddy_unpin unpin;
 		struct rust_buddy_buffer_info buffer;
+		struct rust_buddy_export export;
+		struct rust_buddy_import import;
 	} u;
+	struct dma_heap_allocation_data data = {
+		.len = KiB(20), .fd_flags = O_RDWR | O_CLOEXEC,
+	};
 	char path[64], text[64];
 	int ret, fd;
 
@@ -181,8 +207,11 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		break;
 	case ALLOC:
 	case ALLOC_PLACED:
+	case ALLOC_GUP:
 		memset(got, 0, sizeof(*got));
 		got->size = KiB(20);
+		if (call == ALLOC_GUP)
+			got->flags = RUST_BUDDY_ALLOC_GUP;
 		if (call == ALLOC_PLACED) {
 			got->flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_HIGHEST;
 			got->max_size = KiB(64);
@@ -206,6 +235,23 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		u.buffer.handle = self->buf.handle;
 		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_BUFFER_INFO, &u);
 		break;
+	case EXPORT:
+		u.export.handle = self->buf.handle;
+		u.export.flags = O_RDWR | O_CLOEXEC;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_EXPORT, &u);
+		self->dmabuf = u.export.fd;
+		break;
+	case IMPORT:
+		u.import.fd = self->dmabuf;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_IMPORT, &u);
+		self->imported = u.import.handle;
+		break;
+	case HEAP:
+		ret = raw_ioctl(self->heap, DMA_HEAP_IOCTL_ALLOC, &data);
+		self->dmabuf = data.fd;
+		/* Heaps give no reasons. */
+		*why = ret == -ENOMEM ? RUST_BUDDY_WHY_KERNEL_MEMORY : 0;
+		return ret;
 	case MMAP:
 		self->map = rb_map(self->fd, &self->buf, PROT_READ | PROT_WRITE);
 		return self->map == MAP_FAILED ? -errno : 0;
@@ -230,8 +276,15 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_alloc *got)
 {
 	switch (call) {
+	case EXPORT:
+	case HEAP:
+		return close(self->dmabuf);
+	case IMPORT:
+		close(self->dmabuf);
+		return rb_free(self->fd, self->imported);
 	case ALLOC:
 	case ALLOC_PLACED:
+	case ALLOC_GUP:
 		return rb_free(self->fd, got->handle);
 	case FREE:
 		return rb_alloc(self->fd, KiB(64), 0, "fault", &self->buf);
@@ -250,6 +303,8 @@ static int after_failure(FIXTURE_DATA(fault) *self, enum call call)
 {
 	if (call == UNPIN)
 		return rb_unpin(self->fd, self->buf.handle);
+	if (call == IMPORT)
+		return close(self->dmabuf);
 	if (call == TOUCH)
 		return munmap(self->map, self->buf.granted) ? -errno : 0;
 	return 0;

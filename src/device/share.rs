@@ -65,16 +65,16 @@ pub(super) fn export(
     if size < size_of::<Export>() {
         return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
     }
-    let descriptor = Descriptor::reserve(request.flags & bindings::O_CLOEXEC)
-        .map_err(|error| Refusal::new(error, uapi::WHY_FILES))?;
-    let dmabuf = DmaBuf::new(view, request.flags & bindings::O_RDWR).map_err(|error| {
-        let reason = if error == ENFILE {
-            uapi::WHY_FILES
-        } else {
+    let no_file = |error: Error| {
+        let reason = if error == ENOMEM {
             uapi::WHY_KERNEL_MEMORY
+        } else {
+            uapi::WHY_FILES
         };
         Refusal::new(error, reason)
-    })?;
+    };
+    let descriptor = Descriptor::reserve(request.flags & bindings::O_CLOEXEC).map_err(no_file)?;
+    let dmabuf = DmaBuf::new(view, request.flags & bindings::O_RDWR).map_err(no_file)?;
     request.fd = descriptor.number();
     Ok(Exporting { dmabuf, descriptor })
 }
