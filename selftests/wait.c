@@ -488,18 +488,19 @@ TEST_F_TIMEOUT(full, munmap_wakes, SLOW)
 	pid_t pid;
 	char *map;
 
+	/* First, or it would inherit the mapping. */
+	pid = waiter(self->shared, SLOT, false);
+	ASSERT_LT(0, pid);
+	ASSERT_TRUE(comes_to_poll(pid));
 	ASSERT_EQ(0, rb_buffer_info(self->owner, self->slot[9], &info));
 	map = mmap(NULL, SLOT, PROT_READ, MAP_SHARED, self->owner, info.offset);
 	ASSERT_TRUE(map != MAP_FAILED);
 	WISH(self->fd, SLOT);
 	FREE_SLOT(9);
 	EXPECT_EQ(0, rb_poll(self->fd, 0));
-	pid = waiter(self->shared, SLOT, false);
-	ASSERT_LT(0, pid);
-	ASSERT_TRUE(comes_to_poll(pid));
 	EXPECT_EQ(0, munmap(map, SLOT));
 	EXPECT_EQ(0, verdict(pid));
-	/* What it has returned with its end is there for the other. */
+	/* What that one has returned with its end is there for the other. */
 	EXPECT_EQ(POLLIN, rb_poll(self->fd, -1));
 }
 
