@@ -586,6 +586,7 @@ TEST_F(call, straddling_struct)
 	const size_t firsts[] = { 4, 8, sizeof(struct rust_buddy_hdr), size / 2, size - 1 };
 	static const int prots[] = { PROT_NONE, PROT_READ };
 	unsigned char *pages, *at;
+	union request copy;
 	size_t i, j;
 
 	pages = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -594,10 +595,13 @@ TEST_F(call, straddling_struct)
 		for (j = 0; j < ARRAY_SIZE(prots); j++) {
 			at = pages + page - firsts[i];
 			prepare(_metadata, self, variant->nr, at, 0);
+			memcpy(&copy, at, size);
 			ASSERT_EQ(0, mprotect(pages + page, page, prots[j]));
 			EXPECT_EQ(-EFAULT, raw_ioctl(self->fd, cmd, at))
 				TH_LOG("%zu bytes on the first page", firsts[i]);
 			ASSERT_EQ(0, mprotect(pages + page, page, PROT_READ | PROT_WRITE));
+			EXPECT_EQ(0, memcmp(&copy, at, size))
+				TH_LOG("%zu bytes on the first page", firsts[i]);
 			EXPECT_UNCHANGED(self->fd, self->subject, &self->before);
 			settle(_metadata, self, variant->nr, at, -EFAULT);
 		}

@@ -47,7 +47,7 @@ pub(super) enum Delivered {
 /// Reads a request of `size` bytes at `arg`, lets `handle` fill it in, and writes it back.
 ///
 /// What `handle` did becomes final, or is undone, in `finish`, which learns whether the caller got
-/// the answer: a request that ends in `EFAULT` must not have changed anything.
+/// the answer: a request that ends in `EFAULT` must not have changed anything, the struct included.
 pub(super) fn answer<T: Request, U>(
     arg: usize,
     size: usize,
@@ -57,13 +57,15 @@ pub(super) fn answer<T: Request, U>(
     if size < size_of::<Header>() {
         return Err(EINVAL);
     }
-    let (mut reader, mut writer) = UserSlice::new(UserPtr::from_addr(arg), size).reader_writer();
+    let memory = || UserSlice::new(UserPtr::from_addr(arg), size);
+    let (mut reader, mut writer) = memory().reader_writer();
     let mut request = T::new_zeroed();
     let shared = size.min(size_of::<T>());
     let bytes = request.as_mut_bytes().get_mut(..shared).ok_or(EINVAL)?;
     reader.read_slice(bytes)?;
     expect_zeroes(reader)?;
 
+    let before = request;
     let outcome = handle(&mut request);
     let header = request.header();
     (header.ret, header.reason) = match &outcome {
@@ -75,6 +77,13 @@ pub(super) fn answer<T: Request, U>(
         .get(..shared)
         .ok_or(EINVAL)
         .and_then(|bytes| writer.write_slice(bytes));
+    if written.is_err() {
+        // What lies in memory that can be written, in front of what can't, holds an answer that is
+        // not true. Put back as much as was overwritten; that this ends early too is expected.
+        if let Some(bytes) = before.as_bytes().get(..shared) {
+            let _ = memory().writer().write_slice(bytes);
+        }
+    }
     match outcome {
         Ok(done) => {
             let delivered = if written.is_ok() {

@@ -358,7 +358,7 @@ structs! {
 }
 
 /// A struct that can be the argument of a command.
-pub trait Request: FromBytes + IntoBytes + Immutable + KnownLayout {
+pub trait Request: Copy + FromBytes + IntoBytes + Immutable + KnownLayout {
     /// The command's number.
     const NR: u32;
 
