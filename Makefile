@@ -22,6 +22,7 @@ help:
 	@echo "  make demo      set everything up, boot a stock kernel in QEMU, show the module at work"
 	@echo "  make test      the same set-up, then all tests: on the host and in the guest"
 	@echo "  make test-debug  build a kernel that watches itself (once, 10 minutes), all guest tests in it"
+	@echo "  make fuzz      random calls until something fails, or for MINUTES=N; SEED=N, DEBUG=1"
 	@echo "  make soak      a mixed load for MINUTES=10, with SEED=N, in the debug kernel with DEBUG=1"
 	@echo "  make fuzz-core MINUTES=n  the allocator under a fuzzer for so long, on the host"
 	@echo "  make shell     the same set-up, then a prompt in a guest with the module loaded"
@@ -42,7 +43,7 @@ else
 own := 1
 endif
 
-.PHONY: setup demo test test-debug soak fuzz-core shell check
+.PHONY: setup demo test test-debug fuzz soak fuzz-core shell check
 setup:
 	@qemu/setup.sh
 demo:
@@ -53,6 +54,9 @@ check:
 	@qemu/check.sh
 test-debug:
 	@qemu/test-debug.sh
+# For ever, unless it is told; hence not by the variable that has a default.
+fuzz:
+	@qemu/fuzz.sh
 MINUTES ?= 10
 soak:
 	@qemu/soak.sh "$(MINUTES)" "$(SEED)" "$(DEBUG)"

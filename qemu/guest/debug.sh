@@ -21,6 +21,9 @@ for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
 	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait
 done
+# Some hundred calls a second, where all is watched.
+RB_FUZZ_CALLS=30000 bash qemu/guest/tests.sh contig quarantine_ms=200 -- fuzz
+bash selftests/stress.sh
 
 # The sweep over insmod itself, which wants the module not loaded.
 echo "# suite faults:load"

@@ -1,0 +1,2229 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Random calls from many sides at once: valid ones, ones with a field off, and
+ * garbage, by processes of several threads that share descriptors, fork, map,
+ * close and are killed. What each call must answer is known from the ABI, and
+ * from what the thread itself did to the clients that are its own.
+ *
+ *   RB_FUZZ_CALLS=n    ioctls and mmaps in all (default 1000000)
+ *   RB_FUZZ_SECONDS=n  by time instead
+ *   RB_FUZZ_SEED=n     the n-th operation of a thread draws the same numbers again; how
+ *                      threads meet is the scheduler's and differs from run to run
+ */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+#include "rb_test.h"
+
+#define WORKERS		4	/* processes at a time */
+#define THREADS		3	/* in each */
+#define OWN		2	/* clients that only one thread uses */
+#define SLOTS		12	/* buffers that a thread has there */
+#define SHARED		4	/* clients that all processes share */
+#define RACING		2	/* clients of a process that go while they are in use */
+/* Numbers that open() never comes to: what races there is nobody's own client. */
+#define RACING_FD	400
+#define RECENT		128	/* handles on shared clients that everybody knows */
+#define KILL_EVERY	1000	/* calls, on average */
+#define STALLED		120	/* seconds without a call: something hangs */
+#define LONGEST		86400	/* seconds */
+#define AREA_PAGES	6	/* for structs */
+#define SHOWN		8	/* complaints */
+#define ANYTHING	(~0U)	/* a reason that can't be foretold */
+
+enum {
+	INFO, POOL_INFO, ALLOC, FREE, PIN, UNPIN, BUFFER_INFO, EXPORT, IMPORT, SYNC, COMMANDS
+};
+
+enum count {
+	/* The first are the commands. */
+	N_OTHER = COMMANDS,
+	N_MMAP,
+	N_CALLS,	/* what is below is not a call of its own */
+	N_DONE = N_CALLS,
+	N_REFUSED,
+	N_FAULTS,
+	N_UNKNOWN,
+	N_SIGNALS,
+	N_FORKS,
+	N_OPENS,
+	N_ZERO,
+	N_INTACT,
+	COUNTS
+};
+
+static const char * const count_names[COUNTS] = {
+	"info", "pool_info", "alloc", "free", "pin", "unpin", "buffer_info", "export", "import",
+	"sync", "other_commands", "mmap", "succeeded", "refused", "efault_e2big", "enotty",
+	"signals", "forks", "opens", "zero_checks", "pattern_checks",
+};
+
+static const size_t sizes[] = {
+	sizeof(struct rust_buddy_info), sizeof(struct rust_buddy_pool_info),
+	sizeof(struct rust_buddy_alloc), sizeof(struct rust_buddy_free),
+	sizeof(struct rust_buddy_pin), sizeof(struct rust_buddy_unpin),
+	sizeof(struct rust_buddy_buffer_info), sizeof(struct rust_buddy_export),
+	sizeof(struct rust_buddy_import), sizeof(struct rust_buddy_sync),
+};
+
+/* The fields that success writes, beyond the head. */
+#define FROM(type, first)	offsetof(struct rust_buddy_##type, first)
+#define UP_TO(type, last)	offsetofend(struct rust_buddy_##type, last)
+#define offsetofend(type, field) (offsetof(type, field) + sizeof(((type *)0)->field))
+
+static const struct {
+	int nr;
+	size_t from, to;
+} answers[] = {
+	{ INFO, FROM(info, abi_version), sizeof(struct rust_buddy_info) },
+	{ POOL_INFO, FROM(pool_info, pool), sizeof(struct rust_buddy_pool_info) },
+	{ ALLOC, FROM(alloc, handle), UP_TO(alloc, order) },
+	{ ALLOC, FROM(alloc, largest_free), UP_TO(alloc, largest_free) },
+	{ PIN, FROM(pin, address), UP_TO(pin, size) },
+	{ PIN, FROM(pin, caveats), UP_TO(pin, caveats) },
+	{ BUFFER_INFO, FROM(buffer_info, size), sizeof(struct rust_buddy_buffer_info) },
+	{ EXPORT, FROM(export, fd), UP_TO(export, fd) },
+	{ IMPORT, FROM(import, handle), UP_TO(import, epoch) },
+};
+
+/* The errno of each reason, as the header has it; a few reasons have a second one. */
+static const int errno_of[] = {
+	0, EINVAL, EINVAL, ENOENT, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, ENOSPC, EBUSY, EACCES,
+	ENOENT, EBUSY, EINVAL, EPERM, ENOMEM, ENOSPC, EMFILE, EOVERFLOW, EINVAL, EDQUOT, EDQUOT,
+	EINVAL, EBADF, EXDEV, EMFILE, EOPNOTSUPP, EOPNOTSUPP, ERANGE, ENODEV, EIO, EACCES,
+};
+
+static bool errno_fits(int err, uint32_t reason)
+{
+	if (reason >= ARRAY_SIZE(errno_of))
+		return false;
+	return err == errno_of[reason] || (reason == RUST_BUDDY_WHY_FD && err == EINVAL) ||
+	       (reason == RUST_BUDDY_WHY_FILES && err == ENFILE);
+}
+
+union request {
+	struct rust_buddy_hdr hdr;
+	struct rust_buddy_info info;
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_alloc alloc;
+	struct rust_buddy_free free;	/* its handle is where those of PIN ... are */
+	struct rust_buddy_pin pin;
+	struct rust_buddy_buffer_info buffer;
+	struct rust_buddy_export export;
+	struct rust_buddy_import import;
+	struct rust_buddy_sync sync;
+	unsigned char bytes[16384];	/* as much as a command can say */
+};
+
+struct complaint {
+	unsigned int worker, thread, life, child;
+	uint64_t op;
+	char text[160];
+};
+
+/*
+ * Seen by all processes, and outlives them: only ever changed by single atomic
+ * operations, so that it is good whenever somebody is killed.
+ */
+struct board {
+	uint64_t seed;
+	bool quotas;
+	struct rust_buddy_info info;
+	struct rust_buddy_pool_info pool;	/* as the phys node tells it */
+	uint32_t stop;
+	uint32_t wrong;
+	struct complaint complaints[SHOWN];
+	uint64_t recent[RECENT];
+	uint64_t offsets[RECENT];
+	struct {
+		uint64_t n[COUNTS];
+	} __attribute__((aligned(64))) counts[WORKERS][THREADS];
+};
+
+static struct board *board;
+
+struct client {
+	int fd;
+	int phys;	/* -1: either */
+	bool read_only;
+	bool own;	/* nobody else uses it: all that it holds is in slots */
+	bool racing;	/* the descriptor may be closed by now */
+};
+
+static struct client shared[SHARED] = {
+	{ .phys = 0 }, { .phys = 1 }, { .phys = 1 }, { .phys = 0, .read_only = true },
+};
+
+static struct client racing[RACING];
+
+/* A buffer of a client of its own, or, without a handle, what still maps one. */
+struct slot {
+	struct client *client;
+	struct rust_buddy_alloc req;
+	uint64_t max_size;
+	uint32_t pins;
+	unsigned char *map;	/* all of its window */
+	uint32_t tag;		/* of the pattern in it, from the first mapping on */
+	bool dirty;		/* beyond PRIVATE_BYTES of a page */
+};
+
+/* In each page: what only the pattern's owner writes. Behind it everybody scribbles. */
+#define PRIVATE_BYTES	128
+
+struct actor {
+	unsigned int worker, thread, life;
+	bool child;
+	uint64_t op;
+	uint64_t rng;
+	struct client own[OWN];
+	struct slot slots[SLOTS];
+	unsigned char *rw, *ro, *mixed;	/* one memory, seen in three ways; see set_up() */
+	uint64_t last_handle, last_epoch;
+};
+
+static struct actor actors[THREADS];
+
+/*
+ * Chance.
+ */
+
+/* Numbers that lie side by side become numbers that have nothing to do with each other. */
+static uint64_t scatter(uint64_t x)
+{
+	int i;
+
+	for (i = 0; i < 3; i++) {
+		x ^= x >> 29;
+		x *= 0xd1342543de82ef95ULL;
+	}
+	return x ^ x >> 32;
+}
+
+/* From here on an operation draws its own numbers, whatever the ones before it met. */
+static void begin(struct actor *a)
+{
+	a->op++;
+	a->rng = scatter(board->seed + scatter(((uint64_t)a->worker << 8 | a->thread << 1 |
+						a->child) << 32 | a->life) + a->op);
+}
+
+static uint32_t below(struct actor *a, uint32_t n)
+{
+	return rnd(&a->rng) % n;
+}
+
+static bool one_in(struct actor *a, uint32_t n)
+{
+	return !below(a, n);
+}
+
+static uint64_t wide(struct actor *a)
+{
+	return (uint64_t)rnd(&a->rng) << 32 | rnd(&a->rng);
+}
+
+/* Where sums overflow, limits end, and bits are lost. */
+static uint64_t odd(struct actor *a)
+{
+	const uint64_t page = board->pool.unit, pool = board->pool.size;
+
+	switch (below(a, 10)) {
+	case 0:
+		return below(a, 3);
+	case 1:
+		return -(uint64_t)(1 + below(a, 3));
+	case 2:
+		return -page * below(a, 4);
+	case 3:
+		return pool + page * (below(a, 5) - 2ULL);
+	case 4:
+		return pool + below(a, 3) - 1;
+	case 5:
+		return (1ULL << below(a, 64)) + below(a, 3) - 1;
+	case 6:
+		return 1ULL << below(a, 64);
+	case 7:
+		return page * below(a, 2 * pool / page);
+	case 8:
+		return wide(a) >> below(a, 64);
+	default:
+		return wide(a);
+	}
+}
+
+/*
+ * The record.
+ */
+
+static void count(struct actor *a, enum count what)
+{
+	__atomic_fetch_add(&board->counts[a->worker][a->thread].n[what], 1, __ATOMIC_RELAXED);
+}
+
+static uint64_t counted(enum count what)
+{
+	uint64_t sum = 0;
+	int w, t;
+
+	for (w = 0; w < WORKERS; w++)
+		for (t = 0; t < THREADS; t++)
+			sum += __atomic_load_n(&board->counts[w][t].n[what], __ATOMIC_RELAXED);
+	return sum;
+}
+
+static uint64_t calls_made(void)
+{
+	uint64_t sum = 0;
+	int i;
+
+	for (i = 0; i < N_CALLS; i++)
+		sum += counted(i);
+	return sum;
+}
+
+static void __attribute__((format(printf, 2, 3))) wrong(struct actor *a, const char *fmt, ...)
+{
+	uint32_t i = __atomic_fetch_add(&board->wrong, 1, __ATOMIC_RELAXED);
+	struct complaint *c = &board->complaints[i];
+	va_list args;
+
+	if (i >= SHOWN)
+		return;
+	c->worker = a->worker;
+	c->thread = a->thread;
+	c->life = a->life;
+	c->child = a->child;
+	c->op = a->op;
+	va_start(args, fmt);
+	vsnprintf(c->text, sizeof(c->text), fmt, args);
+	va_end(args);
+}
+
+/*
+ * Memory that may not be there.
+ */
+
+static __thread sigjmp_buf *landing;
+static __thread struct actor *me;
+
+static void caught(int sig)
+{
+	if (landing)
+		siglongjmp(*landing, sig);
+	if (me)
+		wrong(me, "signal %d where memory is", sig);
+	/* Comes back at once, and ends the process. */
+	signal(sig, SIG_DFL);
+}
+
+/* Reads or writes a word: 0, or the signal that it got. */
+static int touch(struct actor *a, void *at, bool write, uint64_t value)
+{
+	uint64_t *word = at;
+	sigjmp_buf here;
+	int sig;
+
+	/* The mask need not be kept: the handler runs with all signals let in. */
+	sig = sigsetjmp(here, 0);
+	if (!sig) {
+		landing = &here;
+		if (write)
+			__atomic_store_n(word, value, __ATOMIC_RELAXED);
+		else
+			(void)__atomic_load_n(word, __ATOMIC_RELAXED);
+	} else {
+		count(a, N_SIGNALS);
+	}
+	landing = NULL;
+	return sig;
+}
+
+/* One memory for structs: writable up to a hole, read-only, and writable for a page only. */
+static bool set_up(struct actor *a)
+{
+	const size_t page = board->pool.unit, all = AREA_PAGES * page;
+	int fd = memfd_create("fuzz", MFD_CLOEXEC);
+	unsigned char *room;
+
+	if (fd < 0 || ftruncate(fd, all))
+		return false;
+	room = mmap(NULL, 3 * all + 3 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (room == MAP_FAILED)
+		return false;
+	a->rw = room;
+	a->ro = room + all + page;
+	a->mixed = room + 2 * (all + page);
+	if (mmap(a->rw, all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
+	    mmap(a->ro, all, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
+	    mmap(a->mixed, all, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
+	    mprotect(a->mixed, page, PROT_READ | PROT_WRITE))
+		return false;
+	return !close(fd);
+}
+
+/*
+ * Patterns: at most four pages of a buffer have one.
+ */
+
+static uint64_t spot(const struct slot *s, unsigned int i)
+{
+	const uint64_t pages = s->req.granted / board->pool.unit;
+
+	if (pages <= 4)
+		return i % pages;
+	switch (i) {
+	case 0:
+		return 0;
+	case 1:
+		return pages - 1;
+	default:
+		return scatter(s->tag + i) % pages;
+	}
+}
+
+static void check_pattern(struct actor *a, const struct slot *s)
+{
+	unsigned int i;
+
+	if (!s->map || !s->tag)
+		return;
+	for (i = 0; i < 4; i++) {
+		uint64_t at = spot(s, i);
+
+		if (!filled(s->map + at * board->pool.unit, 64, s->tag + at)) {
+			wrong(a, "page %ju of a buffer of %ju bytes lost its pattern",
+			      (uintmax_t)at, (uintmax_t)s->req.granted);
+			return;
+		}
+	}
+	count(a, N_INTACT);
+}
+
+static void check_zero(struct actor *a, const struct slot *s)
+{
+	const uint64_t page = board->pool.unit;
+	unsigned int i;
+	bool zero = true;
+
+	if (!s->dirty && s->req.granted <= 16 * page && one_in(a, 4)) {
+		zero = zeroed(s->map, s->req.granted);
+	} else {
+		for (i = 0; i < 4; i++)
+			zero &= zeroed(s->map + spot(s, i) * page,
+				       s->dirty ? PRIVATE_BYTES : page);
+	}
+	if (!zero)
+		wrong(a, "a new buffer of %ju bytes is not zero", (uintmax_t)s->req.granted);
+	count(a, N_ZERO);
+}
+
+/*
+ * What the ABI says to a call.
+ */
+
+static uint64_t granted_for(const struct rust_buddy_alloc *r)
+{
+	const uint64_t page = board->pool.unit;
+	const uint64_t pages = round_up_to(r->size, page) / page;
+
+	if (r->flags & (RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_AT))
+		return pages * page;
+	return next_power(pages) * page;
+}
+
+static bool name_is_good(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < RUST_BUDDY_NAME_LEN; i++) {
+		if (!name[i])
+			return true;
+		if (name[i] < 0x20 || name[i] > 0x7e)
+			return false;
+	}
+	return false;
+}
+
+/* The first thing that is wrong with an ALLOC, but for what depends on the pool's state. */
+static uint32_t alloc_reason(const struct rust_buddy_alloc *r, size_t size)
+{
+	const uint32_t place = RUST_BUDDY_ALLOC_HIGHEST | RUST_BUDDY_ALLOC_LOWEST;
+	const uint32_t known = RUST_BUDDY_ALLOC_EXACT | place | RUST_BUDDY_ALLOC_WINDOW |
+			       RUST_BUDDY_ALLOC_AT;
+	const uint64_t page = board->pool.unit, pool = board->pool.size;
+	const bool at = r->flags & RUST_BUDDY_ALLOC_AT;
+	const uint32_t may = RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_WC |
+			     RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_WAIT;
+
+	/* Not every pool can do these, and which can is not known here. */
+	if (r->flags & may || r->max_address)
+		return ANYTHING;
+	if (r->reserved)
+		return RUST_BUDDY_WHY_RESERVED;
+	if (r->flags & ~known || (r->flags & place) == place ||
+	    (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
+		return RUST_BUDDY_WHY_FLAGS;
+	if (!name_is_good(r->name))
+		return RUST_BUDDY_WHY_NAME;
+	if (r->pool && r->pool != board->pool.pool)
+		return RUST_BUDDY_WHY_POOL;
+	if (!r->size || r->size > pool)
+		return RUST_BUDDY_WHY_SIZE;
+	if (r->align && (at || r->align & (r->align - 1) || r->align > pool))
+		return RUST_BUDDY_WHY_ALIGN;
+	if (r->lo % page || r->hi % page)
+		return RUST_BUDDY_WHY_WINDOW;
+	if (at) {
+		if (r->hi || r->lo > pool || r->lo + r->size > pool)
+			return RUST_BUDDY_WHY_WINDOW;
+	} else if (r->flags & RUST_BUDDY_ALLOC_WINDOW) {
+		if (r->hi > pool || r->lo >= r->hi || r->hi - r->lo < r->size)
+			return RUST_BUDDY_WHY_WINDOW;
+	} else if (r->lo || r->hi) {
+		return RUST_BUDDY_WHY_WINDOW;
+	}
+	if (r->max_size && (r->max_size < granted_for(r) || r->max_size > board->info.max_window))
+		return RUST_BUDDY_WHY_MAX_SIZE;
+	if (size < offsetof(struct rust_buddy_alloc, granted))
+		return RUST_BUDDY_WHY_SHORT;
+	return 0;
+}
+
+static struct slot *slot_of(struct actor *a, const struct client *client, uint64_t handle)
+{
+	unsigned int i;
+
+	for (i = 0; handle && i < SLOTS; i++)
+		if (a->slots[i].client == client && a->slots[i].req.handle == handle)
+			return &a->slots[i];
+	return NULL;
+}
+
+static uint32_t export_reason(struct actor *a, const struct client *client,
+			      const struct rust_buddy_export *r, size_t size)
+{
+	const uint64_t page = board->pool.unit;
+	const struct slot *s = slot_of(a, client, r->handle);
+
+	if (r->flags & O_RDWR && client->read_only)
+		return RUST_BUDDY_WHY_READ_ONLY;
+	if (r->flags & ~(O_CLOEXEC | O_RDWR))
+		return RUST_BUDDY_WHY_FLAGS;
+	if (!client->own)
+		return ANYTHING;
+	if (!s)
+		return RUST_BUDDY_WHY_HANDLE;
+	if (r->offset % page || r->size % page || r->offset >= s->req.granted ||
+	    r->size > s->req.granted - r->offset)
+		return RUST_BUDDY_WHY_PART;
+	return size < sizes[EXPORT] ? RUST_BUDDY_WHY_SHORT : 0;
+}
+
+/* Why a call has to be refused; 0 if it must not be, ANYTHING if others decide. */
+static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
+			   const union request *req, size_t size)
+{
+	const struct slot *s;
+
+	switch (nr) {
+	case INFO:
+		return 0;
+	case POOL_INFO:
+		return req->pool.pool && req->pool.pool != board->pool.pool ?
+			RUST_BUDDY_WHY_POOL : 0;
+	case EXPORT:
+		return export_reason(a, client, &req->export, size);
+	case IMPORT:
+		return req->import.reserved ? RUST_BUDDY_WHY_RESERVED : ANYTHING;
+	case SYNC:
+		return ANYTHING;
+	case PIN:
+	case UNPIN:
+		if (client->phys < 0)
+			return ANYTHING;
+		if (!client->phys)
+			return RUST_BUDDY_WHY_ADDRESSES;
+		break;
+	}
+	if (nr != BUFFER_INFO && client->read_only)
+		return RUST_BUDDY_WHY_READ_ONLY;
+	if (nr == ALLOC)
+		return alloc_reason(&req->alloc, size);
+	if (!client->own)
+		return ANYTHING;
+	s = slot_of(a, client, req->free.handle);
+	if (!s)
+		return RUST_BUDDY_WHY_HANDLE;
+	if (nr == FREE && s->pins)
+		return RUST_BUDDY_WHY_PINNED;
+	if (nr == UNPIN && !s->pins)
+		return RUST_BUDDY_WHY_NOT_PINNED;
+	return 0;
+}
+
+/* What the state of pool and system may refuse although nothing is wrong with the request. */
+static bool state_may_refuse(int nr, const struct rust_buddy_alloc *r, uint32_t reason)
+{
+	if (nr == EXPORT)
+		return reason == RUST_BUDDY_WHY_FILES || reason == RUST_BUDDY_WHY_KERNEL_MEMORY;
+	if (nr != ALLOC)
+		return false;
+	switch (reason) {
+	case RUST_BUDDY_WHY_TAKEN:
+		return r->flags & RUST_BUDDY_ALLOC_AT;
+	case RUST_BUDDY_WHY_CLIENT_QUOTA:
+	case RUST_BUDDY_WHY_USER_QUOTA:
+		return board->quotas;
+	case RUST_BUDDY_WHY_FULL:
+	case RUST_BUDDY_WHY_HANDLES:
+	case RUST_BUDDY_WHY_WINDOWS:
+	case RUST_BUDDY_WHY_KERNEL_MEMORY:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static const char *pool_is_odd(const struct client *client, const struct rust_buddy_pool_info *p)
+{
+	uint64_t sum = 0;
+	int i;
+
+	for (i = 0; i < RUST_BUDDY_ORDERS; i++)
+		sum += p->free_blocks[i] * (p->unit << i);
+	if (p->pool != board->pool.pool || p->size != board->pool.size ||
+	    p->unit != board->pool.unit)
+		return "is another pool";
+	if (p->free + p->granted != p->size)
+		return "has lost bytes";
+	if (sum != p->free)
+		return "has free blocks that are not its free bytes";
+	if (p->largest_free > p->free || p->requested > p->granted || p->quarantined > p->granted ||
+	    p->lingering > p->granted || !p->buffers != !p->granted)
+		return "has counters that can't be";
+	if (client->phys >= 0 &&
+	    p->phys_base != (client->phys ? board->pool.phys_base : RUST_BUDDY_NO_ADDRESS))
+		return "is somewhere else";
+	return NULL;
+}
+
+static const char *alloc_is_odd(struct actor *a, const struct rust_buddy_alloc *r)
+{
+	const uint64_t page = board->pool.unit;
+	const uint64_t window = r->max_size ? round_up_to(r->max_size, page) : r->granted;
+
+	if (r->handle <= a->last_handle || r->epoch <= a->last_epoch)
+		return "has a handle or an epoch that is not new";
+	if (r->granted < r->size || r->granted != granted_for(r))
+		return "was granted another size";
+	if (!r->offset || r->offset % page || r->offset + window > 1ULL << 44)
+		return "has an offset that can't be";
+	if (page << r->order != next_power(r->granted))
+		return "has another order";
+	return NULL;
+}
+
+static const char *buffer_is_odd(const struct slot *s, const struct rust_buddy_buffer_info *b)
+{
+	if (b->size != s->req.size || b->granted != s->req.granted || b->order != s->req.order)
+		return "has another size";
+	if (b->offset != s->req.offset || b->max_size != s->max_size)
+		return "has another window";
+	if (b->epoch != s->req.epoch || b->generation || b->pool != board->pool.pool)
+		return "is another one";
+	if (b->flags != s->req.flags || strncmp(b->name, s->req.name, RUST_BUDDY_NAME_LEN))
+		return "has other flags, or another name";
+	if (b->pins != s->pins)
+		return "has another number of pins";
+	if (b->mappings < !!s->map)
+		return "does not know its mapping";
+	return NULL;
+}
+
+/*
+ * A call, and the judgement.
+ */
+
+enum where { PLAIN, UNALIGNED, IN_BUFFER, READ_ONLY, INTO_READ_ONLY, INTO_NOTHING, NOWHERE };
+
+struct call {
+	struct client *client;
+	int nr;			/* COMMANDS and beyond: one that there is not */
+	unsigned long cmd;	/* 0: of nr and size */
+	size_t size;
+	enum where where;
+	bool wants_fd;		/* else what EXPORT opens is closed */
+	union request req;	/* becomes what was answered */
+	int ret;
+};
+
+static void forget(struct slot *s);
+static struct slot *free_slot(struct actor *a);
+
+/* Takes note of what succeeded, and looks at what it said. */
+static void note(struct actor *a, struct call *c)
+{
+	const char *why = NULL;
+	struct slot *s = NULL;
+
+	if (c->client->own && c->nr >= FREE && c->nr <= BUFFER_INFO)
+		s = slot_of(a, c->client, c->req.free.handle);
+	switch (c->nr) {
+	case POOL_INFO:
+		if (c->size >= sizes[POOL_INFO])
+			why = pool_is_odd(c->client, &c->req.pool);
+		break;
+	case INFO:
+		if (c->size >= sizes[INFO] &&
+		    (c->req.info.instance != board->info.instance || c->req.info.pools != 1 ||
+		     c->req.info.page_size != board->pool.unit))
+			why = "is another module";
+		break;
+	case ALLOC:
+		if (!c->req.alloc.handle)
+			why = "has no handle";
+		else if (c->size >= sizes[ALLOC])
+			why = alloc_is_odd(a, &c->req.alloc);
+		a->last_handle = c->req.alloc.handle;
+		if (c->size >= sizes[ALLOC])
+			a->last_epoch = c->req.alloc.epoch;
+		break;
+	case FREE:
+		if (!s)
+			break;
+		/* Mapped, it stays; and its pattern is looked at when that goes. */
+		s->req.handle = 0;
+		check_pattern(a, s);
+		forget(s);
+		break;
+	case PIN:
+		if (s)
+			s->pins++;
+		/* What a device is told is its own business. */
+		if (c->size < sizes[PIN] || c->req.pin.device[0])
+			break;
+		if (c->req.pin.address < board->pool.phys_base ||
+		    c->req.pin.address + c->req.pin.size >
+		    board->pool.phys_base + board->pool.size || !c->req.pin.size)
+			why = "lies outside the pool";
+		else if (s && c->req.pin.size != s->req.granted)
+			why = "has another size";
+		else if (s && s->req.flags & RUST_BUDDY_ALLOC_AT &&
+			 c->req.pin.address != board->pool.phys_base + s->req.lo)
+			why = "is not where it was asked for";
+		break;
+	case UNPIN:
+		if (s)
+			s->pins--;
+		break;
+	case EXPORT:
+		if (c->req.export.fd < 0 || c->req.export.fd >= RACING_FD)
+			why = "is no descriptor";
+		else if (!c->wants_fd)
+			close(c->req.export.fd);
+		break;
+	case IMPORT:
+		if (c->req.import.handle <= a->last_handle)
+			why = "has a handle that is not new";
+		a->last_handle = c->req.import.handle;
+		break;
+	case BUFFER_INFO:
+		if (s && c->size >= sizes[BUFFER_INFO])
+			why = buffer_is_odd(s, &c->req.buffer);
+		break;
+	}
+	if (why)
+		wrong(a, "%s: what was answered %s", count_names[c->nr], why);
+}
+
+/* Something to remember, in the only place that can be told of it. */
+static void keep(struct actor *a, struct call *c);
+
+/* Bytes at which two differ, @len if none. */
+static size_t differ(const unsigned char *x, const unsigned char *y, size_t len)
+{
+	size_t i;
+
+	if (!memcmp(x, y, len))
+		return len;
+	for (i = 0; x[i] == y[i]; i++)
+		;
+	return i;
+}
+
+/* May a call that ended with @err have written this byte? */
+static bool for_answer(int nr, size_t at, int err)
+{
+	unsigned int i;
+
+	if (err)
+		return nr == ALLOC && err == ENOSPC && at >= FROM(alloc, largest_free) &&
+		       at < UP_TO(alloc, largest_free);
+	for (i = 0; i < ARRAY_SIZE(answers); i++)
+		if (answers[i].nr == nr && at >= answers[i].from && at < answers[i].to)
+			return true;
+	return false;
+}
+
+/*
+ * Everything that was delivered, and nothing else, has changed: @got is what is
+ * there now, @was what it was before.
+ */
+static void judge(struct actor *a, struct call *c, const unsigned char *got,
+		  const unsigned char *was, size_t len, uint32_t want, int err)
+{
+	const struct rust_buddy_hdr *hdr = (const void *)c->req.bytes;
+	const char *name = count_names[c->nr];
+	size_t at;
+
+	if (hdr->ret != -err) {
+		wrong(a, "%s: errno %d, but hdr.ret %d", name, err, hdr->ret);
+		return;
+	}
+	if (!errno_fits(err, hdr->reason)) {
+		wrong(a, "%s: errno %d for reason %u", name, err, hdr->reason);
+		return;
+	}
+	for (at = offsetof(struct rust_buddy_hdr, user_data); at < len; at++) {
+		at += differ(got + at, was + at, len - at);
+		if (at < len && !for_answer(c->nr, at, err)) {
+			wrong(a, "%s, errno %d: byte %zu is not for the answer, but changed", name,
+			      err, at);
+			break;
+		}
+	}
+	if (want != ANYTHING && hdr->reason != want &&
+	    !(!want && state_may_refuse(c->nr, &c->req.alloc, hdr->reason)))
+		wrong(a, "%s: reason %u instead of %u", name, hdr->reason, want);
+}
+
+/* Puts the request where it is wanted, calls, and judges all that can be said of it. */
+static void call(struct actor *a, struct call *c)
+{
+	const bool known = c->nr < COMMANDS && !c->cmd &&
+			   (c->nr != SYNC || board->info.features & RUST_BUDDY_FEAT_DEVICE);
+	const unsigned long cmd = c->cmd ? c->cmd : RB_CMD(c->nr, c->size);
+	const size_t page = board->pool.unit;
+	const size_t len = known && c->size > sizes[c->nr] ? sizes[c->nr] : c->size;
+	size_t there = c->size, writable = c->size, changed;
+	unsigned char *at = a->rw, *look = a->rw;
+	uint32_t want = 0;
+	bool surplus = false;
+	union request was;
+	uintptr_t nowhere;
+	struct slot *s;
+	size_t i;
+	int err;
+
+	if (known && c->nr == ALLOC && c->client->own)
+		free_slot(a);
+	switch (c->where) {
+	case PLAIN:
+		break;
+	case UNALIGNED:
+		at += below(a, page);
+		look = at;
+		break;
+	case IN_BUFFER:
+		s = &a->slots[below(a, SLOTS)];
+		if (s->map && c->size <= page / 2) {
+			at = s->map + page / 4;
+			look = at;
+			s->dirty = true;
+		}
+		break;
+	case READ_ONLY:
+		i = below(a, page);
+		at = a->ro + i;
+		look += i;
+		writable = 0;
+		break;
+	case INTO_READ_ONLY:
+		writable = c->size ? below(a, c->size < page ? c->size : page) : 0;
+		at = a->mixed + page - writable;
+		look += page - writable;
+		break;
+	case INTO_NOTHING:
+		there = c->size ? below(a, c->size) : 0;
+		writable = there;
+		at = a->rw + AREA_PAGES * page - there;
+		look = at;
+		break;
+	case NOWHERE:
+		there = 0;
+		writable = 0;
+		nowhere = one_in(a, 2) ? below(a, page) : odd(a) | 1ULL << 63;
+		at = (unsigned char *)nowhere;
+		break;
+	}
+	memcpy(look, c->req.bytes, there);
+	memcpy(was.bytes, c->req.bytes, c->size);
+	for (i = len; i < c->size; i++)
+		surplus |= c->req.bytes[i];
+
+	count(a, c->nr < COMMANDS ? (enum count)c->nr : N_OTHER);
+	/* What a short struct does not have is zero to the module, and so to the judgement. */
+	if (known) {
+		memset(c->req.bytes + len, 0, sizes[c->nr] - len);
+		want = reason_for(a, c->client, c->nr, &c->req, c->size);
+	}
+	err = ioctl(c->client->fd, cmd, at) ? errno : 0;
+	c->ret = -err;
+	changed = differ(look, was.bytes, there);
+
+	/* IMPORT has an EBADF of its own, and says so in the struct. */
+	if (err == EBADF && c->client->racing && (changed == there || c->nr != IMPORT)) {
+		if (changed < there)
+			wrong(a, "EBADF, and byte %zu has changed", changed);
+		return;
+	}
+	if (!known || c->size < sizeof(struct rust_buddy_hdr)) {
+		if (err != (known ? EINVAL : ENOTTY))
+			wrong(a, "command %#lx: errno %d", cmd, err);
+		if (changed < there)
+			wrong(a, "command %#lx: byte %zu has changed", cmd, changed);
+		count(a, known ? N_REFUSED : N_UNKNOWN);
+		return;
+	}
+	if (there < c->size || surplus || writable < len) {
+		/* A surplus that is partly there can be seen not to be zero before its end. */
+		bool fits = surplus ? err == E2BIG || (there < c->size && err == EFAULT) :
+				      err == EFAULT;
+
+		if (!fits)
+			wrong(a, "%s of %zu bytes, %zu there, %zu writable, surplus %d: errno %d",
+			      count_names[c->nr], c->size, there, writable, surplus, err);
+		if (changed < there)
+			wrong(a, "%s, errno %d: byte %zu has changed", count_names[c->nr], err,
+			      changed);
+		c->ret = -err;
+		count(a, N_FAULTS);
+		return;
+	}
+	memcpy(c->req.bytes, look, len);
+	judge(a, c, look, was.bytes, len, want, err);
+	count(a, err ? N_REFUSED : N_DONE);
+	if (!err) {
+		note(a, c);
+		if (c->nr == ALLOC)
+			keep(a, c);
+	}
+}
+
+/* A plain call with a handle: 0 or a negative errno. */
+static int call_handle(struct actor *a, struct client *client, int nr, uint64_t handle,
+		       struct call *c)
+{
+	c->client = client;
+	c->nr = nr;
+	c->cmd = 0;
+	c->size = sizes[nr];
+	c->where = PLAIN;
+	c->wants_fd = false;
+	memset(c->req.bytes, 0, sizes[nr]);
+	c->req.free.handle = handle;
+	call(a, c);
+	return c->ret;
+}
+
+/*
+ * Slots.
+ */
+
+/* Without a handle and without a mapping there is nothing to know any more. */
+static void forget(struct slot *s)
+{
+	if (!s->req.handle && !s->map)
+		memset(s, 0, sizeof(*s));
+}
+
+static void unmap(struct actor *a, struct slot *s)
+{
+	if (!s->map)
+		return;
+	check_pattern(a, s);
+	if (munmap(s->map, s->max_size))
+		wrong(a, "munmap: errno %d", errno);
+	s->map = NULL;
+	forget(s);
+}
+
+/* Maps all of it; the first to see it finds zeroes, and leaves a pattern. */
+static void map(struct actor *a, struct slot *s)
+{
+	unsigned int i;
+
+	if (s->map || !s->req.handle)
+		return;
+	count(a, N_MMAP);
+	s->map = mmap(NULL, s->max_size, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | (s->req.granted <= MiB(1) && one_in(a, 8) ? MAP_POPULATE : 0),
+		      s->client->fd, s->req.offset);
+	if (s->map == MAP_FAILED) {
+		if (errno != ENOMEM)
+			wrong(a, "mmap of a buffer: errno %d", errno);
+		s->map = NULL;
+		return;
+	}
+	count(a, N_DONE);
+	if (s->tag) {
+		check_pattern(a, s);
+		return;
+	}
+	check_zero(a, s);
+	s->tag = 1 + below(a, 1 << 23);
+	for (i = 0; i < 4; i++) {
+		uint64_t at = spot(s, i);
+
+		fill(s->map + at * board->pool.unit, 64, s->tag + at);
+	}
+}
+
+/* Gives a buffer back, after a last look at what is in it. */
+static void release(struct actor *a, struct slot *s)
+{
+	struct client *client = s->client;
+	const uint64_t handle = s->req.handle;
+	struct call c;
+
+	if (!handle) {
+		unmap(a, s);
+		return;
+	}
+	if (s->tag)
+		map(a, s);
+	check_pattern(a, s);
+	if (s->pins && one_in(a, 2))
+		call_handle(a, client, FREE, handle, &c);
+	while (s->pins && !call_handle(a, client, UNPIN, handle, &c))
+		;
+	/* In either order: the mapping may well be the last to go. */
+	if (one_in(a, 2))
+		unmap(a, s);
+	call_handle(a, client, FREE, handle, &c);
+}
+
+static struct slot *free_slot(struct actor *a)
+{
+	unsigned int i, from = below(a, SLOTS);
+	struct slot *s;
+
+	for (i = 0; i < SLOTS; i++) {
+		s = &a->slots[(from + i) % SLOTS];
+		if (!s->req.handle && !s->map)
+			return s;
+	}
+	s = &a->slots[from];
+	release(a, s);
+	unmap(a, s);
+	return s;
+}
+
+static struct slot *some_slot(struct actor *a)
+{
+	unsigned int i, from = below(a, SLOTS);
+
+	for (i = 0; i < SLOTS; i++)
+		if (a->slots[(from + i) % SLOTS].req.handle)
+			return &a->slots[(from + i) % SLOTS];
+	return NULL;
+}
+
+/* On a shared client others may do what they like with it; on an own one it gets a slot. */
+static void keep(struct actor *a, struct call *c)
+{
+	const struct rust_buddy_alloc *r = &c->req.alloc;
+	const unsigned int i = below(a, RECENT);
+	const uint64_t handle = r->handle;
+	struct slot *s = NULL;
+	struct call more;
+	uint64_t pushed;
+	unsigned int n;
+
+	/* An own client's offsets are told too, for others to be refused them. */
+	if (r->offset)
+		__atomic_store_n(&board->offsets[i], r->offset, __ATOMIC_RELAXED);
+	if (!c->client->own) {
+		pushed = __atomic_exchange_n(&board->recent[i], handle, __ATOMIC_RELAXED);
+		/* What was pushed out goes, if it is of this client and nobody has pinned it. */
+		if (pushed)
+			call_handle(a, c->client, FREE, pushed, &more);
+		return;
+	}
+	for (n = 0; n < SLOTS && !s; n++)
+		if (!a->slots[n].req.handle && !a->slots[n].map)
+			s = &a->slots[n];
+	if (!s) {
+		wrong(a, "the fuzzer has no slot");
+		return;
+	}
+	s->client = c->client;
+	s->req = *r;
+	if (c->size < sizes[ALLOC]) {
+		/* The struct ended before all was told. */
+		struct rust_buddy_buffer_info info;
+
+		if (rb_buffer_info(c->client->fd, handle, &info)) {
+			wrong(a, "no BUFFER_INFO of what was just allocated");
+			memset(s, 0, sizeof(*s));
+			return;
+		}
+		s->req.granted = info.granted;
+		s->req.offset = info.offset;
+		s->req.epoch = info.epoch;
+		s->req.order = info.order;
+		s->req.reserved = 0;
+	}
+	s->max_size = r->max_size ? round_up_to(r->max_size, board->pool.unit) : s->req.granted;
+}
+
+/*
+ * Clients.
+ */
+
+static int open_client(struct client *client)
+{
+	client->fd = open(client->phys ? RB_DEV_PHYS : RB_DEV,
+			  (client->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+	return client->fd;
+}
+
+static bool open_own(struct actor *a, struct client *client)
+{
+	client->phys = below(a, 2);
+	client->read_only = one_in(a, 10);
+	client->own = true;
+	open_client(client);
+	if (client->fd < 0) {
+		wrong(a, "open: errno %d", errno);
+		return false;
+	}
+	if (client->fd >= RACING_FD) {
+		wrong(a, "the fuzzer has too many descriptors");
+		return false;
+	}
+	count(a, N_OPENS);
+	return true;
+}
+
+static struct client *own_client(struct actor *a)
+{
+	return &a->own[below(a, OWN)];
+}
+
+static struct client *others_client(struct actor *a)
+{
+	if (one_in(a, 3))
+		return &racing[below(a, RACING)];
+	return &shared[below(a, SHARED)];
+}
+
+static struct client *any_client(struct actor *a)
+{
+	return one_in(a, 3) ? others_client(a) : own_client(a);
+}
+
+/* Own, stale, a neighbour's, another client's, or nobody's. */
+static uint64_t any_handle(struct actor *a)
+{
+	switch (below(a, 6)) {
+	case 0:
+		return a->slots[below(a, SLOTS)].req.handle;
+	case 1:
+		return a->last_handle + below(a, 9) - 4;
+	case 2:
+		return odd(a);
+	default:
+		return __atomic_load_n(&board->recent[below(a, RECENT)], __ATOMIC_RELAXED);
+	}
+}
+
+/*
+ * Operations.
+ */
+
+/* Where the struct is, and how much of it: mostly as it should be. */
+static void twist(struct actor *a, struct call *c)
+{
+	size_t more;
+
+	c->cmd = 0;
+	c->size = sizes[c->nr];
+	c->where = PLAIN;
+	c->wants_fd = false;
+	c->req.hdr.user_data = a->op;
+	switch (below(a, 24)) {
+	case 0:
+		c->size = below(a, c->size);
+		break;
+	case 1:
+		/* Longer, by zeroes or not. */
+		more = one_in(a, 16) ? below(a, 16384 - c->size) : 1 + below(a, 200);
+		memset(c->req.bytes + c->size, 0, more);
+		if (one_in(a, 2))
+			c->req.bytes[c->size + below(a, more ? more : 1)] = 1 + below(a, 255);
+		c->size += more;
+		break;
+	case 2:
+		if (c->nr == ALLOC)
+			c->size = offsetof(struct rust_buddy_alloc, handle) + below(a, 48);
+		break;
+	}
+	if (one_in(a, 5))
+		c->where = UNALIGNED + below(a, NOWHERE);
+}
+
+static void random_name(struct actor *a, char *name)
+{
+	size_t i, len = below(a, RUST_BUDDY_NAME_LEN);
+
+	for (i = 0; i < len; i++)
+		name[i] = 0x20 + below(a, 0x7f - 0x20);
+}
+
+static uint64_t random_size(struct actor *a)
+{
+	const uint64_t page = board->pool.unit, pool = board->pool.size;
+
+	switch (below(a, 100)) {
+	case 0:
+		return 1 + wide(a) % pool;
+	case 1:
+		return 1 + below(a, MiB(4));
+	case 2 ... 5:
+		return 1 + below(a, MiB(1));
+	case 6 ... 40:
+		return 1 + below(a, page);
+	case 41 ... 50:
+		return (page << below(a, 6)) + below(a, 3) - 1;
+	default:
+		return 1 + below(a, 16 * page);
+	}
+}
+
+static void valid_alloc(struct actor *a, struct rust_buddy_alloc *r)
+{
+	const uint64_t page = board->pool.unit, pages = board->pool.size / page;
+
+	memset(r, 0, sizeof(*r));
+	r->size = random_size(a);
+	r->pool = one_in(a, 4) ? board->pool.pool : 0;
+	random_name(a, r->name);
+	if (one_in(a, 3))
+		r->flags |= RUST_BUDDY_ALLOC_EXACT;
+	if (one_in(a, 4))
+		r->align = 1ULL << below(a, 22);
+	switch (below(a, 10)) {
+	case 0:
+		r->flags |= RUST_BUDDY_ALLOC_HIGHEST;
+		break;
+	case 1:
+		r->flags |= RUST_BUDDY_ALLOC_LOWEST;
+		break;
+	case 2:
+		r->flags |= RUST_BUDDY_ALLOC_AT;
+		r->align = 0;
+		r->lo = page * below(a, pages);
+		break;
+	case 3:
+		r->flags |= RUST_BUDDY_ALLOC_WINDOW;
+		r->lo = page * below(a, pages);
+		r->hi = r->lo + page * below(a, pages);
+		if (one_in(a, 2))
+			r->flags |= one_in(a, 2) ? RUST_BUDDY_ALLOC_HIGHEST :
+						   RUST_BUDDY_ALLOC_LOWEST;
+		break;
+	}
+	if (one_in(a, 5))
+		r->max_size = granted_for(r) + below(a, 8 * page);
+}
+
+static void do_alloc(struct actor *a, struct client *client)
+{
+	struct call c;
+	struct rust_buddy_alloc *r = &c.req.alloc;
+
+	c.client = client;
+	c.nr = ALLOC;
+	valid_alloc(a, r);
+	/* One thing off, which may well be none. */
+	switch (below(a, 32)) {
+	case 0:
+		r->size = odd(a);
+		break;
+	case 1:
+		r->max_size = odd(a);
+		break;
+	case 2:
+		r->align = odd(a);
+		break;
+	case 3:
+		r->lo = odd(a);
+		break;
+	case 4:
+		r->hi = odd(a);
+		break;
+	case 5:
+		r->pool = odd(a);
+		break;
+	case 6:
+		r->flags = one_in(a, 2) ? below(a, 2048) : r->flags ^ 1U << below(a, 32);
+		break;
+	case 7:
+		r->name[below(a, RUST_BUDDY_NAME_LEN)] = below(a, 256);
+		break;
+	case 8:
+		memset(r->name, 'x', RUST_BUDDY_NAME_LEN);
+		break;
+	case 9:
+		r->reserved = odd(a);
+		break;
+	case 10:
+		r->max_address = odd(a);
+		break;
+	case 11:
+		r->flags |= RUST_BUDDY_ALLOC_PREFAULT << below(a, 5);
+		break;
+	case 12:
+		c.req.bytes[below(a, sizeof(*r))] ^= 1U << below(a, 8);
+		break;
+	}
+	/* What is only for the answer may hold anything. */
+	if (one_in(a, 4)) {
+		r->handle = wide(a);
+		r->granted = wide(a);
+		r->largest_free = wide(a);
+	}
+	twist(a, &c);
+	call(a, &c);
+}
+
+static const char devices[][RUST_BUDDY_DEVICE_LEN] = {
+	"pci/0000:00:00.0", "pci/0000:00:04.0", "pci/", "pci/0000:ff:1f.7", "platform/i8042",
+	"usb/x", "/", "//", "pci/../pci/0000:00:04.0", "\x01\xff", " ",
+	"123456789012345678901234567890123456789012345678",
+};
+
+static void do_handle(struct actor *a, struct client *client, int nr, uint64_t handle)
+{
+	struct call c;
+
+	c.client = client;
+	c.nr = nr;
+	memset(c.req.bytes, 0, sizes[nr]);
+	c.req.free.handle = handle;
+	if (one_in(a, 8) && nr != UNPIN && nr != FREE) {
+		c.req.pin.address = wide(a);
+		c.req.pin.size = wide(a);
+	}
+	/* Which devices there are is not known: others' clients only, whose pins nobody counts. */
+	if ((nr == PIN || nr == UNPIN) && !client->own && one_in(a, 4)) {
+		char *device = nr == PIN ? c.req.pin.device :
+			       (char *)c.req.bytes + offsetof(struct rust_buddy_unpin, device);
+
+		memcpy(device, devices[below(a, ARRAY_SIZE(devices))], RUST_BUDDY_DEVICE_LEN);
+		if (nr == PIN && one_in(a, 4))
+			c.req.pin.reserved = odd(a);
+	}
+	twist(a, &c);
+	call(a, &c);
+}
+
+static void do_info(struct actor *a, int nr)
+{
+	struct call c;
+
+	c.client = any_client(a);
+	c.nr = nr;
+	memset(c.req.bytes, one_in(a, 4) ? below(a, 256) : 0, sizes[nr]);
+	if (nr == POOL_INFO)
+		c.req.pool.pool = one_in(a, 8) ? odd(a) : below(a, 2);
+	twist(a, &c);
+	call(a, &c);
+}
+
+/* Out through a dma-buf and in again: the same memory, under another handle. */
+static void do_export(struct actor *a)
+{
+	const uint64_t page = board->pool.unit;
+	struct client *client = own_client(a), into;
+	struct slot *s = some_slot(a);
+	uint64_t handle, at;
+	struct call c, more;
+	unsigned char *mem;
+	bool exact;
+	int fd;
+
+	if (!s || one_in(a, 8)) {
+		client = any_client(a);
+		handle = any_handle(a);
+	} else {
+		client = s->client;
+		handle = s->req.handle;
+	}
+	c.client = client;
+	c.nr = EXPORT;
+	memset(c.req.bytes, 0, sizes[EXPORT]);
+	c.req.export.handle = handle;
+	c.req.export.flags = (one_in(a, 2) ? O_RDWR : O_RDONLY) | O_CLOEXEC;
+	if (one_in(a, 16))
+		c.req.export.flags ^= 1U << below(a, 32);
+	if (one_in(a, 4))
+		c.req.export.offset = one_in(a, 4) ? odd(a) : page * below(a, 4);
+	if (one_in(a, 4))
+		c.req.export.size = one_in(a, 4) ? odd(a) : page * below(a, 4);
+	twist(a, &c);
+	c.wants_fd = true;
+	call(a, &c);
+	if (c.ret)
+		return;
+	fd = c.req.export.fd;
+	if (fd < 0 || fd >= RACING_FD)
+		return;
+
+	/* Only what is a slot's is known, and has a pattern in its first page. */
+	s = slot_of(a, client, handle);
+	exact = s && s->tag && !c.req.export.offset;
+	count(a, N_MMAP);
+	mem = mmap(NULL, page, PROT_READ, MAP_SHARED, fd, 0);
+	if (mem == MAP_FAILED) {
+		count(a, N_REFUSED);
+		if (errno != ENOMEM)
+			wrong(a, "mmap of a dma-buf: errno %d", errno);
+	} else {
+		count(a, N_DONE);
+		if (exact && !filled(mem, 64, s->tag))
+			wrong(a, "a dma-buf shows other memory");
+		touch(a, mem + below(a, page / 8) * 8, false, 0);
+	}
+	/* What comes in is nobody's slot, and must go before anybody counts. */
+	into = *own_client(a);
+	into.own = false;
+	if (into.read_only)
+		goto out;
+	more.client = &into;
+	more.nr = IMPORT;
+	more.cmd = 0;
+	more.size = sizes[IMPORT];
+	more.where = PLAIN;
+	more.wants_fd = false;
+	memset(more.req.bytes, 0, sizes[IMPORT]);
+	more.req.import.fd = fd;
+	call(a, &more);
+	if (more.ret) {
+		if (more.ret != -EMFILE && more.ret != -EDQUOT && more.ret != -ENOMEM)
+			wrong(a, "IMPORT of a dma-buf: %d", more.ret);
+		goto out;
+	}
+	handle = more.req.import.handle;
+	at = more.req.import.offset;
+	/* The dma-buf is not needed any more. */
+	if (one_in(a, 2)) {
+		close(fd);
+		fd = -1;
+		if (mem != MAP_FAILED)
+			munmap(mem, page);
+		count(a, N_MMAP);
+		mem = mmap(NULL, page, PROT_READ, MAP_SHARED, into.fd, at);
+		count(a, mem == MAP_FAILED ? N_REFUSED : N_DONE);
+		if (mem != MAP_FAILED && exact && !filled(mem, 64, s->tag))
+			wrong(a, "what was imported shows other memory");
+	}
+	if (call_handle(a, &into, BUFFER_INFO, handle, &more))
+		wrong(a, "no BUFFER_INFO of what was imported: %d", more.ret);
+	if (call_handle(a, &into, FREE, handle, &more))
+		wrong(a, "no FREE of what was imported: %d", more.ret);
+out:
+	if (fd >= 0)
+		close(fd);
+	if (mem != MAP_FAILED)
+		munmap(mem, page);
+}
+
+/* Any number: no descriptor, one of something else, or another thread's dma-buf. */
+static void do_import(struct actor *a)
+{
+	struct call c;
+
+	c.client = others_client(a);
+	c.nr = IMPORT;
+	memset(c.req.bytes, 0, sizes[IMPORT]);
+	c.req.import.fd = one_in(a, 4) ? odd(a) : below(a, 48);
+	if (one_in(a, 16))
+		c.req.import.reserved = odd(a);
+	twist(a, &c);
+	call(a, &c);
+}
+
+static void do_sync(struct actor *a)
+{
+	struct call c;
+
+	c.client = any_client(a);
+	c.nr = SYNC;
+	memset(c.req.bytes, 0, sizes[SYNC]);
+	c.req.sync.handle = any_handle(a);
+	c.req.sync.flags = below(a, 4);
+	c.req.sync.direction = below(a, 5);
+	if (one_in(a, 2))
+		c.req.sync.offset = odd(a);
+	if (one_in(a, 2))
+		c.req.sync.size = odd(a);
+	twist(a, &c);
+	call(a, &c);
+}
+
+/* Not even the shape of a request. */
+static void do_garbage(struct actor *a)
+{
+	struct call c;
+	size_t i;
+
+	c.client = others_client(a);
+	c.nr = below(a, COMMANDS);
+	c.cmd = 0;
+	c.wants_fd = false;
+	c.size = one_in(a, 4) ? below(a, 16384) : below(a, 2 * sizes[c.nr]);
+	c.where = below(a, NOWHERE + 1);
+	for (i = 0; i < c.size; i += 8) {
+		uint64_t word = one_in(a, 2) ? odd(a) : 0;
+
+		memcpy(c.req.bytes + i, &word, 8);
+	}
+	call(a, &c);
+}
+
+/* Wrong direction, magic or number; or any 32 bits. */
+static void do_command(struct actor *a)
+{
+	const unsigned int both = _IOC_READ | _IOC_WRITE;
+	unsigned int magic = RUST_BUDDY_IOC_MAGIC, dir = both, nr = below(a, COMMANDS);
+	struct call c;
+	size_t i;
+
+	c.client = any_client(a);
+	c.nr = COMMANDS;
+	c.size = sizes[nr];
+	c.where = below(a, NOWHERE + 1);
+	switch (below(a, 4)) {
+	case 0:
+		dir = below(a, both);
+		break;
+	case 1:
+		magic ^= 1 + below(a, 255);
+		break;
+	default:
+		nr = COMMANDS + below(a, 256 - COMMANDS);
+	}
+	c.cmd = _IOC(dir, magic, nr, c.size);
+	/* Magics that the kernel answers itself have other sizes. */
+	if (one_in(a, 3)) {
+		do {
+			c.cmd = rnd(&a->rng);
+		} while (_IOC_TYPE(c.cmd) == RUST_BUDDY_IOC_MAGIC);
+		c.size = _IOC_SIZE(c.cmd);
+	}
+	for (i = 0; i < c.size; i++)
+		c.req.bytes[i] = below(a, 256);
+	call(a, &c);
+}
+
+/* What mmap must say to a window of an own client: 0, a negative errno, or 1 for who knows. */
+static int map_errno(struct actor *a, const struct client *client, uint64_t offset, uint64_t len,
+		     int prot, int flags, struct slot **hit)
+{
+	const uint64_t page = board->pool.unit;
+	unsigned int i;
+	uint64_t left;
+
+	*hit = NULL;
+	/* What the kernel refuses by itself is not looked at any closer. */
+	if (offset % page || !len || len > 1ULL << 30 || offset >= 1ULL << 62)
+		return 1;
+	if (!client->own)
+		return 1;
+	for (i = 0; i < SLOTS; i++) {
+		struct slot *s = &a->slots[i];
+
+		if (s->client == client && s->req.handle && offset >= s->req.offset &&
+		    offset < s->req.offset + s->max_size)
+			*hit = s;
+	}
+	if (client->read_only && flags & MAP_SHARED && prot & PROT_WRITE)
+		return -EACCES;
+	if (flags & MAP_PRIVATE)
+		return -EINVAL;
+	if (!*hit)
+		return -EACCES;
+	left = (*hit)->req.offset + (*hit)->max_size - offset;
+	return round_up_to(len, page) > left ? -EINVAL : 0;
+}
+
+/*
+ * What the kernel can do to a mapping; true if that is gone. Other threads map what
+ * they like where there is a hole: nothing is unmapped that is not known to be there.
+ */
+static bool shake(struct actor *a, unsigned char *map, uint64_t len)
+{
+	static const int advices[] = {
+		MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE,
+		MADV_REMOVE, MADV_DONTFORK, MADV_DOFORK, MADV_MERGEABLE, MADV_HUGEPAGE,
+		MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP, MADV_COLD, MADV_PAGEOUT,
+		MADV_POPULATE_READ, MADV_POPULATE_WRITE,
+	};
+	const uint64_t page = board->pool.unit, pages = len / page;
+	uint64_t from = page * below(a, pages), part = page * (1 + below(a, pages));
+	unsigned char *to;
+
+	if (part > len - from)
+		part = len - from;
+	switch (below(a, 6)) {
+	case 0:
+		mprotect(map + from, part, below(a, 4));
+		break;
+	case 1:
+	case 2:
+		/* Populating tens of thousands of pages takes long and shows nothing new. */
+		madvise(map + from, part < 64 * page ? part : 64 * page,
+			advices[below(a, ARRAY_SIZE(advices))]);
+		break;
+	case 3:
+		msync(map + from, part, one_in(a, 2) ? MS_SYNC : MS_ASYNC | MS_INVALIDATE);
+		break;
+	case 4:
+		/* Growing is refused, and so is a duplicate. */
+		to = mremap(map + from, one_in(a, 2) ? part : 0, part + page, MREMAP_MAYMOVE);
+		if (to != MAP_FAILED)
+			wrong(a, "mremap gave more than there was");
+		break;
+	default:
+		/* First the middle, then what is left of it. */
+		munmap(map + from, part);
+		if (from)
+			munmap(map, from);
+		if (from + part < len)
+			munmap(map + from + part, len - from - part);
+		return true;
+	}
+	return false;
+}
+
+/* To where nobody else is; the ends stay, and go then. True if it worked. */
+static bool move(struct actor *a, unsigned char *map, uint64_t len)
+{
+	const uint64_t page = board->pool.unit;
+	uint64_t from = page * below(a, len / page), part = page * (1 + below(a, len / page));
+	unsigned char *to;
+
+	if (part > len - from)
+		part = len - from;
+	to = mmap(NULL, part, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (to == MAP_FAILED)
+		return false;
+	/* If it fails, nobody knows whether that place is still there: it is left alone. */
+	if (mremap(map + from, part, part, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED)
+		return false;
+	touch(a, to + PRIVATE_BYTES, false, 0);
+	if (from)
+		munmap(map, from);
+	if (from + part < len)
+		munmap(map + from + part, len - from - part);
+	munmap(to, part);
+	return true;
+}
+
+/* A mapping of anything, anyhow, that goes again at once. */
+static void do_map(struct actor *a)
+{
+	const uint64_t page = board->pool.unit;
+	struct client *client = any_client(a);
+	struct slot *s = some_slot(a), *hit;
+	uint64_t offset, len;
+	int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED, want, n;
+	unsigned char *mem;
+	bool gone;
+
+	if (s && one_in(a, 2))
+		client = s->client;
+	switch (below(a, 8)) {
+	case 0:
+		offset = odd(a);
+		break;
+	case 1:
+		offset = page * below(a, 4096);
+		break;
+	case 2:
+	case 3:
+		offset = __atomic_load_n(&board->offsets[below(a, RECENT)], __ATOMIC_RELAXED);
+		break;
+	default:
+		offset = s ? s->req.offset : 0;
+		if (s && one_in(a, 2))
+			offset += page * below(a, s->max_size / page + 2);
+	}
+	switch (below(a, 4)) {
+	case 0:
+		len = s ? s->max_size : page;
+		break;
+	case 1:
+		len = one_in(a, 8) ? odd(a) : 1 + below(a, 3 * page);
+		break;
+	default:
+		len = page * (1 + below(a, 8));
+	}
+	if (one_in(a, 4))
+		prot = below(a, 4);
+	if (one_in(a, 12))
+		flags = MAP_PRIVATE;
+	if (one_in(a, 12) && len <= 64 * page)
+		flags |= MAP_POPULATE;
+
+	want = map_errno(a, client, offset, len, prot, flags, &hit);
+	count(a, N_MMAP);
+	mem = mmap(NULL, len, prot, flags, client->fd, offset);
+	if (mem == MAP_FAILED) {
+		count(a, N_REFUSED);
+		if (want <= 0 && errno != -want && errno != ENOMEM)
+			wrong(a, "mmap: errno %d instead of %d", errno, -want);
+		return;
+	}
+	count(a, N_DONE);
+	len = round_up_to(len, page);
+	if (want < 0 || flags & MAP_PRIVATE)
+		wrong(a, "mmap succeeded instead of errno %d", -want);
+	/* Foreign memory is only looked at where it is a shared client's, and may be written. */
+	for (n = below(a, 4); n; n--) {
+		uint64_t at = page * below(a, len / page);
+		bool write = one_in(a, 2);
+		int sig, due = 0;
+
+		if (write ? !(prot & PROT_WRITE) : !(prot & (PROT_READ | PROT_WRITE)))
+			due = SIGSEGV;
+		else if (hit && offset + at >= hit->req.offset + hit->req.granted)
+			due = SIGBUS;
+		if (hit && write)
+			hit->dirty = true;
+		sig = touch(a, mem + at + PRIVATE_BYTES + 8 * below(a, 64), write, wide(a));
+		/* Nobody knows how much others were granted. */
+		if (sig != due && (hit || sig != SIGBUS))
+			wrong(a, "%s page %ju of a mapping: signal %d instead of %d",
+			      write ? "writing" : "reading", (uintmax_t)(at / page), sig, due);
+	}
+	gone = one_in(a, 6) && move(a, mem, len);
+	for (n = one_in(a, 2) ? below(a, 4) : 0; n && !gone; n--)
+		gone = shake(a, mem, len);
+	if (!gone)
+		munmap(mem, len);
+	if (hit)
+		check_pattern(a, hit);
+}
+
+/* Beyond what was granted there is nothing, however large the window is. */
+static void do_touch(struct actor *a)
+{
+	struct slot *s = &a->slots[below(a, SLOTS)];
+	int sig;
+
+	check_pattern(a, s);
+	if (!s->map || s->max_size == s->req.granted)
+		return;
+	sig = touch(a, s->map + s->req.granted + board->pool.unit / 2, one_in(a, 2), 0);
+	if (sig != SIGBUS)
+		wrong(a, "signal %d beyond what was granted", sig);
+}
+
+/* A client goes, whatever it holds; what is mapped stays for a while. */
+static void do_reopen(struct actor *a)
+{
+	struct client *client = own_client(a);
+	unsigned int i;
+
+	for (i = 0; i < SLOTS; i++) {
+		struct slot *s = &a->slots[i];
+
+		if (s->client != client)
+			continue;
+		if (one_in(a, 2))
+			unmap(a, s);
+		s->client = NULL;
+		s->req.handle = 0;
+		s->pins = 0;
+		forget(s);
+	}
+	if (close(client->fd))
+		wrong(a, "close: errno %d", errno);
+	/* Nobody else has it: what is still mapped is untouched by that. */
+	for (i = 0; i < SLOTS; i++)
+		check_pattern(a, &a->slots[i]);
+	if (!open_own(a, client))
+		_exit(1);
+}
+
+/* The same client under another number. */
+static void do_dup(struct actor *a)
+{
+	struct client *client = own_client(a);
+	int fd = fcntl(client->fd, F_DUPFD_CLOEXEC, 0);
+
+	if (fd < 0 || fd >= RACING_FD) {
+		wrong(a, "dup: %d, errno %d", fd, errno);
+		return;
+	}
+	close(client->fd);
+	client->fd = fd;
+}
+
+/* Another file under a number that others may be using right now, or none. */
+static void do_race(struct actor *a)
+{
+	const int number = racing[below(a, RACING)].fd;
+	int fd;
+
+	if (one_in(a, 3)) {
+		close(number);
+		return;
+	}
+	fd = rb_open(one_in(a, 2) ? RB_DEV : RB_DEV_PHYS);
+	if (fd < 0)
+		return;
+	dup3(fd, number, O_CLOEXEC);
+	close(fd);
+	count(a, N_OPENS);
+}
+
+/* /proc shows as many buffers as there are slots. */
+static void do_fdinfo(struct actor *a)
+{
+	struct client *client = own_client(a);
+	unsigned int i, n = 0;
+	char path[64], text[512], *line;
+	ssize_t got;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", client->fd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	got = read(fd, text, sizeof(text) - 1);
+	close(fd);
+	text[got > 0 ? got : 0] = '\0';
+	for (i = 0; i < SLOTS; i++)
+		n += a->slots[i].client == client && a->slots[i].req.handle;
+	line = strstr(text, "rust_buddy-buffers:");
+	if (!line || strtoul(strchr(line, ':') + 1, NULL, 10) != n)
+		wrong(a, "fdinfo does not show %u buffers", n);
+}
+
+static void step(struct actor *a);
+
+/*
+ * A child inherits clients, mappings and memory of its parent, which goes on using
+ * them: it only looks at these, and does what it likes with clients of its own.
+ */
+static void live_as_child(struct actor *a)
+{
+	const struct actor was = *a;
+	struct slot theirs[SLOTS], *s;
+	struct client client;
+	unsigned int i, n;
+	struct call c;
+
+	memcpy(theirs, a->slots, sizeof(theirs));
+	a->child = true;
+	memset(a->slots, 0, sizeof(a->slots));
+	if (!set_up(a))
+		_exit(1);
+	for (i = 0; i < OWN; i++)
+		if (!open_own(a, &a->own[i]))
+			_exit(1);
+	for (n = below(a, 24); n && !board->stop; n--) {
+		s = &theirs[below(a, SLOTS)];
+		check_pattern(a, s);
+		if (s->req.handle) {
+			client = was.own[s->client - a->own];
+			client.own = false;
+			call_handle(a, &client, BUFFER_INFO, s->req.handle, &c);
+		}
+		if (s->map && one_in(a, 4)) {
+			munmap(s->map, s->max_size);
+			s->map = NULL;
+		}
+		step(a);
+	}
+	if (one_in(a, 4))
+		raise(SIGKILL);
+	_exit(0);
+}
+
+static void do_fork(struct actor *a)
+{
+	pid_t pid;
+
+	if (a->child)
+		return;
+	while (waitpid(-1, NULL, WNOHANG) > 0)
+		;
+	pid = fork();
+	if (!pid)
+		live_as_child(a);
+	if (pid < 0)
+		return;
+	count(a, N_FORKS);
+	/* Another thread may have collected it. */
+	if (one_in(a, 2))
+		waitpid(pid, NULL, 0);
+}
+
+static void step(struct actor *a)
+{
+	struct slot *s;
+
+	begin(a);
+	switch (below(a, 256)) {
+	case 0 ... 44:
+		do_alloc(a, own_client(a));
+		break;
+	case 45 ... 56:
+		do_alloc(a, others_client(a));
+		break;
+	case 57 ... 80:
+		s = some_slot(a);
+		if (s)
+			release(a, s);
+		break;
+	case 81 ... 100:
+		s = some_slot(a);
+		if (s)
+			do_handle(a, s->client, PIN + below(a, 2), s->req.handle);
+		break;
+	case 101 ... 112:
+		s = some_slot(a);
+		if (s)
+			do_handle(a, s->client, BUFFER_INFO, s->req.handle);
+		break;
+	case 113 ... 120:
+		do_info(a, POOL_INFO);
+		break;
+	case 121 ... 125:
+		do_info(a, INFO);
+		break;
+	case 126 ... 133:
+		do_export(a);
+		break;
+	case 134 ... 136:
+		do_import(a);
+		break;
+	case 137:
+		do_sync(a);
+		break;
+	case 138 ... 157:
+		do_handle(a, any_client(a), FREE + below(a, 4), any_handle(a));
+		break;
+	case 158 ... 175:
+		do_garbage(a);
+		break;
+	case 176 ... 187:
+		do_command(a);
+		break;
+	case 188 ... 211:
+		s = some_slot(a);
+		if (s)
+			map(a, s);
+		break;
+	case 212 ... 235:
+		do_map(a);
+		break;
+	case 236 ... 249:
+		do_touch(a);
+		break;
+	case 250:
+		do_dup(a);
+		break;
+	case 251 ... 252:
+		do_race(a);
+		break;
+	case 253:
+		do_reopen(a);
+		break;
+	case 254:
+		do_fdinfo(a);
+		break;
+	default:
+		if (one_in(a, 4))
+			do_fork(a);
+	}
+}
+
+/*
+ * Processes.
+ */
+
+static void *live(void *arg)
+{
+	struct actor *a = arg;
+	unsigned int i;
+
+	me = a;
+	begin(a);
+	if (!set_up(a)) {
+		wrong(a, "the fuzzer has no memory: errno %d", errno);
+		return NULL;
+	}
+	for (i = 0; i < OWN; i++)
+		if (!open_own(a, &a->own[i]))
+			return NULL;
+	while (!__atomic_load_n(&board->stop, __ATOMIC_RELAXED) &&
+	       !__atomic_load_n(&board->wrong, __ATOMIC_RELAXED))
+		step(a);
+	begin(a);
+	for (i = 0; i < SLOTS; i++) {
+		release(a, &a->slots[i]);
+		unmap(a, &a->slots[i]);
+	}
+	for (i = 0; i < OWN; i++)
+		close(a->own[i].fd);
+	return NULL;
+}
+
+static void work(unsigned int worker, unsigned int life)
+{
+	struct sigaction act = { .sa_handler = caught, .sa_flags = SA_NODEFER };
+	pthread_t threads[THREADS];
+	unsigned int i;
+
+	sigaction(SIGBUS, &act, NULL);
+	sigaction(SIGSEGV, &act, NULL);
+	for (i = 0; i < RACING; i++)
+		racing[i] = (struct client){ .fd = RACING_FD + i, .phys = -1, .racing = true };
+	for (i = 0; i < THREADS; i++) {
+		actors[i].worker = worker;
+		actors[i].thread = i;
+		actors[i].life = life;
+		if (pthread_create(&threads[i], NULL, live, &actors[i]))
+			_exit(1);
+	}
+	for (i = 0; i < THREADS; i++)
+		pthread_join(threads[i], NULL);
+	_exit(0);
+}
+
+static double now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec + ts.tv_nsec / 1e9;
+}
+
+FIXTURE(fuzz) {
+	int watch;
+	struct rust_buddy_pool_info base;
+	pid_t pid[WORKERS];
+	unsigned int life[WORKERS];
+	unsigned int kills;
+};
+
+FIXTURE_SETUP(fuzz)
+{
+	int phys;
+
+	OPEN_OR_SKIP(self->watch, RB_DEV);
+	OPEN_OR_SKIP(phys, RB_DEV_PHYS);
+	board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+		     -1, 0);
+	ASSERT_TRUE((void *)board != MAP_FAILED);
+	ASSERT_EQ(0, rb_info(phys, &board->info));
+	ASSERT_EQ(0, rb_pool_info(phys, 0, &board->pool));
+	close(phys);
+	ASSERT_EQ(0, rb_pool_info(self->watch, 0, &self->base));
+	if (self->base.quarantined || self->base.lingering)
+		SKIP(return, "there is memory that may come back at any time");
+}
+
+FIXTURE_TEARDOWN(fuzz)
+{
+	close(self->watch);
+}
+
+/* A limit that root has set: ALLOC may be refused for it. */
+static bool has_quotas(void)
+{
+	static const char * const names[] = {
+		"client_bytes", "client_handles", "uid_bytes", "uid_handles",
+	};
+	char path[128], limit;
+	unsigned int i;
+	int fd;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		snprintf(path, sizeof(path), "/sys/module/rust_buddy/parameters/quota_%s",
+			 names[i]);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+		if (fd < 0)
+			continue;
+		if (read(fd, &limit, 1) != 1)
+			limit = '0';
+		close(fd);
+		if (limit != '0')
+			return true;
+	}
+	return false;
+}
+
+static pid_t start(unsigned int worker, unsigned int life)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		work(worker, life);
+	return pid;
+}
+
+static void show_complaints(struct __test_metadata *_metadata)
+{
+	unsigned int i;
+
+	for (i = 0; i < board->wrong && i < SHOWN; i++) {
+		const struct complaint *c = &board->complaints[i];
+
+		TH_LOG("worker %u, thread %u%s, life %u, operation %ju: %s", c->worker, c->thread,
+		       c->child ? " (a child of it)" : "", c->life, (uintmax_t)c->op, c->text);
+	}
+	if (board->wrong)
+		TH_LOG("%u complaints; repeat with RB_FUZZ_SEED=%#jx", board->wrong,
+		       (uintmax_t)board->seed);
+}
+
+static void show_figures(double took, unsigned int kills)
+{
+	unsigned int i;
+
+	printf("# fuzz: %ju calls in %.1f s, %u processes killed, seed %#jx:",
+	       (uintmax_t)calls_made(), took, kills, (uintmax_t)board->seed);
+	for (i = 0; i < COUNTS; i++)
+		printf("%s %s %ju", i ? "," : "", count_names[i], (uintmax_t)counted(i));
+	printf("\n# {\"figure\": \"fuzz\", \"seed\": \"%#jx\", \"calls\": %ju, \"seconds\": %.1f",
+	       (uintmax_t)board->seed, (uintmax_t)calls_made(), took);
+	printf(", \"kills\": %u", kills);
+	for (i = 0; i < COUNTS; i++)
+		printf(", \"%s\": %ju", count_names[i], (uintmax_t)counted(i));
+	printf(", \"wrong\": %u}\n", board->wrong);
+	fflush(stdout);
+}
+
+TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
+{
+	const uint64_t seconds = env_number("RB_FUZZ_SECONDS", 0);
+	const uint64_t target = env_number("RB_FUZZ_CALLS", 1000000);
+	uint64_t seed, calls = 0, last = 0, next_kill = 0;
+	struct rust_buddy_pool_info pool;
+	double began, moved;
+	unsigned int i, n;
+	const char *diff;
+	int status;
+	pid_t pid;
+
+	board->quotas = has_quotas();
+	board->seed = env_number("RB_FUZZ_SEED", 0x66757a7a);
+	seed = board->seed;
+	printf("# fuzz: seed %#jx\n", (uintmax_t)board->seed);
+	fflush(stdout);
+
+	/* Children of those that were killed come to this process. */
+	ASSERT_EQ(0, prctl(PR_SET_CHILD_SUBREAPER, 1));
+	for (i = 0; i < SHARED; i++) {
+		open_client(&shared[i]);
+		ASSERT_LE(0, shared[i].fd);
+	}
+	for (i = 0; i < WORKERS; i++) {
+		self->pid[i] = start(i, 0);
+		ASSERT_LT(0, self->pid[i]);
+	}
+
+	began = now();
+	moved = began;
+	while (!board->wrong && __test_passed(_metadata) &&
+	       (seconds ? now() - began < seconds : calls < target)) {
+		usleep(500);
+		while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+			for (i = 0; i < WORKERS; i++) {
+				if (self->pid[i] != pid)
+					continue;
+				self->pid[i] = 0;
+				/* With a complaint all stop. */
+				EXPECT_TRUE(!status && board->wrong)
+					TH_LOG("a worker ended by itself, status %#x", status);
+			}
+		}
+		calls = calls_made();
+		if (calls != last)
+			moved = now();
+		last = calls;
+		ASSERT_GT((double)STALLED, now() - moved)
+			TH_LOG("no call for %d s: something hangs", STALLED);
+		if (calls < next_kill || board->wrong || !__test_passed(_metadata))
+			continue;
+		if (next_kill) {
+			i = rnd(&seed) % WORKERS;
+			EXPECT_EQ(0, kill(self->pid[i], SIGKILL));
+			status = verdict(self->pid[i]);
+			EXPECT_TRUE(status == 128 + SIGKILL || (!status && board->wrong))
+				TH_LOG("a worker ended with %d before it was killed", status);
+			self->kills++;
+			/* A shared client goes with the last process that has it. */
+			if (rnd(&seed) % 2) {
+				n = rnd(&seed) % SHARED;
+				close(shared[n].fd);
+				open_client(&shared[n]);
+				ASSERT_LE(0, shared[n].fd);
+			}
+			self->pid[i] = start(i, ++self->life[i]);
+			ASSERT_LT(0, self->pid[i]);
+		}
+		next_kill = calls + 1 + rnd(&seed) % (2 * KILL_EVERY);
+	}
+
+	/* One ends in the middle of it, the others tidy up. */
+	if (self->pid[0] > 0 && !kill(self->pid[0], SIGKILL))
+		self->kills++;
+	__atomic_store_n(&board->stop, 1, __ATOMIC_RELAXED);
+	for (i = 0; i < WORKERS; i++) {
+		if (self->pid[i] <= 0)
+			continue;
+		status = verdict(self->pid[i]);
+		EXPECT_TRUE(!status || (!i && status == 128 + SIGKILL))
+			TH_LOG("worker %u ended with %d", i, status);
+	}
+	while (waitpid(-1, NULL, 0) > 0)
+		;
+	for (i = 0; i < SHARED; i++)
+		close(shared[i].fd);
+	show_figures(now() - began, self->kills);
+	show_complaints(_metadata);
+	EXPECT_EQ(0U, board->wrong);
+
+	/* Every byte comes back, also what was pinned by those that were killed. */
+	for (n = 0; n < 600; n++) {
+		ASSERT_EQ(0, rb_pool_info(self->watch, 0, &pool));
+		if (!pool.quarantined && !pool.lingering)
+			break;
+		usleep(100000);
+	}
+	EXPECT_EQ(0ULL, pool.quarantined)
+		TH_LOG("load with a quarantine_ms below a minute");
+	EXPECT_EQ(0ULL, pool.lingering);
+	diff = pool_settles(self->watch, &self->base);
+	EXPECT_STREQ("", diff);
+
+	/* All of it was really done. */
+	EXPECT_LE(seconds ? 1 : target, calls_made());
+	for (i = 0; i < COUNTS && calls >= 50000; i++) {
+		EXPECT_LT(0ULL, counted(i))
+			TH_LOG("%s: none", count_names[i]);
+	}
+}
+
+TEST_HARNESS_MAIN
