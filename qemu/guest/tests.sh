@@ -48,7 +48,7 @@ for program in "$@"; do
 			continue
 		fi
 		# In a folder of its own: programs may leave files there.
-		(cd /tmp && timeout -k 10 300 "$RB_BUILD/selftests/$program") 2>&1
+		(cd /tmp && timeout -k 10 900 "$RB_BUILD/selftests/$program") 2>&1
 		echo "# exit $?"
 	else
 		echo "1..0 # SKIP $program was not built"
