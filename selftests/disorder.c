@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <linux/userfaultfd.h>
@@ -471,6 +472,8 @@ static pid_t start(const FIXTURE_DATA(disorder) *self, unsigned int kind, uint64
 		return pid;
 	}
 	setpgid(0, 0);
+	/* Who kills is not kept waiting by those that are to be killed. */
+	setpriority(PRIO_PROCESS, 0, 10);
 	close(self->watch);
 	munmap(self->mem, SIZE);
 	/* The counters are its kind's, not its own. */
