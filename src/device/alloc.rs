@@ -84,7 +84,8 @@ pub(super) fn alloc<'a>(
     request: &mut Alloc,
     size: usize,
 ) -> Result<Pending<'a>, Refusal> {
-    if request.reserved != 0 {
+    // A ceiling is not offered yet: what would not be kept must not be asked for.
+    if request.reserved != 0 || request.max_address != 0 {
         return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
     }
     check_flags(request.flags)?;

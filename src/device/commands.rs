@@ -110,6 +110,7 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
             |request: &mut UnpinRequest| {
                 may_pin(client)?;
                 may_change(file)?;
+                no_device(&request.device, 0)?;
                 change_pins(client, request.handle, unpin_one)?;
                 Ok(request.handle)
             },
@@ -254,7 +255,18 @@ fn free(client: &Client, request: &mut Free) -> Result<Nodes, Refusal> {
     table.remove(request.handle).ok_or_else(no_such_handle)
 }
 
+/// Addresses for one device are not offered yet: who asks for one must not get another.
+fn no_device(name: &[u8; uapi::DEVICE_LEN], reserved: u32) -> Result<(), Refusal> {
+    if reserved == 0 && name.iter().all(|&byte| byte == 0) {
+        Ok(())
+    } else {
+        Err(Refusal::new(EINVAL, uapi::WHY_RESERVED))
+    }
+}
+
 fn pin(client: &Client, request: &mut PinRequest) -> Result<Handle, Refusal> {
+    no_device(&request.device, request.reserved)?;
+    request.caveats = 0;
     (request.address, request.size) = change_pins(client, request.handle, pin_one)?;
     Ok(request.handle)
 }

@@ -21,6 +21,8 @@
  * - Fields marked (in) are read, fields marked (out) are written and ignored on
  *   input, reserved ones must be zero, and so must unknown flags: else EINVAL.
  * - Sizes and places are in the pool's own quantity: bytes, for memory.
+ * - What a RUST_BUDDY_FEAT_* names is there if INFO shows the bit. Without it its
+ *   flags are unknown ones, its fields reserved ones, and its commands ENOTTY.
  */
 #ifndef _UAPI_LINUX_RUST_BUDDY_H
 #define _UAPI_LINUX_RUST_BUDDY_H
