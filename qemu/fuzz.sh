@@ -34,8 +34,14 @@ qemu/build.sh || exit 1
 
 rounds=0
 calls=0
+boot=
 start=$SECONDS
 finish() {
+	# A guest in the background hears nothing of Ctrl-C.
+	if [ -n "$boot" ]; then
+		pkill -TERM -P "$boot"
+		wait "$boot" 2>/dev/null
+	fi
 	say "$rounds rounds, $calls calls in $((SECONDS - start)) s, nothing found"
 	exit
 }
@@ -55,7 +61,9 @@ while [ "$minutes" -eq 0 ] || left=$((minutes * 60 - (SECONDS - start))) && [ "$
 		--append "cma=256M memmap=64M\$0x40000000" -- \
 		env RB_FUZZ_SEED="$seed" RB_FUZZ_SECONDS="$seconds" bash qemu/guest/tests.sh \
 		"${words[0]#source=}" "${words[@]:1}" quarantine_ms="$quarantine" -- fuzz &
-	wait $! || bad=1
+	boot=$!
+	wait "$boot" || bad=1
+	boot=
 	log=$RB_CACHE/out/fuzz/log
 	read -r passed failed skipped < <(awk -f qemu/tally.awk "$log")
 	if [ -n "$bad" ] || [ "$failed" -ne 0 ] || [ "$skipped" -ne 0 ] || [ "$passed" -eq 0 ]; then
