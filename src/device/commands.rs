@@ -266,8 +266,8 @@ fn no_device(name: &[u8; uapi::DEVICE_LEN], reserved: u32) -> Result<(), Refusal
 
 fn pin(client: &Client, request: &mut PinRequest) -> Result<Handle, Refusal> {
     no_device(&request.device, request.reserved)?;
-    request.caveats = 0;
     (request.address, request.size) = change_pins(client, request.handle, pin_one)?;
+    request.caveats = 0;
     Ok(request.handle)
 }
 
