@@ -11,7 +11,6 @@
 #include <pthread.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <linux/userfaultfd.h>
@@ -454,6 +453,16 @@ FIXTURE_TEARDOWN(disorder)
 	close(self->watch);
 }
 
+/* A child that ends with the test, also where that is ended for taking too long. */
+static pid_t fork_mortal(void)
+{
+	pid_t pid = fork();
+
+	if (!pid)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	return pid;
+}
+
 /* A process group of its own, so that its children end with it. */
 static pid_t start(const FIXTURE_DATA(disorder) *self, unsigned int kind, uint64_t seed,
 		   uint64_t bound)
@@ -465,15 +474,13 @@ static pid_t start(const FIXTURE_DATA(disorder) *self, unsigned int kind, uint64
 		.seed = seed,
 		.bound = bound,
 	};
-	pid_t pid = fork();
+	pid_t pid = fork_mortal();
 
 	if (pid) {
 		setpgid(pid, pid);
 		return pid;
 	}
 	setpgid(0, 0);
-	/* Who kills is not kept waiting by those that are to be killed. */
-	setpriority(PRIO_PROCESS, 0, 10);
 	close(self->watch);
 	munmap(self->mem, SIZE);
 	/* The counters are its kind's, not its own. */
@@ -499,22 +506,29 @@ static void expect_nothing_wrong(struct __test_metadata *_metadata,
 		TH_LOG("%s: last in line %u", kinds[kind].name, self->report[kind].line);
 }
 
-TEST_F_TIMEOUT(disorder, killed_at_any_point, 2 * SLOW)
+/* Enough to disturb each other, few enough that two CPUs still get them all ended. */
+#define TOGETHER	5
+
+TEST_F_TIMEOUT(disorder, killed_at_any_point, 4 * SLOW)
 {
+	static const unsigned int strides[] = { 1, 3, 7, 9 };
 	unsigned long kills = env_number("RB_KILLS", KILLS), n = 0;
 	uint64_t seed = 0x6b696c6c65640001ULL;
 	unsigned int i, j;
-	pid_t pid[KINDS];
+	pid_t pid[TOGETHER];
 
+	kills -= kills % KINDS;
 	TH_LOG("seed 0x%jx", (uintmax_t)seed);
 	while (n < kills) {
-		for (i = 0; i < KINDS; i++) {
-			pid[i] = start(self, i, seed + n++, 0);
+		for (i = 0; i < TOGETHER; i++, n++) {
+			/* Each kind as often as any other, among others each time. */
+			j = n * strides[n / KINDS % ARRAY_SIZE(strides)] % KINDS;
+			pid[i] = start(self, j, seed + n, 0);
 			ASSERT_LT(0, pid[i]);
 		}
 		/* One after the other, not always in the same order. */
-		j = rnd(&seed) % KINDS;
-		for (i = 0; i < KINDS; i++, j = (j + 3) % KINDS) {
+		j = rnd(&seed) % TOGETHER;
+		for (i = 0; i < TOGETHER; i++, j = (j + 2) % TOGETHER) {
 			usleep(rnd(&seed) % 10000);
 			EXPECT_EQ(128 + SIGKILL, end(pid[j]));
 		}
@@ -583,7 +597,7 @@ TEST_F_TIMEOUT(disorder, chain_of_the_killed, SLOW)
 		for (i = 0; i < length; i++)
 			ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line[i]));
 		for (i = 0; i < length; i++) {
-			pid = fork();
+			pid = fork_mortal();
 			ASSERT_LE(0, pid);
 			if (!pid) {
 				close(self->watch);
@@ -668,7 +682,7 @@ TEST_F(disorder, exec_among_mappings)
 		ASSERT_TRUE(mem != MAP_FAILED);
 		fill(mem, SIZE, 5);
 		ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line));
-		pid = fork();
+		pid = fork_mortal();
 		ASSERT_LE(0, pid);
 		if (!pid) {
 			snprintf(number, sizeof(number), "%d", fd);
@@ -721,7 +735,7 @@ TEST_F_TIMEOUT(disorder, unload_all_the_while, SLOW)
 	attempts = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
 			0);
 	ASSERT_TRUE((void *)attempts != MAP_FAILED);
-	unloader = fork();
+	unloader = fork_mortal();
 	ASSERT_LE(0, unloader);
 	if (!unloader) {
 		for (;;) {
@@ -924,7 +938,7 @@ TEST_F_TIMEOUT(disorder, stuck_in_a_call, SLOW)
 		else if (stuck.cmd != RUST_BUDDY_IOC_POOL_INFO)
 			((struct rust_buddy_free *)request)->handle = req.handle;
 		ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, line));
-		pid = fork();
+		pid = fork_mortal();
 		ASSERT_LE(0, pid);
 		if (!pid)
 			get_stuck(line[1], fd, &stuck, request, self->page);
@@ -1137,7 +1151,7 @@ TEST_F_TIMEOUT(disorder, killed_by_the_oom_killer, SLOW)
 	}
 	EXPECT_EQ(0, put_text("/dev/kmsg", OOM_BEGIN));
 	for (n = 0; n < OOM_KILLS; n++) {
-		pid = fork();
+		pid = fork_mortal();
 		ASSERT_LE(0, pid);
 		if (!pid)
 			eat(self, &group, n);
