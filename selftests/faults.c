@@ -213,7 +213,8 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		if (call == ALLOC_GUP)
 			got->flags = RUST_BUDDY_ALLOC_GUP;
 		if (call == ALLOC_PLACED) {
-			got->flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_HIGHEST;
+			got->flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_HIGHEST |
+				     RUST_BUDDY_ALLOC_WAIT;
 			got->max_size = KiB(64);
 		}
 		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_ALLOC, got);
