@@ -47,7 +47,7 @@ fuzz() {
 	# Its own files bear its process id, which is the same in every new PID namespace.
 	rm -rf "$work/tmp"
 	mkdir -p "$work/found" "$work/tmp"
-	qemu/enter.sh env TMPDIR="$work/tmp" "$binary" -max_len="$longest" -len_control=0 -reload=0 -print_final_stats=1 \
+	qemu/enter.sh env TMPDIR="$work/tmp" "$binary" -max_len="$longest" -len_control=0 -reload=0 \
 		-artifact_prefix="$work/found/" "$@" >"$work/log" 2>&1 || rc=$?
 	seconds=$((SECONDS - start))
 	if [ "$rc" -ne 0 ]; then
@@ -65,12 +65,14 @@ after() { grep -aoE "$1 *[0-9]+" "$work/log" | tail -n 1 | grep -oE '[0-9]+$' ||
 # Files and bytes of the corpus.
 extent() { find "$corpus" -type f -printf '%s\n' | awk '{ n += $1 } END { print NR, n + 0 }'; }
 
+# figures FOLDER: of the run, which put what it found in there.
 figures() {
 	local edges all files bytes executed new
 	all=$(sed -n 's/.*Loaded.*modules* *(\([0-9]*\) inline 8-bit counters).*/\1/p' "$work/log" | head -n 1)
 	edges=$(after 'cov:')
-	executed=$(after 'stat::number_of_executed_units:')
-	new=$(after 'stat::new_units_added:')
+	# On several CPUs it has no final figures.
+	executed=$(sed -n 's/^#\([0-9][0-9]*\).*/\1/p' "$work/log" | tail -n 1)
+	new=$(($(find "$1" -type f | wc -l) - had))
 	read -r files bytes < <(extent)
 	echo "# fuzz-core: $executed executions in $seconds s, $edges of ${all:-0} edges covered," \
 		"corpus of $files files ($bytes bytes), $new new inputs, seed $seed"
@@ -87,11 +89,12 @@ case ${1:-} in
 	mkdir -p "$work"
 	rm -rf "$work/scratch"
 	mkdir "$work/scratch"
+	had=0
 	# In one order: that of a folder is another on every disk.
 	printf '%s\n' "$corpus"/* | LC_ALL=C sort | paste -sd, >"$work/inputs"
 	say "$runs executions, seed $seed"
 	fuzz -runs="$runs" -seed="$seed" -seed_inputs="@$work/inputs" "$work/scratch"
-	figures
+	figures "$work/scratch"
 	;;
 minutes)
 	minutes=${2:?how many minutes}
@@ -99,9 +102,10 @@ minutes)
 	say "building the fuzzer"
 	cargo_fuzz build
 	mkdir -p "$work/corpus"
+	had=$(find "$work/corpus" -type f | wc -l)
 	say "$minutes minutes, seed $seed; log in $work/log"
 	fuzz -fork="$(nproc)" -max_total_time=$((minutes * 60)) -seed="$seed" "$work/corpus" "$corpus"
-	figures
+	figures "$work/corpus"
 	;;
 merge)
 	say "building the fuzzer"
