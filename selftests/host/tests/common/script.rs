@@ -81,7 +81,8 @@ impl Bytes<'_> {
     /// How many units: small, about a power of two, or anything.
     fn units(&mut self) -> u64 {
         match self.byte() {
-            small @ 0..=159 => 1 + u64::from(small),
+            tiny @ 0..=63 => 1 + u64::from(tiny % 8),
+            small @ 64..=159 => u64::from(small - 55),
             power @ 160..=191 => 1 << (power - 160),
             above @ 192..=223 => (1 << (above - 192)) + 1,
             224..=251 => self.short(),
@@ -103,8 +104,10 @@ impl Bytes<'_> {
         }
     }
 
+    /// Any order, a small one half of the time.
     fn order(&mut self) -> Order {
-        Order::saturating(u32::from(self.byte() % 32))
+        let byte = u32::from(self.byte());
+        Order::saturating(byte % if byte < 128 { 8 } else { 32 })
     }
 
     /// Its first byte says which of the fields that follow are there.
@@ -161,7 +164,12 @@ impl Bytes<'_> {
                 Op::Grow(u32::from(live), direction, to)
             }
             19..=24 => Op::Free(u32::from(self.byte())),
-            25 => return Act::Comb(self.order(), self.order(), self.byte()),
+            25 => {
+                let orders = u32::from(self.byte());
+                let tooth = Order::saturating(orders % 4);
+                let step = Order::saturating(3 + (orders >> 2) % 8);
+                return Act::Comb(tooth, step, self.byte());
+            }
             26 => Op::Count(self.unit(region), self.unit(region)),
             27 => return Act::FreeForeign(self.unit(region), 1 + self.short() % (region.len + 8)),
             28 => return Act::Rejoin,
