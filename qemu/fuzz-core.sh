@@ -20,7 +20,7 @@ cd "$RB_TOP"
 runs=${RB_FUZZ_RUNS:-30000}
 seed=${RB_FUZZ_SEED:-1965}
 crate=selftests/host/fuzz
-corpus=$crate/corpus/core
+corpus=$crate/corpus
 work=$RB_CACHE/fuzz-core
 longest=256
 
@@ -91,7 +91,7 @@ case ${1:-} in
 	mkdir "$work/scratch"
 	had=0
 	# In one order: that of a folder is another on every disk.
-	printf '%s\n' "$corpus"/* | LC_ALL=C sort | paste -sd, >"$work/inputs"
+	find "$corpus" -type f | LC_ALL=C sort | paste -sd, >"$work/inputs"
 	say "$runs executions, seed $seed"
 	fuzz -runs="$runs" -seed="$seed" -seed_inputs="@$work/inputs" "$work/scratch"
 	figures "$work/scratch"
@@ -115,12 +115,12 @@ merge)
 	mkdir "$work/edges" "$work/counts"
 	# The least that passes every edge; and the longest, which go deepest, of what passes
 	# every edge as often: that alone would be ten times as many.
-	fuzz -set_cover_merge=1 -use_counters=0 "$work/edges" "$corpus" "$work/corpus"
-	fuzz -set_cover_merge=1 "$work/counts" "$corpus" "$work/corpus"
-	rm -rf "$corpus"
-	cp -r "$work/edges" "$corpus"
+	fuzz -set_cover_merge=1 -use_counters=0 "$work/edges" "$corpus/core" "$work/corpus"
+	fuzz -set_cover_merge=1 "$work/counts" "$corpus/core" "$work/corpus"
+	rm -rf "$corpus/core"
+	cp -r "$work/edges" "$corpus/core"
 	find "$work/counts" -type f -printf '%s %p\n' | LC_ALL=C sort -k 1,1nr -k 2 | head -n 150 |
-		cut -d ' ' -f 2- | xargs -d '\n' cp -t "$corpus"
+		cut -d ' ' -f 2- | xargs -d '\n' cp -t "$corpus/core"
 	say "files and bytes in $corpus: $(extent)"
 	;;
 lint)

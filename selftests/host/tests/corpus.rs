@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the fuzzer found worth keeping (fuzz/corpus), played again without it. `REPLAY=FILE` plays
+//! What the fuzzer found worth keeping, and what is kept for other reasons (fuzz/corpus), played
+//! again without it. `REPLAY=FILE` plays
 //! one file and says what is in it.
 
 mod common;
@@ -11,6 +12,7 @@ use common::{
 };
 use std::{
     fs,
+    panic::catch_unwind,
     path::Path, //
 };
 
@@ -24,16 +26,19 @@ fn corpus() {
         }
         return;
     }
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/core");
-    let mut files: Vec<_> = fs::read_dir(&folder)
-        .expect("a corpus")
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let mut files: Vec<_> = ["core", "kept"]
+        .iter()
+        .flat_map(|folder| fs::read_dir(corpus.join(folder)).expect("a corpus"))
         .map(|entry| entry.expect("a file").path())
         .collect();
     files.sort();
     let mut sum = [Tally::default(); 4];
     for file in &files {
         let script = Script::new(&fs::read(file).expect("a file"));
-        match script.play() {
+        // A panic of the core, too, is some file's.
+        let outcome = catch_unwind(|| script.play());
+        match outcome.unwrap_or_else(|_| Err("a panic".into())) {
             Ok(tally) => {
                 for (sum, one) in sum.iter_mut().zip(tally) {
                     sum.done += one.done;
