@@ -2,7 +2,7 @@
 #
 # Reads what the test programs printed and counts. A program that dies, hangs or
 # prints fewer results than it planned is one more failure: silence never passes.
-# With -v names=1 prints what failed and what was skipped.
+# What failed and what was skipped goes to stderr, with the last words of a failed test.
 
 function finish(    missing) {
 	if (suite == "")
@@ -19,20 +19,25 @@ function finish(    missing) {
 	}
 	suite = ""
 }
-function fail(why) {
+function fail(why,    i) {
 	failed++
+	for (i = words > 12 ? words - 12 : 0; i < words; i++)
+		print "  " word[i] > "/dev/stderr"
 	print "failed: " suite ": " why > "/dev/stderr"
 }
-/^# suite / { finish(); suite = $3; planned = -1; seen = 0; bad = 0; code = "" }
+# What a test says before its result: kept until the next result.
+/^# / && !/^# (suite|exit) / { word[words++] = substr($0, 1, 300) }
+/^# suite / { finish(); words = 0; suite = $3; planned = -1; seen = 0; bad = 0; code = "" }
 /^1\.\.[0-9]+/ {
 	planned = substr($1, 4) + 0
 	if (/# SKIP/) { skipped++; print "skipped: " suite ": " $0 > "/dev/stderr" }
 }
 /^ok [0-9]/ {
 	seen++
+	words = 0
 	if (/# SKIP/) { skipped++; print "skipped: " suite ": " $0 > "/dev/stderr" } else passed++
 }
-/^not ok [0-9]/ { seen++; bad++; fail($0) }
+/^not ok [0-9]/ { seen++; bad++; fail($0); words = 0 }
 /^# exit / { code = $3 }
 # The host's: cargo test.
 /^test result: / {
