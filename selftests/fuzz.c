@@ -1388,6 +1388,9 @@ static void do_export(struct actor *a)
 	/* Only what is a slot's is known, and has a pattern in its first page. */
 	s = slot_of(a, client, handle);
 	exact = s && s->tag && !c.req.export.offset;
+	/* Other threads that hit on its number may import it, and then scribble there. */
+	if (s)
+		s->dirty = true;
 	count(a, N_MMAP);
 	mem = mmap(NULL, page, PROT_READ, MAP_SHARED, fd, 0);
 	if (mem == MAP_FAILED) {
