@@ -80,7 +80,7 @@ module! {
         },
         quarantine_ms: i64 {
             default: 5000,
-            description: "How long memory waits that a dead client had pinned (default 5000; 0: not at all; -1: until released in debugfs)",
+            description: "For how long pinned memory of the dead waits (default 5000; -1: ever)",
         },
     },
 }

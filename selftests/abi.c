@@ -11,8 +11,10 @@
 /* What fits the size of a command. */
 #define LONGEST		((1U << _IOC_SIZEBITS) - 1)
 
-enum { NR_INFO, NR_POOL_INFO, NR_ALLOC, NR_FREE, NR_PIN, NR_UNPIN, NR_BUFFER_INFO,
-       NR_EXPORT, NR_IMPORT, NRS };
+enum {
+	NR_INFO, NR_POOL_INFO, NR_ALLOC, NR_FREE, NR_PIN, NR_UNPIN, NR_BUFFER_INFO,
+	NR_EXPORT, NR_IMPORT, NRS
+};
 
 static const size_t sizes[NRS] = {
 	[NR_INFO]	 = sizeof(struct rust_buddy_info),

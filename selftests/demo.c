@@ -142,9 +142,11 @@ int main(void)
 	err = rb_pin(phys, dma.handle, &address);
 	if (err)
 		give_up("PIN", err);
-	printf("ALLOC gave handle %llu: %llu KiB (order %u), zeroed, to be mapped at offset 0x%llx.\n"
-	       "PIN, on the phys node only, told its device address: 0x%llx.\n", dma.handle,
-	       dma.granted >> 10, dma.order, dma.offset, (unsigned long long)address);
+	printf("ALLOC gave handle %llu: %llu KiB (order %u), zeroed, ",
+	       dma.handle, dma.granted >> 10, dma.order);
+	printf("to be mapped at offset 0x%llx.\n", dma.offset);
+	printf("PIN, on the phys node only, told its device address: 0x%llx.\n",
+	       (unsigned long long)address);
 
 	step("An NVMe disk reads and writes buffers");
 	err = nvme_open(&disk, phys);

@@ -98,8 +98,8 @@ pub(crate) unsafe fn page_references(pfn: Pfn) -> i32 {
 ///
 /// # Safety
 ///
-/// `vma` must be a VMA with `VM_MIXEDMAP` that is kept from going, `address` be in it, and the frame
-/// be one that the kernel's memory map covers, which somebody holds a reference to.
+/// `vma` must be a VMA with `VM_MIXEDMAP` that is kept from going, `address` be in it, and the
+/// frame be one that the kernel's memory map covers, which somebody holds a reference to.
 pub(crate) unsafe fn insert_page(
     vma: *mut bindings::vm_area_struct,
     address: c_ulong,

@@ -303,9 +303,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     ///
     /// [`GrowError::Invalid`] if that is not more than it has, or if the result would not lie in
     /// one block of its covering order (a right buddy can't grow up, nor a left one down);
-    /// [`GrowError::Apart`] if the policy does not let them be joined to it; [`GrowError::Taken`] if
-    /// the added units are not free, or parts of them are free that the policy keeps apart. The run
-    /// is then as it was.
+    /// [`GrowError::Apart`] if the policy does not let them be joined to it;
+    /// [`GrowError::Taken`] if the added units are not free, or parts of them are free that the
+    /// policy keeps apart. The run is then as it was.
     pub fn grow(
         &mut self,
         run: &mut Run,

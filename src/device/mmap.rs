@@ -4,8 +4,8 @@
 //! as they are touched.
 //!
 //! Mappings are PFNMAP: known by page tables only, no reference to a page can be taken through
-//! them, and so nobody but the page tables has to be told when a buffer goes elsewhere. Buffers that
-//! asked for it are mapped by struct page instead.
+//! them, and so nobody but the page tables has to be told when a buffer goes elsewhere. Buffers
+//! that asked for it are mapped by struct page instead.
 
 use super::client::Client;
 use crate::buffer::{

@@ -45,13 +45,13 @@
 #define RUST_BUDDY_WHY_POOL		3	/* ENOENT: no such pool */
 #define RUST_BUDDY_WHY_SIZE		4	/* EINVAL: zero, or more than the pool's size */
 #define RUST_BUDDY_WHY_ALIGN		5	/* EINVAL: no power of two, or beyond the pool */
-#define RUST_BUDDY_WHY_WINDOW		6	/* EINVAL: lo/hi unaligned, empty, outside, or set unasked */
-#define RUST_BUDDY_WHY_MAX_SIZE		7	/* EINVAL: below the granted size, or beyond the limit */
+#define RUST_BUDDY_WHY_WINDOW		6	/* EINVAL: lo/hi unaligned, empty, outside */
+#define RUST_BUDDY_WHY_MAX_SIZE		7	/* EINVAL: below what is granted, or too much */
 #define RUST_BUDDY_WHY_NAME		8	/* EINVAL: not terminated, or unprintable */
 #define RUST_BUDDY_WHY_FULL		9	/* ENOSPC: no fitting block; see largest_free */
 #define RUST_BUDDY_WHY_TAKEN		10	/* EBUSY: the exact place is in use */
 #define RUST_BUDDY_WHY_READ_ONLY	11	/* EACCES: the file is not open for writing */
-#define RUST_BUDDY_WHY_HANDLE		12	/* ENOENT: stale, never given, or another client's */
+#define RUST_BUDDY_WHY_HANDLE		12	/* ENOENT: stale, unknown, or another client's */
 #define RUST_BUDDY_WHY_PINNED		13	/* EBUSY: pinned, UNPIN it first */
 #define RUST_BUDDY_WHY_NOT_PINNED	14	/* EINVAL: UNPIN without a PIN */
 #define RUST_BUDDY_WHY_ADDRESSES	15	/* EPERM: only the phys node tells addresses */
@@ -62,15 +62,15 @@
 #define RUST_BUDDY_WHY_SHORT		20	/* EINVAL: the struct has no room for the handle */
 #define RUST_BUDDY_WHY_CLIENT_QUOTA	21	/* EDQUOT: more than one client may hold */
 #define RUST_BUDDY_WHY_USER_QUOTA	22	/* EDQUOT: more than the file's owner may hold */
-#define RUST_BUDDY_WHY_PART		23	/* EINVAL: a part unaligned, empty or outside the buffer */
-#define RUST_BUDDY_WHY_FD		24	/* EBADF, EINVAL: no open descriptor, or of no dma-buf */
+#define RUST_BUDDY_WHY_PART		23	/* EINVAL: part unaligned, empty or outside */
+#define RUST_BUDDY_WHY_FD		24	/* EBADF, EINVAL: not open, or no dma-buf */
 #define RUST_BUDDY_WHY_FOREIGN		25	/* EXDEV: a dma-buf of somebody else */
 #define RUST_BUDDY_WHY_FILES		26	/* EMFILE, ENFILE: no more descriptors */
 #define RUST_BUDDY_WHY_CACHE		27	/* EOPNOTSUPP: the pool has no such cache mode */
-#define RUST_BUDDY_WHY_GUP		28	/* EOPNOTSUPP: the pool's pages can't be pinned for long */
-#define RUST_BUDDY_WHY_MAX_ADDRESS	29	/* ERANGE: the pool has nothing below max_address */
-#define RUST_BUDDY_WHY_DEVICE		30	/* ENODEV: no such device, or one that does no DMA */
-#define RUST_BUDDY_WHY_DEVICE_MAP	31	/* EIO: the device's DMA operations refuse the buffer */
+#define RUST_BUDDY_WHY_GUP		28	/* EOPNOTSUPP: the pool's pages can't be pinned */
+#define RUST_BUDDY_WHY_MAX_ADDRESS	29	/* ERANGE: the pool lies beyond max_address */
+#define RUST_BUDDY_WHY_DEVICE		30	/* ENODEV: no such device, or it does no DMA */
+#define RUST_BUDDY_WHY_DEVICE_MAP	31	/* EIO: the device can't have the buffer */
 #define RUST_BUDDY_WHY_READ_ONLY_HANDLE	32	/* EACCES: imported from a read-only dma-buf */
 
 /*
@@ -189,7 +189,7 @@ struct rust_buddy_pool_info {
 #define RUST_BUDDY_ALLOC_WC		(1U << 6)	/* write-combining, in every mapping */
 #define RUST_BUDDY_ALLOC_UC		(1U << 7)	/* uncached, in every mapping */
 #define RUST_BUDDY_ALLOC_GUP		(1U << 8)	/* mapped by struct page: O_DIRECT etc. */
-#define RUST_BUDDY_ALLOC_WAIT		(1U << 9)	/* with ENOSPC: poll() tells when to retry */
+#define RUST_BUDDY_ALLOC_WAIT		(1U << 9)	/* after ENOSPC, poll() says when */
 
 /*
  * RUST_BUDDY_IOC_ALLOC: a contiguous buffer, filled with zeroes.
@@ -266,7 +266,7 @@ struct rust_buddy_pin {
 };
 
 /* rust_buddy_pin.caveats */
-#define RUST_BUDDY_PIN_TRANSLATED	(1U << 0)	/* some devices are behind an IOMMU: no use to them */
+#define RUST_BUDDY_PIN_TRANSLATED	(1U << 0)	/* no use to devices behind an IOMMU */
 #define RUST_BUDDY_PIN_BOUNCED		(1U << 1)	/* the device has a copy: SYNC is needed */
 
 /*
