@@ -13,7 +13,10 @@ use crate::mm::{
 use crate::pool::Block;
 use crate::quarantine::Shelter;
 use crate::uapi;
-use core::ptr::NonNull;
+use core::{
+    mem::MaybeUninit,
+    ptr::NonNull, //
+};
 use kernel::{
     maple_tree::{
         AllocErrorKind,
@@ -226,9 +229,50 @@ impl Buffer {
 
     /// The page frame that offset `page` of mmap shows; none beyond what is granted.
     pub(crate) fn frame_at(&self, page: u64) -> Option<Pfn> {
+        self.run_at(page).map(|(frame, _)| frame)
+    }
+
+    /// The same, and how many frames there are from it on.
+    pub(crate) fn run_at(&self, page: u64) -> Option<(Pfn, u64)> {
         let within = page.checked_sub(self.window.first())?;
         let block = self.block()?;
-        (within < block.pages()).then(|| block.first().plus(within))
+        let pages = block
+            .pages()
+            .checked_sub(within)
+            .filter(|&pages| pages > 0)?;
+        Some((block.first().plus(within), pages))
+    }
+
+    /// Copies what is from byte `within` of offset `page` of mmap on, as far as it is granted; says
+    /// how many bytes that were.
+    pub(crate) fn read(&self, page: u64, within: usize, to: &mut [MaybeUninit<u8>]) -> usize {
+        let Some((block, frame, len)) = self.bytes_at(page, within, to.len()) else {
+            return 0;
+        };
+        if block.pool().region().read(frame, within, &mut to[..len]) {
+            len
+        } else {
+            0
+        }
+    }
+
+    /// The other way round.
+    pub(crate) fn write(&self, page: u64, within: usize, from: &[u8]) -> usize {
+        let Some((block, frame, len)) = self.bytes_at(page, within, from.len()) else {
+            return 0;
+        };
+        if block.pool().region().write(frame, within, &from[..len]) {
+            len
+        } else {
+            0
+        }
+    }
+
+    /// The block, the frame, and how many of `len` bytes are granted.
+    fn bytes_at(&self, page: u64, within: usize, len: usize) -> Option<(&Block, Pfn, usize)> {
+        let (frame, pages) = self.run_at(page)?;
+        let there = (pages * mm::UNIT) as usize;
+        Some((self.block()?, frame, there.checked_sub(within)?.min(len)))
     }
 
     /// Is it mapped by struct page, so that references to its pages can be taken?

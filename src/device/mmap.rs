@@ -7,7 +7,10 @@
 //! them, and so nobody but the page tables has to be told when a buffer goes elsewhere. Buffers
 //! that asked for it are mapped by struct page instead.
 
-use super::client::Client;
+use super::{
+    access,
+    client::Client, //
+};
 use crate::buffer::{
     Buffer,
     View, //
@@ -38,6 +41,7 @@ static OPERATIONS: Operations = Operations(bindings::vm_operations_struct {
     open: Some(open),
     close: Some(close),
     fault: Some(fault),
+    access: Some(access::access),
     ..pin_init::zeroed()
 });
 
@@ -117,7 +121,7 @@ fn show(view: View, last: u64, vma: &VmaNew) -> Result {
 ///
 /// `vma` must have been set up by [`map`], or be the copy of such a one, and not be closed during
 /// `'a`.
-unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorrow<'a, Buffer> {
+pub(super) unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorrow<'a, Buffer> {
     // SAFETY: `map` put an `Arc` there, which is dropped in `close`.
     unsafe { ArcBorrow::from_raw((*vma).vm_private_data.cast::<Buffer>()) }
 }

@@ -7,6 +7,7 @@
 //! `mmap_lock`, is never touched under any of the module's locks.
 
 mod abi;
+mod access;
 mod alloc;
 mod client;
 mod commands;

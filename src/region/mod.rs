@@ -5,6 +5,7 @@
 //! A module each for where it can come from. Each takes its span or says in one sentence why it
 //! can't and what would help; each gives it back when dropped.
 
+mod bytes;
 mod cma;
 mod contig;
 mod range;
