@@ -23,6 +23,8 @@ mod memory;
 mod mm;
 #[path = "src/params.rs"]
 mod params;
+#[path = "src/pgtable.rs"]
+mod pgtable;
 #[path = "src/pool.rs"]
 mod pool;
 #[path = "src/quarantine.rs"]

@@ -148,6 +148,14 @@ pub(crate) unsafe fn largest_segment(device: *const bindings::device) -> u64 {
     (told.min(LARGEST) / UNIT * UNIT).max(UNIT)
 }
 
+/// Is the current task being killed? `fatal_signal_pending()`, which C has inline.
+pub(crate) fn being_killed() -> bool {
+    let task = current!();
+    // SAFETY: The current task's, which lives. Others may set it at any time.
+    let pending = unsafe { (&raw const (*task.as_ptr()).pending.signal.sig[0]).read_volatile() };
+    task.signal_pending() && pending >> (bindings::SIGKILL - 1) & 1 != 0
+}
+
 /// A `struct cma`: opaque, never freed.
 #[repr(C)]
 pub(crate) struct CmaArea {

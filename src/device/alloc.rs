@@ -48,6 +48,7 @@ const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_LOWEST
     | uapi::ALLOC_WINDOW
     | uapi::ALLOC_AT
+    | uapi::ALLOC_PREFAULT
     | uapi::ALLOC_GUP
     | uapi::ALLOC_WAIT;
 

@@ -184,8 +184,12 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
     let hub = client.hub();
     request.abi_version = uapi::ABI_VERSION;
     request.pools = 1;
-    request.features =
-        uapi::FEAT_EXACT | uapi::FEAT_PLACE | uapi::FEAT_DMABUF | uapi::FEAT_GUP | uapi::FEAT_WAIT;
+    request.features = uapi::FEAT_EXACT
+        | uapi::FEAT_PLACE
+        | uapi::FEAT_DMABUF
+        | uapi::FEAT_PREFAULT
+        | uapi::FEAT_GUP
+        | uapi::FEAT_WAIT;
     if client.addresses() == Addresses::Shown {
         request.features |= uapi::FEAT_PIN;
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Mappings: a part of an address space holds a reference to the buffer it shows, and pages come in
-//! as they are touched.
+//! as they are touched, as many at once as one entry can show (see `huge`), or all at mmap if the
+//! buffer asked for that.
 //!
 //! Mappings are PFNMAP: known by page tables only, no reference to a page can be taken through
 //! them, and so nobody but the page tables has to be told when a buffer goes elsewhere. Buffers
@@ -9,13 +10,16 @@
 
 use super::{
     access,
-    client::Client, //
+    client::Client,
+    huge, //
 };
 use crate::buffer::{
     Buffer,
     View, //
 };
 use crate::mm;
+use crate::uapi;
+use core::ops::RangeInclusive;
 use kernel::{
     bindings,
     mm::virt::{
@@ -41,6 +45,7 @@ static OPERATIONS: Operations = Operations(bindings::vm_operations_struct {
     open: Some(open),
     close: Some(close),
     fault: Some(fault),
+    huge_fault: Some(huge::huge_fault),
     access: Some(access::access),
     ..pin_init::zeroed()
 });
@@ -61,7 +66,7 @@ pub(super) fn map(client: &Client, vma: &VmaNew) -> Result {
     let pages = ((vma.end() - vma.start()) >> PAGE_SHIFT) as u64;
     let last = first.checked_add(pages - 1).ok_or(EINVAL)?;
     let view = client.table().at_offset(first, last).ok_or(EACCES)?.clone();
-    show(view, last, vma)
+    show(view, first..=last, vma)
 }
 
 /// Serves mmap of a dma-buf that shows `view`: offsets count from there, and become the window's.
@@ -80,16 +85,16 @@ pub(super) fn map_part(view: View, vma: &VmaNew) -> Result {
     let last = first.checked_add(pages - 1).ok_or(EINVAL)?;
     // SAFETY: As above; the kernel looks at the offset only when it has been set up.
     unsafe { (*vma.as_ptr()).vm_pgoff = first as c_ulong };
-    show(view, last, vma)
+    show(view, first..=last, vma)
 }
 
-/// Makes a new VMA show what `view` does, whose offset, up to page `last`, is the window's.
+/// Makes a new VMA, whose offsets `pages` are the window's, show what `view` does.
 ///
 /// # Errors
 ///
 /// As [`map`]; `EACCES` for a writable mapping of what may be read only.
-fn show(view: View, last: u64, vma: &VmaNew) -> Result {
-    if last > view.last_page() {
+fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
+    if *pages.end() > view.last_page() {
         return Err(EINVAL);
     }
     if !view.writable() {
@@ -109,8 +114,11 @@ fn show(view: View, last: u64, vma: &VmaNew) -> Result {
     unsafe {
         let vma = vma.as_ptr();
         (*vma).__bindgen_anon_2.vm_flags |= kind;
-        (*vma).vm_private_data = Arc::into_raw(buffer).cast_mut().cast();
+        (*vma).vm_private_data = Arc::into_raw(buffer.clone()).cast_mut().cast();
         (*vma).vm_ops = &raw const OPERATIONS.0;
+    }
+    if buffer.flags() & uapi::ALLOC_PREFAULT != 0 {
+        huge::fill(vma, &buffer, *pages.start());
     }
     Ok(())
 }

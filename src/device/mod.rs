@@ -13,6 +13,7 @@ mod client;
 mod commands;
 mod dmabuf;
 mod heap;
+mod huge;
 mod mmap;
 mod poll;
 mod share;
@@ -135,6 +136,7 @@ impl Operations {
         // SAFETY: By this function's requirements it points to a static.
         let mut operations = unsafe { *misc.fops };
         operations.poll = Some(poll::poll);
+        operations.get_unmapped_area = Some(huge::get_unmapped_area);
         Self(operations)
     }
 }

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mappings by large entries: 2 MiB or 1 GiB with one fault, wherever address and memory are lined
+//! up; an address that lines them up; and mappings that are filled before they are touched.
+//!
+//! For buffers that are mapped by struct page all is by single pages.
+
+use super::{
+    client::Client,
+    mmap, //
+};
+use crate::buffer::Buffer;
+use crate::mm::{
+    self,
+    Pfn, //
+};
+use crate::pgtable::{
+    self,
+    Huge,
+    VM_FAULT_FALLBACK, //
+};
+use kernel::{
+    bindings,
+    miscdevice::MiscDevice,
+    mm::virt::{
+        flags,
+        VmaNew,
+        VmaRef, //
+    },
+    page::PAGE_SHIFT,
+    prelude::*,
+    types::ForeignOwnable, //
+};
+
+/// `MAP_FIXED`, a macro in C.
+const MAP_FIXED: c_ulong = 0x10;
+
+/// The frame from which on one entry of `size` can show all that is around `address`, which shows
+/// offset `page`.
+fn block_around(
+    buffer: &Buffer,
+    vma: &VmaRef,
+    address: usize,
+    page: u64,
+    size: Huge,
+) -> Option<Pfn> {
+    if buffer.by_page() {
+        return None;
+    }
+    let start = address & !(size.bytes() - 1);
+    let end = start.checked_add(size.bytes())?;
+    if start < vma.start() || end > vma.end() {
+        return None;
+    }
+    let before = (address - start) >> PAGE_SHIFT;
+    let (frame, pages) = buffer.run_at(page.checked_sub(before as u64)?)?;
+    (pages >= size.pages() && frame.0 % size.pages() == 0).then_some(frame)
+}
+
+/// A page is touched where the page table has nothing for 2^`order` pages around it.
+///
+/// # Safety
+///
+/// `vmf` must be a fault in a VMA of ours, which the kernel keeps from going meanwhile.
+pub(super) unsafe extern "C" fn huge_fault(
+    vmf: *mut bindings::vm_fault,
+    order: c_uint,
+) -> bindings::vm_fault_t {
+    let Some(size) = Huge::of_order(order) else {
+        return VM_FAULT_FALLBACK;
+    };
+    // SAFETY: By this function's requirements.
+    let bindings::vm_fault__bindgen_ty_1 {
+        vma,
+        pgoff,
+        address,
+        ..
+    } = unsafe { (*vmf).__bindgen_anon_1 };
+    // SAFETY: As above.
+    let (buffer, area) = unsafe { (mmap::shown_by(vma), VmaRef::from_raw(vma)) };
+    match block_around(&buffer, area, address, pgoff as u64, size) {
+        // SAFETY: The VMA is PFNMAP and shared, and all of the block is in it. The frames are the
+        // buffer's, of which this VMA holds a reference.
+        Some(frame) => unsafe { size.insert(vmf, frame) },
+        None => VM_FAULT_FALLBACK,
+    }
+}
+
+/// A way to line a mapping up with its memory.
+struct Lining {
+    size: Huge,
+    /// What addresses have to be, modulo the size.
+    residue: usize,
+}
+
+/// How a mapping of `pages` from offset `first` on could be lined up, the largest entries first:
+/// those of which the memory holds at least one, so that this says nothing more of where it is
+/// than the sizes of the pool's blocks do.
+fn linings(client: &Client, first: u64, pages: u64) -> [Option<Lining>; 2] {
+    let last = first.saturating_add(pages.saturating_sub(1));
+    let run = client.table().at_offset(first, last).and_then(|view| {
+        let buffer = view.buffer();
+        buffer.run_at(first).filter(|_| !buffer.by_page())
+    });
+    let mut sizes = Huge::sizes();
+    core::array::from_fn(|_| {
+        let size = sizes.next()?;
+        let (frame, there) = run?;
+        let to_next = frame.0.wrapping_neg() % size.pages();
+        (to_next + size.pages() <= there.min(pages)).then(|| Lining {
+            size,
+            residue: frame.address() as usize & (size.bytes() - 1),
+        })
+    })
+}
+
+/// Where a mapping goes that may go anywhere: there where large entries can show it.
+///
+/// # Safety
+///
+/// To be called by the kernel only, as operation of a file whose node is one of [`Client`]'s, with
+/// the current task's `mmap_lock` held for writing.
+pub(super) unsafe extern "C" fn get_unmapped_area(
+    file: *mut bindings::file,
+    address: c_ulong,
+    bytes: c_ulong,
+    page: c_ulong,
+    how: c_ulong,
+) -> c_ulong {
+    let area = |bytes| {
+        // SAFETY: By this function's requirements.
+        unsafe { bindings::mm_get_unmapped_area(file, address, bytes, page, how) }
+    };
+    // The caller has said where.
+    if address != 0 || how & MAP_FIXED != 0 {
+        return area(bytes);
+    }
+    // SAFETY: A file that is mapped is open, and may be read.
+    let private = unsafe { (*file).private_data };
+    // SAFETY: open put a client there, which release takes, and this comes in between.
+    let client: Pin<&Client> =
+        unsafe { <<Client as MiscDevice>::Ptr as ForeignOwnable>::borrow(private) };
+    let pages = (bytes >> PAGE_SHIFT) as u64;
+    for Lining { size, residue } in linings(&client, page as u64, pages).into_iter().flatten() {
+        let Some(more) = bytes.checked_add(size.bytes()) else {
+            continue;
+        };
+        let start = area(more);
+        // Errors are the highest addresses.
+        if start <= c_ulong::MAX - bindings::MAX_ERRNO as c_ulong {
+            return start + (residue.wrapping_sub(start) & (size.bytes() - 1));
+        }
+    }
+    area(bytes)
+}
+
+/// Fills a mapping that [`mmap`] has just set up and that shows `buffer` from offset `first` on, as
+/// far as there is memory, by entries as large as faults would.
+///
+/// Stops where it can't, or the task is being killed: the rest comes in as it is touched.
+pub(super) fn fill(vma: &VmaNew, buffer: &Buffer, first: u64) {
+    let access = vma.flags() & (flags::READ | flags::WRITE | flags::EXEC);
+    // Nobody can touch it as it is.
+    if access == 0 {
+        return;
+    }
+    let Some((_, there)) = buffer.run_at(first) else {
+        return;
+    };
+    let end = (vma.start() + (there * mm::UNIT) as usize).min(vma.end());
+    let mut at = vma.start();
+    while at < end && !mm::being_killed() {
+        // SAFETY: mmap holds the lock, for writing. What keeps the table of a client, or any other
+        // lock, has let it go. The address is in the VMA, whose flags say what may be done.
+        unsafe { pgtable::touch(vma.as_ptr(), at, access & flags::WRITE != 0) };
+        let step = if buffer.by_page() {
+            mm::UNIT as usize
+        } else {
+            // SAFETY: As above; mappings that are not by struct page are PFNMAP.
+            match unsafe { pgtable::entry_bytes(vma.as_ptr(), at) } {
+                Some(step) => step,
+                None => return,
+            }
+        };
+        // To the end of what the entry shows.
+        at = (at & !(step - 1)) + step;
+    }
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Page tables: entries that show more than a page at once, and what is in them.
+
+use crate::mm::{
+    self,
+    Pfn, //
+};
+use kernel::{
+    bindings,
+    page::PAGE_SHIFT,
+    prelude::*, //
+};
+
+/// `VM_FAULT_FALLBACK` in the type that fault handlers return: try something smaller.
+pub(crate) const VM_FAULT_FALLBACK: bindings::vm_fault_t =
+    bindings::vm_fault_reason_VM_FAULT_FALLBACK as bindings::vm_fault_t;
+
+/// What one entry of a page table above the last level shows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Huge {
+    /// 2 MiB.
+    Pmd,
+    /// 1 GiB.
+    Pud,
+}
+
+/// What is in an entry above the last level.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    /// Nothing.
+    None,
+    /// Memory.
+    Leaf,
+    /// A table of smaller entries.
+    Table,
+}
+
+impl Entry {
+    fn of(value: u64) -> Self {
+        // One CPU model may set "accessed" and "dirty" in entries that hold nothing.
+        const STRAY: u64 = 1 << 5 | 1 << 6;
+
+        if value & !STRAY == 0 {
+            Self::None
+        } else if value & 1 << bindings::_PAGE_BIT_PSE != 0 {
+            Self::Leaf
+        } else {
+            Self::Table
+        }
+    }
+}
+
+impl Huge {
+    /// Those that kernel and CPU have, the largest first.
+    pub(crate) fn sizes() -> impl Iterator<Item = Self> {
+        [Self::Pud, Self::Pmd]
+            .into_iter()
+            .filter(|size| size.there())
+    }
+
+    /// The one that shows 2^`order` pages.
+    pub(crate) fn of_order(order: u32) -> Option<Self> {
+        Self::sizes().find(|size| size.order() == order)
+    }
+
+    fn there(self) -> bool {
+        match self {
+            Self::Pmd => cfg!(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP),
+            Self::Pud => cfg!(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP) && cpu_has_gib_entries(),
+        }
+    }
+
+    fn order(self) -> u32 {
+        let shift = match self {
+            Self::Pmd => bindings::PMD_SHIFT,
+            Self::Pud => bindings::PUD_SHIFT,
+        };
+        // CAST: A small number.
+        shift - PAGE_SHIFT as u32
+    }
+
+    /// How many pages it shows.
+    pub(crate) fn pages(self) -> u64 {
+        1 << self.order()
+    }
+
+    /// How many bytes.
+    pub(crate) fn bytes(self) -> usize {
+        1 << (self.order() as usize + PAGE_SHIFT)
+    }
+
+    /// Fills the entry that a fault is about, so that it shows the frames from `frame` on.
+    ///
+    /// # Safety
+    ///
+    /// `vmf` must be a fault that the kernel asks the VMA's `huge_fault` for with this size. The
+    /// VMA must be PFNMAP and no copy-on-write, contain all that the entry shows, and hold a
+    /// reference to the frames; the first must be a multiple of the size.
+    pub(crate) unsafe fn insert(
+        self,
+        vmf: *mut bindings::vm_fault,
+        frame: Pfn,
+    ) -> bindings::vm_fault_t {
+        // SAFETY: By this function's requirements. Others may change the entry at any time.
+        let (entry, write) = unsafe {
+            let entry = match self {
+                Self::Pmd => (*vmf).pmd.read_volatile().pmd,
+                Self::Pud => (*vmf).pud.read_volatile().pud,
+            };
+            (entry as u64, (*vmf).flags & FAULT_FLAG_WRITE != 0)
+        };
+        let write = match Entry::of(entry) {
+            // What the VMA allows is allowed at once, whatever kind of access comes first. Saying
+            // "write" here would have the kernel complain if a table came in meanwhile.
+            Entry::None => false,
+            // It may only be read, and somebody writes.
+            Entry::Leaf => write,
+            Entry::Table => return VM_FAULT_FALLBACK,
+        };
+        // SAFETY: By this function's requirements.
+        unsafe {
+            match self {
+                #[cfg(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP)]
+                Self::Pmd => bindings::vmf_insert_pfn_pmd(vmf, frame.raw(), write),
+                #[cfg(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP)]
+                Self::Pud => bindings::vmf_insert_pfn_pud(vmf, frame.raw(), write),
+                #[allow(unreachable_patterns, reason = "where both are there")]
+                _ => VM_FAULT_FALLBACK,
+            }
+        }
+    }
+}
+
+const FAULT_FLAG_WRITE: bindings::fault_flag = bindings::fault_flag_FAULT_FLAG_WRITE;
+
+/// The kernel does not look when it inserts one.
+fn cpu_has_gib_entries() -> bool {
+    let bit = bindings::X86_FEATURE_GBPAGES;
+    // SAFETY: A static of the kernel, settled before modules are loaded.
+    let word = unsafe {
+        let features = &raw const bindings::boot_cpu_data.__bindgen_anon_3.x86_capability;
+        (*features)[(bit / u32::BITS) as usize]
+    };
+    word >> (bit % u32::BITS) & 1 != 0
+}
+
+/// Brings in what a VMA shows at an address, as if it were touched.
+///
+/// # Safety
+///
+/// The caller must hold `mmap_lock` of the VMA's address space, the current task's, and no lock
+/// that the VMA's fault handlers take. The address must be in the VMA, and `write` only be set if
+/// that may be written.
+pub(crate) unsafe fn touch(vma: *mut bindings::vm_area_struct, address: usize, write: bool) {
+    let flags = if write { FAULT_FLAG_WRITE } else { 0 };
+    // SAFETY: By this function's requirements; without a flag that would allow it, the lock is not
+    // dropped. What came of it is in the page table.
+    unsafe {
+        bindings::handle_mm_fault(
+            vma,
+            address as c_ulong,
+            flags as c_uint,
+            core::ptr::null_mut(),
+        )
+    };
+}
+
+/// How many bytes the entry shows that is in the page table for an address, if one is.
+///
+/// # Safety
+///
+/// The VMA must be PFNMAP, the address be in it, and the caller hold `mmap_lock`.
+pub(crate) unsafe fn entry_bytes(
+    vma: *mut bindings::vm_area_struct,
+    address: usize,
+) -> Option<usize> {
+    let mut args = bindings::follow_pfnmap_args {
+        vma,
+        address: address as c_ulong,
+        ..pin_init::zeroed()
+    };
+    // SAFETY: By this function's requirements; what is found is let go of at once.
+    unsafe {
+        if bindings::follow_pfnmap_start(&raw mut args) != 0 {
+            return None;
+        }
+        bindings::follow_pfnmap_end(&raw mut args);
+    }
+    let mask = args.addr_mask as usize;
+    (mask != 0).then(|| mask.wrapping_neg().max(mm::UNIT as usize))
+}
