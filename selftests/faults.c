@@ -82,6 +82,7 @@ enum call {
 	UNPIN,
 	BUFFER_INFO,
 	MMAP,
+	MMAP_FILLED,
 	TOUCH,
 	FDINFO,
 	ALLOC_GUP,
@@ -119,6 +120,8 @@ FIXTURE_VARIANT_ADD(fault, pin) { .call = PIN };
 FIXTURE_VARIANT_ADD(fault, unpin) { .call = UNPIN };
 FIXTURE_VARIANT_ADD(fault, buffer_info) { .call = BUFFER_INFO };
 FIXTURE_VARIANT_ADD(fault, mmap) { .call = MMAP, .err = -ENOMEM };
+/* Memory that mmap finds no page tables for is filled in as it is touched. */
+FIXTURE_VARIANT_ADD(fault, mmap_filled) { .call = MMAP_FILLED, .err = -ENOMEM };
 /* read(2) into a page that is not there yet: no memory for its table is EFAULT. */
 FIXTURE_VARIANT_ADD(fault, touch) { .call = TOUCH, .err = -EFAULT };
 FIXTURE_VARIANT_ADD(fault, fdinfo) { .call = FDINFO, .err = -ENOMEM };
@@ -136,7 +139,9 @@ FIXTURE_SETUP(fault)
 	ASSERT_LE(0, self->zero);
 	self->heap = open(HEAP_NODE, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, self->heap);
-	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), 0, "fault", &self->buf));
+	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64),
+			      variant->call == MMAP_FILLED ? RUST_BUDDY_ALLOC_PREFAULT : 0,
+			      "fault", &self->buf));
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->before));
 }
 
@@ -147,6 +152,14 @@ FIXTURE_TEARDOWN(fault)
 	close(self->heap);
 	close(self->zero);
 	close(self->fd);
+}
+
+/* Far from everything, or the page tables are there already. */
+static int map_far_away(FIXTURE_DATA(fault) *self)
+{
+	self->map = mmap(FAR_AWAY, self->buf.granted, PROT_READ | PROT_WRITE, MAP_SHARED,
+			 self->fd, self->buf.offset);
+	return self->map == MAP_FAILED ? -errno : 0;
 }
 
 /* What the call needs to have been done before, and is undone after it. */
@@ -160,12 +173,8 @@ static int before_call(FIXTURE_DATA(fault) *self, enum call call)
 		self->dmabuf = rb_export(self->fd, self->buf.handle, 0, 0, O_RDWR | O_CLOEXEC);
 		return self->dmabuf < 0 ? self->dmabuf : 0;
 	}
-	if (call == TOUCH) {
-		/* Far from everything, or the page tables are there already. */
-		self->map = mmap(FAR_AWAY, self->buf.granted, PROT_READ | PROT_WRITE, MAP_SHARED,
-				 self->fd, self->buf.offset);
-		return self->map == MAP_FAILED ? -errno : 0;
-	}
+	if (call == TOUCH)
+		return map_far_away(self);
 	return 0;
 }
 
@@ -256,6 +265,8 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 	case MMAP:
 		self->map = rb_map(self->fd, &self->buf, PROT_READ | PROT_WRITE);
 		return self->map == MAP_FAILED ? -errno : 0;
+	case MMAP_FILLED:
+		return map_far_away(self);
 	case TOUCH:
 		return read(self->zero, (char *)self->map + KiB(8), 16) < 0 ? -errno : 0;
 	case FDINFO:
@@ -291,6 +302,10 @@ static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_bud
 		return rb_alloc(self->fd, KiB(64), 0, "fault", &self->buf);
 	case PIN:
 		return rb_unpin(self->fd, self->buf.handle);
+	case MMAP_FILLED:
+		if (!zeroed(self->map, self->buf.granted))
+			return -EIO;
+		return munmap(self->map, self->buf.granted) ? -errno : 0;
 	case MMAP:
 	case TOUCH:
 		return munmap(self->map, self->buf.granted) ? -errno : 0;
