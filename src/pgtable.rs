@@ -64,6 +64,11 @@ impl Huge {
         Self::sizes().find(|size| size.order() == order)
     }
 
+    /// The one that shows least.
+    pub(crate) fn smallest() -> Option<Self> {
+        Self::sizes().last()
+    }
+
     fn there(self) -> bool {
         match self {
             Self::Pmd => cfg!(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP),
@@ -71,7 +76,8 @@ impl Huge {
         }
     }
 
-    fn order(self) -> u32 {
+    /// It shows 2^order pages.
+    pub(crate) fn order(self) -> u32 {
         let shift = match self {
             Self::Pmd => bindings::PMD_SHIFT,
             Self::Pud => bindings::PUD_SHIFT,
@@ -94,9 +100,10 @@ impl Huge {
     ///
     /// # Safety
     ///
-    /// `vmf` must be a fault that the kernel asks the VMA's `huge_fault` for with this size. The
-    /// VMA must be PFNMAP and no copy-on-write, contain all that the entry shows, and hold a
-    /// reference to the frames; the first must be a multiple of the size.
+    /// `vmf` must be a fault that the kernel asks the VMA's `huge_fault` for with this size, or,
+    /// for the smallest, its `fault`. The VMA must be PFNMAP and no copy-on-write, contain all that
+    /// the entry shows, and hold a reference to the frames; the first must be a multiple of the
+    /// size.
     pub(crate) unsafe fn insert(
         self,
         vmf: *mut bindings::vm_fault,

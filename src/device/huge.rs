@@ -61,7 +61,8 @@ fn block_around(
 ///
 /// # Safety
 ///
-/// `vmf` must be a fault in a VMA of ours, which the kernel keeps from going meanwhile.
+/// `vmf` must be a fault in a VMA of ours, which the kernel keeps from going meanwhile, with what
+/// its page table has for that many pages.
 pub(super) unsafe extern "C" fn huge_fault(
     vmf: *mut bindings::vm_fault,
     order: c_uint,
@@ -84,6 +85,23 @@ pub(super) unsafe extern "C" fn huge_fault(
         Some(frame) => unsafe { size.insert(vmf, frame) },
         None => VM_FAULT_FALLBACK,
     }
+}
+
+/// Shows a block by a large entry where the kernel asks for a single page of it, unless there are
+/// single pages already: then nothing is returned.
+///
+/// The kernel does so where somebody has switched large entries off (`PR_SET_THP_DISABLE`), and
+/// does not expect one to come in while the page goes in: a block must not be shown either way,
+/// depending on who asks.
+///
+/// # Safety
+///
+/// As [`huge_fault`].
+pub(super) unsafe fn instead_of_page(vmf: *mut bindings::vm_fault) -> Option<bindings::vm_fault_t> {
+    let size = Huge::smallest()?;
+    // SAFETY: By this function's requirements.
+    let done = unsafe { huge_fault(vmf, size.order()) };
+    (done != VM_FAULT_FALLBACK).then_some(done)
 }
 
 /// A way to line a mapping up with its memory.

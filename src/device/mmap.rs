@@ -165,6 +165,10 @@ unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
 /// `vmf` must be a fault in a VMA of ours, which the kernel keeps from going meanwhile.
 unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
     // SAFETY: By this function's requirements.
+    if let Some(done) = unsafe { huge::instead_of_page(vmf) } {
+        return done;
+    }
+    // SAFETY: As above.
     let bindings::vm_fault__bindgen_ty_1 {
         vma,
         pgoff,
