@@ -9,6 +9,7 @@
 #   --nvme FILE      an NVMe controller with FILE as its disk
 #   --timeout S      give up after S seconds (default 900)
 #   --quiet          the guest's output goes to the log only
+#   RB_MEMORY=, RB_CPU=  (environment) memory and CPU model other than 2G and QEMU's
 #
 # In .cache/out/NAME: log (what SCRIPT printed), console (the kernel's own
 # words), and what SCRIPT wrote there. The guest counts as good only if SCRIPT
@@ -43,7 +44,7 @@ mkdir -p "$out"
 # Where the guest sees that folder: virtme-ng wants it below one of its overlays.
 shared=/tmp/rust_buddy-out
 # virtme-ng throws the console away, and with it what a dying kernel says.
-opts="-no-reboot -device edu,dma_mask=0xffffffffffffffff -set chardev.console.path=$out/console"
+opts="-no-reboot ${RB_CPU:+-cpu $RB_CPU }-device edu,dma_mask=0xffffffffffffffff -set chardev.console.path=$out/console"
 if [ -n "$nvme" ]; then
 	# The largest transfer that QEMU allows: 2^9 pages of the size the driver sets.
 	opts+=" -drive if=none,id=rb,format=raw,file=$nvme -device nvme,serial=rb,drive=rb,mdts=9"

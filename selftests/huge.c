@@ -10,6 +10,7 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/uio.h>
+#include <pthread.h>
 #include <setjmp.h>
 
 #include "rb_test.h"
@@ -329,22 +330,100 @@ TEST_F_TIMEOUT(huge, fixed_and_hinted, SLOW)
 	EXPECT_EQ(0, munmap(mem, SIZE));
 }
 
-/* Entries are single pages where there are some already. */
+/*
+ * Entries are single pages where there are some already: those that come along
+ * when a mapping is moved to where large entries could show it.
+ */
 TEST_F(huge, once_had_a_table)
 {
-	char *mem = rb_map(self->fd, &self->req, RW);
+	char *at = place(2 * SIZE, BLOCK), *mem;
 
-	ASSERT_TRUE(mem != MAP_FAILED);
 	touch(self->small, SIZE, 0, 1, STAMP);
-	if (prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
-		SKIP(return, "large entries can't be switched off");
+	mem = map(self->fd, &self->req, 0, SIZE, RW, at + SIZE + PAGE);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	/* It was in a table with pages of the block before, and brings one along for each. */
 	EXPECT_EQ(1, touch(mem + BLOCK, PAGE, 512, 1, READ));
-	EXPECT_EQ(1, touch(mem + 3 * BLOCK - PAGE, PAGE, 3 * 512 - 1, 1, READ));
-	ASSERT_EQ(0, prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0));
-	EXPECT_EQ(1 + 511 + 511 + 1, touch(mem, SIZE, 0, 1, READ));
+	mem = mremap(mem, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+	ASSERT_TRUE(mem == at);
+	EXPECT_EQ(512 + 511 + 1 + 1, touch(mem, SIZE, 0, 1, READ));
 	EXPECT_EQ(0, touch(mem, SIZE, 0, 2, STAMP));
 	EXPECT_EQ(0, touch(self->small, SIZE, 0, 2, READ));
 	EXPECT_EQ(0, munmap(mem, SIZE));
+}
+
+/* What switches transparent huge pages off says nothing of memory that can't be taken apart. */
+TEST_F(huge, transparent_huge_pages_are_off)
+{
+	char *mem;
+
+	if (prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0))
+		SKIP(return, "transparent huge pages can't be switched off");
+	mem = rb_map(self->fd, &self->req, RW);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	EXPECT_EQ(4, touch(mem, SIZE, 0, 1, STAMP));
+	EXPECT_EQ(0, prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0));
+	EXPECT_LE(0, touch(self->small, SIZE, 0, 1, READ));
+	EXPECT_EQ(0, munmap(mem, SIZE));
+}
+
+#define ROUNDS	500
+
+struct race {
+	pthread_barrier_t start, end;
+	char *mem;
+	bool over;
+};
+
+static void *race_to_touch(void *arg)
+{
+	struct race *race = arg;
+	uint64_t at;
+
+	for (;;) {
+		pthread_barrier_wait(&race->start);
+		if (race->over)
+			return NULL;
+		for (at = 0; at < SIZE; at += BLOCK)
+			__atomic_fetch_add((uint64_t *)(race->mem + at), 1, __ATOMIC_RELAXED);
+		pthread_barrier_wait(&race->end);
+	}
+}
+
+/*
+ * The same switched on and off while two threads write to each block for the first
+ * time: the kernel asks for a page where it asks the other thread for a block, and
+ * takes it for a bug if it gets both.
+ */
+TEST_F_TIMEOUT(huge, asked_for_pages_and_blocks_at_once, SLOW)
+{
+	struct race race = { .over = false };
+	pthread_t thread[2];
+	uint64_t at;
+	int i, round;
+
+	if (prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0))
+		SKIP(return, "transparent huge pages can't be switched off");
+	ASSERT_EQ(0, pthread_barrier_init(&race.start, NULL, 3));
+	ASSERT_EQ(0, pthread_barrier_init(&race.end, NULL, 3));
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, pthread_create(&thread[i], NULL, race_to_touch, &race));
+	for (round = 0; round < ROUNDS; round++) {
+		race.mem = rb_map(self->fd, &self->req, RW);
+		ASSERT_TRUE(race.mem != MAP_FAILED);
+		prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+		pthread_barrier_wait(&race.start);
+		for (i = 0; i < 8; i++)
+			prctl(PR_SET_THP_DISABLE, i % 2, 0, 0, 0);
+		pthread_barrier_wait(&race.end);
+		ASSERT_EQ(0, munmap(race.mem, SIZE));
+	}
+	race.over = true;
+	pthread_barrier_wait(&race.start);
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, pthread_join(thread[i], NULL));
+	ASSERT_EQ(0, prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0));
+	for (at = 0; at < SIZE; at += BLOCK)
+		EXPECT_EQ(2U * ROUNDS, *(uint64_t *)(self->small + at));
 }
 
 /* A page of another mapping has made the table, and may be there still. */
@@ -437,12 +516,14 @@ TEST_F(huge, mprotect_of_all)
 /* The kernel wants to know of first writes: large entries come in read-only, and then change. */
 TEST_F(huge, first_writes_are_watched)
 {
-	char *mem = rb_map(self->fd, &self->req, RW);
+	char *mem;
 	long faults;
 
+	if (access("/proc/self/clear_refs", F_OK))
+		SKIP(return, "the kernel watches no writes: CONFIG_MEM_SOFT_DIRTY=y");
+	mem = rb_map(self->fd, &self->req, RW);
 	ASSERT_TRUE(mem != MAP_FAILED);
-	if (put_text("/proc/self/clear_refs", "4"))
-		SKIP(return, "/proc/self/clear_refs can't be written");
+	ASSERT_EQ(0, put_text("/proc/self/clear_refs", "4"));
 	faults = touch(mem, SIZE, 0, 1, STAMP);
 	EXPECT_LE(4, faults);
 	EXPECT_GE(8, faults);
@@ -578,6 +659,10 @@ TEST_F(huge, by_struct_page)
 	if (!(self->base.caps & RUST_BUDDY_CAP_LONGTERM_PIN))
 		SKIP(return, "pages of this pool can't be pinned for long");
 	MAP_NEW(BLOCK, RUST_BUDDY_ALLOC_GUP, &req, mem);
+	EXPECT_EQ(512, touch(mem, BLOCK, 0, 0, READ));
+	EXPECT_EQ(0, munmap(mem, BLOCK));
+	mem = map(self->fd, &req, 0, BLOCK, RW, place(BLOCK, BLOCK));
+	ASSERT_TRUE(mem != MAP_FAILED);
 	EXPECT_EQ(512, touch(mem, BLOCK, 0, 0, READ));
 	UNMAP_NEW(&req, mem);
 	MAP_NEW(BLOCK, RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_PREFAULT, &req, mem);
