@@ -104,6 +104,19 @@ impl Drop for Window {
     }
 }
 
+/// What comes before the NUL, filled up with more of these, if it is printable ASCII.
+pub(crate) fn printable<const N: usize>(bytes: &[u8; N]) -> Option<[u8; N]> {
+    let len = bytes.iter().position(|&byte| byte == 0)?;
+    let mut text = [0; N];
+    for (to, &from) in text.iter_mut().zip(bytes.iter().take(len)) {
+        if !(0x20..=0x7e).contains(&from) {
+            return None;
+        }
+        *to = from;
+    }
+    Some(text)
+}
+
 /// What people call a buffer: printable ASCII, shown and nothing else.
 #[derive(Clone, Copy)]
 pub(crate) struct Name([u8; uapi::NAME_LEN]);
@@ -111,15 +124,7 @@ pub(crate) struct Name([u8; uapi::NAME_LEN]);
 impl Name {
     /// Checks what came from user space. Nothing after the NUL is kept.
     pub(crate) fn new(bytes: &[u8; uapi::NAME_LEN]) -> Option<Self> {
-        let len = bytes.iter().position(|&byte| byte == 0)?;
-        let mut name = Self([0; uapi::NAME_LEN]);
-        for (to, &from) in name.0.iter_mut().zip(bytes.iter().take(len)) {
-            if !(0x20..=0x7e).contains(&from) {
-                return None;
-            }
-            *to = from;
-        }
-        Some(name)
+        printable(bytes).map(Self)
     }
 
     /// As the ABI has it.

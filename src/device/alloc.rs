@@ -14,7 +14,8 @@ use super::{
         Client,
         Nodes, //
     },
-    commands, //
+    commands,
+    Addresses, //
 };
 use crate::buddy::{
     Extent,
@@ -85,14 +86,21 @@ pub(super) fn alloc<'a>(
     request: &mut Alloc,
     size: usize,
 ) -> Result<Pending<'a>, Refusal> {
-    // A ceiling is not offered yet: what would not be kept must not be asked for.
-    if request.reserved != 0 || request.max_address != 0 {
+    if request.max_address != 0 && client.addresses() == Addresses::Hidden {
+        // Whether it is refused, and for what, would tell where the pool is.
+        return Err(Refusal::new(EPERM, uapi::WHY_ADDRESSES));
+    }
+    if request.reserved != 0 {
         return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
     }
     check_flags(request.flags)?;
     let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::WHY_NAME))?;
     let pool = commands::pool(client, request.pool)?;
     let ask = ask(request, pool)?;
+    let ask = Ask {
+        spot: reachable(request, &ask, pool).ok_or(Refusal::new(ERANGE, uapi::WHY_MAX_ADDRESS))?,
+        ..ask
+    };
     let window_pages = window_pages(request, &ask, client)?;
     let by_page = request.flags & uapi::ALLOC_GUP != 0;
     if by_page && pool.region().caps() & uapi::CAP_LONGTERM_PIN == 0 {
@@ -222,6 +230,24 @@ fn spot(request: &Alloc, at: bool, pool: &Pool) -> Option<Spot> {
         lo,
         hi,
     })
+}
+
+/// The part of where it is to land that a device with a ceiling reaches; none if that can't hold
+/// it, even were all of it free.
+fn reachable(request: &Alloc, ask: &Ask, pool: &Pool) -> Option<Spot> {
+    if request.max_address == 0 {
+        return Some(ask.spot);
+    }
+    let base = pool.region().base().address();
+    let end = request.max_address.saturating_sub(base) / mm::UNIT;
+    match ask.spot {
+        Spot::At(at) => (at + ask.units() <= end).then_some(ask.spot),
+        Spot::Within { place, lo, hi } => {
+            let hi = hi.min(end);
+            let holds = hi.checked_sub(lo).is_some_and(|room| room >= ask.units());
+            holds.then_some(Spot::Within { place, lo, hi })
+        }
+    }
 }
 
 /// Bytes as units, if they are whole ones.

@@ -4,6 +4,7 @@
 
 use super::{
     abi::Refusal,
+    pins::Pins,
     Addresses,
     Hub, //
 };
@@ -37,7 +38,7 @@ pub(super) type Handle = u64;
 pub(super) struct Entry {
     pub(super) view: View,
     /// PINs without their UNPIN.
-    pub(super) pins: u32,
+    pub(super) pins: Pins,
     /// Where its memory waits if the client goes without UNPIN; for clients that can PIN.
     shelter: Option<Shelter>,
     _handle: Charge,
@@ -46,7 +47,7 @@ pub(super) struct Entry {
 impl Drop for Entry {
     /// FREE refuses what is pinned, so this is a client that went without a word.
     fn drop(&mut self) {
-        if let (true, Some(shelter)) = (self.pins > 0, self.shelter.take()) {
+        if let (true, Some(shelter)) = (!self.pins.are_none(), self.shelter.take()) {
             self.view.buffer().leave_told(shelter);
         }
     }
@@ -79,7 +80,7 @@ impl Nodes {
         };
         let entry = Entry {
             view,
-            pins: 0,
+            pins: Pins::none(),
             shelter,
             _handle: charge,
         };

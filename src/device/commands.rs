@@ -16,6 +16,7 @@ use super::{
         Nodes,
         Table, //
     },
+    pins,
     share,
     writable,
     Addresses, //
@@ -36,6 +37,7 @@ use crate::uapi::{
     Pin as PinRequest,
     PoolInfo,
     Request,
+    Sync,
     Unpin as UnpinRequest, //
 };
 use kernel::{
@@ -51,9 +53,6 @@ use kernel::{
     sync::Arc,
     uapi as kernel_uapi, //
 };
-
-/// How often one handle can be pinned at a time.
-const MAX_PINS: u32 = 65535;
 
 /// Finds the command by type and number; its size says how much of the struct the caller has.
 pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Result<isize> {
@@ -96,29 +95,28 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
             |request| {
                 may_pin(client)?;
                 may_change(file)?;
-                pin(client, request)
+                pins::pin(client, request)
             },
-            |handle, delivered| {
-                if delivered == Delivered::No {
-                    let _ = change_pins(client, handle, unpin_one);
-                }
-            },
+            pins::Pinned::finish,
         ),
         UnpinRequest::NR => abi::answer(
             arg,
             size,
-            |request: &mut UnpinRequest| {
+            |request| {
                 may_pin(client)?;
                 may_change(file)?;
-                no_device(&request.device, 0)?;
-                change_pins(client, request.handle, unpin_one)?;
-                Ok(request.handle)
+                pins::unpin(client, request)
             },
-            |handle, delivered| {
-                if delivered == Delivered::No {
-                    let _ = change_pins(client, handle, pin_one);
-                }
+            pins::Unpinned::finish,
+        ),
+        Sync::NR => abi::answer(
+            arg,
+            size,
+            |request| {
+                may_change(file)?;
+                pins::sync(client, request)
             },
+            keep,
         ),
         Export::NR => abi::answer(
             arg,
@@ -165,7 +163,7 @@ pub(super) fn entry(table: &Table, handle: Handle) -> Result<&Entry, Refusal> {
     table.get(handle).ok_or_else(no_such_handle)
 }
 
-fn no_such_handle() -> Refusal {
+pub(super) fn no_such_handle() -> Refusal {
     Refusal::new(ENOENT, uapi::WHY_HANDLE)
 }
 
@@ -189,7 +187,8 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
         | uapi::FEAT_DMABUF
         | uapi::FEAT_PREFAULT
         | uapi::FEAT_GUP
-        | uapi::FEAT_WAIT;
+        | uapi::FEAT_WAIT
+        | uapi::FEAT_DEVICE;
     if client.addresses() == Addresses::Shown {
         request.features |= uapi::FEAT_PIN;
     }
@@ -244,7 +243,7 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
     request.pool = buffer.pool();
     request.flags = buffer.flags();
     request.order = buffer.order();
-    request.pins = entry.pins;
+    request.pins = entry.pins.total();
     request.mappings = buffer.mappings();
     request.name = buffer.name().bytes();
     Ok(())
@@ -253,53 +252,8 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
 fn free(client: &Client, request: &mut Free) -> Result<Nodes, Refusal> {
     let mut table = client.table();
     let entry = entry(&table, request.handle)?;
-    if entry.pins > 0 {
+    if !entry.pins.are_none() {
         return Err(Refusal::new(EBUSY, uapi::WHY_PINNED));
     }
     table.remove(request.handle).ok_or_else(no_such_handle)
-}
-
-/// Addresses for one device are not offered yet: who asks for one must not get another.
-fn no_device(name: &[u8; uapi::DEVICE_LEN], reserved: u32) -> Result<(), Refusal> {
-    if reserved == 0 && name.iter().all(|&byte| byte == 0) {
-        Ok(())
-    } else {
-        Err(Refusal::new(EINVAL, uapi::WHY_RESERVED))
-    }
-}
-
-fn pin(client: &Client, request: &mut PinRequest) -> Result<Handle, Refusal> {
-    no_device(&request.device, request.reserved)?;
-    (request.address, request.size) = change_pins(client, request.handle, pin_one)?;
-    request.caveats = 0;
-    Ok(request.handle)
-}
-
-fn pin_one(pins: u32) -> Result<u32, Refusal> {
-    if pins < MAX_PINS {
-        Ok(pins + 1)
-    } else {
-        Err(Refusal::new(EOVERFLOW, uapi::WHY_PINS))
-    }
-}
-
-fn unpin_one(pins: u32) -> Result<u32, Refusal> {
-    pins.checked_sub(1)
-        .ok_or(Refusal::new(EINVAL, uapi::WHY_NOT_PINNED))
-}
-
-/// Counts a handle's pins up or down; returns address and size of its buffer.
-fn change_pins(
-    client: &Client,
-    handle: Handle,
-    change: fn(u32) -> Result<u32, Refusal>,
-) -> Result<(u64, u64), Refusal> {
-    let mut table = client.table();
-    let entry = table.get_mut(handle).ok_or_else(no_such_handle)?;
-    if !entry.view.writable() {
-        // A device that knows the address could write.
-        return Err(Refusal::new(EACCES, uapi::WHY_READ_ONLY_HANDLE));
-    }
-    entry.pins = change(entry.pins)?;
-    Ok((entry.view.address(), entry.view.granted()))
 }

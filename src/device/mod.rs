@@ -11,16 +11,19 @@ mod access;
 mod alloc;
 mod client;
 mod commands;
+mod dma;
 mod dmabuf;
 mod heap;
 mod huge;
 mod mmap;
+mod pins;
 mod poll;
 mod share;
 
 pub(crate) use client::Client;
 pub(crate) use heap::HeapNode;
 
+use self::dma::Devices;
 use crate::buffer::Offsets;
 use crate::pool::Pool;
 use crate::quota::{
@@ -61,6 +64,7 @@ pub(crate) struct Hub {
     pool: Arc<Pool>,
     offsets: Arc<Offsets>,
     users: Arc<Users>,
+    devices: Arc<Devices>,
     instance: u64,
     handles: Atomic<u64>,
     epochs: Atomic<u64>,
@@ -76,6 +80,7 @@ impl Hub {
                 // SAFETY: Takes nothing, may be called anywhere.
                 instance: unsafe { bindings::get_random_u64() },
                 users,
+                devices: Devices::new()?,
                 handles: Atomic::new(0),
                 epochs: Atomic::new(0),
             },
@@ -261,7 +266,7 @@ impl Client {
                 view.size(),
                 view.granted(),
                 buffer.order(),
-                entry.pins,
+                entry.pins.total(),
                 buffer.mappings(),
                 buffer.epoch(),
                 buffer.name().text(),
