@@ -4,8 +4,9 @@
  * need: find a device, take it, reach its registers, let it do DMA, and give it
  * buffers out of the pool. All of it through sysfs, as root.
  *
- * Every function returns 0 or a negative errno. The devices see physical
- * addresses: with an IOMMU between them and the memory none of this works.
+ * Every function returns 0 or a negative errno. A struct dma_buffer is told to
+ * devices by its physical address: with an IOMMU between them and the memory a
+ * test has to PIN for the device itself.
  */
 #ifndef SELFTESTS_PCI_H
 #define SELFTESTS_PCI_H
@@ -59,6 +60,26 @@ struct pci_dev {
 static inline void pci_path(char path[PCI_PATH_LEN], const char *name, const char *file)
 {
 	snprintf(path, PCI_PATH_LEN, PCI_SYSFS "/%.*s/%s", PCI_NAME_LEN - 1, name, file);
+}
+
+/* What PIN calls the device of that name. */
+static inline void pci_rb_name(char text[RUST_BUDDY_DEVICE_LEN], const char *name)
+{
+	snprintf(text, RUST_BUDDY_DEVICE_LEN, "pci/%.*s", PCI_NAME_LEN - 1, name);
+}
+
+/* A word into a file of sysfs. */
+static inline int pci_write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	int err = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (write(fd, text, strlen(text)) < 0)
+		err = -errno;
+	close(fd);
+	return err;
 }
 
 /* A sysfs file with one number in it. */
@@ -131,16 +152,11 @@ static inline int pci_has_driver(const char *name)
 static inline int pci_unbind(const char *name)
 {
 	char path[PCI_PATH_LEN];
-	int fd, err = 0;
+	int err;
 
 	pci_path(path, name, "driver/unbind");
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0)
-		return errno == ENOENT ? 0 : -errno;
-	if (write(fd, name, strlen(name)) < 0)
-		err = -errno;
-	close(fd);
-	return err;
+	err = pci_write_text(path, name);
+	return err == -ENOENT ? 0 : err;
 }
 
 static inline int pci_command(struct pci_dev *pci, uint16_t clear, uint16_t set)

@@ -92,6 +92,38 @@ static inline int rb_unpin(int fd, uint64_t handle)
 	return rb_ioctl(fd, RUST_BUDDY_IOC_UNPIN, &req);
 }
 
+/* Where one device finds it ("pci/0000:00:04.0"); *req holds all that came back. */
+static inline int rb_pin_device(int fd, uint64_t handle, const char *device,
+				struct rust_buddy_pin *req)
+{
+	memset(req, 0, sizeof(*req));
+	req->handle = handle;
+	snprintf(req->device, sizeof(req->device), "%s", device);
+	return rb_ioctl(fd, RUST_BUDDY_IOC_PIN, req);
+}
+
+static inline int rb_unpin_device(int fd, uint64_t handle, const char *device)
+{
+	struct rust_buddy_unpin req = { .handle = handle };
+
+	snprintf(req.device, sizeof(req.device), "%s", device);
+	return rb_ioctl(fd, RUST_BUDDY_IOC_UNPIN, &req);
+}
+
+static inline int rb_sync(int fd, uint64_t handle, uint64_t offset, uint64_t size,
+			  uint32_t flags, uint32_t direction)
+{
+	struct rust_buddy_sync req = {
+		.handle = handle,
+		.offset = offset,
+		.size = size,
+		.flags = flags,
+		.direction = direction,
+	};
+
+	return rb_ioctl(fd, RUST_BUDDY_IOC_SYNC, &req);
+}
+
 static inline int rb_info(int fd, struct rust_buddy_info *info)
 {
 	memset(info, 0, sizeof(*info));
