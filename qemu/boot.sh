@@ -7,6 +7,7 @@
 #
 #   --append WORDS   more on the kernel command line
 #   --nvme FILE      an NVMe controller with FILE as its disk
+#   --iommu          an IOMMU between devices and memory, which translates
 #   --timeout S      give up after S seconds (default 900)
 #   --quiet          the guest's output goes to the log only
 #   RB_MEMORY=, RB_CPU=  (environment) memory and CPU model other than 2G and QEMU's
@@ -23,12 +24,14 @@ name=$1
 shift
 append=
 nvme=
+iommu=
 limit=900
 quiet=
 while [ $# -gt 0 ]; do
 	case $1 in
 	--append) append=$2; shift 2 ;;
 	--nvme) nvme=$2; shift 2 ;;
+	--iommu) iommu=1; shift ;;
 	--timeout) limit=$2; shift 2 ;;
 	--quiet) quiet=1; shift ;;
 	--) shift; break ;;
@@ -49,6 +52,11 @@ if [ -n "$nvme" ]; then
 	# The largest transfer that QEMU allows: 2^9 pages of the size the driver sets.
 	opts+=" -drive if=none,id=rb,format=raw,file=$nvme -device nvme,serial=rb,drive=rb,mdts=9"
 fi
+if [ -n "$iommu" ]; then
+	# Strict: what is unmapped is out of the device's reach at once, not some ms later.
+	opts+=" -device intel-iommu"
+	append+=" intel_iommu=on iommu.strict=1"
+fi
 args=(--run "$kernel" --user root --memory "${RB_MEMORY:-2G}" --cpus 2 "--rwdir=$shared=$out" --qemu-opts="$opts"
 	--append "panic=-1 hung_task_panic=1 softlockup_panic=1 $append")
 accel=TCG
@@ -56,6 +64,10 @@ if "$here/kvm.sh" "${KERNEL:-$RB_KERNEL/usr/lib/modules/$(krel)/vmlinuz}"; then
 	accel=KVM
 else
 	args+=(--disable-kvm)
+fi
+
+if [ -n "$iommu" ]; then
+	args+=(--disable-microvm)
 fi
 
 if [ $# -eq 0 ]; then

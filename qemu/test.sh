@@ -120,4 +120,16 @@ if ! qemu/boot.sh bare $quiet --timeout 300 -- bash selftests/bare.sh; then
 	trouble "the bare guest"
 fi
 count "$RB_CACHE/out/bare/log"
+
+# Devices behind an IOMMU, and devices that all get a copy.
+if ! qemu/boot.sh iommu --iommu --append "memmap=64M\$0x40000000" $quiet --timeout 600 -- \
+	bash qemu/guest/iommu.sh; then
+	trouble "the guest with an IOMMU"
+fi
+count "$RB_CACHE/out/iommu/log"
+if ! qemu/boot.sh swiotlb --append "swiotlb=force memmap=64M\$0x40000000" $quiet --timeout 300 -- \
+	bash qemu/guest/swiotlb.sh; then
+	trouble "the guest with swiotlb=force"
+fi
+count "$RB_CACHE/out/swiotlb/log"
 finish

@@ -8,7 +8,7 @@ bash selftests/module.sh
 bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait edu nvme
 bash qemu/guest/tests.sh cma -- alloc zero gup huge dmabuf edu nvme
 bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero gup huge dmabuf edu nvme
-bash qemu/guest/tests.sh contig -- disorder stale
+bash qemu/guest/tests.sh contig -- device sync disorder stale
 bash qemu/guest/heap.sh
 for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms

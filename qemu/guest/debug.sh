@@ -16,7 +16,7 @@ RB_LOADS=3 bash selftests/module.sh
 export RB_OFFSETS=2000
 bash qemu/guest/tests.sh contig -- \
 	abi alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait faults edu nvme
-RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- disorder stale
+RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- device sync disorder stale
 bash qemu/guest/tests.sh cma -- alloc zero nvme
 for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms

@@ -1,0 +1,7 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Inside the guest whose devices all get a copy (swiotlb=force): what SYNC is for.
+
+bash qemu/guest/tests.sh contig -- sync device
+bash qemu/guest/tests.sh range start=0x40000000 -- sync
