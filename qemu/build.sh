@@ -26,10 +26,17 @@ build() {
 	"$here/enter.sh" cc -O2 -static -I"$kdir/tools/testing/selftests" -I"$kdir/usr/include" \
 		"$kdir/tools/testing/selftests/dmabuf-heaps/dmabuf-heap.c" \
 		-o "$out/selftests/dmabuf-heap" 2>/dev/null || echo "no dmabuf-heap"
-	# The example that people copy has to compile, and to run in the guest.
-	awk '/^```c$/ { on = 1; next } /^```/ { on = 0 } on' "$RB_TOP/README.md" >"$out/selftests/example.c"
-	"$here/enter.sh" cc -Wall -Wextra -Werror -I"$RB_TOP/src/uapi" \
-		"$out/selftests/example.c" -o "$out/selftests/example"
+	example README.md example
+	local page
+	for page in $(cd "$RB_TOP" && grep -l '^int main' docs/*.md); do
+		example "$page" "example-$(basename "$page" .md)"
+	done
+}
+# example PAGE PROGRAM: what people copy has to compile, and to run in the guest.
+example() {
+	local to=$out/selftests/$2
+	awk '/^```c$/ { on = 1; next } /^```/ { on = 0 } on' "$RB_TOP/$1" >"$to.c"
+	"$here/enter.sh" cc -Wall -Wextra -Werror -I"$RB_TOP/src/uapi" "$to.c" -o "$to"
 }
 step build "building the module and the tests" build
 if grep -n 'warning' "$RB_LOGS/build.log" | grep -v 'gcc-multilib'; then

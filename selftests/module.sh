@@ -148,7 +148,22 @@ readme_example() {
 	grep -qE '^tell the device 0x[0-9a-f]+000, 65536 bytes$' <<<"$said"
 }
 
-plan module 31
+# Each leaves the pool as it found it.
+docs_examples() {
+	local program failed=0
+	load quarantine_ms=0 || return 1
+	for program in "$RB_BUILD"/selftests/example-*; do
+		[ -x "$program" ] || continue
+		"$program" | sed 's/^/# /'
+		if [ "${PIPESTATUS[0]}" -ne 0 ] || ! grep -qx 'buffers: 0' "$debug/pool1/status"; then
+			echo "# $program failed, or left a buffer"
+			failed=1
+		fi
+	done
+	rmmod rust_buddy && [ "$failed" -eq 0 ]
+}
+
+plan module 32
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
@@ -186,4 +201,5 @@ with_debugfs "shows and describes its parameters" eval "shows_source && describe
 check "makes nodes that are root's" nodes_are_roots
 check "is not unloaded while a pinned buffer waits" waits_out_the_quarantine
 check "runs the README's example" readme_example
+with_debugfs "runs the examples in docs" docs_examples
 finish
