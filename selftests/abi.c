@@ -890,30 +890,6 @@ TEST_F(node, alloc_reserved)
 }
 
 /* What belongs to a feature that is not there must not be taken for served. */
-TEST_F(node, features_that_are_not_there)
-{
-	struct rust_buddy_pin pin = { .handle = self->sentinel, .device = "pci/0000:00:04.0" };
-	struct rust_buddy_unpin unpin = { .handle = self->sentinel, .device = "x" };
-	uint64_t address;
-
-	if (self->info.features & RUST_BUDDY_FEAT_DEVICE)
-		SKIP(return, "there are addresses for devices");
-	BAD(-EINVAL, RUST_BUDDY_WHY_RESERVED, req.max_address = 1ULL << 32);
-	EXPECT_EQ(-ENOTTY, raw_ioctl(self->fd, RUST_BUDDY_IOC_SYNC, &pin));
-	if (!(self->info.features & RUST_BUDDY_FEAT_PIN))
-		return;
-	EXPECT_REFUSED(self->fd, self->sentinel, rb_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &pin),
-		       &pin.hdr, -EINVAL, RUST_BUDDY_WHY_RESERVED);
-	memset(pin.device, 0, sizeof(pin.device));
-	pin.reserved = 1;
-	EXPECT_REFUSED(self->fd, self->sentinel, rb_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &pin),
-		       &pin.hdr, -EINVAL, RUST_BUDDY_WHY_RESERVED);
-	ASSERT_EQ(0, rb_pin(self->fd, self->sentinel, &address));
-	EXPECT_REFUSED(self->fd, self->sentinel, rb_ioctl(self->fd, RUST_BUDDY_IOC_UNPIN, &unpin),
-		       &unpin.hdr, -EINVAL, RUST_BUDDY_WHY_RESERVED);
-	ASSERT_EQ(0, rb_unpin(self->fd, self->sentinel));
-}
-
 TEST_F(node, alloc_unknown_flags)
 {
 	const __u32 known = RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_GUP |
