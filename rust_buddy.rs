@@ -11,6 +11,8 @@ mod bell;
 pub mod buddy;
 #[path = "src/buffer.rs"]
 mod buffer;
+#[path = "src/cache.rs"]
+mod cache;
 #[path = "src/debugfs.rs"]
 mod debugfs;
 #[path = "src/device/mod.rs"]

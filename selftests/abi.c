@@ -889,10 +889,10 @@ TEST_F(node, alloc_reserved)
 	BAD(-EINVAL, RUST_BUDDY_WHY_RESERVED, req.reserved = ~0U);
 }
 
-/* What belongs to a feature that is not there must not be taken for served. */
 TEST_F(node, alloc_unknown_flags)
 {
-	const __u32 known = RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_GUP |
+	const __u32 known = RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_WC |
+			    RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_GUP |
 			    RUST_BUDDY_ALLOC_WAIT;
 	unsigned int bit;
 

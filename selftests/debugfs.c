@@ -126,7 +126,8 @@ TEST_F(files, picture_shows_the_place)
 
 TEST_F(files, no_address_is_shown)
 {
-	static const char * const names[] = { FILES "status", FILES "free_blocks", FILES "map" };
+	static const char * const names[] = { FILES "status", FILES "free_blocks", FILES "map",
+					      FILES "modes" };
 	struct rust_buddy_pool_info pool;
 	char text[8192], base[32];
 	int phys = rb_open(RB_DEV_PHYS);

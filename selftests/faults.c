@@ -19,6 +19,7 @@
 #define NO_FAULTS	"CONFIG_FAULT_INJECTION_DEBUG_FS=y, FAILSLAB, FAIL_PAGE_ALLOC, _USERCOPY"
 #define DEBUGFS		"/sys/kernel/debug/"
 #define HEAP_NODE	"/dev/dma_heap/rust_buddy"
+#define MODES		DEBUGFS "rust_buddy/pool1/modes"
 #define FAR_AWAY	((void *)0x300000000000)
 /* No call of ours allocates as often; a runaway is a failure. */
 #define MOST		2000
@@ -77,6 +78,7 @@ enum call {
 	POOL_INFO,
 	ALLOC,
 	ALLOC_PLACED,
+	ALLOC_WC,
 	FREE,
 	PIN,
 	UNPIN,
@@ -94,6 +96,7 @@ enum call {
 FIXTURE(fault)
 {
 	int fd;
+	int round;
 	struct rust_buddy_alloc buf;
 	struct rust_buddy_pool_info before;
 	void *map;
@@ -115,6 +118,7 @@ FIXTURE_VARIANT_ADD(fault, info) { .call = INFO };
 FIXTURE_VARIANT_ADD(fault, pool_info) { .call = POOL_INFO };
 FIXTURE_VARIANT_ADD(fault, alloc) { .call = ALLOC, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, alloc_placed) { .call = ALLOC_PLACED, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, alloc_wc) { .call = ALLOC_WC, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, free) { .call = FREE };
 FIXTURE_VARIANT_ADD(fault, pin) { .call = PIN };
 FIXTURE_VARIANT_ADD(fault, unpin) { .call = UNPIN };
@@ -143,6 +147,8 @@ FIXTURE_SETUP(fault)
 			      variant->call == MMAP_FILLED ? RUST_BUDDY_ALLOC_PREFAULT : 0,
 			      "fault", &self->buf));
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->before));
+	if (variant->call == ALLOC_WC && !(self->before.caps & RUST_BUDDY_CAP_WC))
+		SKIP(return, "the pool has no write-combining buffers: CONFIG_X86_PAT=y");
 }
 
 FIXTURE_TEARDOWN(fault)
@@ -160,6 +166,20 @@ static int map_far_away(FIXTURE_DATA(fault) *self)
 	self->map = mmap(FAR_AWAY, self->buf.granted, PROT_READ | PROT_WRITE, MAP_SHARED,
 			 self->fd, self->buf.offset);
 	return self->map == MAP_FAILED ? -errno : 0;
+}
+
+/* Parts of the pool that the kernel does not map cached; -1 if it does not say. */
+static int uncached_runs(void)
+{
+	FILE *f = fopen(MODES, "re");
+	int c, lines = 0;
+
+	if (!f)
+		return -1;
+	while ((c = getc(f)) != EOF)
+		lines += c == '\n';
+	fclose(f);
+	return lines;
 }
 
 /* What the call needs to have been done before, and is undone after it. */
@@ -226,6 +246,18 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 				     RUST_BUDDY_ALLOC_WAIT;
 			got->max_size = KiB(64);
 		}
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_ALLOC, got);
+		*why = got->hdr.reason;
+		return ret;
+	case ALLOC_WC:
+		/*
+		 * A large page of the kernel's map as a whole, and then one that has to be split,
+		 * in another place each time: what was split once is split for good.
+		 */
+		memset(got, 0, sizeof(*got));
+		got->size = MiB(2) + KiB(4);
+		got->flags = RUST_BUDDY_ALLOC_WC | RUST_BUDDY_ALLOC_AT;
+		got->lo = self->before.size - MiB(4) * (1 + self->round % 15);
 		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_ALLOC, got);
 		*why = got->hdr.reason;
 		return ret;
@@ -297,6 +329,7 @@ static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_bud
 	case ALLOC:
 	case ALLOC_PLACED:
 	case ALLOC_GUP:
+	case ALLOC_WC:
 		return rb_free(self->fd, got->handle);
 	case FREE:
 		return rb_alloc(self->fd, KiB(64), 0, "fault", &self->buf);
@@ -336,6 +369,7 @@ TEST_F_TIMEOUT(fault, nth, 600)
 		bool hit;
 
 		ASSERT_EQ(0, before_call(self, variant->call));
+		self->round = nth;
 		arm(nth);
 		ret = do_call(self, variant->call, &got, &why);
 		hit = disarm();
@@ -355,6 +389,8 @@ TEST_F_TIMEOUT(fault, nth, 600)
 			if (ret == -ENOMEM && why)
 				EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_KERNEL_MEMORY, why);
 			ASSERT_EQ(0, after_failure(self, variant->call));
+			if (variant->call == ALLOC_WC)
+				EXPECT_EQ(0, uncached_runs()) TH_LOG("the %dth failed", nth);
 		}
 		EXPECT_POOL(self->fd, &self->before);
 		/* The same, undisturbed. */

@@ -102,9 +102,38 @@ shows_source() {
 	[ "$word" = cma ]
 }
 
+# A range has one cache mode, in the kernel's mapping and on record; the log and sysfs say which.
+has_mode() {
+	local mode=$1 type=$2
+	load source=range start=0x40000000 "cache=$mode" || return 1
+	local shown list run
+	shown=$(cat /sys/module/rust_buddy/parameters/cache)
+	list=$(grep -i 'mem 0x0*40000000-0x0*44000000' /sys/kernel/debug/x86/pat_memtype_list)
+	run=$(cut -d' ' -f1-3 "$debug/pool1/modes")
+	rmmod rust_buddy || return 1
+	echo "# $mode: $list; '$run'"
+	[ "$shown" = "$mode" ] && [ "${list##* }" = "$type" ] || return 1
+	if [ "$mode" = wb ]; then
+		[ -z "$run" ]
+	else
+		[ "$run" = "0 67108864 $mode" ]
+	fi
+}
+has_modes() {
+	has_mode wb write-back && has_mode wc write-combining && has_mode uc uncached-minus &&
+		has_mode wb write-back && ! grep -qi 'mem 0x0*40000000-' /sys/kernel/debug/x86/pat_memtype_list
+}
+with_pat() {
+	if [ -e /sys/kernel/debug/x86/pat_memtype_list ]; then
+		check "$@"
+	else
+		skip "$1" "the kernel has no PAT, or does not show it: CONFIG_X86_PAT=y, CONFIG_DEBUG_FS=y"
+	fi
+}
+
 describes_itself() {
 	local p
-	for p in size_mb source start node max_buffers quarantine_ms heap quota_client_bytes \
+	for p in size_mb source cache start node max_buffers quarantine_ms heap quota_client_bytes \
 		quota_client_handles quota_uid_bytes quota_uid_handles; do
 		modinfo -F parm "$RB_KO" | grep -q "^$p:" || { echo "# no $p"; return 1; }
 	done
@@ -163,10 +192,16 @@ docs_examples() {
 	rmmod rust_buddy && [ "$failed" -eq 0 ]
 }
 
-plan module 32
+plan module 36
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
+check "refuses an unknown cache mode" refused 'cache= must be wb, wc or uc' \
+	source=range start=0x40000000 cache=wt
+check "refuses a cache mode for contig" refused 'cache= goes with source=range only' \
+	source=contig cache=wc
+check "refuses a cache mode for auto, cached too" refused 'cache= goes with source=range only' cache=wb
+with_pat "gives a range the cache mode asked for" has_modes
 check "refuses a client without buffers" refused 'max_buffers=0 would let nobody' max_buffers=0
 check "refuses a quarantine below -1" refused 'quarantine_ms=-2 must be -1 to 86400000' quarantine_ms=-2
 check "refuses a quarantine of more than a day" refused 'must be -1 to 86400000' \

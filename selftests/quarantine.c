@@ -11,6 +11,7 @@
 #include "rb_test.h"
 
 #define SIZE	KiB(64)
+#define MODES	"/sys/kernel/debug/rust_buddy/pool1/modes"
 #define RELEASE	"/sys/kernel/debug/rust_buddy/pool1/release_quarantine"
 
 static uint64_t now_ms(void)
@@ -157,6 +158,48 @@ TEST_F_TIMEOUT(term, what_was_pinned_waits, SLOW)
 	ASSERT_TRUE(map != MAP_FAILED);
 	EXPECT_TRUE(zeroed(map, SIZE));
 	EXPECT_EQ(0, munmap(map, SIZE));
+	EXPECT_EQ(0, rb_free(self->fd, at.handle));
+}
+
+/* Is what begins at a place in the pool write-combining in the kernel's page table? */
+static bool is_wc(uint64_t place)
+{
+	FILE *f = fopen(MODES, "re");
+	unsigned long long from, bytes;
+	char name[8];
+	bool is = false;
+
+	while (f && fscanf(f, "%llu %llu %7s %*u", &from, &bytes, name) == 3)
+		is |= from <= place && place < from + bytes && !strcmp(name, "wc");
+	if (f)
+		fclose(f);
+	return is;
+}
+
+/* The cache mode is the device's too: it ends with the wait, and before anybody has the memory. */
+TEST_F_TIMEOUT(term, the_cache_mode_waits_too, SLOW)
+{
+	struct rust_buddy_alloc buf, at = { .size = SIZE, .flags = RUST_BUDDY_ALLOC_AT };
+	uint64_t address;
+	int fd;
+
+	if (access(MODES, R_OK) || !(self->before.caps & RUST_BUDDY_CAP_WC))
+		SKIP(return, "no " MODES ", or nothing is write-combining: CONFIG_X86_PAT=y");
+	fd = rb_open(RB_DEV_PHYS);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, rb_alloc(fd, SIZE, RUST_BUDDY_ALLOC_WC, "pinned", &buf));
+	ASSERT_EQ(0, rb_pin(fd, buf.handle, &address));
+	at.lo = address - self->before.phys_base;
+	EXPECT_TRUE(is_wc(at.lo));
+	close(fd);
+	EXPECT_EQ(SIZE, quarantined(self->fd));
+	EXPECT_TRUE(is_wc(at.lo));
+	EXPECT_TRUE(comes_back(self));
+	/* It counts as free again only when it is. */
+	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
+	EXPECT_FALSE(is_wc(at.lo));
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &at));
+	EXPECT_FALSE(is_wc(at.lo));
 	EXPECT_EQ(0, rb_free(self->fd, at.handle));
 }
 

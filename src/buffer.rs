@@ -5,6 +5,7 @@
 //! Handles and mappings hold a reference each; with the last one the window of mmap offsets and the
 //! block go back.
 
+use crate::cache::Mode;
 use crate::memory::Memory;
 use crate::mm::{
     self,
@@ -220,6 +221,11 @@ impl Buffer {
     /// As ALLOC was given them.
     pub(crate) fn flags(&self) -> u32 {
         self.flags
+    }
+
+    /// How the CPU's caches treat it.
+    pub(crate) fn mode(&self) -> Mode {
+        self.block().map_or(Mode::WriteBack, Block::mode)
     }
 
     /// The number of this allocation.

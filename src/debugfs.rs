@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the curious may see of a pool, in `/sys/kernel/debug/rust_buddy/poolN/`. No addresses.
+//! What the curious may see of a pool, in `/sys/kernel/debug/rust_buddy/poolN/`. No physical
+//! addresses.
 
 use crate::buddy::Order;
+use crate::cache::Mode;
+use crate::device;
 use crate::mm;
 use crate::pool::Pool;
 use crate::quota::Users;
@@ -34,6 +37,8 @@ pub(crate) fn show(root: &Dir, pool: Arc<Pool>) -> Result<PoolFiles> {
             dir.read_callback_file(c"status", pool, &status);
             dir.read_callback_file(c"free_blocks", pool, &free_blocks);
             dir.read_callback_file(c"map", pool, &map);
+            dir.read_callback_file(c"modes", pool, &modes);
+            dir.read_callback_file(c"modes_mapped", pool, &modes_mapped);
             dir.write_only_callback_file(c"release_quarantine", pool, &release_quarantine);
         }),
         GFP_KERNEL,
@@ -80,6 +85,49 @@ fn free_blocks(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} {} {}", order.get(), order.units() * mm::UNIT, count)?;
     }
     Ok(())
+}
+
+/// The effective cache modes, as the kernel's page table has them: a line for each run of pages
+/// that are not cached, `place bytes mode slot`, and the place counts from the pool's start.
+fn modes(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let region = pool.region();
+    let mut run = None;
+    let mut at = 0;
+    while at < region.pages() {
+        let page = region.base().plus(at);
+        let entry = region.entry_of(page);
+        if let Some((start, slot, name)) = run {
+            if entry.map(|entry| entry.slot) != Some(slot) {
+                show_run(f, start, at, name, slot)?;
+                run = None;
+            }
+        }
+        let uncached = entry.filter(|entry| entry.mode() != Some(Mode::WriteBack));
+        run = run.or(uncached.map(|entry| (at, entry.slot, entry.mode_name())));
+        // To the end of what the entry maps, from wherever in it.
+        let left = entry.map_or(1, |entry| entry.pages - page.0 % entry.pages);
+        at += left.min(region.pages() - at);
+    }
+    if let Some((start, slot, name)) = run {
+        show_run(f, start, at, name, slot)?;
+    }
+    Ok(())
+}
+
+fn show_run(f: &mut fmt::Formatter<'_>, from: u64, to: u64, name: &str, slot: u8) -> fmt::Result {
+    writeln!(
+        f,
+        "{} {} {} {}",
+        from * mm::UNIT,
+        (to - from) * mm::UNIT,
+        name,
+        slot
+    )
+}
+
+/// The same of what the reader itself has mapped, `address bytes mode slot`.
+fn modes_mapped(_pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    device::show_modes(f)
 }
 
 /// The pool as a picture. Each cell is looked at by itself, so the pool's lock is never held for

@@ -3,9 +3,11 @@
 //! The memory of a buffer: a block, who is charged for it, and what has to come before it can go
 //! back to its pool.
 
+use crate::cache::Mode;
 use crate::linger::Slot;
 use crate::pool::Block;
 use crate::quota::Charge;
+use kernel::prelude::*;
 
 /// Owned: dropping it gives the block back, as soon as nobody has pages of it any more.
 ///
@@ -33,6 +35,19 @@ impl Memory {
     /// The block.
     pub(crate) fn block(&self) -> Option<&Block> {
         self.inner.as_ref().map(|(block, _)| block)
+    }
+
+    /// Gives it a cache mode, until it is back in its pool. That it was cleared cached is faster,
+    /// and the change flushes the caches. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`Block::set_mode`]; it is to be dropped then.
+    pub(crate) fn set_mode(&mut self, mode: Mode) -> Result {
+        match &mut self.inner {
+            Some((block, _)) => block.set_mode(mode),
+            None => Ok(()),
+        }
     }
 
     /// May references to its pages be taken?

@@ -121,8 +121,10 @@ pub(crate) unsafe fn insert_page(
 pub(crate) const GFP_THISNODE: bindings::gfp_t = 1 << bindings::___GFP_THISNODE_BIT;
 /// `__GFP_RETRY_MAYFAIL`, likewise.
 pub(crate) const GFP_RETRY_MAYFAIL: bindings::gfp_t = 1 << bindings::___GFP_RETRY_MAYFAIL_BIT;
-/// `MEMREMAP_WB`, likewise: the only mode in which a range is mapped.
+/// `MEMREMAP_WB`, likewise.
 pub(crate) const MEMREMAP_WB: c_ulong = 1;
+/// `MEMREMAP_WC`, likewise.
+pub(crate) const MEMREMAP_WC: c_ulong = 4;
 /// `VM_FAULT_SIGBUS` in the type that fault handlers return.
 pub(crate) const VM_FAULT_SIGBUS: bindings::vm_fault_t =
     bindings::vm_fault_reason_VM_FAULT_SIGBUS as bindings::vm_fault_t;

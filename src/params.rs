@@ -2,6 +2,7 @@
 
 //! Module parameters beyond what `module!` can declare, and the check of all of them.
 
+use crate::cache::Mode;
 use crate::mm;
 use crate::quarantine::Term;
 use crate::quota;
@@ -30,60 +31,110 @@ const SOURCES: [(&CStr, Source); 4] = [
     (c"range", Source::Range),
 ];
 
-/// Index into [`SOURCES`]. Atomic, since sysfs may read while it is set.
-static SOURCE: Atomic<u32> = Atomic::new(0);
+/// The same for `cache=`; the first is for who does not say.
+const CACHES: [(&CStr, Option<Mode>); 4] = [
+    (c"", None),
+    (c"wb", Some(Mode::WriteBack)),
+    (c"wc", Some(Mode::WriteCombining)),
+    (c"uc", Some(Mode::Uncached)),
+];
 
-fn chosen() -> (&'static CStr, Source) {
-    *SOURCES
-        .get(SOURCE.load(Relaxed) as usize)
-        .unwrap_or(&SOURCES[0])
-}
+/// A parameter that takes one of some words.
+trait Words {
+    /// What goes with a word.
+    type Value: Copy + 'static;
 
-/// Sets `source=`, at load.
-///
-/// # Safety
-///
-/// `value` must be null or a string that lives through this call.
-unsafe extern "C" fn set_source(
-    value: *const c_char,
-    _param: *const bindings::kernel_param,
-) -> c_int {
-    if value.is_null() {
-        return EINVAL.to_errno();
+    /// The words; the first is the default.
+    const ALL: &'static [(&'static CStr, Self::Value)];
+
+    /// What the log says to other words.
+    const RULE: &'static str;
+
+    /// Which one is chosen. Atomic, since sysfs may read while it is set.
+    fn index() -> &'static Atomic<u32>;
+
+    /// The word that is chosen, and what goes with it.
+    fn chosen() -> (&'static CStr, Self::Value) {
+        *Self::ALL
+            .get(Self::index().load(Relaxed) as usize)
+            .unwrap_or(&Self::ALL[0])
     }
-    // SAFETY: Not null, and so a string by this function's requirements.
-    let value = unsafe { CStr::from_char_ptr(value) };
-    match (0..).zip(SOURCES).find(|(_, (name, _))| *name == value) {
-        Some((index, _)) => {
-            SOURCE.store(index, Relaxed);
-            0
+
+    /// Sets it, at load.
+    ///
+    /// # Safety
+    ///
+    /// `value` must be null or a string that lives through this call.
+    unsafe extern "C" fn set(value: *const c_char, _param: *const bindings::kernel_param) -> c_int {
+        if value.is_null() {
+            return EINVAL.to_errno();
         }
-        None => {
-            pr_err!("source= must be auto, contig, cma or range\n");
-            EINVAL.to_errno()
+        // SAFETY: Not null, and so a string by this function's requirements.
+        let value = unsafe { CStr::from_char_ptr(value) };
+        match (0..).zip(Self::ALL).find(|(_, (name, _))| *name == value) {
+            Some((index, _)) => {
+                Self::index().store(index, Relaxed);
+                0
+            }
+            None => {
+                pr_err!("{}\n", Self::RULE);
+                EINVAL.to_errno()
+            }
         }
+    }
+
+    /// Shows it in sysfs.
+    ///
+    /// # Safety
+    ///
+    /// `buffer` must have room for a page.
+    unsafe extern "C" fn get(buffer: *mut c_char, _param: *const bindings::kernel_param) -> c_int {
+        let word = Self::chosen().0.as_char_ptr();
+        // SAFETY: There is room for a page, of which this writes a word.
+        unsafe { bindings::sprintf(buffer, c"%s\n".as_char_ptr(), word) }
     }
 }
 
-/// Shows `source` in sysfs.
-///
-/// # Safety
-///
-/// `buffer` must have room for a page.
-unsafe extern "C" fn get_source(
-    buffer: *mut c_char,
-    _param: *const bindings::kernel_param,
-) -> c_int {
-    // SAFETY: There is room for a page, of which this writes a word.
-    unsafe { bindings::sprintf(buffer, c"%s\n".as_char_ptr(), chosen().0.as_char_ptr()) }
-}
+/// A parameter of `$words`.
+macro_rules! words_parameter {
+    ($words:ident, $value:ty, $all:expr, $param:ident, $name:literal, $rule:literal) => {
+        struct $words;
 
-static SOURCE_OPS: ParamOps = ParamOps(bindings::kernel_param_ops {
-    flags: 0,
-    set: Some(set_source),
-    get: Some(get_source),
-    free: None,
-});
+        impl Words for $words {
+            type Value = $value;
+
+            const ALL: &'static [(&'static CStr, Self::Value)] = &$all;
+            const RULE: &'static str = $rule;
+
+            fn index() -> &'static Atomic<u32> {
+                static INDEX: Atomic<u32> = Atomic::new(0);
+                &INDEX
+            }
+        }
+
+        #[link_section = "__param"]
+        #[used]
+        static $param: KernelParam = KernelParam::new(bindings::kernel_param {
+            name: kernel::str::as_char_ptr_in_const_context($name),
+            mod_: &raw mut bindings::__this_module,
+            ops: {
+                static OPS: ParamOps = ParamOps(bindings::kernel_param_ops {
+                    flags: 0,
+                    set: Some(<$words as Words>::set),
+                    get: Some(<$words as Words>::get),
+                    free: None,
+                });
+                &raw const OPS.0
+            },
+            perm: 0o444,
+            level: -1,
+            flags: 0,
+            __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 {
+                arg: core::ptr::null_mut(),
+            },
+        });
+    };
+}
 
 #[repr(transparent)]
 struct ParamOps(bindings::kernel_param_ops);
@@ -91,19 +142,22 @@ struct ParamOps(bindings::kernel_param_ops);
 // SAFETY: Function pointers, never written.
 unsafe impl Sync for ParamOps {}
 
-#[link_section = "__param"]
-#[used]
-static SOURCE_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
-    name: kernel::str::as_char_ptr_in_const_context(c"source"),
-    mod_: &raw mut bindings::__this_module,
-    ops: &raw const SOURCE_OPS.0,
-    perm: 0o444,
-    level: -1,
-    flags: 0,
-    __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 {
-        arg: core::ptr::null_mut(),
-    },
-});
+words_parameter!(
+    SourceWords,
+    Source,
+    SOURCES,
+    SOURCE_PARAM,
+    c"source",
+    "source= must be auto, contig, cma or range"
+);
+words_parameter!(
+    CacheWords,
+    Option<Mode>,
+    CACHES,
+    CACHE_PARAM,
+    c"cache",
+    "cache= must be wb, wc or uc"
+);
 
 /// A string that the kernel keeps: null, or what was given at load, never changed afterwards.
 #[repr(transparent)]
@@ -209,6 +263,11 @@ modinfo!(
     HEAP_TEXT,
     "parm=heap:Name of the dma-heap, in /dev/dma_heap (default rust_buddy; empty: none)\0"
 );
+modinfo!(CACHE_TYPE, "parmtype=cache:charp\0");
+modinfo!(
+    CACHE_TEXT,
+    "parm=cache:Cache mode of all of the pool, with source=range: wb (default), wc or uc\0"
+);
 modinfo!(CLIENT_BYTES_TYPE, "parmtype=quota_client_bytes:ullong\0");
 modinfo!(
     CLIENT_BYTES_TEXT,
@@ -247,9 +306,14 @@ pub(crate) fn wanted(size_mb: u64, start: u64, node: i32, max_buffers: u32) -> R
         pr_err!("size_mb={} must be 1 to {}\n", size_mb, MAX_SIZE_MB);
         return Err(EINVAL);
     }
-    let source = chosen().1;
+    let source = SourceWords::chosen().1;
     if start != 0 && source != Source::Range {
         pr_err!("start= goes with source=range only\n");
+        return Err(EINVAL);
+    }
+    let mode = CacheWords::chosen().1;
+    if mode.is_some() && source != Source::Range {
+        pr_err!("cache= goes with source=range only; elsewhere ALLOC's flags choose the mode\n");
         return Err(EINVAL);
     }
     let node = match node {
@@ -265,6 +329,7 @@ pub(crate) fn wanted(size_mb: u64, start: u64, node: i32, max_buffers: u32) -> R
         pages: (size_mb << 20) / mm::UNIT,
         start,
         node,
+        mode: mode.unwrap_or(Mode::WriteBack),
     })
 }
 

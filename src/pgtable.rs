@@ -173,15 +173,20 @@ pub(crate) unsafe fn touch(vma: *mut bindings::vm_area_struct, address: usize, w
     };
 }
 
-/// How many bytes the entry shows that is in the page table for an address, if one is.
+/// What an entry of a page table shows.
+pub(crate) struct Shown {
+    /// How many bytes.
+    pub(crate) bytes: usize,
+    /// Its bits other than the address.
+    pub(crate) bits: u64,
+}
+
+/// The entry that a page table has for an address, if one does.
 ///
 /// # Safety
 ///
-/// The VMA must be PFNMAP, the address be in it, and the caller hold `mmap_lock`.
-pub(crate) unsafe fn entry_bytes(
-    vma: *mut bindings::vm_area_struct,
-    address: usize,
-) -> Option<usize> {
+/// The VMA must be PFNMAP or show RAM, the address be in it, and the caller hold `mmap_lock`.
+pub(crate) unsafe fn shown(vma: *mut bindings::vm_area_struct, address: usize) -> Option<Shown> {
     let mut args = bindings::follow_pfnmap_args {
         vma,
         address: address as c_ulong,
@@ -195,5 +200,8 @@ pub(crate) unsafe fn entry_bytes(
         bindings::follow_pfnmap_end(&raw mut args);
     }
     let mask = args.addr_mask as usize;
-    (mask != 0).then(|| mask.wrapping_neg().max(mm::UNIT as usize))
+    Some(Shown {
+        bytes: mask.wrapping_neg().max(mm::UNIT as usize),
+        bits: args.pgprot.pgprot as u64,
+    })
 }

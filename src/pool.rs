@@ -19,12 +19,14 @@ use crate::buddy::{
     Request,
     Run,
 };
+use crate::cache::Mode;
 use crate::linger::Lingering;
 use crate::mm::{
     self,
     Pfn, //
 };
 use crate::quarantine::{
+    ModuleRef,
     Term,
     Worker, //
 };
@@ -316,6 +318,7 @@ impl Pool {
             pool: self.clone(),
             run: Some(run),
             requested: ask.size,
+            mode: self.region.resting_mode(),
         }
     }
 
@@ -462,11 +465,13 @@ impl State {
 ///
 /// # Invariants
 ///
-/// `run` is there until `drop` takes it, and came from `pool`.
+/// `run` is there until `drop` takes it, and came from `pool`. All of it is in `mode`, but for what
+/// a failed change has left in the region's own.
 pub(crate) struct Block {
     pool: Arc<Pool>,
     run: Option<Run>,
     requested: u64,
+    mode: Mode,
 }
 
 impl Block {
@@ -501,11 +506,61 @@ impl Block {
         // exclusive reference shows that nobody was told about them yet.
         unsafe { self.pool.region.zero(self.first(), self.pages()) };
     }
+
+    /// Gives all of it a cache mode, until it is dropped. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::set_mode`]; it is to be dropped then.
+    pub(crate) fn set_mode(&mut self, mode: Mode) -> Result {
+        if mode == self.mode {
+            return Ok(());
+        }
+        // INVARIANT: Now or in a moment, or not all of it.
+        self.mode = mode;
+        // SAFETY: As above.
+        unsafe { self.pool.region.set_mode(self.first(), self.pages(), mode) }
+    }
+
+    /// Its cache mode.
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Brings it back into the mode in which the pool holds its memory.
+    ///
+    /// Page tables were split when it got its own, so that nothing is left that can fail. If the
+    /// kernel sees that otherwise, nobody may get memory that is not what it is called.
+    fn reset_mode(&mut self) -> Result {
+        let mode = self.pool.region.resting_mode();
+        if mode == self.mode {
+            return Ok(());
+        }
+        // SAFETY: Whoever was told about the pages has gone, or this would not be dropped.
+        let result = unsafe { self.pool.region.set_mode(self.first(), self.pages(), mode) };
+        if let Err(error) = &result {
+            pr_err!(
+                "{} pages of pool {} stay {} (error {}): they are kept from everybody, and the \
+                 module loaded, until the next boot\n",
+                self.pages(),
+                self.pool.id,
+                self.mode.name(),
+                -error.to_errno(),
+            );
+        }
+        result
+    }
 }
 
 impl Drop for Block {
+    /// May sleep, if it is in a mode of its own.
     fn drop(&mut self) {
+        let reset = self.reset_mode();
         if let Some(run) = self.run.take() {
+            if reset.is_err() {
+                core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
+                return;
+            }
             let mut state = self.pool.state.lock();
             state.core.free(run);
             state.requested -= self.requested;

@@ -5,9 +5,12 @@
 
 range=(start=0x40000000)
 bash selftests/module.sh
-bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait edu nvme
-bash qemu/guest/tests.sh cma -- alloc zero gup huge dmabuf edu nvme
-bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero gup huge dmabuf edu nvme
+bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache edu nvme
+bash qemu/guest/tests.sh cma -- alloc zero cache gup huge dmabuf edu nvme
+bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero cache gup huge dmabuf edu nvme
+for mode in wc uc; do
+	bash qemu/guest/tests.sh range "${range[@]}" cache=$mode -- cache
+done
 bash qemu/guest/tests.sh contig -- device sync disorder stale
 bash qemu/guest/heap.sh
 for ms in 1500 -1; do

@@ -27,6 +27,7 @@ use crate::buffer::{
     Name,
     View, //
 };
+use crate::cache::Mode;
 use crate::linger::Slot;
 use crate::memory::Memory;
 use crate::mm;
@@ -50,15 +51,18 @@ const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_WINDOW
     | uapi::ALLOC_AT
     | uapi::ALLOC_PREFAULT
+    | uapi::ALLOC_WC
+    | uapi::ALLOC_UC
     | uapi::ALLOC_GUP
     | uapi::ALLOC_WAIT;
 
-/// Flags that each say where, and so exclude each other: any two of a row.
-const EXCLUSIVE: [u32; 4] = [
+/// Flags that say the same thing differently, and so exclude each other: any two of a row.
+const EXCLUSIVE: [u32; 5] = [
     uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST,
     uapi::ALLOC_AT | uapi::ALLOC_HIGHEST,
     uapi::ALLOC_AT | uapi::ALLOC_LOWEST,
     uapi::ALLOC_AT | uapi::ALLOC_WINDOW,
+    uapi::ALLOC_WC | uapi::ALLOC_UC,
 ];
 
 /// A buffer that is ready, but whose handle is not good yet.
@@ -96,6 +100,10 @@ pub(super) fn alloc<'a>(
     check_flags(request.flags)?;
     let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::WHY_NAME))?;
     let pool = commands::pool(client, request.pool)?;
+    let mode = Mode::of_flags(request.flags);
+    if !pool.region().offers(mode) {
+        return Err(Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE));
+    }
     let ask = ask(request, pool)?;
     let ask = Ask {
         spot: reachable(request, &ask, pool).ok_or(Refusal::new(ERANGE, uapi::WHY_MAX_ADDRESS))?,
@@ -142,7 +150,14 @@ pub(super) fn alloc<'a>(
         true => Some(Slot::new(pool.lingering().clone()).map_err(no_memory)?),
         false => None,
     };
-    let memory = Memory::new(block, memory_charge, slot);
+    let mut memory = Memory::new(block, memory_charge, slot);
+    memory.set_mode(mode).map_err(|error| {
+        if error == ENOMEM {
+            no_memory(error)
+        } else {
+            Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE)
+        }
+    })?;
     let buffer = Buffer::new(memory, window, name, request.flags, epoch).map_err(no_memory)?;
 
     request.handle = hub.next_handle();

@@ -188,6 +188,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
         | uapi::FEAT_PREFAULT
         | uapi::FEAT_GUP
         | uapi::FEAT_WAIT
+        | uapi::FEAT_CACHE
         | uapi::FEAT_DEVICE;
     if client.addresses() == Addresses::Shown {
         request.features |= uapi::FEAT_PIN;

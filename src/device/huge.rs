@@ -195,8 +195,8 @@ pub(super) fn fill(vma: &VmaNew, buffer: &Buffer, first: u64) {
             mm::UNIT as usize
         } else {
             // SAFETY: As above; mappings that are not by struct page are PFNMAP.
-            match unsafe { pgtable::entry_bytes(vma.as_ptr(), at) } {
-                Some(step) => step,
+            match unsafe { pgtable::shown(vma.as_ptr(), at) } {
+                Some(shown) => shown.bytes,
                 None => return,
             }
         };

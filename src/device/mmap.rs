@@ -24,7 +24,8 @@ use kernel::{
     bindings,
     mm::virt::{
         flags,
-        VmaNew, //
+        VmaNew,
+        VmaRef, //
     },
     page::PAGE_SHIFT,
     prelude::*,
@@ -104,6 +105,7 @@ fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
     vma.set_dontexpand();
     vma.set_dontdump();
     buffer.count_mapping();
+    let mode = buffer.mode();
     let kind = if buffer.by_page() {
         flags::MIXEDMAP
     } else {
@@ -114,6 +116,9 @@ fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
     unsafe {
         let vma = vma.as_ptr();
         (*vma).__bindgen_anon_2.vm_flags |= kind;
+        // What PFNMAP faults install is the type that the kernel knows for the frame, the same
+        // one; those by struct page install this.
+        (*vma).vm_page_prot = mode.protect((*vma).vm_page_prot);
         (*vma).vm_private_data = Arc::into_raw(buffer.clone()).cast_mut().cast();
         (*vma).vm_ops = &raw const OPERATIONS.0;
     }
@@ -121,6 +126,12 @@ fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
         huge::fill(vma, &buffer, *pages.start());
     }
     Ok(())
+}
+
+/// Does a VMA show a buffer? To be asked with its lock held.
+pub(super) fn is_ours(vma: &VmaRef) -> bool {
+    // SAFETY: The VMA stays while there is a reference to it, and the lock keeps it as it is.
+    unsafe { (*vma.as_ptr()).vm_ops == &raw const OPERATIONS.0 }
 }
 
 /// The buffer that a VMA of ours shows.

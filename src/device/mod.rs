@@ -16,12 +16,14 @@ mod dmabuf;
 mod heap;
 mod huge;
 mod mmap;
+mod modes;
 mod pins;
 mod poll;
 mod share;
 
 pub(crate) use client::Client;
 pub(crate) use heap::HeapNode;
+pub(crate) use modes::show_modes;
 
 use self::dma::Devices;
 use crate::buffer::Offsets;

@@ -9,6 +9,7 @@ use super::{
     Wanted, //
 };
 use crate::buddy::Order;
+use crate::cache::Mode;
 use crate::mm::{
     self,
     CmaArea,
@@ -74,6 +75,7 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         base: first,
         pages: wanted.pages,
         node: Some(node),
+        mode: Mode::WriteBack,
         // SAFETY: As above.
         mapping: unsafe { first.direct_map() }?,
         backing: Backing::Cma(backing),

@@ -8,6 +8,7 @@ use super::{
     Region,
     Wanted, //
 };
+use crate::cache::Mode;
 use crate::mm::{
     self,
     Pfn, //
@@ -68,6 +69,7 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         pages: wanted.pages,
         // SAFETY: As above.
         node: Some(unsafe { mm::node_of(first) }),
+        mode: Mode::WriteBack,
         // SAFETY: As above.
         mapping: unsafe { first.direct_map() }?,
         backing: Backing::Contig(backing),

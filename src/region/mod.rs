@@ -10,6 +10,11 @@ mod cma;
 mod contig;
 mod range;
 
+use crate::cache::{
+    self,
+    Entry,
+    Mode, //
+};
 use crate::mm::{
     self,
     Pfn, //
@@ -18,6 +23,10 @@ use crate::uapi;
 use core::ptr::NonNull;
 use kernel::{
     prelude::*,
+    sync::barrier::{
+        mb,
+        Full, //
+    },
     time::{
         delay::fsleep,
         Delta,
@@ -48,6 +57,8 @@ pub(crate) struct Wanted {
     pub(crate) start: u64,
     /// Only memory of this NUMA node will do.
     pub(crate) node: Option<i32>,
+    /// The cache mode of all of it, for [`Source::Range`].
+    pub(crate) mode: Mode,
 }
 
 impl Wanted {
@@ -68,13 +79,15 @@ enum Backing {
 ///
 /// # Invariants
 ///
-/// `pages` pages from `base` on belong to `backing` alone and are mapped, cached and writable, at
-/// `mapping` for as long as this lives.
+/// `pages` pages from `base` on belong to `backing` alone and are mapped, writable, at `mapping`
+/// for as long as this lives: in `mode`, or where [`Region::set_mode`] has changed that. Of a range
+/// that is the only mapping; all else is RAM in the direct map.
 pub(crate) struct Region {
     backing: Backing,
     base: Pfn,
     pages: u64,
     node: Option<i32>,
+    mode: Mode,
     mapping: NonNull<u8>,
 }
 
@@ -109,6 +122,9 @@ impl Region {
             us,
         );
         pr_info!("its buffers: {}\n", region.abilities());
+        if let Backing::Range(_) = region.backing {
+            pr_info!("their cache mode: {}\n", region.mode.name());
+        }
         Ok(region)
     }
 
@@ -147,11 +163,58 @@ impl Region {
 
     /// `RUST_BUDDY_CAP_*`: what the pages are good for.
     pub(crate) fn caps(&self) -> u64 {
-        match self.backing {
+        let pages = match self.backing {
             Backing::Contig(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_LONGTERM_PIN,
             Backing::Cma(_) => uapi::CAP_STRUCT_PAGE,
             Backing::Range(_) => 0,
+        };
+        let modes = Mode::ALL.into_iter().filter(|&mode| self.offers(mode));
+        modes.fold(pages, |caps, mode| caps | mode.cap())
+    }
+
+    /// Can its pages have this cache mode?
+    pub(crate) fn offers(&self, mode: Mode) -> bool {
+        match self.backing {
+            Backing::Contig(_) | Backing::Cma(_) => mode == self.mode || cache::selectable(),
+            Backing::Range(_) => mode == self.mode,
         }
+    }
+
+    /// The cache mode that pages have which are nobody's.
+    pub(crate) fn resting_mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Changes the cache mode of pages, and of every mapping made from now on. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for a mode that the region does not offer, `ENOMEM` without memory for page
+    /// tables, others where the kernel refuses. Some of the pages may then have the new mode.
+    ///
+    /// # Safety
+    ///
+    /// The caller must own the pages `[first, first + pages)` and nobody else may use them.
+    pub(crate) unsafe fn set_mode(&self, first: Pfn, pages: u64, mode: Mode) -> Result {
+        if !self.offers(mode) {
+            return Err(EOPNOTSUPP);
+        }
+        let at = self.kernel_address(first).ok_or(EINVAL)?;
+        match self.backing {
+            // SAFETY: By the type invariants this is the direct map, and nobody else maps pages
+            // that nobody else uses.
+            Backing::Contig(_) | Backing::Cma(_) => unsafe { mode.apply(at, pages) },
+            // The one that it has.
+            Backing::Range(_) => Ok(()),
+        }
+    }
+
+    /// What the kernel's page table says of a page.
+    pub(crate) fn entry_of(&self, page: Pfn) -> Option<Entry> {
+        let at = self.kernel_address(page)?;
+        // SAFETY: By the type invariants it stays mapped; the direct map's page tables stay as
+        // long as there is memory that they map.
+        unsafe { Entry::of_kernel(at) }
     }
 
     /// The same for people.
@@ -204,6 +267,10 @@ impl Region {
             if done < pages {
                 fsleep(Delta::from_micros(1));
             }
+        }
+        if self.mode != Mode::WriteBack {
+            // Writes that a CPU still gathers are seen by nobody else.
+            mb(Full);
         }
     }
 }

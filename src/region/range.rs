@@ -8,6 +8,11 @@ use super::{
     Region,
     Wanted, //
 };
+use crate::cache::{
+    self,
+    Entry,
+    Mode, //
+};
 use crate::mm::{
     self,
     Pfn, //
@@ -30,7 +35,7 @@ struct Claim {
 
 /// # Invariants
 ///
-/// `at` is what `memremap()` gave for the claimed range.
+/// `at` is what `memremap()` or `ioremap()` gave for the claimed range.
 pub(super) struct Mapping {
     at: NonNull<c_void>,
     // After the mapping is gone: fields are dropped when `drop` has run.
@@ -62,8 +67,20 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         );
         EBUSY
     })?;
+    if wanted.mode != Mode::WriteBack && !cache::selectable() {
+        pr_err!("the kernel has no PAT: boot without nopat, or load with cache=wb\n");
+        return Err(EOPNOTSUPP);
+    }
     // SAFETY: The range is ours to map.
-    let at = unsafe { bindings::memremap(wanted.start, size as usize, mm::MEMREMAP_WB) };
+    let at = unsafe {
+        match wanted.mode {
+            Mode::WriteBack => bindings::memremap(wanted.start, size as usize, mm::MEMREMAP_WB),
+            Mode::WriteCombining => {
+                bindings::memremap(wanted.start, size as usize, mm::MEMREMAP_WC)
+            }
+            Mode::Uncached => bindings::ioremap(wanted.start, size as usize),
+        }
+    };
     let at = NonNull::new(at).ok_or_else(|| {
         pr_err!(
             "[{:#x}-{:#x}] can't be mapped as memory: is there RAM?\n",
@@ -72,14 +89,31 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         );
         ENOMEM
     })?;
+    // INVARIANT: Just mapped.
+    let mapping = Mapping { at, _claim: claim };
+    // Firmware may say otherwise (MTRRs), and the kernel then maps it in another way, silently.
+    // SAFETY: The mapping stays.
+    let entry = unsafe { Entry::of_kernel(at.cast()) };
+    if entry.and_then(|entry| entry.mode()) != Some(wanted.mode) {
+        let got = entry.map_or("?", |entry| entry.mode_name());
+        pr_err!(
+            "[{:#x}-{:#x}] can't be {}, it is {}: load with cache={}\n",
+            wanted.start,
+            end - 1,
+            wanted.mode.name(),
+            got,
+            got,
+        );
+        return Err(EOPNOTSUPP);
+    }
     // INVARIANT: Mapped for as long as the `Mapping` lives, by nobody else since it is claimed.
     Ok(Region {
         base,
         pages: wanted.pages,
         node: None,
+        mode: wanted.mode,
         mapping: at.cast(),
-        // INVARIANT: `at` is what memremap gave.
-        backing: Backing::Range(Mapping { at, _claim: claim }),
+        backing: Backing::Range(mapping),
     })
 }
 
@@ -112,7 +146,8 @@ impl Drop for Claim {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants; whoever drops a region has no users of its pages left.
+        // SAFETY: By the type invariants, and this knows the one from the other; whoever drops a
+        // region has no users of its pages left.
         unsafe { bindings::memunmap(self.at.as_ptr()) };
     }
 }

@@ -174,11 +174,11 @@ constants! {
     CAP_LONGTERM_PIN: u64 = 1 << 1;
     /// Buffers may be moved.
     CAP_MOVABLE: u64 = 1 << 2;
-    /// ALLOC_WC works.
+    /// Buffers can be write-combining.
     CAP_WC: u64 = 1 << 3;
-    /// ALLOC_UC works.
+    /// Buffers can be uncached.
     CAP_UC: u64 = 1 << 4;
-    /// Neither works.
+    /// Buffers can be cached.
     CAP_WB: u64 = 1 << 5;
 
     /// Give the covering block's tail back.

@@ -129,9 +129,13 @@ struct rust_buddy_info {
 #define RUST_BUDDY_CAP_STRUCT_PAGE	(1ULL << 0)	/* its pages are the kernel's own */
 #define RUST_BUDDY_CAP_LONGTERM_PIN	(1ULL << 1)	/* and could be pinned for long */
 #define RUST_BUDDY_CAP_MOVABLE		(1ULL << 2)	/* its buffers may be moved */
-#define RUST_BUDDY_CAP_WC		(1ULL << 3)	/* RUST_BUDDY_ALLOC_WC works */
-#define RUST_BUDDY_CAP_UC		(1ULL << 4)	/* RUST_BUDDY_ALLOC_UC works */
-#define RUST_BUDDY_CAP_WB		(1ULL << 5)	/* neither of these two works */
+/*
+ * The cache modes that ALLOC can ask for: a reserved range has exactly one, all
+ * other pools all three, or only CAP_WB where the kernel runs without PAT.
+ */
+#define RUST_BUDDY_CAP_WC		(1ULL << 3)	/* RUST_BUDDY_ALLOC_WC */
+#define RUST_BUDDY_CAP_UC		(1ULL << 4)	/* RUST_BUDDY_ALLOC_UC */
+#define RUST_BUDDY_CAP_WB		(1ULL << 5)	/* neither of the two: cached */
 
 /*
  * RUST_BUDDY_IOC_POOL_INFO: one pool. Walk them all by starting with pool 0 and
@@ -179,15 +183,18 @@ struct rust_buddy_pool_info {
 	__u64 lingering;
 };
 
-/* rust_buddy_alloc.flags */
+/*
+ * rust_buddy_alloc.flags. Without WC and UC a buffer is cached (write-back); the
+ * mode is that of every mapping, the kernel's too, until the memory is back.
+ */
 #define RUST_BUDDY_ALLOC_EXACT		(1U << 0)	/* give the covering block's tail back */
 #define RUST_BUDDY_ALLOC_HIGHEST	(1U << 1)	/* the highest place that fits */
 #define RUST_BUDDY_ALLOC_LOWEST		(1U << 2)	/* the lowest place that fits */
 #define RUST_BUDDY_ALLOC_WINDOW		(1U << 3)	/* wholly inside [lo, hi) of the pool */
 #define RUST_BUDDY_ALLOC_AT		(1U << 4)	/* exactly at lo; implies EXACT */
 #define RUST_BUDDY_ALLOC_PREFAULT	(1U << 5)	/* mmap() fills its mappings at once */
-#define RUST_BUDDY_ALLOC_WC		(1U << 6)	/* write-combining, in every mapping */
-#define RUST_BUDDY_ALLOC_UC		(1U << 7)	/* uncached, in every mapping */
+#define RUST_BUDDY_ALLOC_WC		(1U << 6)	/* write-combining; not with UC */
+#define RUST_BUDDY_ALLOC_UC		(1U << 7)	/* uncached; not with WC */
 #define RUST_BUDDY_ALLOC_GUP		(1U << 8)	/* mapped by struct page: O_DIRECT etc. */
 #define RUST_BUDDY_ALLOC_WAIT		(1U << 9)	/* after ENOSPC, poll() says when */
 
