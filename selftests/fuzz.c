@@ -448,29 +448,50 @@ static bool name_is_good(const char *name)
 	return false;
 }
 
+/* Is there room for @r below its ceiling, were all of the pool free? */
+static bool reachable(const struct rust_buddy_alloc *r)
+{
+	const uint64_t page = board->pool.unit, base = board->pool.phys_base;
+	uint64_t end = r->max_address > base ? (r->max_address - base) / page * page : 0;
+	uint64_t hi = r->hi ? r->hi : board->pool.size;
+
+	if (!r->max_address)
+		return true;
+	if (end > hi && !(r->flags & RUST_BUDDY_ALLOC_AT))
+		end = hi;
+	return r->lo <= end && end - r->lo >= round_up_to(r->size, page);
+}
+
 /* The first thing that is wrong with an ALLOC, but for what depends on the pool's state. */
-static uint32_t alloc_reason(const struct rust_buddy_alloc *r, size_t size)
+static uint32_t alloc_reason(const struct client *client, const struct rust_buddy_alloc *r,
+			     size_t size)
 {
 	const uint32_t place = RUST_BUDDY_ALLOC_HIGHEST | RUST_BUDDY_ALLOC_LOWEST;
+	const uint32_t modes = RUST_BUDDY_ALLOC_WC | RUST_BUDDY_ALLOC_UC;
 	const uint32_t known = RUST_BUDDY_ALLOC_EXACT | place | RUST_BUDDY_ALLOC_WINDOW |
-			       RUST_BUDDY_ALLOC_AT;
+			       RUST_BUDDY_ALLOC_AT | RUST_BUDDY_ALLOC_PREFAULT | modes |
+			       RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_WAIT;
 	const uint64_t page = board->pool.unit, pool = board->pool.size;
 	const bool at = r->flags & RUST_BUDDY_ALLOC_AT;
-	const uint32_t may = RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_WC |
-			     RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_WAIT;
+	const uint64_t mode = r->flags & RUST_BUDDY_ALLOC_WC ? RUST_BUDDY_CAP_WC :
+			      r->flags & RUST_BUDDY_ALLOC_UC ? RUST_BUDDY_CAP_UC :
+							       RUST_BUDDY_CAP_WB;
 
-	/* Not every pool can do these, and which can is not known here. */
-	if (r->flags & may || r->max_address)
+	if (r->max_address && client->phys < 0)
 		return ANYTHING;
+	if (r->max_address && !client->phys)
+		return RUST_BUDDY_WHY_ADDRESSES;
 	if (r->reserved)
 		return RUST_BUDDY_WHY_RESERVED;
 	if (r->flags & ~known || (r->flags & place) == place ||
-	    (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
+	    (r->flags & modes) == modes || (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
 		return RUST_BUDDY_WHY_FLAGS;
 	if (!name_is_good(r->name))
 		return RUST_BUDDY_WHY_NAME;
 	if (r->pool && r->pool != board->pool.pool)
 		return RUST_BUDDY_WHY_POOL;
+	if (!(board->pool.caps & mode))
+		return RUST_BUDDY_WHY_CACHE;
 	if (!r->size || r->size > pool)
 		return RUST_BUDDY_WHY_SIZE;
 	if (r->align && (at || r->align & (r->align - 1) || r->align > pool))
@@ -486,8 +507,12 @@ static uint32_t alloc_reason(const struct rust_buddy_alloc *r, size_t size)
 	} else if (r->lo || r->hi) {
 		return RUST_BUDDY_WHY_WINDOW;
 	}
+	if (!reachable(r))
+		return RUST_BUDDY_WHY_MAX_ADDRESS;
 	if (r->max_size && (r->max_size < granted_for(r) || r->max_size > board->info.max_window))
 		return RUST_BUDDY_WHY_MAX_SIZE;
+	if (r->flags & RUST_BUDDY_ALLOC_GUP && !(board->pool.caps & RUST_BUDDY_CAP_LONGTERM_PIN))
+		return RUST_BUDDY_WHY_GUP;
 	if (size < offsetof(struct rust_buddy_alloc, granted))
 		return RUST_BUDDY_WHY_SHORT;
 	return 0;
@@ -552,7 +577,7 @@ static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 	if (nr != BUFFER_INFO && client->read_only)
 		return RUST_BUDDY_WHY_READ_ONLY;
 	if (nr == ALLOC)
-		return alloc_reason(&req->alloc, size);
+		return alloc_reason(client, &req->alloc, size);
 	if (!client->own)
 		return ANYTHING;
 	s = slot_of(a, client, req->free.handle);
@@ -1240,6 +1265,24 @@ static void valid_alloc(struct actor *a, struct rust_buddy_alloc *r)
 	}
 	if (one_in(a, 5))
 		r->max_size = granted_for(r) + below(a, 8 * page);
+	/* Changing a cache mode takes a hundred times as long as anything else. */
+	switch (below(a, 64)) {
+	case 0:
+		r->flags |= one_in(a, 2) ? RUST_BUDDY_ALLOC_WC : RUST_BUDDY_ALLOC_UC;
+		break;
+	case 1 ... 5:
+		r->flags |= RUST_BUDDY_ALLOC_PREFAULT;
+		break;
+	case 6 ... 10:
+		r->flags |= RUST_BUDDY_ALLOC_GUP;
+		break;
+	case 11 ... 12:
+		r->flags |= RUST_BUDDY_ALLOC_WAIT;
+		break;
+	case 13 ... 15:
+		r->max_address = board->pool.phys_base + page * below(a, 2 * pages);
+		break;
+	}
 }
 
 static void do_alloc(struct actor *a, struct client *client)
