@@ -9,7 +9,7 @@
 mod bell;
 #[path = "src/buddy/mod.rs"]
 pub mod buddy;
-#[path = "src/buffer.rs"]
+#[path = "src/buffer/mod.rs"]
 mod buffer;
 #[path = "src/cache.rs"]
 mod cache;

@@ -6,7 +6,10 @@
 use crate::cache::Mode;
 use crate::linger::Slot;
 use crate::pool::Block;
-use crate::quota::Charge;
+use crate::quota::{
+    Charge,
+    Over, //
+};
 use kernel::prelude::*;
 
 /// Owned: dropping it gives the block back, as soon as nobody has pages of it any more.
@@ -24,7 +27,7 @@ impl Memory {
     /// Of a block, which is cleared first. With a `slot` its pages may be taken by reference. May
     /// sleep.
     pub(crate) fn new(mut block: Block, charge: Charge, slot: Option<Slot>) -> Self {
-        block.zero();
+        block.clear();
         // INVARIANT: It is there.
         Self {
             inner: Some((block, charge)),
@@ -47,6 +50,35 @@ impl Memory {
         match &mut self.inner {
             Some((block, _)) => block.set_mode(mode),
             None => Ok(()),
+        }
+    }
+
+    /// The block, to be changed.
+    pub(crate) fn block_mut(&mut self) -> Option<&mut Block> {
+        self.inner.as_mut().map(|(block, _)| block)
+    }
+
+    /// Another block in its place; gives the one that was there.
+    pub(crate) fn replace(&mut self, block: Block) -> Option<Block> {
+        self.block_mut().map(|old| core::mem::replace(old, block))
+    }
+
+    /// Charges whoever is charged for it for `bytes` more.
+    ///
+    /// # Errors
+    ///
+    /// As the quotas say.
+    pub(crate) fn charge(&mut self, bytes: u64) -> Result<(), Over> {
+        match &mut self.inner {
+            Some((_, charge)) => charge.add(bytes),
+            None => Ok(()),
+        }
+    }
+
+    /// The other way round.
+    pub(crate) fn discharge(&mut self, bytes: u64) {
+        if let Some((_, charge)) = &mut self.inner {
+            charge.take(bytes);
         }
     }
 

@@ -125,6 +125,9 @@ pub(crate) const GFP_RETRY_MAYFAIL: bindings::gfp_t = 1 << bindings::___GFP_RETR
 pub(crate) const MEMREMAP_WB: c_ulong = 1;
 /// `MEMREMAP_WC`, likewise.
 pub(crate) const MEMREMAP_WC: c_ulong = 4;
+/// `VM_FAULT_SIGSEGV`, likewise.
+pub(crate) const VM_FAULT_SIGSEGV: bindings::vm_fault_t =
+    bindings::vm_fault_reason_VM_FAULT_SIGSEGV as bindings::vm_fault_t;
 /// `VM_FAULT_SIGBUS` in the type that fault handlers return.
 pub(crate) const VM_FAULT_SIGBUS: bindings::vm_fault_t =
     bindings::vm_fault_reason_VM_FAULT_SIGBUS as bindings::vm_fault_t;

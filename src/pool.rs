@@ -13,6 +13,7 @@ use crate::buddy::{
     AllocError,
     Buddy,
     Counters,
+    Direction,
     Extent,
     Order,
     Place,
@@ -89,6 +90,7 @@ pub(crate) struct Pool {
     lingering: Arc<Lingering>,
     /// How often an administrator has ended the quarantine of all that wait.
     releases: Atomic<u64>,
+    counts: Counts,
     #[pin]
     state: SpinLock<State>,
     /// Runs when a turn may have lasted too long.
@@ -126,6 +128,8 @@ pub(crate) struct Ask {
     /// Of the physical address, where it is more than the block's own.
     pub(crate) align: Order,
     pub(crate) spot: Spot,
+    /// Units from the pool's start on that it may use, wherever it lands.
+    pub(crate) limit: u64,
 }
 
 impl Ask {
@@ -143,12 +147,40 @@ impl Ask {
         })
     }
 
+    /// The order of the smallest block that covers what would be granted.
+    pub(crate) fn order(&self) -> u32 {
+        self.granted()
+            .and_then(Order::covering)
+            .map_or(0, Order::get)
+    }
+
+    /// Could it be served, were all of the pool free?
+    pub(crate) fn can_reach(&self) -> bool {
+        match self.spot {
+            Spot::At(at) => at + self.units() <= self.limit,
+            Spot::Within { lo, hi, .. } => hi
+                .min(self.limit)
+                .checked_sub(lo)
+                .is_some_and(|room| room >= self.units()),
+        }
+    }
+
+    /// The units that it may use, where the pool starts at `base`. What is at a place may grow
+    /// beyond that.
+    fn bounds(&self, base: u64) -> (u64, u64) {
+        let (lo, hi) = match self.spot {
+            Spot::At(_) => (0, self.limit),
+            Spot::Within { lo, hi, .. } => (lo, hi.min(self.limit)),
+        };
+        (base + lo, base.saturating_add(hi))
+    }
+
     /// As the core wants it, where the pool starts at `base`.
-    fn request(&self, place: Place, window: (u64, u64), base: u64) -> Request {
+    fn request(&self, place: Place, base: u64) -> Request {
         Request {
             extent: self.extent,
             place,
-            window: (base + window.0, base + window.1),
+            window: self.bounds(base),
             align: self.align,
             ..Request::new(self.units())
         }
@@ -161,6 +193,60 @@ pub(crate) enum Refused {
     Full { largest_free: u64 },
     /// The exact place is in use.
     Taken,
+}
+
+/// What was done to a pool's buffers since it was made.
+pub(crate) struct Counts {
+    migrations: Atomic<u64>,
+    migrated: Atomic<u64>,
+    grown: Atomic<u64>,
+    grown_elsewhere: Atomic<u64>,
+    shrunk: Atomic<u64>,
+}
+
+impl Counts {
+    fn none() -> Self {
+        Self {
+            migrations: Atomic::new(0),
+            migrated: Atomic::new(0),
+            grown: Atomic::new(0),
+            grown_elsewhere: Atomic::new(0),
+            shrunk: Atomic::new(0),
+        }
+    }
+
+    /// A buffer moved, and `pages` were copied.
+    pub(crate) fn moved(&self, pages: u64) {
+        self.migrations.fetch_add(1, Relaxed);
+        self.migrated.fetch_add(pages * mm::UNIT, Relaxed);
+    }
+
+    /// One grew where it was, or by moving.
+    pub(crate) fn grown(&self, in_place: bool) {
+        let which = if in_place {
+            &self.grown
+        } else {
+            &self.grown_elsewhere
+        };
+        which.fetch_add(1, Relaxed);
+    }
+
+    /// One gave its end back.
+    pub(crate) fn shrunk(&self) {
+        self.shrunk.fetch_add(1, Relaxed);
+    }
+
+    /// Moves, bytes that were copied for them, growths in place and by moving, shrinks.
+    pub(crate) fn all(&self) -> [u64; 5] {
+        [
+            &self.migrations,
+            &self.migrated,
+            &self.grown,
+            &self.grown_elsewhere,
+            &self.shrunk,
+        ]
+        .map(|count| count.load(Relaxed))
+    }
 }
 
 /// A pool's state at one moment. Sizes are bytes.
@@ -201,6 +287,7 @@ impl Pool {
                 worker,
                 lingering,
                 releases: Atomic::new(0),
+                counts: Counts::none(),
                 state <- new_spinlock!(State {
                     core,
                     requested: 0,
@@ -247,6 +334,11 @@ impl Pool {
     /// What nobody holds but somebody has pages of.
     pub(crate) fn lingering(&self) -> &Arc<Lingering> {
         &self.lingering
+    }
+
+    /// What was done to its buffers.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// How often [`Pool::release_quarantine`] was called.
@@ -431,7 +523,7 @@ impl PinnedDrop for Pool {
 fn fits(core: &Core, base: u64, ask: &Ask) -> bool {
     match ask.spot {
         Spot::At(at) => core.could_alloc_at(base + at, ask.units()),
-        Spot::Within { place, lo, hi } => core.could_alloc(&ask.request(place, (lo, hi), base)),
+        Spot::Within { place, .. } => core.could_alloc(&ask.request(place, base)),
     }
 }
 
@@ -440,7 +532,7 @@ impl State {
     fn take(&mut self, base: u64, ask: &Ask) -> Result<Run, Refused> {
         let run = match ask.spot {
             Spot::At(at) => self.core.alloc_at(base + at, ask.units()),
-            Spot::Within { place, lo, hi } => self.core.alloc(&ask.request(place, (lo, hi), base)),
+            Spot::Within { place, .. } => self.core.alloc(&ask.request(place, base)),
         }
         .map_err(|error| match error {
             AllocError::Taken => Refused::Taken,
@@ -501,10 +593,93 @@ impl Block {
     }
 
     /// Fills all of it with zeroes. Owned and not shared yet: nobody can be looking.
-    pub(crate) fn zero(&mut self) {
-        // SAFETY: The units of a run belong to whoever holds it, by the core's promise, and the
-        // exclusive reference shows that nobody was told about them yet.
-        unsafe { self.pool.region.zero(self.first(), self.pages()) };
+    pub(crate) fn clear(&mut self) {
+        self.zero(0, self.pages());
+    }
+
+    /// Fills `pages` of it with zeroes, from the `from`th on.
+    ///
+    /// Nobody may be looking at these yet: the exclusive reference is to stand for that.
+    pub(crate) fn zero(&mut self, from: u64, pages: u64) {
+        if from
+            .checked_add(pages)
+            .is_some_and(|end| end <= self.pages())
+        {
+            // SAFETY: The units of a run belong to whoever holds it, by the core's promise, and
+            // nobody was told about these.
+            unsafe { self.pool.region.zero(self.first().plus(from), pages) };
+        }
+    }
+
+    /// Takes over what is in another block, as much as both hold, counted from the end that stays
+    /// where it is when one grows in `direction`. Nobody may be writing to either.
+    pub(crate) fn copy(&mut self, from: &Self, direction: Direction) {
+        let pages = self.pages().min(from.pages());
+        let start = |block: &Self| match direction {
+            Direction::Up => block.first(),
+            Direction::Down => block.first().plus(block.pages() - pages),
+        };
+        // SAFETY: As above, and two runs never overlap.
+        unsafe { self.pool.region.copy(start(from), start(self), pages) };
+    }
+
+    /// Counts it as asked for with so many bytes, as if it had been.
+    pub(crate) fn set_requested(&mut self, bytes: u64) {
+        let mut state = self.pool.state.lock();
+        state.requested = state.requested - self.requested + bytes;
+        drop(state);
+        self.requested = bytes;
+    }
+
+    /// Gains, where it is, what `ask` has more, clear. False if the neighbour is not free or not
+    /// where `ask` wants it, or the block in a cache mode of its own.
+    pub(crate) fn grow(&mut self, direction: Direction, ask: &Ask) -> bool {
+        let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
+            return false;
+        };
+        if self.mode != self.pool.region.resting_mode() {
+            return false;
+        }
+        let before = run.units();
+        let (lo, hi) = ask.bounds(self.pool.base());
+        let more = units.saturating_sub(before);
+        let fits = match direction {
+            Direction::Up => run.end() + more <= hi,
+            Direction::Down => run.start() >= lo + more,
+        };
+        if !fits {
+            return false;
+        }
+        let mut state = self.pool.state.lock();
+        if units > before && state.core.grow(run, direction, units).is_err() {
+            return false;
+        }
+        state.requested = state.requested - self.requested + ask.size;
+        drop(state);
+        self.requested = ask.size;
+        match direction {
+            Direction::Up => self.zero(before, more),
+            Direction::Down => self.zero(0, more),
+        }
+        true
+    }
+
+    /// Gives back what `ask` has less. Nobody may be using that any more.
+    pub(crate) fn shrink(&mut self, direction: Direction, ask: &Ask) {
+        let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
+            return;
+        };
+        let mut state = self.pool.state.lock();
+        let less = units < run.units() && state.core.shrink(run, direction, units).is_ok();
+        if less || units == run.units() {
+            state.requested = state.requested - self.requested + ask.size;
+            self.requested = ask.size;
+        }
+        let wake = less && !state.wishes.is_empty();
+        drop(state);
+        if wake {
+            self.pool.wake_next();
+        }
     }
 
     /// Gives all of it a cache mode, until it is dropped. May sleep.

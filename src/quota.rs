@@ -209,7 +209,15 @@ impl Holder {
 
     /// One handle and `bytes` more, if both limits allow: looked at and taken in one go.
     pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Result<Charge, Over> {
-        let more = Use { bytes, handles: 1 };
+        let amount = Use { bytes, handles: 1 };
+        self.take(amount)?;
+        Ok(Charge {
+            holder: self.clone(),
+            amount,
+        })
+    }
+
+    fn take(&self, more: Use) -> Result<(), Over> {
         let mut used = self.user.used.lock();
         let own = self.own.access(&used).plus(more);
         if own.handles > self.users.max_handles {
@@ -224,11 +232,14 @@ impl Holder {
         }
         *self.own.access_mut(&mut used) = own;
         *used = all;
-        drop(used);
-        Ok(Charge {
-            holder: self.clone(),
-            amount: more,
-        })
+        Ok(())
+    }
+
+    fn give_back(&self, less: Use) {
+        let mut used = self.user.used.lock();
+        let own = self.own.access(&used).minus(less);
+        *self.own.access_mut(&mut used) = own;
+        *used = used.minus(less);
     }
 }
 
@@ -251,14 +262,28 @@ impl Charge {
         self.amount.bytes = 0;
         (self, bytes)
     }
+
+    /// So many bytes more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Holder::charge`].
+    pub(crate) fn add(&mut self, bytes: u64) -> Result<(), Over> {
+        self.holder.take(Use { bytes, handles: 0 })?;
+        self.amount.bytes += bytes;
+        Ok(())
+    }
+
+    /// So many bytes less, as far as there are.
+    pub(crate) fn take(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.amount.bytes);
+        self.holder.give_back(Use { bytes, handles: 0 });
+        self.amount.bytes -= bytes;
+    }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        let holder = &self.holder;
-        let mut used = holder.user.used.lock();
-        let own = holder.own.access(&used).minus(self.amount);
-        *holder.own.access_mut(&mut used) = own;
-        *used = used.minus(self.amount);
+        self.holder.give_back(self.amount);
     }
 }

@@ -345,6 +345,37 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Ok(())
     }
 
+    /// Takes back what of `run` is more than `units`, at the end that `direction` says it grew at.
+    ///
+    /// # Errors
+    ///
+    /// [`GrowError::Invalid`] for no units, or if that is not less than it has; it is then as it
+    /// was.
+    pub fn shrink(
+        &mut self,
+        run: &mut Run,
+        direction: Direction,
+        units: u64,
+    ) -> Result<(), GrowError> {
+        if units == 0 || units >= run.units {
+            return Err(GrowError::Invalid);
+        }
+        let (start, tail) = match direction {
+            Direction::Up => (run.start, (run.start + units, run.end())),
+            Direction::Down => (run.end() - units, (run.start, run.end() - units)),
+        };
+        self.splits += count_pieces(start, start + units) + count_pieces(tail.0, tail.1)
+            - count_pieces(run.start, run.end());
+        self.requested = self.requested - run.requested.min(self.requested) + units;
+        run.start = start;
+        run.units = units;
+        run.requested = units;
+        for (start, order) in pieces(tail.0, tail.1) {
+            self.release(start, order);
+        }
+        Ok(())
+    }
+
     /// Asks the policy again about all free buddies and joins those it lets. Reads every free
     /// block.
     pub fn rejoin(&mut self) {

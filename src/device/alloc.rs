@@ -24,7 +24,9 @@ use crate::buddy::{
 };
 use crate::buffer::{
     Buffer,
+    Label,
     Name,
+    Stack,
     View, //
 };
 use crate::cache::Mode;
@@ -54,15 +56,19 @@ const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_WC
     | uapi::ALLOC_UC
     | uapi::ALLOC_GUP
-    | uapi::ALLOC_WAIT;
+    | uapi::ALLOC_WAIT
+    | uapi::ALLOC_STACK
+    | uapi::ALLOC_GUARD;
 
 /// Flags that say the same thing differently, and so exclude each other: any two of a row.
-const EXCLUSIVE: [u32; 5] = [
+const EXCLUSIVE: [u32; 7] = [
     uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST,
     uapi::ALLOC_AT | uapi::ALLOC_HIGHEST,
     uapi::ALLOC_AT | uapi::ALLOC_LOWEST,
     uapi::ALLOC_AT | uapi::ALLOC_WINDOW,
     uapi::ALLOC_WC | uapi::ALLOC_UC,
+    uapi::ALLOC_STACK | uapi::ALLOC_PREFAULT,
+    uapi::ALLOC_STACK | uapi::ALLOC_GUP,
 ];
 
 /// A buffer that is ready, but whose handle is not good yet.
@@ -105,10 +111,9 @@ pub(super) fn alloc<'a>(
         return Err(Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE));
     }
     let ask = ask(request, pool)?;
-    let ask = Ask {
-        spot: reachable(request, &ask, pool).ok_or(Refusal::new(ERANGE, uapi::WHY_MAX_ADDRESS))?,
-        ..ask
-    };
+    if !ask.can_reach() {
+        return Err(Refusal::new(ERANGE, uapi::WHY_MAX_ADDRESS));
+    }
     let window_pages = window_pages(request, &ask, client)?;
     let by_page = request.flags & uapi::ALLOC_GUP != 0;
     if by_page && pool.region().caps() & uapi::CAP_LONGTERM_PIN == 0 {
@@ -133,9 +138,12 @@ pub(super) fn alloc<'a>(
         }
     })?;
     let hub = client.hub();
+    let stack = stack(request.flags);
+    // A stack has a page of guard below it for ever.
+    let guards = stack.map_or(0, |stack| stack.above + 1);
     let window = hub
         .offsets
-        .take(window_pages.unwrap_or(block.pages()))
+        .take(window_pages.unwrap_or(block.pages()) + guards)
         .map_err(|error| {
             let reason = if error == ENOSPC {
                 uapi::WHY_WINDOWS
@@ -158,7 +166,14 @@ pub(super) fn alloc<'a>(
             Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE)
         }
     })?;
-    let buffer = Buffer::new(memory, window, name, request.flags, epoch).map_err(no_memory)?;
+    let label = Label {
+        window,
+        stack,
+        name,
+        flags: request.flags,
+        epoch,
+    };
+    let buffer = Buffer::new(memory, ask, label).map_err(no_memory)?;
 
     request.handle = hub.next_handle();
     let view = View::whole(buffer);
@@ -183,9 +198,17 @@ fn prepare(client: &Client, flags: u32, granted: u64) -> Result<(Charge, Option<
     Ok((charge, room))
 }
 
-fn check_flags(flags: u32) -> Result<(), Refusal> {
+/// How it is to grow, if it is a stack.
+fn stack(flags: u32) -> Option<Stack> {
+    (flags & uapi::ALLOC_STACK != 0).then_some(Stack {
+        above: u64::from(flags & uapi::ALLOC_GUARD != 0),
+    })
+}
+
+pub(super) fn check_flags(flags: u32) -> Result<(), Refusal> {
     let contradicting = EXCLUSIVE.iter().any(|&pair| flags & pair == pair);
-    if flags & !ALL_FLAGS != 0 || contradicting {
+    let guard_of_what = flags & (uapi::ALLOC_STACK | uapi::ALLOC_GUARD) == uapi::ALLOC_GUARD;
+    if flags & !ALL_FLAGS != 0 || contradicting || guard_of_what {
         return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
     }
     Ok(())
@@ -205,7 +228,9 @@ fn ask(request: &Alloc, pool: &Pool) -> Result<Ask, Refusal> {
             Extent::Block
         },
         align: align(request.align, at, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_ALIGN))?,
-        spot: spot(request, at, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?,
+        spot: spot(request.flags, (request.lo, request.hi), request.size, pool)
+            .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?,
+        limit: limit(request.max_address, pool),
     })
 }
 
@@ -219,19 +244,19 @@ fn align(bytes: u64, at: bool, pool: &Pool) -> Option<Order> {
     }
 }
 
-fn spot(request: &Alloc, at: bool, pool: &Pool) -> Option<Spot> {
-    let lo = whole_units(request.lo)?;
-    let hi = whole_units(request.hi)?;
-    if at {
-        let end = request.lo.checked_add(request.size)?;
-        return (request.hi == 0 && end <= pool.size()).then_some(Spot::At(lo));
+/// Where `size` bytes are to land, by ALLOC's flags and its `lo` and `hi`.
+pub(super) fn spot(flags: u32, (lo, hi): (u64, u64), size: u64, pool: &Pool) -> Option<Spot> {
+    let (first, last) = (whole_units(lo)?, whole_units(hi)?);
+    if flags & uapi::ALLOC_AT != 0 {
+        let end = lo.checked_add(size)?;
+        return (hi == 0 && end <= pool.size()).then_some(Spot::At(first));
     }
-    let place = match request.flags & (uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST) {
+    let place = match flags & (uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST) {
         uapi::ALLOC_HIGHEST => Place::Highest,
         uapi::ALLOC_LOWEST => Place::Lowest,
         _ => Place::Any,
     };
-    if request.flags & uapi::ALLOC_WINDOW == 0 {
+    if flags & uapi::ALLOC_WINDOW == 0 {
         let all = Spot::Within {
             place,
             lo: 0,
@@ -239,29 +264,20 @@ fn spot(request: &Alloc, at: bool, pool: &Pool) -> Option<Spot> {
         };
         return (lo == 0 && hi == 0).then_some(all);
     }
-    let room = request.hi.checked_sub(request.lo)?;
-    (room > 0 && room >= request.size && request.hi <= pool.size()).then_some(Spot::Within {
+    let room = hi.checked_sub(lo)?;
+    (room > 0 && room >= size && hi <= pool.size()).then_some(Spot::Within {
         place,
-        lo,
-        hi,
+        lo: first,
+        hi: last,
     })
 }
 
-/// The part of where it is to land that a device with a ceiling reaches; none if that can't hold
-/// it, even were all of it free.
-fn reachable(request: &Alloc, ask: &Ask, pool: &Pool) -> Option<Spot> {
-    if request.max_address == 0 {
-        return Some(ask.spot);
-    }
+/// Units from the pool's start on that a device with a ceiling reaches.
+fn limit(max_address: u64, pool: &Pool) -> u64 {
     let base = pool.region().base().address();
-    let end = request.max_address.saturating_sub(base) / mm::UNIT;
-    match ask.spot {
-        Spot::At(at) => (at + ask.units() <= end).then_some(ask.spot),
-        Spot::Within { place, lo, hi } => {
-            let hi = hi.min(end);
-            let holds = hi.checked_sub(lo).is_some_and(|room| room >= ask.units());
-            holds.then_some(Spot::Within { place, lo, hi })
-        }
+    match max_address {
+        0 => pool.size() / mm::UNIT,
+        _ => max_address.saturating_sub(base) / mm::UNIT,
     }
 }
 

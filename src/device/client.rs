@@ -48,6 +48,7 @@ impl Drop for Entry {
     /// FREE refuses what is pinned, so this is a client that went without a word.
     fn drop(&mut self) {
         if let (true, Some(shelter)) = (!self.pins.are_none(), self.shelter.take()) {
+            self.pins.leave();
             self.view.buffer().leave_told(shelter);
         }
     }
@@ -194,11 +195,7 @@ impl Client {
 
     /// One handle and `bytes` more, if the quotas allow.
     pub(super) fn charge(&self, bytes: u64) -> Result<Charge, Refusal> {
-        self.holder.charge(bytes).map_err(|over| match over {
-            Over::Handles => Refusal::new(EMFILE, uapi::WHY_HANDLES),
-            Over::Client => Refusal::new(EDQUOT, uapi::WHY_CLIENT_QUOTA),
-            Over::User => Refusal::new(EDQUOT, uapi::WHY_USER_QUOTA),
-        })
+        self.holder.charge(bytes).map_err(over_quota)
     }
 
     /// It, as one who waits for memory.
@@ -209,6 +206,15 @@ impl Client {
     /// Takes a buffer in: from now on its handle is good.
     pub(super) fn insert(&self, nodes: Nodes) {
         self.table().insert(nodes);
+    }
+}
+
+/// What is said to who would have too much.
+pub(super) fn over_quota(over: Over) -> Refusal {
+    match over {
+        Over::Handles => Refusal::new(EMFILE, uapi::WHY_HANDLES),
+        Over::Client => Refusal::new(EDQUOT, uapi::WHY_CLIENT_QUOTA),
+        Over::User => Refusal::new(EDQUOT, uapi::WHY_USER_QUOTA),
     }
 }
 

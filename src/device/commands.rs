@@ -9,6 +9,7 @@ use super::{
         Refusal, //
     },
     alloc,
+    change,
     client::{
         Client,
         Entry,
@@ -34,9 +35,11 @@ use crate::uapi::{
     Free,
     Import,
     Info,
+    Migrate,
     Pin as PinRequest,
     PoolInfo,
     Request,
+    Resize,
     Sync,
     Unpin as UnpinRequest, //
 };
@@ -118,6 +121,24 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
             },
             keep,
         ),
+        Migrate::NR => abi::answer(
+            arg,
+            size,
+            |request| {
+                may_change(file)?;
+                change::migrate(client, request)
+            },
+            change::Moved::finish,
+        ),
+        Resize::NR => abi::answer(
+            arg,
+            size,
+            |request| {
+                may_change(file)?;
+                change::resize(client, request)
+            },
+            change::Resized::finish,
+        ),
         Export::NR => abi::answer(
             arg,
             size,
@@ -189,7 +210,9 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
         | uapi::FEAT_GUP
         | uapi::FEAT_WAIT
         | uapi::FEAT_CACHE
-        | uapi::FEAT_DEVICE;
+        | uapi::FEAT_DEVICE
+        | uapi::FEAT_MOVE
+        | uapi::FEAT_STACK;
     if client.addresses() == Addresses::Shown {
         request.features |= uapi::FEAT_PIN;
     }
@@ -223,6 +246,13 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         Addresses::Shown => region.base().address(),
         Addresses::Hidden => uapi::NO_ADDRESS,
     };
+    [
+        request.migrations,
+        request.migrated,
+        request.grows,
+        request.grows_moved,
+        request.shrinks,
+    ] = pool.counts().all();
     request.lingering = pool.lingering().bytes();
     request.free_blocks = [0; uapi::ORDERS];
     for (to, from) in request.free_blocks.iter_mut().zip(now.counters.free_blocks) {
@@ -241,7 +271,7 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
     request.offset = view.offset();
     request.epoch = buffer.epoch();
     request.generation = buffer.generation();
-    request.pool = buffer.pool();
+    request.pool = buffer.pool().id();
     request.flags = buffer.flags();
     request.order = buffer.order();
     request.pins = entry.pins.total();

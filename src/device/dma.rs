@@ -15,7 +15,7 @@
 
 use crate::buffer::{
     printable,
-    View, //
+    Hold, //
 };
 use crate::mm;
 use crate::uapi;
@@ -474,16 +474,16 @@ impl Devices {
         )
     }
 
-    /// Maps what `view` shows for `device`.
+    /// Maps what is held for `device`.
     pub(super) fn map(
         self: &Arc<Self>,
         device: Device,
         name: DeviceName,
-        view: View,
+        hold: Hold,
     ) -> Result<Mapping, Refused> {
         let reservation = RBTreeNodeReservation::new(GFP_KERNEL).map_err(|_| Refused::Memory)?;
-        let (physical, size) = (view.address(), view.granted());
-        let bounce = view.buffer().has_pages();
+        let (physical, size) = (hold.address(), hold.bytes());
+        let bounce = hold.view().buffer().has_pages();
         let device_key = device.key();
         let mut list = self.list.lock();
         if device.is_dead() {
@@ -493,7 +493,7 @@ impl Devices {
             return Err(Refused::Device);
         }
         // SAFETY: The list is locked and the device was looked at. The memory is where it is as
-        // long as `view` lives, which goes with the mapping, after that is undone.
+        // long as `hold` lives, which goes with the mapping, after that is undone.
         let mapped = unsafe { Mapped::new(device, physical, size, bounce) };
         let mapped = mapped.map_err(|_| Refused::Device)?;
         let address = mapped.address;
@@ -508,7 +508,7 @@ impl Devices {
             name,
             address,
             bounced,
-            _view: view,
+            hold: Some(hold),
         })
     }
 
@@ -538,14 +538,19 @@ pub(super) struct Mapping {
     name: DeviceName,
     address: u64,
     bounced: bool,
-    // Dropped after the mapping was undone.
-    _view: View,
+    /// There until `drop` has undone the mapping.
+    hold: Option<Hold>,
 }
 
 impl Mapping {
     /// What the device must be told.
     pub(super) fn address(&self) -> u64 {
         self.address
+    }
+
+    /// Bytes from there on.
+    pub(super) fn bytes(&self) -> u64 {
+        self.hold.as_ref().map_or(0, Hold::bytes)
     }
 
     /// Does the device see a copy?
@@ -595,6 +600,14 @@ impl Mapping {
                 size as usize,
                 direction.raw(),
             );
+        }
+    }
+
+    /// The device may go on writing to what it was told, translated or not: the buffer stays.
+    pub(super) fn leave(mut self) {
+        self.undo(false);
+        if let Some(hold) = self.hold.take() {
+            hold.keep_for_ever();
         }
     }
 

@@ -7,7 +7,11 @@
 //! as those of the device nodes do.
 
 use super::mmap;
-use crate::buffer::View;
+use crate::buffer::{
+    Hold,
+    Offsets,
+    View, //
+};
 use crate::mm;
 use core::ptr::NonNull;
 use kernel::{
@@ -33,9 +37,16 @@ type Direction = bindings::dma_data_direction;
 #[pin_data]
 struct Exported {
     view: View,
-    /// What devices have mapped at the moment, for the CPU's accesses to be told to them.
     #[pin]
-    maps: Mutex<KVec<KBox<DeviceMap>>>,
+    users: Mutex<Users>,
+}
+
+/// Who knows where the memory is.
+struct Users {
+    /// What devices have mapped at the moment, for the CPU's accesses to be told to them.
+    maps: KVec<KBox<DeviceMap>>,
+    /// While it has an address in the kernel.
+    vmapped: Option<Hold>,
 }
 
 #[repr(transparent)]
@@ -52,6 +63,7 @@ static OPERATIONS: Operations = Operations(bindings::dma_buf_ops {
     end_cpu_access: Some(end_cpu_access),
     mmap: Some(mmap_dma_buf),
     vmap: Some(vmap),
+    vunmap: Some(vunmap),
     ..pin_init::zeroed()
 });
 
@@ -63,18 +75,25 @@ static OPERATIONS: Operations = Operations(bindings::dma_buf_ops {
 pub(super) struct DmaBuf(NonNull<bindings::dma_buf>);
 
 impl DmaBuf {
-    /// Makes one that shows `view`, to be opened as `access` (`O_RDONLY`, ...) says.
+    /// Makes one that shows `view`, to be opened as `access` (`O_RDONLY`, ...) says. Its mappings
+    /// are found by `offsets`.
     ///
     /// # Errors
     ///
     /// `ENOMEM`, and what the kernel's files are refused for.
-    pub(super) fn new(view: View, access: u32) -> Result<Self> {
+    pub(super) fn new(view: View, access: u32, offsets: &Offsets) -> Result<Self> {
         let name = view.buffer().name().bytes();
         let size = view.granted() as usize;
         let exported = Arc::pin_init(
             pin_init!(Exported {
                 view,
-                maps <- new_mutex!(KVec::new(), "rust_buddy_dmabuf"),
+                users <- new_mutex!(
+                    Users {
+                        maps: KVec::new(),
+                        vmapped: None,
+                    },
+                    "rust_buddy_dmabuf"
+                ),
             }),
             GFP_KERNEL,
         )?;
@@ -94,6 +113,8 @@ impl DmaBuf {
             drop(unsafe { Arc::<Exported>::from_raw(info.priv_.cast()) })
         })?;
         let this = Self(NonNull::new(dmabuf).ok_or(ENOMEM)?);
+        // SAFETY: It has a file, which nobody else knows yet, and which holds the module.
+        unsafe { offsets.adopt((*dmabuf).file) };
         if name.first() != Some(&0) {
             // SAFETY: The name ends with a NUL. Nobody else has the dma-buf yet; the kernel frees
             // the copy along with it.
@@ -129,7 +150,7 @@ impl DmaBuf {
         // SAFETY: A dma-buf has a file as long as it lives; the mode never changes.
         let mode = unsafe { (*dmabuf.file).f_mode };
         let writable = exported.view.writable() && mode & mm::FMODE_WRITE != 0;
-        exported.view.part(0, 0, writable)
+        exported.view.part(0, 0, writable).ok()
     }
 
     /// Makes `descriptor` stand for it, and gives it away with that.
@@ -199,19 +220,21 @@ struct DeviceMap {
     direction: Direction,
     has_pages: bool,
     attrs: c_ulong,
+    /// Until the device is done with it: fields are dropped when `drop` has run.
+    hold: Hold,
 }
 
 // SAFETY: The table belongs to no thread.
 unsafe impl Send for DeviceMap {}
 
 impl DeviceMap {
-    /// Maps all of `view`, in one segment where the device can have it so.
+    /// Maps all that is held, in one segment where the device can have it so.
     ///
     /// # Safety
     ///
     /// `device` must be a device that lives until what this returns is dropped.
     unsafe fn new(
-        view: &View,
+        hold: Hold,
         device: *mut bindings::device,
         direction: Direction,
     ) -> Result<KBox<Self>> {
@@ -219,7 +242,7 @@ impl DeviceMap {
         if unsafe { (*device).dma_mask.is_null() } {
             return Err(EINVAL);
         }
-        let bytes = view.granted();
+        let bytes = hold.bytes();
         // SAFETY: As above.
         let most = unsafe { mm::largest_segment(device) };
         let count = u32::try_from(bytes.div_ceil(most)).map_err(|_| EINVAL)?;
@@ -228,8 +251,9 @@ impl DeviceMap {
                 table: Default::default(),
                 device,
                 direction,
-                has_pages: view.buffer().has_pages(),
+                has_pages: hold.view().buffer().has_pages(),
                 attrs: 0,
+                hold,
             },
             GFP_KERNEL,
         )?;
@@ -237,17 +261,17 @@ impl DeviceMap {
         to_result(unsafe {
             bindings::sg_alloc_table(&raw mut this.table, count, bindings::GFP_KERNEL)
         })?;
-        this.fill(view, most)?;
+        this.fill(most)?;
         Ok(this)
     }
 
     /// Writes the segments and has the device map them.
-    fn fill(&mut self, view: &View, most: u64) -> Result {
-        let first = view.frame().ok_or(EINVAL)?;
+    fn fill(&mut self, most: u64) -> Result {
+        let (first, bytes) = (self.hold.frame(), self.hold.bytes());
         let mut done = 0;
         let mut entry = self.table.sgl;
-        while done < view.granted() && !entry.is_null() {
-            let length = most.min(view.granted() - done);
+        while done < bytes && !entry.is_null() {
+            let length = most.min(bytes - done);
             let frame = first.plus(done / mm::UNIT);
             // SAFETY: An entry of the table; the frame is one of the buffer's.
             unsafe {
@@ -383,11 +407,12 @@ unsafe extern "C" fn map_dma_buf(
 ) -> *mut bindings::sg_table {
     // SAFETY: By this function's requirements; the importer's device lives while it is attached.
     let (exported, device) = unsafe { (exported((*attachment).dmabuf), (*attachment).dev) };
+    let hold = exported.view.hold();
     // SAFETY: As above.
-    let map = unsafe { DeviceMap::new(&exported.view, device, direction) };
+    let map = hold.and_then(|hold| unsafe { DeviceMap::new(hold, device, direction) });
     let stored = map.and_then(|mut map| {
         let table = &raw mut map.table;
-        exported.maps.lock().push(map, GFP_KERNEL)?;
+        exported.users.lock().maps.push(map, GFP_KERNEL)?;
         Ok(table)
     });
     stored.unwrap_or_else(|error| error.to_ptr())
@@ -405,12 +430,13 @@ unsafe extern "C" fn unmap_dma_buf(
 ) {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported((*attachment).dmabuf) };
-    let mut maps = exported.maps.lock();
-    let at = maps
+    let mut users = exported.users.lock();
+    let at = users
+        .maps
         .iter()
         .position(|map| core::ptr::eq(&raw const map.table, table));
-    let gone = at.and_then(|at| maps.remove(at).ok());
-    drop(maps);
+    let gone = at.and_then(|at| users.maps.remove(at).ok());
+    drop(users);
     drop(gone);
 }
 
@@ -435,7 +461,7 @@ unsafe extern "C" fn begin_cpu_access(
 ) -> c_int {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    for map in exported.maps.lock().iter() {
+    for map in exported.users.lock().maps.iter() {
         map.for_cpu(direction);
     }
     0
@@ -449,7 +475,7 @@ unsafe extern "C" fn begin_cpu_access(
 unsafe extern "C" fn end_cpu_access(dmabuf: *mut bindings::dma_buf, direction: Direction) -> c_int {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    for map in exported.maps.lock().iter() {
+    for map in exported.users.lock().maps.iter() {
         map.for_device(direction);
     }
     0
@@ -480,14 +506,33 @@ unsafe extern "C" fn mmap_dma_buf(
 unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::iosys_map) -> c_int {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    let Some(address) = exported.view.kernel_address() else {
+    let hold = match exported.view.hold() {
+        Ok(hold) => hold,
+        Err(error) => return error.to_errno(),
+    };
+    let Some(address) = hold.kernel_address() else {
         return ENOMEM.to_errno();
     };
+    // The kernel counts, and calls this for the first only.
+    let surplus = exported.users.lock().vmapped.replace(hold);
+    drop(surplus);
     // SAFETY: By this function's requirements. The memory is mapped as long as the buffer lives,
-    // and so for longer than this mapping: there is nothing to undo in vunmap.
+    // and so for longer than this mapping.
     unsafe {
         (*map).is_iomem = false;
         (*map).__bindgen_anon_1.vaddr = address.as_ptr().cast();
     }
     0
+}
+
+/// The last of them has looked.
+///
+/// # Safety
+///
+/// `dmabuf` must be one of ours.
+unsafe extern "C" fn vunmap(dmabuf: *mut bindings::dma_buf, _map: *mut bindings::iosys_map) {
+    // SAFETY: By this function's requirements.
+    let exported = unsafe { exported(dmabuf) };
+    let hold = exported.users.lock().vmapped.take();
+    drop(hold);
 }

@@ -20,6 +20,7 @@ use crate::buddy::{
 };
 use crate::buffer::{
     Buffer,
+    Label,
     Name,
     View, //
 };
@@ -213,18 +214,26 @@ impl HeapFile {
             extent: Extent::Exact,
             align: Order::default(),
             spot: all,
+            limit: pool.size() / mm::UNIT,
         };
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
         let window = hub.offsets.take(block.pages())?;
         let name = Name::new(&[0; uapi::NAME_LEN]).ok_or(EINVAL)?;
         let memory = Memory::new(block, charge, None);
-        let buffer = Buffer::new(memory, window, name, 0, hub.next_epoch())?;
+        let label = Label {
+            window,
+            stack: None,
+            name,
+            flags: 0,
+            epoch: hub.next_epoch(),
+        };
+        let buffer = Buffer::new(memory, ask, label)?;
         let descriptor = Descriptor::reserve(request.fd_flags & bindings::O_CLOEXEC)?;
         let access = request.fd_flags & bindings::O_ACCMODE;
         let view = View::whole(buffer)
             .part(0, 0, access != bindings::O_RDONLY)
-            .ok_or(EINVAL)?;
-        let dmabuf = DmaBuf::new(view, access)?;
+            .map_err(|_| EINVAL)?;
+        let dmabuf = DmaBuf::new(view, access, &hub.offsets)?;
         // CAST: Descriptors are not negative.
         request.fd = descriptor.number() as u32;
         Ok((dmabuf, descriptor))

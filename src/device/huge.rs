@@ -9,7 +9,10 @@ use super::{
     client::Client,
     mmap, //
 };
-use crate::buffer::Buffer;
+use crate::buffer::{
+    Buffer,
+    Placed, //
+};
 use crate::mm::{
     self,
     Pfn, //
@@ -38,22 +41,19 @@ const MAP_FIXED: c_ulong = 0x10;
 /// The frame from which on one entry of `size` can show all that is around `address`, which shows
 /// offset `page`.
 fn block_around(
-    buffer: &Buffer,
+    placed: &Placed<'_>,
     vma: &VmaRef,
     address: usize,
     page: u64,
     size: Huge,
 ) -> Option<Pfn> {
-    if buffer.by_page() {
-        return None;
-    }
     let start = address & !(size.bytes() - 1);
     let end = start.checked_add(size.bytes())?;
     if start < vma.start() || end > vma.end() {
         return None;
     }
     let before = (address - start) >> PAGE_SHIFT;
-    let (frame, pages) = buffer.run_at(page.checked_sub(before as u64)?)?;
+    let (frame, pages) = placed.run_at(page.checked_sub(before as u64)?)?;
     (pages >= size.pages() && frame.0 % size.pages() == 0).then_some(frame)
 }
 
@@ -79,7 +79,12 @@ pub(super) unsafe extern "C" fn huge_fault(
     } = unsafe { (*vmf).__bindgen_anon_1 };
     // SAFETY: As above.
     let (buffer, area) = unsafe { (mmap::shown_by(vma), VmaRef::from_raw(vma)) };
-    match block_around(&buffer, area, address, pgoff as u64, size) {
+    if buffer.by_page() {
+        return VM_FAULT_FALLBACK;
+    }
+    // Until the entry is in: who moves the buffer waits for this, and then takes it out again.
+    let placed = buffer.place();
+    match block_around(&placed, area, address, pgoff as u64, size) {
         // SAFETY: The VMA is PFNMAP and shared, and all of the block is in it. The frames are the
         // buffer's, of which this VMA holds a reference.
         Some(frame) => unsafe { size.insert(vmf, frame) },
@@ -118,7 +123,8 @@ fn linings(client: &Client, first: u64, pages: u64) -> [Option<Lining>; 2] {
     let last = first.saturating_add(pages.saturating_sub(1));
     let run = client.table().at_offset(first, last).and_then(|view| {
         let buffer = view.buffer();
-        buffer.run_at(first).filter(|_| !buffer.by_page())
+        let run = buffer.place().run_at(first);
+        run.filter(|_| !buffer.by_page())
     });
     let mut sizes = Huge::sizes();
     core::array::from_fn(|_| {
@@ -182,7 +188,8 @@ pub(super) fn fill(vma: &VmaNew, buffer: &Buffer, first: u64) {
     if access == 0 {
         return;
     }
-    let Some((_, there)) = buffer.run_at(first) else {
+    // What moves or shrinks meanwhile is faulted in, or not, as it then is.
+    let Some((_, there)) = buffer.place().run_at(first) else {
         return;
     };
     let end = (vma.start() + (there * mm::UNIT) as usize).min(vma.end());

@@ -188,13 +188,17 @@ unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t
     } = unsafe { (*vmf).__bindgen_anon_1 };
     // SAFETY: As above.
     let buffer = unsafe { shown_by(vma) };
-    match buffer.frame_at(pgoff as u64) {
+    // Until the page is in: who moves the buffer waits for this, and then takes it out again.
+    let placed = buffer.place();
+    match placed.run_at(pgoff as u64).map(|(frame, _)| frame) {
         // SAFETY: The VMA is MIXEDMAP, as that of every buffer of this kind, whose pages are the
         // kernel's own and have the pool's reference. The address is in it.
         Some(frame) if buffer.by_page() => unsafe { mm::insert_page(vma, address, frame) },
         // SAFETY: The VMA is PFNMAP and shared, and the address is in it. The frame is the
         // buffer's, of which this VMA holds a reference.
         Some(frame) => unsafe { bindings::vmf_insert_pfn(vma, address, frame.raw()) },
+        // All that is not there is guard.
+        None if buffer.is_stack() => mm::VM_FAULT_SIGSEGV,
         None => mm::VM_FAULT_SIGBUS,
     }
 }

@@ -9,6 +9,7 @@
 mod abi;
 mod access;
 mod alloc;
+mod change;
 mod client;
 mod commands;
 mod dma;
@@ -218,6 +219,8 @@ impl MiscDevice for Client {
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let node = Node::of(misc);
         let holder = node.hub.holder(file)?;
+        // SAFETY: It is being opened, and holds the module.
+        unsafe { node.hub.offsets.adopt(file.as_ptr()) };
         KBox::pin_init(
             Self::new(node.hub.clone(), node.addresses, holder, Waiter::new()?),
             GFP_KERNEL,
@@ -264,7 +267,7 @@ impl Client {
                 "rust_buddy-buffer:\thandle={} pool={} size={} granted={} order={} pins={} \
                  mappings={} epoch={} name=\"{}\"\n",
                 handle,
-                buffer.pool(),
+                buffer.pool().id(),
                 view.size(),
                 view.granted(),
                 buffer.order(),

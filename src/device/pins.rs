@@ -31,6 +31,10 @@ use super::{
         Turn, //
     },
 };
+use crate::buffer::{
+    Hold,
+    View, //
+};
 use crate::uapi::{
     self,
     Pin as PinRequest,
@@ -52,6 +56,8 @@ const MAX_PINS: u32 = 65535;
 pub(super) struct Pins {
     /// Of the physical address.
     plain: u32,
+    /// Keeps the buffer there as long as that is not 0.
+    hold: Option<Hold>,
     /// For devices, each mapping by its number. A count of 0 is one on its way out.
     devices: RBTree<u64, ForDevice>,
 }
@@ -65,6 +71,7 @@ impl Pins {
     pub(super) fn none() -> Self {
         Self {
             plain: 0,
+            hold: None,
             devices: RBTree::new(),
         }
     }
@@ -81,6 +88,18 @@ impl Pins {
 
     pub(super) fn are_none(&self) -> bool {
         self.total() == 0
+    }
+
+    /// Nobody will say that the devices are done: the buffer stays where it is for as long as it
+    /// lives.
+    pub(super) fn leave(&mut self) {
+        if let Some(hold) = self.hold.take() {
+            hold.keep_for_ever();
+        }
+        while let Some(cursor) = self.devices.cursor_front_mut() {
+            let (_, node) = cursor.remove_current();
+            node.to_key_value().1.mapping.leave();
+        }
     }
 
     /// Is one more too many?
@@ -141,6 +160,9 @@ impl Counted<'_> {
         let pins = &mut table.get_mut(self.handle)?.pins;
         let count = pins.count_mut(self.whose)?;
         *count = correct(*count);
+        if pins.plain == 0 {
+            pins.hold = None;
+        }
         pins.take_idle(self.whose)
     }
 }
@@ -189,6 +211,12 @@ fn pinnable(table: &mut Table, handle: Handle) -> Result<&mut Entry, Refusal> {
     Ok(entry)
 }
 
+/// Keeps what a device is told of where it is.
+fn hold(view: &View) -> Result<Hold, Refusal> {
+    view.hold()
+        .map_err(|_| Refusal::new(EBUSY, uapi::WHY_CHANGING))
+}
+
 /// Serves PIN.
 pub(super) fn pin<'a>(client: &'a Client, request: &mut PinRequest) -> Result<Pinned<'a>, Refusal> {
     if request.reserved != 0 {
@@ -216,10 +244,13 @@ fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<Whose, R
     let mut table = client.table();
     let entry = pinnable(&mut table, request.handle)?;
     entry.pins.check_room()?;
-    entry.pins.plain += 1;
-    request.address = entry.view.address();
-    request.size = entry.view.granted();
+    // A new one each time: it may have grown since the last.
+    let hold = hold(&entry.view)?;
+    request.address = hold.address();
+    request.size = hold.bytes();
     request.caveats = caveats;
+    entry.pins.hold = Some(hold);
+    entry.pins.plain += 1;
     Ok(Whose::Anybody)
 }
 
@@ -241,7 +272,7 @@ fn pin_for_device(
     let mapping = client
         .hub()
         .devices
-        .map(device.clone(), name, view)
+        .map(device.clone(), name, hold(&view)?)
         .map_err(|refused| match refused {
             Refused::Gone => Refusal::new(ENODEV, uapi::WHY_DEVICE),
             Refused::Device => Refusal::new(EIO, uapi::WHY_DEVICE_MAP),
@@ -267,7 +298,7 @@ fn tell(entry: &mut Entry, number: u64, request: &mut PinRequest) -> Result<Whos
     let of = of.ok_or(Refusal::new(ENODEV, uapi::WHY_DEVICE))?;
     of.count += 1;
     request.address = of.mapping.address();
-    request.size = entry.view.granted();
+    request.size = of.mapping.bytes();
     request.caveats = if of.mapping.is_bounced() {
         uapi::PIN_BOUNCED
     } else {

@@ -17,6 +17,7 @@ use super::{
         DmaBuf, //
     }, //
 };
+use crate::buffer::NoPart;
 use crate::uapi::{
     self,
     Export,
@@ -59,7 +60,11 @@ pub(super) fn export(
             return Err(Refusal::new(EACCES, uapi::WHY_READ_ONLY_HANDLE));
         }
         view.part(request.offset, request.size, writable)
-            .ok_or(Refusal::new(EINVAL, uapi::WHY_PART))?
+            .map_err(|none| match none {
+                NoPart::Bounds => Refusal::new(EINVAL, uapi::WHY_PART),
+                NoPart::Stack => Refusal::new(EOPNOTSUPP, uapi::WHY_STACK),
+                NoPart::Changing => Refusal::new(EBUSY, uapi::WHY_CHANGING),
+            })?
     };
     // A descriptor that nobody is told of would stay open.
     if size < size_of::<Export>() {
@@ -74,7 +79,8 @@ pub(super) fn export(
         Refusal::new(error, reason)
     };
     let descriptor = Descriptor::reserve(request.flags & bindings::O_CLOEXEC).map_err(no_file)?;
-    let dmabuf = DmaBuf::new(view, request.flags & bindings::O_RDWR).map_err(no_file)?;
+    let offsets = &client.hub().offsets;
+    let dmabuf = DmaBuf::new(view, request.flags & bindings::O_RDWR, offsets).map_err(no_file)?;
     request.fd = descriptor.number();
     Ok(Exporting { dmabuf, descriptor })
 }

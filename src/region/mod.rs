@@ -96,6 +96,9 @@ unsafe impl Send for Region {}
 // SAFETY: As above.
 unsafe impl Sync for Region {}
 
+/// Pages in 64 MiB: some 10 ms between two chances for others to run.
+const CHUNK: u64 = 1 << 14;
+
 impl Region {
     /// Takes what is wanted, and logs what came of it.
     ///
@@ -164,8 +167,11 @@ impl Region {
     /// `RUST_BUDDY_CAP_*`: what the pages are good for.
     pub(crate) fn caps(&self) -> u64 {
         let pages = match self.backing {
-            Backing::Contig(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_LONGTERM_PIN,
-            Backing::Cma(_) => uapi::CAP_STRUCT_PAGE,
+            Backing::Contig(_) => {
+                uapi::CAP_STRUCT_PAGE | uapi::CAP_LONGTERM_PIN | uapi::CAP_MOVABLE
+            }
+            Backing::Cma(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_MOVABLE,
+            // VFIO takes pages that the kernel has no record of without a reference.
             Backing::Range(_) => 0,
         };
         let modes = Mode::ALL.into_iter().filter(|&mode| self.offers(mode));
@@ -241,6 +247,34 @@ impl Region {
         (page < self.pages).then(|| unsafe { self.mapping.add((page * mm::UNIT) as usize) })
     }
 
+    /// Copies pages from one place to another.
+    ///
+    /// May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The caller must own `pages` pages from each of the two on, which don't overlap, and nobody
+    /// else may write to them.
+    pub(crate) unsafe fn copy(&self, from: Pfn, to: Pfn, pages: u64) {
+        let mut done = 0;
+        while done < pages {
+            let now = CHUNK.min(pages - done);
+            let at = |frame: Pfn| ((frame.0 - self.base.0 + done) * mm::UNIT) as usize;
+            // SAFETY: By the type invariants and the caller's promise, these bytes are mapped and
+            // are the caller's.
+            unsafe {
+                let (from, to) = (self.mapping.add(at(from)), self.mapping.add(at(to)));
+                to.copy_from_nonoverlapping(from, (now * mm::UNIT) as usize);
+            };
+            done += now;
+            if done < pages {
+                fsleep(Delta::from_micros(1));
+            }
+        }
+        // Into memory that is not cached: writes that a CPU still gathers are seen by nobody else.
+        mb(Full);
+    }
+
     /// Fills pages with zeroes.
     ///
     /// May sleep.
@@ -249,9 +283,6 @@ impl Region {
     ///
     /// The caller must own the pages `[first, first + pages)` and nobody else may use them.
     pub(crate) unsafe fn zero(&self, first: Pfn, pages: u64) {
-        /// 64 MiB: some 10 ms between two chances for others to run.
-        const CHUNK: u64 = 1 << 14;
-
         let mut done = 0;
         while done < pages {
             let now = CHUNK.min(pages - done);

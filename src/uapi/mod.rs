@@ -140,6 +140,14 @@ constants! {
     WHY_DEVICE_MAP: u32 = 31;
     /// Imported to be read only.
     WHY_READ_ONLY_HANDLE: u32 = 32;
+    /// Such buffers never move.
+    WHY_MOVABLE: u32 = 33;
+    /// It is being moved or resized.
+    WHY_CHANGING: u32 = 34;
+    /// Others were given it, or parts of it.
+    WHY_SHARED: u32 = 35;
+    /// Stacks have no parts.
+    WHY_STACK: u32 = 36;
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;
@@ -159,6 +167,10 @@ constants! {
     FEAT_WAIT: u64 = 1 << 7;
     /// PIN for a device, SYNC and a ceiling are there.
     FEAT_DEVICE: u64 = 1 << 8;
+    /// MIGRATE and RESIZE are there.
+    FEAT_MOVE: u64 = 1 << 9;
+    /// Stacks are there.
+    FEAT_STACK: u64 = 1 << 10;
 
     /// A pool of memory.
     KIND_MEMORY: u32 = 1;
@@ -201,6 +213,10 @@ constants! {
     ALLOC_GUP: u32 = 1 << 8;
     /// poll tells when to try again.
     ALLOC_WAIT: u32 = 1 << 9;
+    /// It grows downward.
+    ALLOC_STACK: u32 = 1 << 10;
+    /// With a page of guard above it.
+    ALLOC_GUARD: u32 = 1 << 11;
 
     /// Some devices are behind an IOMMU.
     PIN_TRANSLATED: u32 = 1 << 0;
@@ -217,6 +233,9 @@ constants! {
     SYNC_FROM_DEVICE: u32 = 2;
     /// It does both.
     SYNC_BOTH: u32 = 3;
+
+    /// It may move to grow.
+    RESIZE_MAY_MOVE: u32 = 1 << 0;
 }
 
 structs! {
@@ -260,6 +279,11 @@ structs! {
         phys_base: u64,
         free_blocks: [u64; ORDERS],
         lingering: u64,
+        migrations: u64,
+        migrated: u64,
+        grows: u64,
+        grows_moved: u64,
+        shrinks: u64,
     }
 
     /// A contiguous buffer, please.
@@ -355,6 +379,30 @@ structs! {
         flags: u32,
         direction: u32,
     }
+
+    /// Somewhere else.
+    Migrate = "rust_buddy_migrate" {
+        hdr: Header,
+        handle: u64,
+        lo: u64,
+        hi: u64,
+        flags: u32,
+        pool: u32,
+        generation: u64,
+        largest_free: u64,
+    }
+
+    /// More of it, or less.
+    Resize = "rust_buddy_resize" {
+        hdr: Header,
+        handle: u64,
+        size: u64,
+        granted: u64,
+        generation: u64,
+        largest_free: u64,
+        order: u32,
+        flags: u32,
+    }
 }
 
 /// A struct that can be the argument of a command.
@@ -394,4 +442,6 @@ requests! {
     7 => Export,
     8 => Import,
     9 => Sync,
+    10 => Migrate,
+    11 => Resize,
 }

@@ -72,6 +72,10 @@
 #define RUST_BUDDY_WHY_DEVICE		30	/* ENODEV: no such device, or it does no DMA */
 #define RUST_BUDDY_WHY_DEVICE_MAP	31	/* EIO: the device can't have the buffer */
 #define RUST_BUDDY_WHY_READ_ONLY_HANDLE	32	/* EACCES: imported from a read-only dma-buf */
+#define RUST_BUDDY_WHY_MOVABLE		33	/* EOPNOTSUPP: it never moves, nor shrinks */
+#define RUST_BUDDY_WHY_CHANGING		34	/* EBUSY: it is being moved or resized */
+#define RUST_BUDDY_WHY_SHARED		35	/* EBUSY: others were given (parts of) it */
+#define RUST_BUDDY_WHY_STACK		36	/* EOPNOTSUPP: stacks have no parts */
 
 /*
  * The head of every request.
@@ -95,6 +99,8 @@ struct rust_buddy_hdr {
 #define RUST_BUDDY_FEAT_GUP	(1ULL << 6)	/* RUST_BUDDY_ALLOC_GUP */
 #define RUST_BUDDY_FEAT_WAIT	(1ULL << 7)	/* RUST_BUDDY_ALLOC_WAIT and poll() */
 #define RUST_BUDDY_FEAT_DEVICE	(1ULL << 8)	/* PIN for a device, SYNC, max_address */
+#define RUST_BUDDY_FEAT_MOVE	(1ULL << 9)	/* MIGRATE and RESIZE */
+#define RUST_BUDDY_FEAT_STACK	(1ULL << 10)	/* RUST_BUDDY_ALLOC_STACK */
 
 /*
  * RUST_BUDDY_IOC_INFO: what this module is.
@@ -160,6 +166,11 @@ struct rust_buddy_info {
  * @free_blocks:  (out) number of free blocks of each order
  * @lingering:    (out) bytes of @granted that were freed while somebody, a device
  *                or a system call, still has pages of them pinned
+ * @migrations:   (out) how often buffers moved since the module was loaded
+ * @migrated:     (out) bytes that were copied for that
+ * @grows:        (out) how often buffers grew where they were
+ * @grows_moved:  (out) how often they had to move for it
+ * @shrinks:      (out) how often they shrank
  */
 struct rust_buddy_pool_info {
 	struct rust_buddy_hdr hdr;
@@ -181,6 +192,11 @@ struct rust_buddy_pool_info {
 	__u64 phys_base;
 	__u64 free_blocks[RUST_BUDDY_ORDERS];
 	__u64 lingering;
+	__u64 migrations;
+	__u64 migrated;
+	__u64 grows;
+	__u64 grows_moved;
+	__u64 shrinks;
 };
 
 /*
@@ -197,11 +213,15 @@ struct rust_buddy_pool_info {
 #define RUST_BUDDY_ALLOC_UC		(1U << 7)	/* uncached; not with WC */
 #define RUST_BUDDY_ALLOC_GUP		(1U << 8)	/* mapped by struct page: O_DIRECT etc. */
 #define RUST_BUDDY_ALLOC_WAIT		(1U << 9)	/* after ENOSPC, poll() says when */
+#define RUST_BUDDY_ALLOC_STACK		(1U << 10)	/* grows downward, guard below */
+#define RUST_BUDDY_ALLOC_GUARD		(1U << 11)	/* with STACK: a guard page above, too */
 
 /*
  * RUST_BUDDY_IOC_ALLOC: a contiguous buffer, filled with zeroes.
  * @size:         (in) bytes, at least 1
- * @max_size:     (in) bytes the mmap window has room for, 0 for the granted size
+ * @max_size:     (in) bytes that it may grow to: the mmap window has room for them,
+ *                and with STACK and GUARD for a page of guard each; 0 for the
+ *                granted size
  * @align:        (in) bytes, a power of two; 0 for the block's own alignment
  * @lo:           (in) with WINDOW or AT: bytes from the pool's start, whole units
  * @hi:           (in) with WINDOW: bytes from the pool's start, whole units
@@ -386,6 +406,53 @@ struct rust_buddy_sync {
 	__u32 direction;
 };
 
+/*
+ * RUST_BUDDY_IOC_MIGRATE: moves a buffer to another place, from under all who have
+ * it mapped. Handle, offset and epoch stay.
+ * @handle:       (in)
+ * @lo:           (in) as in ALLOC
+ * @hi:           (in) as in ALLOC
+ * @flags:        (in) RUST_BUDDY_ALLOC_HIGHEST, LOWEST, WINDOW, AT
+ * @pool:         (in) the buffer's pool, or 0
+ * @generation:   (out) how often the buffer has moved
+ * @largest_free: (out) with ENOSPC: bytes in the pool's largest free block
+ */
+struct rust_buddy_migrate {
+	struct rust_buddy_hdr hdr;
+	__u64 handle;
+	__u64 lo;
+	__u64 hi;
+	__u32 flags;
+	__u32 pool;
+	__u64 generation;
+	__u64 largest_free;
+};
+
+/* rust_buddy_resize.flags */
+#define RUST_BUDDY_RESIZE_MAY_MOVE	(1U << 0)	/* migrate it where it can't grow */
+
+/*
+ * RUST_BUDDY_IOC_RESIZE: lets a buffer grow, with zeroes, or shrink. It keeps its
+ * start, a stack its end.
+ * @handle:       (in)
+ * @size:         (in) bytes, at least 1
+ * @granted:      (out) bytes that it has now
+ * @generation:   (out) how often the buffer has moved
+ * @largest_free: (out) with ENOSPC: bytes in the pool's largest free block
+ * @order:        (out) of the smallest block that covers the buffer
+ * @flags:        (in) RUST_BUDDY_RESIZE_*
+ */
+struct rust_buddy_resize {
+	struct rust_buddy_hdr hdr;
+	__u64 handle;
+	__u64 size;
+	__u64 granted;
+	__u64 generation;
+	__u64 largest_free;
+	__u32 order;
+	__u32 flags;
+};
+
 #define RUST_BUDDY_IOC_MAGIC	0xBD
 
 #define RUST_BUDDY_IOC_INFO \
@@ -408,5 +475,9 @@ struct rust_buddy_sync {
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 8, struct rust_buddy_import)
 #define RUST_BUDDY_IOC_SYNC \
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 9, struct rust_buddy_sync)
+#define RUST_BUDDY_IOC_MIGRATE \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 10, struct rust_buddy_migrate)
+#define RUST_BUDDY_IOC_RESIZE \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 11, struct rust_buddy_resize)
 
 #endif /* _UAPI_LINUX_RUST_BUDDY_H */

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Buffers that move, grow and shrink under those who use them.
+
+use super::{
+    Buffer,
+    Place, //
+};
+use crate::buddy::Direction;
+use crate::pool::{
+    Ask,
+    Block,
+    Refused, //
+};
+use crate::quota::Over;
+use crate::uapi;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    }, //
+};
+
+/// Why a buffer stays as it is.
+pub(crate) enum Fixed {
+    /// Somebody other than page tables knows where it is.
+    Held,
+    /// Somebody was given a part of it, and counts on its size.
+    Shared,
+    /// It is being changed already.
+    Changing,
+    /// Its pool's buffers never move, or it is one of those that neither move nor shrink: mapped by
+    /// struct page, or filled by mmap.
+    Never,
+}
+
+/// Why there is no other place for it.
+pub(crate) enum NoRoom {
+    /// The pool has none.
+    Pool(Refused),
+    /// The kernel refuses it the cache mode.
+    Kernel(Error),
+}
+
+/// What a change does to a buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It goes elsewhere.
+    Move,
+    /// It gains pages where it is.
+    Grow,
+    /// It loses some.
+    Shrink,
+}
+
+/// The right to change a buffer. While there is one nobody else is told where the buffer is, so
+/// that all that was done can be undone.
+pub(crate) struct Change {
+    buffer: Arc<Buffer>,
+    ask: Ask,
+}
+
+impl Change {
+    /// Asks for it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fixed`] says.
+    pub(crate) fn begin(buffer: &Arc<Buffer>, kind: Kind) -> Result<Self, Fixed> {
+        let mut guard = buffer.place.lock();
+        let place = (*guard).as_mut().ok_or(Fixed::Never)?;
+        if place.changing {
+            return Err(Fixed::Changing);
+        }
+        buffer.allows(place, kind)?;
+        place.changing = true;
+        Ok(Self {
+            buffer: buffer.clone(),
+            ask: place.ask,
+        })
+    }
+
+    /// Asks whether this may be done, too. Nothing that speaks against it can come later.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fixed`] says.
+    pub(crate) fn also(&self, kind: Kind) -> Result<(), Fixed> {
+        let guard = self.buffer.place.lock();
+        self.buffer
+            .allows(guard.as_ref().ok_or(Fixed::Never)?, kind)
+    }
+
+    /// What is changed.
+    pub(crate) fn buffer(&self) -> &Arc<Buffer> {
+        &self.buffer
+    }
+
+    /// What it was asked for with, before.
+    pub(crate) fn ask(&self) -> Ask {
+        self.ask
+    }
+
+    /// Pages that it has.
+    pub(crate) fn pages(&self) -> u64 {
+        self.buffer.place().pages()
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Place) -> T) -> Option<T> {
+        let mut guard = self.buffer.place.lock();
+        (*guard).as_mut().map(f)
+    }
+
+    /// Charges its holder for so many bytes more.
+    ///
+    /// # Errors
+    ///
+    /// As the quotas say.
+    pub(crate) fn charge(&self, bytes: u64) -> Result<(), Over> {
+        self.with(|place| place.memory.charge(bytes))
+            .unwrap_or(Ok(()))
+    }
+
+    /// The other way round.
+    pub(crate) fn discharge(&self, bytes: u64) {
+        self.with(|place| place.memory.discharge(bytes));
+    }
+
+    /// Another place for it, as large as `ask` says though only `requested` bytes count as asked
+    /// for, in the same cache mode, and clear where the buffer's contents don't come.
+    ///
+    /// # Errors
+    ///
+    /// As [`NoRoom`] says.
+    pub(crate) fn elsewhere(&self, ask: &Ask, requested: u64) -> Result<Block, NoRoom> {
+        let pages = self.pages();
+        let mut block = self.buffer.pool.alloc(ask).map_err(NoRoom::Pool)?;
+        let more = block.pages().saturating_sub(pages);
+        match self.buffer.grows() {
+            Direction::Up => block.zero(pages, more),
+            Direction::Down => block.zero(0, more),
+        }
+        block.set_requested(requested);
+        block.set_mode(self.buffer.mode).map_err(NoRoom::Kernel)?;
+        Ok(block)
+    }
+
+    /// Moves the buffer to `block`, from under all who have it mapped; gives what it was in, and
+    /// what it was asked for with.
+    ///
+    /// What they write until then is in the copy; what they write from then on waits for it.
+    pub(crate) fn move_to(&self, mut block: Block, ask: Ask) -> Option<(Block, Ask)> {
+        let buffer = &self.buffer;
+        let mut guard = buffer.place.lock();
+        let place = (*guard).as_mut()?;
+        buffer.window.zap(0, buffer.window.pages());
+        let old = place.memory.block()?;
+        block.copy(old, buffer.grows());
+        let bytes = old.pages().min(block.pages());
+        buffer.pool.counts().moved(bytes);
+        place.generation += 1;
+        let old_ask = core::mem::replace(&mut place.ask, ask);
+        Some((place.memory.replace(block)?, old_ask))
+    }
+
+    /// Undoes [`Change::move_to`], with what that gave.
+    pub(crate) fn move_back(&self, old: Block, ask: Ask) {
+        drop(self.move_to(old, ask));
+        // To whoever asks it has never moved.
+        self.with(|place| place.generation -= 2);
+    }
+
+    /// Lets it have what `ask` says where it is, clear. Nothing has to be unmapped.
+    ///
+    /// # Errors
+    ///
+    /// Gives false if what is next to it is not free.
+    pub(crate) fn grow(&self, ask: &Ask) -> bool {
+        let buffer = &self.buffer;
+        self.with(|place| {
+            let Some(block) = place.memory.block_mut() else {
+                return false;
+            };
+            let done = block.grow(buffer.grows(), ask);
+            if done {
+                place.ask = *ask;
+            }
+            done
+        })
+        .unwrap_or(false)
+    }
+
+    /// Takes back all that is more than `ask` says, out of every page table first.
+    pub(crate) fn shrink(&self, ask: &Ask) {
+        let buffer = &self.buffer;
+        let Some(units) = ask.granted() else {
+            return;
+        };
+        self.with(|place| {
+            let pages = place.memory.block().map_or(0, Block::pages);
+            let less = pages.saturating_sub(units);
+            let first = match buffer.grows() {
+                Direction::Up => units,
+                Direction::Down => buffer.first_in_window(pages),
+            };
+            buffer.window.zap(first, less);
+            let direction = buffer.grows();
+            if let Some(block) = place.memory.block_mut() {
+                block.shrink(direction, ask);
+            }
+            place.ask = *ask;
+        });
+    }
+}
+
+impl Buffer {
+    /// Does nothing speak against such a change?
+    fn allows(&self, place: &Place, kind: Kind) -> Result<(), Fixed> {
+        let movable = self.pool.region().caps() & uapi::CAP_MOVABLE != 0;
+        // What is mapped by struct page may have been taken by reference. What is filled by mmap is
+        // in a page table before unmapping can find that.
+        let stays = self.by_page || self.flags & uapi::ALLOC_PREFAULT != 0;
+        match kind {
+            Kind::Move if stays || !movable => Err(Fixed::Never),
+            Kind::Shrink if stays => Err(Fixed::Never),
+            Kind::Move | Kind::Shrink if place.holds > 0 => Err(Fixed::Held),
+            Kind::Shrink if self.parts.load(Relaxed) > 0 => Err(Fixed::Shared),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Change {
+    fn drop(&mut self) {
+        self.with(|place| place.changing = false);
+    }
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What somebody has of a buffer: a view of all or a part of it, and, for those who need to know
+//! where it is, a hold that keeps it there.
+
+use super::Buffer;
+use crate::mm::{
+    self,
+    Pfn, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    }, //
+};
+
+/// What somebody may see of a buffer: a part of its window of mmap offsets, in pages from the
+/// window's start.
+///
+/// # Invariants
+///
+/// `first + pages` is at most the window's pages, and `pages` is not 0.
+#[derive(Clone)]
+pub(crate) struct View {
+    buffer: Arc<Buffer>,
+    first: u64,
+    pages: u64,
+    writable: bool,
+    /// For all but the buffer's owner.
+    shared: Option<Shared>,
+}
+
+/// Why there is no such part.
+pub(crate) enum NoPart {
+    /// Not of whole pages that are there.
+    Bounds,
+    /// Of a stack.
+    Stack,
+    /// The buffer is being resized.
+    Changing,
+}
+
+/// Somebody counts on a buffer's size.
+struct Shared(Arc<Buffer>);
+
+impl Shared {
+    /// One more who does.
+    fn new(buffer: &Arc<Buffer>) -> Self {
+        buffer.parts.fetch_add(1, Relaxed);
+        Self(buffer.clone())
+    }
+}
+
+impl Clone for Shared {
+    fn clone(&self) -> Self {
+        Self::new(&self.0)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.0.parts.fetch_sub(1, Relaxed);
+    }
+}
+
+impl View {
+    /// All of it, and all that it may grow to, for its owner.
+    pub(crate) fn whole(buffer: Arc<Buffer>) -> Self {
+        // INVARIANT: The whole window, and no window is empty.
+        Self {
+            first: 0,
+            pages: buffer.window().pages(),
+            writable: true,
+            buffer,
+            shared: None,
+        }
+    }
+
+    /// The part of it from byte `offset` on, `size` bytes or, if that is 0, all that there are:
+    /// whole pages that were granted, and stay as long as somebody has this.
+    pub(crate) fn part(&self, offset: u64, size: u64, writable: bool) -> Result<Self, NoPart> {
+        if self.buffer.stack.is_some() {
+            return Err(NoPart::Stack);
+        }
+        let guard = self.buffer.place.lock();
+        let place = guard.as_ref().ok_or(NoPart::Bounds)?;
+        if place.changing && self.shared.is_none() {
+            return Err(NoPart::Changing);
+        }
+        let there = place.memory.block().map_or(0, |block| block.pages());
+        let granted = there.saturating_sub(self.first).min(self.pages) * mm::UNIT;
+        let room = granted.checked_sub(offset).ok_or(NoPart::Bounds)?;
+        let size = if size == 0 { room } else { size };
+        if size == 0 || size > room || offset % mm::UNIT != 0 || size % mm::UNIT != 0 {
+            return Err(NoPart::Bounds);
+        }
+        // INVARIANT: Within what this view shows.
+        Ok(Self {
+            buffer: self.buffer.clone(),
+            first: self.first + offset / mm::UNIT,
+            pages: size / mm::UNIT,
+            writable,
+            // While the place is locked: who shrinks the buffer has looked before, or will see it.
+            shared: Some(Shared::new(&self.buffer)),
+        })
+    }
+
+    /// What it shows a part of.
+    pub(crate) fn buffer(&self) -> &Arc<Buffer> {
+        &self.buffer
+    }
+
+    /// May who has it write?
+    pub(crate) fn writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Does it show the buffer from its start on, with all that it may grow to?
+    pub(crate) fn is_whole(&self) -> bool {
+        self.first == 0 && self.pages == self.buffer.window().pages()
+    }
+
+    /// Is it what a dma-buf shows, rather than the owner's?
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.is_some()
+    }
+
+    /// The first mmap offset, in pages.
+    pub(crate) fn first_page(&self) -> u64 {
+        self.buffer.window().first() + self.first
+    }
+
+    /// The last mmap offset, in pages.
+    pub(crate) fn last_page(&self) -> u64 {
+        self.first_page() + self.pages - 1
+    }
+
+    /// Bytes from the first mmap offset to the last.
+    pub(crate) fn max_size(&self) -> u64 {
+        self.pages * mm::UNIT
+    }
+
+    /// Bytes that are there.
+    pub(crate) fn granted(&self) -> u64 {
+        let there = self.buffer.place().pages().saturating_sub(self.first);
+        there.min(self.pages) * mm::UNIT
+    }
+
+    /// Bytes that were asked for.
+    pub(crate) fn size(&self) -> u64 {
+        if self.is_whole() {
+            self.buffer.size()
+        } else {
+            self.granted()
+        }
+    }
+
+    /// Where mmap finds it, in bytes.
+    pub(crate) fn offset(&self) -> u64 {
+        self.first_page() * mm::UNIT
+    }
+
+    /// Keeps it where it is, and says where that is.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` while it is being moved or resized, `EINVAL` if nothing of it is there.
+    pub(crate) fn hold(&self) -> Result<Hold> {
+        let mut guard = self.buffer.place.lock();
+        let place = (*guard).as_mut().ok_or(EINVAL)?;
+        if place.changing {
+            return Err(EBUSY);
+        }
+        let block = place.memory.block().ok_or(EINVAL)?;
+        // Of a stack there are no parts: who wants to know gets all of it.
+        let first = if self.buffer.stack.is_some() {
+            0
+        } else {
+            self.first
+        };
+        let pages = block.pages().saturating_sub(first).min(self.pages);
+        if pages == 0 {
+            return Err(EINVAL);
+        }
+        let frame = block.first().plus(first);
+        place.holds = place.holds.checked_add(1).ok_or(EBUSY)?;
+        // INVARIANT: One hold more was counted.
+        Ok(Hold {
+            view: self.clone(),
+            frame,
+            pages,
+            ends: true,
+        })
+    }
+}
+
+/// A view whose memory stays where it is, and does not shrink, until this is dropped.
+///
+/// # Invariants
+///
+/// Is counted in its buffer's `holds`; the view shows `pages` pages from `frame` on.
+pub(crate) struct Hold {
+    view: View,
+    frame: Pfn,
+    pages: u64,
+    /// Not if it is to be counted for ever.
+    ends: bool,
+}
+
+impl Hold {
+    /// What is held.
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The first page frame.
+    pub(crate) fn frame(&self) -> Pfn {
+        self.frame
+    }
+
+    /// Bytes from there on.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pages * mm::UNIT
+    }
+
+    /// The physical address. Only for who may see it.
+    pub(crate) fn address(&self) -> u64 {
+        self.frame.address()
+    }
+
+    /// Where the kernel sees it.
+    pub(crate) fn kernel_address(&self) -> Option<NonNull<u8>> {
+        let region = self.view.buffer().pool().region();
+        region.kernel_address(self.frame)
+    }
+
+    /// The buffer must never move again: nobody will say when whoever knows the place is done.
+    pub(crate) fn keep_for_ever(mut self) {
+        self.ends = false;
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut guard = self.view.buffer.place.lock();
+        if let (true, Some(place)) = (self.ends, (*guard).as_mut()) {
+            place.holds -= 1;
+        }
+    }
+}
