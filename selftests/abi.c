@@ -13,7 +13,7 @@
 
 enum {
 	NR_INFO, NR_POOL_INFO, NR_ALLOC, NR_FREE, NR_PIN, NR_UNPIN, NR_BUFFER_INFO,
-	NR_EXPORT, NR_IMPORT, NRS
+	NR_EXPORT, NR_IMPORT, NR_SYNC, NR_MIGRATE, NR_RESIZE, NRS
 };
 
 static const size_t sizes[NRS] = {
@@ -26,6 +26,9 @@ static const size_t sizes[NRS] = {
 	[NR_BUFFER_INFO] = sizeof(struct rust_buddy_buffer_info),
 	[NR_EXPORT]	 = sizeof(struct rust_buddy_export),
 	[NR_IMPORT]	 = sizeof(struct rust_buddy_import),
+	[NR_SYNC]	 = sizeof(struct rust_buddy_sync),
+	[NR_MIGRATE]	 = sizeof(struct rust_buddy_migrate),
+	[NR_RESIZE]	 = sizeof(struct rust_buddy_resize),
 };
 
 union request {
@@ -39,6 +42,9 @@ union request {
 	struct rust_buddy_buffer_info buffer;
 	struct rust_buddy_export export;
 	struct rust_buddy_import import;
+	struct rust_buddy_sync sync;
+	struct rust_buddy_migrate migrate;
+	struct rust_buddy_resize resize;
 };
 
 /* Once published, no number may ever change. */
@@ -46,7 +52,7 @@ TEST(layout)
 {
 	EXPECT_EQ(16U, sizeof(struct rust_buddy_hdr));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_info));
-	EXPECT_EQ(384U, sizeof(struct rust_buddy_pool_info));
+	EXPECT_EQ(424U, sizeof(struct rust_buddy_pool_info));
 	EXPECT_EQ(152U, sizeof(struct rust_buddy_alloc));
 	EXPECT_EQ(24U, sizeof(struct rust_buddy_free));
 	EXPECT_EQ(96U, sizeof(struct rust_buddy_pin));
@@ -55,6 +61,8 @@ TEST(layout)
 	EXPECT_EQ(48U, sizeof(struct rust_buddy_export));
 	EXPECT_EQ(56U, sizeof(struct rust_buddy_import));
 	EXPECT_EQ(48U, sizeof(struct rust_buddy_sync));
+	EXPECT_EQ(64U, sizeof(struct rust_buddy_migrate));
+	EXPECT_EQ(64U, sizeof(struct rust_buddy_resize));
 
 	EXPECT_EQ(24U, offsetof(struct rust_buddy_info, features));
 	EXPECT_EQ(56U, offsetof(struct rust_buddy_info, max_window));
@@ -70,7 +78,7 @@ TEST(layout)
 	EXPECT_EQ(96U, offsetof(struct rust_buddy_buffer_info, name));
 
 	EXPECT_EQ(0xc040bd00U, (__u32)RUST_BUDDY_IOC_INFO);
-	EXPECT_EQ(0xc180bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
+	EXPECT_EQ(0xc1a8bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
 	EXPECT_EQ(0xc098bd02U, (__u32)RUST_BUDDY_IOC_ALLOC);
 	EXPECT_EQ(0xc018bd03U, (__u32)RUST_BUDDY_IOC_FREE);
 	EXPECT_EQ(0xc060bd04U, (__u32)RUST_BUDDY_IOC_PIN);
@@ -79,6 +87,8 @@ TEST(layout)
 	EXPECT_EQ(0xc030bd07U, (__u32)RUST_BUDDY_IOC_EXPORT);
 	EXPECT_EQ(0xc038bd08U, (__u32)RUST_BUDDY_IOC_IMPORT);
 	EXPECT_EQ(0xc030bd09U, (__u32)RUST_BUDDY_IOC_SYNC);
+	EXPECT_EQ(0xc040bd0aU, (__u32)RUST_BUDDY_IOC_MIGRATE);
+	EXPECT_EQ(0xc040bd0bU, (__u32)RUST_BUDDY_IOC_RESIZE);
 }
 
 /*
@@ -173,6 +183,28 @@ FIXTURE_VARIANT_ADD(call, import) {
 	.bare_why = RUST_BUDDY_WHY_FD,
 };
 
+FIXTURE_VARIANT_ADD(call, sync) {
+	.nr = NR_SYNC,
+	.shortest = sizeof(struct rust_buddy_sync),
+	.stable = true,
+	.bare_err = -EINVAL,
+	.bare_why = RUST_BUDDY_WHY_FLAGS,
+};
+
+FIXTURE_VARIANT_ADD(call, migrate) {
+	.nr = NR_MIGRATE,
+	.shortest = offsetof(struct rust_buddy_migrate, lo),
+	.bare_err = -ENOENT,
+	.bare_why = RUST_BUDDY_WHY_HANDLE,
+};
+
+FIXTURE_VARIANT_ADD(call, resize) {
+	.nr = NR_RESIZE,
+	.shortest = sizeof(struct rust_buddy_resize),
+	.bare_err = -ENOENT,
+	.bare_why = RUST_BUDDY_WHY_HANDLE,
+};
+
 FIXTURE_SETUP(call)
 {
 	struct rust_buddy_alloc req;
@@ -252,6 +284,32 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		req.import.fd = self->dmabuf;
 		req.import.reserved = 0;
 		break;
+	case NR_SYNC:
+		req.sync.handle = self->sentinel;
+		req.sync.offset = 0;
+		req.sync.size = 0;
+		req.sync.flags = RUST_BUDDY_SYNC_FOR_CPU;
+		req.sync.direction = RUST_BUDDY_SYNC_BOTH;
+		break;
+	case NR_MIGRATE:
+		ASSERT_EQ(0, rb_alloc(self->fd, KiB(20), 0, "victim", &victim));
+		self->subject = victim.handle;
+		req.migrate.handle = victim.handle;
+		req.migrate.lo = 0;
+		req.migrate.hi = 0;
+		req.migrate.flags = 0;
+		req.migrate.pool = 0;
+		break;
+	case NR_RESIZE:
+		memset(&victim, 0, sizeof(victim));
+		victim.size = KiB(20);
+		victim.max_size = KiB(64);
+		ASSERT_EQ(0, rb_alloc_req(self->fd, &victim));
+		self->subject = victim.handle;
+		req.resize.handle = victim.handle;
+		req.resize.size = KiB(60);
+		req.resize.flags = RUST_BUDDY_RESIZE_MAY_MOVE;
+		break;
 	}
 	memcpy(at, &req, sizes[nr]);
 	self->before = state_of(self->fd, self->subject);
@@ -285,6 +343,10 @@ static void settle(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		memcpy(&handle, (const char *)at + offsetof(struct rust_buddy_alloc, handle),
 		       sizeof(handle));
 		ASSERT_EQ(0, rb_free(self->fd, handle));
+		break;
+	case NR_MIGRATE:
+	case NR_RESIZE:
+		ASSERT_EQ(0, rb_free(self->fd, self->subject));
 		break;
 	case NR_FREE:
 		if (ret)
@@ -732,7 +794,7 @@ static void taken(struct __test_metadata *_metadata, FIXTURE_DATA(node) *self,
 
 TEST_F(node, info)
 {
-	const __u64 known = 2 * RUST_BUDDY_FEAT_DEVICE - 1;
+	const __u64 known = 2 * RUST_BUDDY_FEAT_STACK - 1;
 	struct rust_buddy_info again;
 
 	EXPECT_EQ((__u32)RUST_BUDDY_ABI_VERSION, self->info.abi_version);
@@ -893,7 +955,8 @@ TEST_F(node, alloc_unknown_flags)
 {
 	const __u32 known = RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_WC |
 			    RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_GUP |
-			    RUST_BUDDY_ALLOC_WAIT;
+			    RUST_BUDDY_ALLOC_WAIT | RUST_BUDDY_ALLOC_STACK |
+			    RUST_BUDDY_ALLOC_GUARD;
 	unsigned int bit;
 
 	for (bit = 5; bit < 32; bit++) {
@@ -925,6 +988,12 @@ TEST_F(node, alloc_flag_combinations)
 		else if (!(flags & at))
 			GOOD(req.flags = flags);
 	}
+	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.flags = RUST_BUDDY_ALLOC_WC | RUST_BUDDY_ALLOC_UC);
+	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.flags = RUST_BUDDY_ALLOC_GUARD);
+	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS,
+	    req.flags = RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_PREFAULT);
+	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS,
+	    req.flags = RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_GUP);
 }
 
 TEST_F(node, alloc_name)

@@ -163,6 +163,28 @@ static inline int rb_import(int fd, int dmabuf, struct rust_buddy_import *req)
 	return rb_ioctl(fd, RUST_BUDDY_IOC_IMPORT, req);
 }
 
+/* Where @flags (and @lo, @hi) say; *req holds all that came back. */
+static inline int rb_migrate(int fd, uint64_t handle, uint32_t flags, uint64_t lo, uint64_t hi,
+			     struct rust_buddy_migrate *req)
+{
+	memset(req, 0, sizeof(*req));
+	req->handle = handle;
+	req->flags = flags;
+	req->lo = lo;
+	req->hi = hi;
+	return rb_ioctl(fd, RUST_BUDDY_IOC_MIGRATE, req);
+}
+
+static inline int rb_resize(int fd, uint64_t handle, uint64_t size, uint32_t flags,
+			    struct rust_buddy_resize *req)
+{
+	memset(req, 0, sizeof(*req));
+	req->handle = handle;
+	req->size = size;
+	req->flags = flags;
+	return rb_ioctl(fd, RUST_BUDDY_IOC_RESIZE, req);
+}
+
 /* All of a buffer, shared; MAP_FAILED with errno as mmap has it. */
 static inline void *rb_map(int fd, const struct rust_buddy_alloc *req, int prot)
 {

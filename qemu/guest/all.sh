@@ -5,9 +5,9 @@
 
 range=(start=0x40000000)
 bash selftests/module.sh
-bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache edu nvme
-bash qemu/guest/tests.sh cma -- alloc zero cache gup huge dmabuf edu nvme
-bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero cache gup huge dmabuf edu nvme
+bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack edu nvme
+bash qemu/guest/tests.sh cma -- alloc zero cache move stack gup huge dmabuf edu nvme
+bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero cache move stack gup huge dmabuf edu nvme
 for mode in wc uc; do
 	bash qemu/guest/tests.sh range "${range[@]}" cache=$mode -- cache
 done

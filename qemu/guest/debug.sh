@@ -15,7 +15,7 @@ echo clear >$leaks
 RB_LOADS=3 bash selftests/module.sh
 export RB_OFFSETS=2000
 bash qemu/guest/tests.sh contig -- \
-	abi alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache faults edu nvme
+	abi alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack faults edu nvme
 RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- device sync disorder stale
 bash qemu/guest/tests.sh cma -- alloc zero cache nvme
 bash qemu/guest/tests.sh range start=0x40000000 cache=wc -- cache
