@@ -36,7 +36,8 @@
 #define ANYTHING	(~0U)	/* a reason that can't be foretold */
 
 enum {
-	INFO, POOL_INFO, ALLOC, FREE, PIN, UNPIN, BUFFER_INFO, EXPORT, IMPORT, SYNC, COMMANDS
+	INFO, POOL_INFO, ALLOC, FREE, PIN, UNPIN, BUFFER_INFO, EXPORT, IMPORT, SYNC, MIGRATE,
+	RESIZE, COMMANDS
 };
 
 enum count {
@@ -58,7 +59,7 @@ enum count {
 
 static const char * const count_names[COUNTS] = {
 	"info", "pool_info", "alloc", "free", "pin", "unpin", "buffer_info", "export", "import",
-	"sync", "other_commands", "mmap", "succeeded", "refused", "efault_e2big", "enotty",
+	"sync", "migrate", "resize", "other_commands", "mmap", "succeeded", "refused", "efault_e2big", "enotty",
 	"signals", "forks", "opens", "zero_checks", "pattern_checks",
 };
 
@@ -68,6 +69,7 @@ static const size_t sizes[] = {
 	sizeof(struct rust_buddy_pin), sizeof(struct rust_buddy_unpin),
 	sizeof(struct rust_buddy_buffer_info), sizeof(struct rust_buddy_export),
 	sizeof(struct rust_buddy_import), sizeof(struct rust_buddy_sync),
+	sizeof(struct rust_buddy_migrate), sizeof(struct rust_buddy_resize),
 };
 
 /* The fields that success writes, beyond the head. */
@@ -88,6 +90,8 @@ static const struct {
 	{ BUFFER_INFO, FROM(buffer_info, size), sizeof(struct rust_buddy_buffer_info) },
 	{ EXPORT, FROM(export, fd), UP_TO(export, fd) },
 	{ IMPORT, FROM(import, handle), UP_TO(import, epoch) },
+	{ MIGRATE, FROM(migrate, generation), UP_TO(migrate, largest_free) },
+	{ RESIZE, FROM(resize, granted), UP_TO(resize, order) },
 };
 
 /* The errno of each reason, as the header has it; a few reasons have a second one. */
@@ -117,6 +121,8 @@ union request {
 	struct rust_buddy_export export;
 	struct rust_buddy_import import;
 	struct rust_buddy_sync sync;
+	struct rust_buddy_migrate migrate;
+	struct rust_buddy_resize resize;
 	unsigned char bytes[16384];	/* as much as a command can say */
 };
 
@@ -169,6 +175,8 @@ struct slot {
 	uint32_t pins;
 	unsigned char *map;	/* all of its window */
 	uint32_t tag;		/* of the pattern in it, from the first mapping on */
+	uint64_t patterned;	/* pages that it had then: it only grows from there on */
+	uint64_t generation;
 	bool dirty;		/* beyond PRIVATE_BYTES of a page */
 };
 
@@ -372,7 +380,7 @@ static bool set_up(struct actor *a)
 
 static uint64_t spot(const struct slot *s, unsigned int i)
 {
-	const uint64_t pages = s->req.granted / board->pool.unit;
+	const uint64_t pages = s->patterned ? s->patterned : s->req.granted / board->pool.unit;
 
 	if (pages <= 4)
 		return i % pages;
@@ -471,7 +479,9 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 	const uint32_t modes = RUST_BUDDY_ALLOC_WC | RUST_BUDDY_ALLOC_UC;
 	const uint32_t known = RUST_BUDDY_ALLOC_EXACT | place | RUST_BUDDY_ALLOC_WINDOW |
 			       RUST_BUDDY_ALLOC_AT | RUST_BUDDY_ALLOC_PREFAULT | modes |
-			       RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_WAIT;
+			       RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_WAIT |
+			       RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_GUARD;
+	const bool stack = r->flags & RUST_BUDDY_ALLOC_STACK;
 	const uint64_t page = board->pool.unit, pool = board->pool.size;
 	const bool at = r->flags & RUST_BUDDY_ALLOC_AT;
 	const uint64_t mode = r->flags & RUST_BUDDY_ALLOC_WC ? RUST_BUDDY_CAP_WC :
@@ -485,7 +495,9 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 	if (r->reserved)
 		return RUST_BUDDY_WHY_RESERVED;
 	if (r->flags & ~known || (r->flags & place) == place ||
-	    (r->flags & modes) == modes || (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
+	    (r->flags & modes) == modes ||
+	    (stack && r->flags & (RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_GUP)) ||
+	    (!stack && r->flags & RUST_BUDDY_ALLOC_GUARD) || (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
 		return RUST_BUDDY_WHY_FLAGS;
 	if (!name_is_good(r->name))
 		return RUST_BUDDY_WHY_NAME;
@@ -549,6 +561,37 @@ static uint32_t export_reason(struct actor *a, const struct client *client,
 	return size < sizes[EXPORT] ? RUST_BUDDY_WHY_SHORT : 0;
 }
 
+static uint32_t change_reason(struct actor *a, const struct client *client, int nr,
+			      const union request *req)
+{
+	const uint32_t place = RUST_BUDDY_ALLOC_HIGHEST | RUST_BUDDY_ALLOC_LOWEST;
+	const uint32_t at = RUST_BUDDY_ALLOC_AT, window = RUST_BUDDY_ALLOC_WINDOW;
+	const uint32_t flags = nr == MIGRATE ? req->migrate.flags : req->resize.flags;
+	const uint32_t known = nr == MIGRATE ? place | at | window : RUST_BUDDY_RESIZE_MAY_MOVE;
+	const struct slot *s;
+
+	if (flags & ~known || (nr == MIGRATE && ((flags & place) == place ||
+						 (flags & at && flags & (place | window)))))
+		return RUST_BUDDY_WHY_FLAGS;
+	if (!client->own)
+		return ANYTHING;
+	s = slot_of(a, client, req->free.handle);
+	if (!s)
+		return RUST_BUDDY_WHY_HANDLE;
+	if (nr == RESIZE) {
+		if (!req->resize.size || req->resize.size > board->pool.size)
+			return RUST_BUDDY_WHY_SIZE;
+		return ANYTHING;
+	}
+	if (req->migrate.pool && req->migrate.pool != board->pool.pool)
+		return RUST_BUDDY_WHY_POOL;
+	if (!(board->pool.caps & RUST_BUDDY_CAP_MOVABLE) ||
+	    s->req.flags & (RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_PREFAULT))
+		return RUST_BUDDY_WHY_MOVABLE;
+	/* Whoever imported it may have pinned it. */
+	return s->pins ? RUST_BUDDY_WHY_PINNED : ANYTHING;
+}
+
 /* Why a call has to be refused; 0 if it must not be, ANYTHING if others decide. */
 static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 			   const union request *req, size_t size)
@@ -567,6 +610,10 @@ static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 		return req->import.reserved ? RUST_BUDDY_WHY_RESERVED : ANYTHING;
 	case SYNC:
 		return ANYTHING;
+	case MIGRATE:
+	case RESIZE:
+		return client->read_only ? RUST_BUDDY_WHY_READ_ONLY :
+					   change_reason(a, client, nr, req);
 	case PIN:
 	case UNPIN:
 		if (client->phys < 0)
@@ -659,7 +706,7 @@ static const char *buffer_is_odd(const struct slot *s, const struct rust_buddy_b
 		return "has another size";
 	if (b->offset != s->req.offset || b->max_size != s->max_size)
 		return "has another window";
-	if (b->epoch != s->req.epoch || b->generation || b->pool != board->pool.pool)
+	if (b->epoch != s->req.epoch || b->generation != s->generation || b->pool != board->pool.pool)
 		return "is another one";
 	if (b->flags != s->req.flags || strncmp(b->name, s->req.name, RUST_BUDDY_NAME_LEN))
 		return "has other flags, or another name";
@@ -687,6 +734,28 @@ struct call {
 	int ret;
 };
 
+/* Of what a call has changed the place or the size of. */
+static void check_pattern_of(struct actor *a, const struct slot *s)
+{
+	if (s)
+		check_pattern(a, s);
+}
+
+static const char *resize_is_odd(const struct call *c, const struct slot *s)
+{
+	const struct rust_buddy_resize *r = &c->req.resize;
+
+	if (c->size < sizes[RESIZE])
+		return NULL;
+	if (r->granted < r->size || r->granted % board->pool.unit || r->granted > s->max_size)
+		return "was granted another size";
+	if (board->pool.unit << r->order != next_power(r->granted))
+		return "has another order";
+	if (r->generation != s->generation && r->generation != s->generation + 1)
+		return "has moved more than once";
+	return NULL;
+}
+
 static void forget(struct slot *s);
 static struct slot *free_slot(struct actor *a);
 
@@ -696,7 +765,7 @@ static void note(struct actor *a, struct call *c)
 	const char *why = NULL;
 	struct slot *s = NULL;
 
-	if (c->client->own && c->nr >= FREE && c->nr <= BUFFER_INFO)
+	if (c->client->own && ((c->nr >= FREE && c->nr <= BUFFER_INFO) || c->nr >= MIGRATE))
 		s = slot_of(a, c->client, c->req.free.handle);
 	switch (c->nr) {
 	case POOL_INFO:
@@ -738,13 +807,31 @@ static void note(struct actor *a, struct call *c)
 			why = "lies outside the pool";
 		else if (s && c->req.pin.size != s->req.granted)
 			why = "has another size";
-		else if (s && s->req.flags & RUST_BUDDY_ALLOC_AT &&
+		else if (s && s->req.flags & RUST_BUDDY_ALLOC_AT && !s->generation &&
 			 c->req.pin.address != board->pool.phys_base + s->req.lo)
 			why = "is not where it was asked for";
 		break;
 	case UNPIN:
 		if (s)
 			s->pins--;
+		break;
+	case MIGRATE:
+		if (s && ++s->generation != c->req.migrate.generation &&
+		    c->size >= sizes[MIGRATE])
+			why = "has not moved once";
+		check_pattern_of(a, s);
+		break;
+	case RESIZE:
+		if (!s)
+			break;
+		why = resize_is_odd(c, s);
+		s->req.size = c->req.resize.size;
+		if (c->size >= sizes[RESIZE]) {
+			s->req.granted = c->req.resize.granted;
+			s->req.order = c->req.resize.order;
+			s->generation = c->req.resize.generation;
+		}
+		check_pattern_of(a, s);
 		break;
 	case EXPORT:
 		if (c->req.export.fd < 0 || c->req.export.fd >= RACING_FD)
@@ -786,9 +873,15 @@ static bool for_answer(int nr, size_t at, int err)
 {
 	unsigned int i;
 
+	if (err && err != ENOSPC)
+		return false;
 	if (err)
-		return nr == ALLOC && err == ENOSPC && at >= FROM(alloc, largest_free) &&
-		       at < UP_TO(alloc, largest_free);
+		return (nr == ALLOC && at >= FROM(alloc, largest_free) &&
+			at < UP_TO(alloc, largest_free)) ||
+		       (nr == MIGRATE && at >= FROM(migrate, largest_free) &&
+			at < UP_TO(migrate, largest_free)) ||
+		       (nr == RESIZE && at >= FROM(resize, largest_free) &&
+			at < UP_TO(resize, largest_free));
 	for (i = 0; i < ARRAY_SIZE(answers); i++)
 		if (answers[i].nr == nr && at >= answers[i].from && at < answers[i].to)
 			return true;
@@ -1002,6 +1095,7 @@ static void map(struct actor *a, struct slot *s)
 	}
 	check_zero(a, s);
 	s->tag = 1 + below(a, 1 << 23);
+	s->patterned = s->req.granted / board->pool.unit;
 	for (i = 0; i < 4; i++) {
 		uint64_t at = spot(s, i);
 
@@ -1336,6 +1430,9 @@ static void do_alloc(struct actor *a, struct client *client)
 		c.req.bytes[below(a, sizeof(*r))] ^= 1U << below(a, 8);
 		break;
 	}
+	/* In an own client's stacks, patterns would be elsewhere. */
+	if (client->own)
+		r->flags &= ~RUST_BUDDY_ALLOC_STACK;
 	/* What is only for the answer may hold anything. */
 	if (one_in(a, 4)) {
 		r->handle = wide(a);
@@ -1521,6 +1618,51 @@ static void do_sync(struct actor *a)
 	if (one_in(a, 2))
 		c.req.sync.size = odd(a);
 	twist(a, &c);
+	call(a, &c);
+}
+
+/*
+ * Elsewhere, or of another size. What has a pattern does not shrink, since children look
+ * at that, too. Structs have all that is needed to know what came of it.
+ */
+static void do_change(struct actor *a)
+{
+	const uint64_t page = board->pool.unit, pages = board->pool.size / page;
+	struct slot *s = one_in(a, 8) ? NULL : some_slot(a);
+	struct call c;
+
+	c.client = s ? s->client : any_client(a);
+	c.nr = one_in(a, 2) ? MIGRATE : RESIZE;
+	memset(c.req.bytes, 0, sizes[c.nr]);
+	c.req.free.handle = s ? s->req.handle : any_handle(a);
+	s = slot_of(a, c.client, c.req.free.handle);
+	if (c.nr == MIGRATE) {
+		static const uint32_t flags[] = {
+			0, RUST_BUDDY_ALLOC_HIGHEST, RUST_BUDDY_ALLOC_LOWEST,
+			RUST_BUDDY_ALLOC_AT, RUST_BUDDY_ALLOC_WINDOW,
+		};
+
+		c.req.migrate.flags = flags[below(a, ARRAY_SIZE(flags))];
+		if (c.req.migrate.flags >= RUST_BUDDY_ALLOC_WINDOW)
+			c.req.migrate.lo = page * below(a, pages);
+		if (c.req.migrate.flags == RUST_BUDDY_ALLOC_WINDOW)
+			c.req.migrate.hi = c.req.migrate.lo + page * below(a, pages);
+		if (one_in(a, 16))
+			c.req.migrate.flags ^= 1U << below(a, 32);
+		if (one_in(a, 16))
+			c.req.migrate.hi = odd(a);
+		if (one_in(a, 16))
+			c.req.migrate.pool = below(a, 3);
+	} else {
+		c.req.resize.size = s && (s->map || s->tag) ?
+				    s->req.granted + below(a, 16 * page) : random_size(a);
+		c.req.resize.flags = one_in(a, 16) ? 1U << below(a, 32) : below(a, 2);
+		if (one_in(a, 16) && !(s && (s->map || s->tag)))
+			c.req.resize.size = odd(a);
+	}
+	twist(a, &c);
+	if (c.size < sizes[c.nr])
+		c.size = sizes[c.nr];
 	call(a, &c);
 }
 
@@ -1755,8 +1897,8 @@ static void do_map(struct actor *a)
 		if (hit && write)
 			hit->dirty = true;
 		sig = touch(a, mem + at + PRIVATE_BYTES + 8 * below(a, 64), write, wide(a));
-		/* Nobody knows how much others were granted. */
-		if (sig != due && (hit || sig != SIGBUS))
+		/* Nobody knows how much others were granted, and whether that is a stack. */
+		if (sig != due && (hit || (sig != SIGBUS && sig != SIGSEGV)))
 			wrong(a, "%s page %ju of a mapping: signal %d instead of %d",
 			      write ? "writing" : "reading", (uintmax_t)(at / page), sig, due);
 	}
@@ -1975,7 +2117,10 @@ static void step(struct actor *a)
 	case 137:
 		do_sync(a);
 		break;
-	case 138 ... 157:
+	case 138 ... 145:
+		do_change(a);
+		break;
+	case 146 ... 157:
 		do_handle(a, any_client(a), FREE + below(a, 4), any_handle(a));
 		break;
 	case 158 ... 175:

@@ -128,6 +128,7 @@ TEST_F(stack, costs_one_block)
 TEST_F(stack, guards)
 {
 	static const uint32_t flags[] = { 0, RUST_BUDDY_ALLOC_GUARD };
+	struct rust_buddy_resize size;
 	struct stack s;
 	unsigned int i;
 	void *where;
@@ -148,6 +149,9 @@ TEST_F(stack, guards)
 			EXPECT_EQ(SIGSEGV, touched(s.top, &where));
 			EXPECT_EQ((void *)s.top, where);
 		}
+		/* However large it gets, the lowest page is guard. */
+		EXPECT_EQ(-EINVAL, rb_resize(self->fd, s.handle, ROOM + 1, 0, &size));
+		EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_MAX_SIZE, size.hdr.reason);
 		/* The kernel itself finds nothing there, either. */
 		EXPECT_EQ(-1, read(open("/dev/zero", O_RDONLY | O_CLOEXEC), bottom - 4096, 4096));
 		EXPECT_EQ(EFAULT, errno);
