@@ -757,3 +757,67 @@ fn validation_sees_what_is_broken() {
     assert_eq!(core.validate(), Err(Fault::Requested));
     drop_for_good(run);
 }
+
+/// What is left of a run that shrank, and what is free then, is what would be there had all of it
+/// been given back and the rest been taken again.
+#[test]
+fn shrinking_is_giving_back_and_taking_the_rest() {
+    const LEN: u64 = 24;
+    for base in [0, 5, 64] {
+        let fresh = || {
+            let words = vec![0; storage_len(base, LEN).unwrap()];
+            Buddy::new(words, AlwaysJoin, base, LEN).unwrap()
+        };
+        for start in base..base + LEN {
+            for units in 1..=base + LEN - start {
+                for less in 0..=units {
+                    for direction in [Direction::Up, Direction::Down] {
+                        let mut core = fresh();
+                        let mut run = core.alloc_at(start, units).unwrap();
+                        let before = core.counters();
+                        let got = core.shrink(&mut run, direction, less);
+                        if less == 0 || less == units {
+                            assert_eq!(got, Err(GrowError::Invalid));
+                            assert_eq!((run.start(), run.units()), (start, units));
+                            assert_eq!(core.counters(), before);
+                            core.free(run);
+                            continue;
+                        }
+                        assert_eq!(got, Ok(()));
+                        core.validate().unwrap();
+                        let rest = match direction {
+                            Direction::Up => start,
+                            Direction::Down => start + units - less,
+                        };
+                        assert_eq!((run.start(), run.units()), (rest, less));
+                        assert_eq!(run.requested(), less);
+
+                        let mut other = fresh();
+                        let whole = other.alloc_at(start, units).unwrap();
+                        other.free(whole);
+                        let again = other.alloc_at(rest, less).unwrap();
+                        let (is, should_be) = (core.counters(), other.counters());
+                        assert_eq!(is.free_blocks, should_be.free_blocks);
+                        assert_eq!(is.free_units, should_be.free_units);
+                        assert_eq!(is.requested, should_be.requested);
+                        for unit in base..base + LEN {
+                            assert_eq!(
+                                core.free_units_in(unit, unit + 1),
+                                other.free_units_in(unit, unit + 1)
+                            );
+                        }
+                        // What splits and joins count: how many pieces there are.
+                        let pieces = |splits: u64, joins: u64| splits as i64 - joins as i64;
+                        assert_eq!(
+                            pieces(is.splits, is.joins),
+                            pieces(should_be.splits, should_be.joins)
+                        );
+                        core.free(run);
+                        other.free(again);
+                        assert_eq!(core.counters().free_blocks, fresh().counters().free_blocks);
+                    }
+                }
+            }
+        }
+    }
+}
