@@ -136,7 +136,8 @@ TEST_F(stack, guards)
 	for (i = 0; i < ARRAY_SIZE(flags); i++) {
 		unsigned char *bottom;
 
-		ASSERT_EQ(0, stack_alloc(self->fd, KiB(16), ROOM, flags[i], 0, &s));
+		ASSERT_EQ(0, stack_alloc(self->fd, KiB(16), ROOM,
+					 flags[i] | RUST_BUDDY_ALLOC_EXACT, 0, &s));
 		bottom = s.top - s.granted;
 		EXPECT_TRUE(zeroed(bottom, s.granted));
 		EXPECT_EQ(0, touched(bottom, &where));
