@@ -91,6 +91,8 @@ enum call {
 	EXPORT,
 	IMPORT,
 	HEAP,
+	MIGRATE,
+	RESIZE,
 };
 
 FIXTURE(fault)
@@ -133,6 +135,8 @@ FIXTURE_VARIANT_ADD(fault, alloc_gup) { .call = ALLOC_GUP, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, export) { .call = EXPORT, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, import) { .call = IMPORT, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, heap) { .call = HEAP, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, migrate) { .call = MIGRATE };
+FIXTURE_VARIANT_ADD(fault, resize) { .call = RESIZE };
 
 FIXTURE_SETUP(fault)
 {
@@ -212,6 +216,8 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		struct rust_buddy_buffer_info buffer;
 		struct rust_buddy_export export;
 		struct rust_buddy_import import;
+		struct rust_buddy_migrate migrate;
+		struct rust_buddy_resize resize;
 	} u;
 	struct dma_heap_allocation_data data = {
 		.len = KiB(20), .fd_flags = O_RDWR | O_CLOEXEC,
@@ -288,6 +294,15 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_IMPORT, &u);
 		self->imported = u.import.handle;
 		break;
+	case MIGRATE:
+		u.migrate.handle = self->buf.handle;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_MIGRATE, &u);
+		break;
+	case RESIZE:
+		u.resize.handle = self->buf.handle;
+		u.resize.size = KiB(20);
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_RESIZE, &u);
+		break;
 	case HEAP:
 		ret = raw_ioctl(self->heap, DMA_HEAP_IOCTL_ALLOC, &data);
 		self->dmabuf = data.fd;
@@ -319,7 +334,12 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 /* Undoes what a call that worked has done. */
 static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_alloc *got)
 {
+	struct rust_buddy_resize size;
+
 	switch (call) {
+	case RESIZE:
+		return rb_resize(self->fd, self->buf.handle, self->buf.size,
+				 RUST_BUDDY_RESIZE_MAY_MOVE, &size);
 	case EXPORT:
 	case HEAP:
 		return close(self->dmabuf);
