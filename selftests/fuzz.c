@@ -59,8 +59,8 @@ enum count {
 
 static const char * const count_names[COUNTS] = {
 	"info", "pool_info", "alloc", "free", "pin", "unpin", "buffer_info", "export", "import",
-	"sync", "migrate", "resize", "other_commands", "mmap", "succeeded", "refused", "efault_e2big", "enotty",
-	"signals", "forks", "opens", "zero_checks", "pattern_checks",
+	"sync", "migrate", "resize", "other_commands", "mmap", "succeeded", "refused",
+	"efault_e2big", "enotty", "signals", "forks", "opens", "zero_checks", "pattern_checks",
 };
 
 static const size_t sizes[] = {
@@ -497,7 +497,8 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 	if (r->flags & ~known || (r->flags & place) == place ||
 	    (r->flags & modes) == modes ||
 	    (stack && r->flags & (RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_GUP)) ||
-	    (!stack && r->flags & RUST_BUDDY_ALLOC_GUARD) || (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
+	    (!stack && r->flags & RUST_BUDDY_ALLOC_GUARD) ||
+	    (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
 		return RUST_BUDDY_WHY_FLAGS;
 	if (!name_is_good(r->name))
 		return RUST_BUDDY_WHY_NAME;
@@ -706,7 +707,8 @@ static const char *buffer_is_odd(const struct slot *s, const struct rust_buddy_b
 		return "has another size";
 	if (b->offset != s->req.offset || b->max_size != s->max_size)
 		return "has another window";
-	if (b->epoch != s->req.epoch || b->generation != s->generation || b->pool != board->pool.pool)
+	if (b->epoch != s->req.epoch || b->generation != s->generation ||
+	    b->pool != board->pool.pool)
 		return "is another one";
 	if (b->flags != s->req.flags || strncmp(b->name, s->req.name, RUST_BUDDY_NAME_LEN))
 		return "has other flags, or another name";

@@ -231,8 +231,8 @@ static void on_guard(int sig, siginfo_t *info, void *context)
 		return;
 	}
 	if (2 * under->granted > limit ||
-		 rb_resize(under->fd, under->handle, 2 * under->granted,
-			   RUST_BUDDY_RESIZE_MAY_MOVE, &size))
+	    rb_resize(under->fd, under->handle, 2 * under->granted, RUST_BUDDY_RESIZE_MAY_MOVE,
+		      &size))
 		siglongjmp(stopped, 1);
 	under->granted = size.granted;
 	moved = size.generation;
@@ -378,9 +378,8 @@ TEST_F(stack, thread_is_stopped_where_it_cannot_grow)
 	run_on(_metadata, &s, ROOM, 100000, &r);
 	EXPECT_TRUE(r.stopped);
 	EXPECT_EQ(0ULL, r.sum);
-	if (self->base.caps & RUST_BUDDY_CAP_MOVABLE) {
-		EXPECT_EQ(KiB(64), s.granted);
-	}
+	/* As far as it could. */
+	EXPECT_TRUE(!(self->base.caps & RUST_BUDDY_CAP_MOVABLE) || s.granted == KiB(64));
 	stack_free(_metadata, &s);
 }
 
