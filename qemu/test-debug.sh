@@ -14,7 +14,9 @@ cd "$RB_TOP" || exit 1
 passed=0
 failed=0
 skipped=0
+log=
 finish() {
+	[ -z "$log" ] || awk -f qemu/figures.awk "$log"
 	echo "$passed passed, $failed failed, $skipped skipped"
 	[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
 	exit
@@ -33,7 +35,8 @@ if ! KERNEL=$RB_DEBUG/rust_buddy-debug.img RB_MEMORY=3G qemu/boot.sh debug --qui
 	bash qemu/guest/debug.sh; then
 	failed=$((failed + 1))
 fi
-read -r p f s < <(awk -f qemu/tally.awk "$RB_CACHE/out/debug/log")
+log=$RB_CACHE/out/debug/log
+read -r p f s < <(awk -f qemu/tally.awk "$log")
 passed=$((passed + p))
 failed=$((failed + f))
 skipped=$((skipped + s))

@@ -18,9 +18,12 @@ failed=0
 skipped=0
 quiet=--quiet
 
+# What this run has printed, for its figures.
+logs=()
 # count FILE: adds the results in it.
 count() {
 	local p f s
+	logs+=("$1")
 	read -r p f s < <(awk -f qemu/tally.awk "$1")
 	passed=$((passed + p))
 	failed=$((failed + f))
@@ -33,6 +36,7 @@ trouble() {
 # A step that fails is one failure, and the other tests go on.
 try() { (step "$@"); }
 finish() {
+	[ ${#logs[@]} -eq 0 ] || awk -f qemu/figures.awk "${logs[@]}"
 	echo "$passed passed, $failed failed, $skipped skipped"
 	[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
 	exit

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# Reads what the test programs printed and gathers what they measured: each figure once,
+# in words and as a line of JSON. The sweeps of faults become one.
+
+{ at = index($0, "{\"") }
+!at || !/"(figure|sweep)":/ || seen[substr($0, at)]++ { next }
+/"sweep":/ {
+	sweeps++
+	faults += number("faults")
+	survived += number("survived")
+	next
+}
+{ show(substr($0, at)) }
+END {
+	if (sweeps)
+		show(sprintf("{\"figure\": \"faults\", \"sweeps\": %d, \"injected\": %d, \"survived\": %d}",
+			     sweeps, faults, survived))
+}
+function number(name,    part) {
+	split($0, part, "\"" name "\": ")
+	return part[2] + 0
+}
+function show(json,    words) {
+	words = json
+	sub(/^[{]"figure": "/, "", words)
+	sub(/", /, ": ", words)
+	gsub(/["{}]/, "", words)
+	gsub(/: /, " ", words)
+	sub(/ /, ": ", words)
+	print "# " words
+	print json
+}
