@@ -227,15 +227,15 @@ impl Region {
     fn abilities(&self) -> &'static str {
         match self.backing {
             Backing::Contig(_) => {
-                "DMA and mmap; its pages could be pinned long-term (not yet offered)"
+                "DMA and mmap; they can move, or with GUP be pinned long-term by O_DIRECT and VFIO"
             }
             Backing::Cma(_) => {
-                "DMA and mmap; CMA pages refuse long-term pins, so no O_DIRECT or VFIO through \
-                 the mapping"
+                "DMA and mmap; they can move; CMA pages refuse long-term pins, so no O_DIRECT or \
+                 VFIO through the mapping"
             }
             Backing::Range(_) => {
-                "DMA and mmap; a range outside the kernel's memory: no O_DIRECT, and VFIO would \
-                 take its pages without a reference"
+                "DMA and mmap; a range outside the kernel's memory: they never move, no O_DIRECT, \
+                 and VFIO would take its pages without a reference"
             }
         }
     }
