@@ -21,11 +21,15 @@
 
 #![forbid(unsafe_code)]
 
-mod bits;
+mod forest;
 mod request;
+mod tree;
 
-use bits::BitSet;
 use core::ops::DerefMut;
+use forest::{
+    Forest,
+    Leaf, //
+};
 pub use request::{
     AllocError,
     ConfigError,
@@ -38,6 +42,10 @@ pub use request::{
     Request,
     Run, //
 };
+use tree::RANKS;
+
+/// Levels of trees: eight orders each.
+const LEVELS: usize = Order::COUNT.div_ceil(RANKS as usize);
 
 /// Says whether two free buddies may become one.
 pub trait JoinPolicy {
@@ -77,8 +85,8 @@ pub struct Counters {
 ///
 /// # Invariants
 ///
-/// - A set bit in `free[k]` is a free block of order k that lies in the region, on its boundary,
-///   and overlaps no other.
+/// - A set bit in `levels[l]` is a free block that lies in the region, on its boundary, and overlaps
+///   no other.
 /// - No two free buddies are there that `policy` let join when the later of them became free.
 /// - `free_blocks`, `nonempty` and `free_units` count what the bits say.
 pub struct Buddy<S, P = AlwaysJoin> {
@@ -87,7 +95,7 @@ pub struct Buddy<S, P = AlwaysJoin> {
     base: u64,
     end: u64,
     max_order: Order,
-    free: [BitSet; Order::COUNT],
+    levels: [Forest; LEVELS],
     free_blocks: [u32; Order::COUNT],
     /// Bit k: there are free blocks of order k.
     nonempty: u32,
@@ -106,32 +114,25 @@ pub fn storage_len(base: u64, len: u64) -> Result<usize, ConfigError> {
     layout(base, len).map(|(_, _, words)| words)
 }
 
-/// The largest order of which the region holds a block, the sets, and their words.
-fn layout(base: u64, len: u64) -> Result<(Order, [BitSet; Order::COUNT], usize), ConfigError> {
+/// The largest order of which the region holds a block, the levels, and their words.
+fn layout(base: u64, len: u64) -> Result<(Order, [Forest; LEVELS], usize), ConfigError> {
     let end = base
         .checked_add(len)
         .filter(|&end| len > 0 && len <= Order::MAX.units() && end <= 1 << 63)
         .ok_or(ConfigError::Region)?;
-    let mut sets = [BitSet::default(); Order::COUNT];
+    let max_order = Order::default()
+        .to(Order::MAX)
+        .take_while(|order| base.next_multiple_of(order.units()) + order.units() <= end)
+        .last()
+        .unwrap_or_default();
+    let mut levels = [Forest::default(); LEVELS];
     let mut words = 0;
-    let mut max_order = Order::default();
-    for order in Order::default().to(Order::MAX) {
-        if base.next_multiple_of(order.units()) + order.units() > end {
-            break;
-        }
-        max_order = order;
-        let bits = ((end - 1) >> order.get()) - set_base(base, order) + 1;
-        // CAST: At most 2^30 + 64: no more bits than units, and up to 63 before the first.
-        (sets[order.index()], words) = BitSet::layout(bits as u32, words);
+    for (order, level) in Order::default().to(max_order).step_by(RANKS as usize).zip(&mut levels) {
+        let shift = order.get();
+        (*level, words) = Forest::layout(base >> shift, ((end - 1) >> shift) + 1, words);
     }
     // CAST: Below 2^26.
-    Ok((max_order, sets, words as usize))
-}
-
-/// The block that bit 0 of an order's set stands for. On a boundary of 64, so that buddies share a
-/// word.
-fn set_base(base: u64, order: Order) -> u64 {
-    (base >> order.get()) & !63
+    Ok((max_order, levels, words as usize))
 }
 
 /// The blocks that `[start, end)` falls into when it is cut on the boundaries: from the left always
@@ -166,7 +167,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// [`ConfigError::Region`] as [`storage_len`], [`ConfigError::Storage`] if there are fewer
     /// words than that says.
     pub fn new(mut words: S, policy: P, base: u64, len: u64) -> Result<Self, ConfigError> {
-        let (max_order, free, needed) = layout(base, len)?;
+        let (max_order, levels, needed) = layout(base, len)?;
         words.get_mut(..needed).ok_or(ConfigError::Storage)?.fill(0);
         let end = base + len;
         let mut this = Self {
@@ -175,7 +176,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             base,
             end,
             max_order,
-            free,
+            levels,
             free_blocks: [0; Order::COUNT],
             nonempty: 0,
             free_units: 0,
@@ -288,7 +289,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// twice. One from elsewhere whose units are all in runs of this allocator can't be told.
     pub fn free(&mut self, run: Run) {
         let (start, end) = (run.start, run.end());
-        if start < self.base || end > self.end || self.any_free(start, end) {
+        let outside = start < self.base || end > self.end;
+        if outside || pieces(start, end).any(|(start, order)| self.overlaps(start, order)) {
             return;
         }
         self.requested -= run.requested.min(self.requested);
@@ -414,18 +416,17 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     pub fn validate(&self) -> Result<(), Fault> {
         let mut free_units = 0;
         for order in Order::default().to(Order::MAX) {
-            let set = &self.free[order.index()];
-            if !set.summaries_hold(&self.words) {
+            if !self.level(order).index_holds(&self.words, rank(order)) {
                 return Err(Fault::Summary(order));
             }
             let mut count = 0;
-            let mut from = 0;
-            while let Some(i) = set.next(&self.words, from) {
-                let block = (set_base(self.base, order) + u64::from(i)) << order.get();
+            // What is before the region, too.
+            let mut from = self.level(order).global(0) << shift(order);
+            while let Some(block) = self.next_free(order, from, u64::MAX) {
                 self.validate_block(block, order)?;
                 count += 1;
                 free_units += order.units();
-                from = i + 1;
+                from = block + order.units();
             }
             if self.free_blocks[order.index()] != count || self.has_free(order) != (count > 0) {
                 return Err(Fault::FreeBlocks(order));
@@ -455,7 +456,6 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
         let buddy = block ^ order.units();
         if block < buddy
-            && self.parent_fits(block, order)
             && self.is_free(buddy, order)
             && self.policy.can_join(block, order)
         {
@@ -467,25 +467,54 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// The free block, and the place in it, that a request for a block of `order` gets, of which it
     /// keeps `units`.
     fn find(&self, request: &Request, order: Order, units: u64) -> Option<Found> {
+        let (lo, hi) = request.window;
+        if request.place == Place::Any
+            && request.align <= order
+            && lo <= self.base
+            && hi >= self.end
+            && request.split_limit >= self.max_order
+        {
+            return self.find_anywhere(order);
+        }
         let align = request.align.max(order);
-        let lo = request.window.0.max(self.base);
-        let hi = request.window.1.min(self.end);
+        let lo = lo.max(self.base);
+        let hi = hi.min(self.end);
         // All places are multiples of the alignment between these two, both included.
         let first = lo.checked_next_multiple_of(align.units())?;
         let last = hi.checked_sub(units)? & !(align.units() - 1);
         if first > last {
             return None;
         }
-        let mut candidates = order
+        let candidates = order
             .to(self.max_order)
             .filter(|&k| self.has_free(k))
             .filter(|&k| k <= request.split_limit || (k == order && units == order.units()))
             .filter_map(|k| self.find_in(k, align, first, last, request.place));
         match request.place {
-            Place::Any => candidates.next(),
-            Place::Lowest => candidates.min_by_key(|found| found.start),
+            Place::Any | Place::Lowest => candidates.min_by_key(|found| found.start),
             Place::Highest => candidates.max_by_key(|found| found.start),
         }
+    }
+
+    /// The free block for a request without wishes: on the lowest level that has one that is large
+    /// enough, in the lowest tree, the smallest.
+    fn find_anywhere(&self, order: Order) -> Option<Found> {
+        let enough = self.nonempty & (u32::MAX << order.get());
+        let smallest = Order::saturating(enough.checked_ilog2().and(Some(enough.trailing_zeros()))?);
+        let least = if smallest.get() / RANKS == order.get() / RANKS {
+            rank(order)
+        } else {
+            0
+        };
+        let level = self.level(smallest);
+        let (leaf, rank) = level.best(&self.words, least)?;
+        let order = Order::saturating(shift(smallest) + rank);
+        let block = level.global(leaf) << shift(smallest);
+        Some(Found {
+            block,
+            order,
+            start: block,
+        })
     }
 
     /// The same among the free blocks of one order.
@@ -530,17 +559,17 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// The lowest free block of `order`, in `[first, last]`, that starts on a boundary of `align`.
     fn next_on_boundary(&self, order: Order, align: Order, first: u64, last: u64) -> Option<u64> {
-        let set = &self.free[order.index()];
-        let shift = align.get() - order.get();
+        let level = self.level(order);
+        let skip = (align.get() - order.get()).min(6);
         let mut from = first;
         while from <= last {
-            let i = set.next_multiple(&self.words, self.bit_of(from, order), shift.min(6))?;
-            let block = self.block_of(i, order);
+            let leaf = level.next(&self.words, self.leaf(from, order), rank(order), skip)?;
+            let block = level.global(leaf) << shift(order);
             let boundary = block & !(align.units() - 1);
             if block == boundary {
                 return (block <= last).then_some(block);
             }
-            // A multiple of 64 blocks, but not of the alignment: so is none up to the next one.
+            // No multiple of the alignment: so is none up to the next one.
             from = boundary + align.units();
         }
         None
@@ -548,12 +577,12 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// The highest free block of `order`, in `[first, last]`, that starts on a boundary of `align`.
     fn prev_on_boundary(&self, order: Order, align: Order, first: u64, last: u64) -> Option<u64> {
-        let set = &self.free[order.index()];
-        let shift = align.get() - order.get();
+        let level = self.level(order);
+        let skip = (align.get() - order.get()).min(6);
         let mut to = last;
         loop {
-            let i = set.prev_multiple(&self.words, self.bit_of(to, order), shift.min(6))?;
-            let block = self.block_of(i, order);
+            let leaf = level.prev(&self.words, self.leaf(to, order), rank(order), skip)?;
+            let block = level.global(leaf) << shift(order);
             let boundary = block & !(align.units() - 1);
             if block == boundary {
                 return (block >= first).then_some(block);
@@ -613,20 +642,47 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.nonempty & (1 << order.get()) != 0
     }
 
-    /// Is any of `[start, end)` in a free block?
-    fn any_free(&self, start: u64, end: u64) -> bool {
-        Order::default()
-            .to(self.max_order)
-            .filter(|&order| self.has_free(order))
-            .any(|order| self.next_free(order, start, end).is_some())
+    /// Has the block anything in common with a free one?
+    fn overlaps(&self, block: u64, order: Order) -> bool {
+        let (level, leaf) = (self.level(order), self.leaf(block, order));
+        let tree = level.tree(&self.words, leaf);
+        if tree::overlaps(tree, rank(order), leaf % tree::LEAVES) {
+            return true;
+        }
+        // In smaller blocks.
+        let mut below = self.levels.iter().take(index(order)).enumerate();
+        let end = block + order.units();
+        if below.any(|(n, level)| {
+            let shift = RANKS * (n as u32 + 1);
+            level.any_in(&self.words, block >> shift, end >> shift)
+        }) {
+            return true;
+        }
+        // In a larger one, of which no tree below knows anything.
+        tree::is_empty(tree) && self.covering_from(index(order) + 1, block).is_some()
     }
 
     /// The free block that holds `unit`.
     fn covering(&self, unit: u64) -> Option<(u64, Order)> {
-        Order::default()
-            .to(self.max_order)
-            .map(|order| (unit & !(order.units() - 1), order))
-            .find(|&(block, order)| self.is_free(block, order))
+        self.covering_from(0, unit)
+    }
+
+    /// The free block that holds `unit` on level `first` or above.
+    fn covering_from(&self, first: usize, unit: u64) -> Option<(u64, Order)> {
+        let levels = self.levels.iter().zip((0..).step_by(RANKS as usize));
+        for (level, shift) in levels.skip(first) {
+            let leaf = level.local(unit >> shift);
+            let tree = level.tree(&self.words, leaf);
+            if let Some(node) = tree::covering(tree, leaf % tree::LEAVES) {
+                let order = Order::saturating(shift + node.rank());
+                return Some((unit & !(order.units() - 1), order));
+            }
+            // Where there are smaller free blocks, no larger one can be.
+            if !tree::is_empty(tree) {
+                return None;
+            }
+        }
+        None
     }
 
     /// May everything in `[start, end)` that would join across `seam` do so?
@@ -643,12 +699,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// A block becomes free: joins it with its buddy as long as that is free and may be joined.
     fn release(&mut self, mut block: u64, mut order: Order) {
-        while self.parent_fits(block, order) {
+        while let Some(parent) = order.larger() {
             let buddy = block ^ order.units();
             let left = block.min(buddy);
-            let Some(parent) = order.larger() else {
-                break;
-            };
             if !self.is_free(buddy, order) || !self.policy.can_join(left, order) {
                 break;
             }
@@ -658,13 +711,6 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             order = parent;
         }
         self.offer(block, order);
-    }
-
-    /// Is there a next order, and is the block that this one and its buddy make in the region?
-    fn parent_fits(&self, block: u64, order: Order) -> bool {
-        let parent = order.units() << 1;
-        let left = block & !(parent - 1);
-        order < self.max_order && left >= self.base && left + parent <= self.end
     }
 
     /// Makes `[start, end)` free as it is: nothing in it or beside it can be joined.
@@ -679,8 +725,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// Puts a free block into its set.
     fn offer(&mut self, block: u64, order: Order) {
-        let i = self.bit_of(block, order);
-        self.free[order.index()].insert(&mut self.words, i);
+        let leaf = self.leaf(block, order);
+        self.levels[index(order)].insert(&mut self.words, leaf, rank(order));
         self.free_blocks[order.index()] += 1;
         self.nonempty |= 1 << order.get();
         self.free_units += order.units();
@@ -688,8 +734,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// Takes a free block out of its set.
     fn withdraw(&mut self, block: u64, order: Order) {
-        let i = self.bit_of(block, order);
-        self.free[order.index()].remove(&mut self.words, i);
+        let leaf = self.leaf(block, order);
+        self.levels[index(order)].remove(&mut self.words, leaf, rank(order));
         self.free_blocks[order.index()] -= 1;
         if self.free_blocks[order.index()] == 0 {
             self.nonempty &= !(1 << order.get());
@@ -698,33 +744,49 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     fn is_free(&self, block: u64, order: Order) -> bool {
-        self.free[order.index()].contains(&self.words, self.bit_of(block, order))
+        self.level(order)
+            .contains(&self.words, self.leaf(block, order), rank(order))
     }
 
     /// The lowest free block of `order` that holds or comes after `from` and starts before `to`.
     fn next_free(&self, order: Order, from: u64, to: u64) -> Option<u64> {
-        let i = self.free[order.index()].next(&self.words, self.bit_of(from, order))?;
-        let block = self.block_of(i, order);
+        let (level, from) = (self.level(order), self.leaf(from, order));
+        let leaf = level.next(&self.words, from, rank(order), 0)?;
+        let block = level.global(leaf) << shift(order);
         (block < to).then_some(block)
     }
 
     /// The highest free block of `order` that holds or comes before `to` and ends after `from`.
     fn prev_free(&self, order: Order, from: u64, to: u64) -> Option<u64> {
-        let i = self.free[order.index()].prev(&self.words, self.bit_of(to, order))?;
-        let block = self.block_of(i, order);
+        let (level, to) = (self.level(order), self.leaf(to, order));
+        let leaf = level.prev(&self.words, to, rank(order), 0)?;
+        let block = level.global(leaf) << shift(order);
         (block + order.units() > from).then_some(block)
     }
 
-    /// Which bit of its order's set stands for the block with `unit` in it. Units outside the
-    /// region get one beyond every set.
-    fn bit_of(&self, unit: u64, order: Order) -> u32 {
-        (unit >> order.get())
-            .checked_sub(set_base(self.base, order))
-            .and_then(|i| u32::try_from(i).ok())
-            .unwrap_or(u32::MAX)
+    /// The level with the blocks of `order`.
+    fn level(&self, order: Order) -> &Forest {
+        &self.levels[index(order)]
     }
 
-    fn block_of(&self, i: u32, order: Order) -> u64 {
-        (set_base(self.base, order) + u64::from(i)) << order.get()
+    /// The leaf of that level with `unit` in it.
+    fn leaf(&self, unit: u64, order: Order) -> Leaf {
+        self.level(order).local(unit >> shift(order))
     }
+}
+
+/// Which level the blocks of `order` are on.
+fn index(order: Order) -> usize {
+    // CAST: At most 3; cut off so that the compiler knows.
+    (order.get() / RANKS) as usize % LEVELS
+}
+
+/// A leaf of that level is 2^shift units.
+fn shift(order: Order) -> u32 {
+    order.get() & !(RANKS - 1)
+}
+
+/// The rank, on its level, of a block of `order`.
+fn rank(order: Order) -> u32 {
+    order.get() % RANKS
 }
