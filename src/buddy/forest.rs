@@ -94,58 +94,35 @@ impl Forest {
 
     /// Puts the block of `rank` at `leaf` in.
     pub(super) fn insert(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
-        let Some(tree) = self.tree_mut(words, leaf) else {
-            return;
-        };
-        let is_first = tree::has_none(tree, rank);
-        Node::new(rank, leaf % LEAVES).insert(tree);
-        if !is_first {
-            return;
-        }
-        let mut i = leaf >> RANKS;
-        for height in 0..self.heights {
-            let Some(word) = self.index_mut(words, height, i >> WORD_SHIFT, rank) else {
-                return;
-            };
-            let before = *word;
-            *word |= bit(i);
-            // The heights above know already.
-            if before != 0 {
-                return;
-            }
-            i >>= WORD_SHIFT;
-        }
+        self.change(words, leaf, |tree| Node::new(rank, leaf % LEAVES).insert(tree));
     }
 
     /// Takes the block of `rank` at `leaf` out.
     pub(super) fn remove(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
-        let Some(tree) = self.tree_mut(words, leaf) else {
-            return;
-        };
-        Node::new(rank, leaf % LEAVES).remove(tree);
-        if !tree::has_none(tree, rank) {
-            return;
-        }
-        let mut i = leaf >> RANKS;
-        for height in 0..self.heights {
-            let Some(word) = self.index_mut(words, height, i >> WORD_SHIFT, rank) else {
-                return;
-            };
-            *word &= !bit(i);
-            if *word != 0 {
-                return;
-            }
-            i >>= WORD_SHIFT;
-        }
+        self.change(words, leaf, |tree| Node::new(rank, leaf % LEAVES).remove(tree));
     }
 
-    pub(super) fn contains(&self, words: &[u64], leaf: Leaf, rank: u32) -> bool {
-        Node::new(rank, leaf % LEAVES).is_in(self.tree(words, leaf))
+    /// Gives the block of `rank` at `leaf` and joins it as far as may be. Returns the rank that it
+    /// then has: that of a whole tree, if it is one level up that it goes on.
+    pub(super) fn give(
+        &self,
+        words: &mut [u64],
+        leaf: Leaf,
+        rank: u32,
+        may_join: impl Fn(Leaf, u32) -> bool,
+    ) -> u32 {
+        let start = leaf & !(LEAVES - 1);
+        self.change(words, leaf, |tree| {
+            tree::give(tree, rank, leaf % LEAVES, |left| {
+                may_join(start + left.leaf(), left.rank())
+            })
+        })
+        .unwrap_or(rank)
     }
 
-    /// In the lowest tree that has a block of `rank` or more, the smallest of these: its first leaf
-    /// and its rank.
-    pub(super) fn best(&self, words: &[u64], rank: u32) -> Option<(Leaf, u32)> {
+    /// Takes a block of `rank` out of the lowest tree that has one or a larger one, of the smallest
+    /// of these. Returns it, and the rank of the one that was split.
+    pub(super) fn take(&self, words: &mut [u64], rank: u32) -> Option<(Leaf, u32)> {
         let mut i = 0;
         for height in (0..self.heights).rev() {
             let any = self.at_least(words, height, i, rank);
@@ -155,8 +132,55 @@ impl Forest {
             i = (i << WORD_SHIFT) + any.trailing_zeros();
         }
         let start = i << RANKS;
-        let node = tree::smallest(self.tree(words, start), rank)?;
-        Some((start + node.leaf(), node.rank()))
+        let taken = self.change(words, start, |tree| tree::take(tree, rank))??;
+        Some((start + taken.leaf(), taken.rank()))
+    }
+
+    /// A tree whose leaves were taken as one, on the level above, gets all but the lowest part of
+    /// `rank` back.
+    pub(super) fn halve(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
+        self.change(words, leaf, |tree| tree::halve(tree, rank));
+    }
+
+    /// Changes a tree, and the index to match.
+    fn change<T>(
+        &self,
+        words: &mut [u64],
+        leaf: Leaf,
+        change: impl FnOnce(&mut tree::Words) -> T,
+    ) -> Option<T> {
+        let tree = self.tree_mut(words, leaf)?;
+        let before = tree::ranks(tree);
+        let result = change(tree);
+        let after = tree::ranks(tree);
+        let mut changed = before ^ after;
+        while changed != 0 {
+            let rank = changed.trailing_zeros();
+            changed &= changed - 1;
+            self.reindex(words, leaf >> RANKS, rank, after >> rank & 1);
+        }
+        Some(result)
+    }
+
+    /// A tree has its first block of a rank (`has` is 1) or has lost its last (0).
+    fn reindex(&self, words: &mut [u64], tree: u32, rank: u32, has: u32) {
+        let mut i = tree;
+        for height in 0..self.heights {
+            let Some(word) = self.index_mut(words, height, i >> WORD_SHIFT, rank) else {
+                return;
+            };
+            let before = *word;
+            *word = before & !bit(i) | u64::from(has) << (i % WORD_BITS);
+            // The heights above know already.
+            if (before == 0) == (*word == 0) {
+                return;
+            }
+            i >>= WORD_SHIFT;
+        }
+    }
+
+    pub(super) fn contains(&self, words: &[u64], leaf: Leaf, rank: u32) -> bool {
+        Node::new(rank, leaf % LEAVES).is_in(self.tree(words, leaf))
     }
 
     /// The lowest block of `rank`, at or after the one with `leaf` in it, whose number in its tree

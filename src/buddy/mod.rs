@@ -242,11 +242,16 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// block fits.
     pub fn alloc(&mut self, request: &Request) -> Result<Run, AllocError> {
         let (order, units) = request.shape().ok_or(AllocError::Invalid)?;
-        let found = self.find(request, order, units).ok_or(AllocError::Full)?;
-        self.carve(&found, units);
+        let start = if units == order.units() && self.is_plain(request, order) {
+            self.take(order).ok_or(AllocError::Full)?
+        } else {
+            let found = self.find(request, order, units).ok_or(AllocError::Full)?;
+            self.carve(&found, units);
+            found.start
+        };
         self.requested += request.units;
         Ok(Run {
-            start: found.start,
+            start,
             units,
             requested: request.units,
         })
@@ -468,14 +473,6 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// keeps `units`.
     fn find(&self, request: &Request, order: Order, units: u64) -> Option<Found> {
         let (lo, hi) = request.window;
-        if request.place == Place::Any
-            && request.align <= order
-            && lo <= self.base
-            && hi >= self.end
-            && request.split_limit >= self.max_order
-        {
-            return self.find_anywhere(order);
-        }
         let align = request.align.max(order);
         let lo = lo.max(self.base);
         let hi = hi.min(self.end);
@@ -496,25 +493,50 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// The free block for a request without wishes: on the lowest level that has one that is large
-    /// enough, in the lowest tree, the smallest.
-    fn find_anywhere(&self, order: Order) -> Option<Found> {
+    /// Will any free block do that is large enough?
+    fn is_plain(&self, request: &Request, order: Order) -> bool {
+        request.place == Place::Any
+            && request.window.0 <= self.base
+            && request.window.1 >= self.end
+            && request.align <= order
+            && request.split_limit >= self.max_order
+    }
+
+    /// Takes a block of `order`: on the lowest level that has one that is large enough, in the
+    /// lowest tree, the lowest part of the smallest.
+    fn take(&mut self, order: Order) -> Option<u64> {
         let enough = self.nonempty & (u32::MAX << order.get());
-        let smallest = Order::saturating(enough.checked_ilog2().and(Some(enough.trailing_zeros()))?);
-        let least = if smallest.get() / RANKS == order.get() / RANKS {
-            rank(order)
-        } else {
-            0
-        };
-        let level = self.level(smallest);
-        let (leaf, rank) = level.best(&self.words, least)?;
-        let order = Order::saturating(shift(smallest) + rank);
-        let block = level.global(leaf) << shift(smallest);
-        Some(Found {
-            block,
-            order,
-            start: block,
-        })
+        if enough == 0 {
+            return None;
+        }
+        let lowest = index(order);
+        let mut at = index(Order::saturating(enough.trailing_zeros()));
+        let words = &mut *self.words;
+        let least = if at == lowest { rank(order) } else { 0 };
+        let (leaf, found) = self.levels[at].take(words, least)?;
+        let from = found + RANKS * at as u32;
+        let start = self.levels[at].global(leaf) << (RANKS * at as u32);
+        while at > lowest {
+            at -= 1;
+            let level = &self.levels[at];
+            let least = if at == lowest { rank(order) } else { 0 };
+            level.halve(words, level.local(start >> (RANKS * at as u32)), least);
+        }
+        self.count(Order::saturating(from), u32::MAX);
+        for k in order.get()..from {
+            self.count(Order::saturating(k), 1);
+        }
+        self.splits += u64::from(from - order.get());
+        self.free_units -= order.units();
+        Some(start)
+    }
+
+    /// There are so many more free blocks of `order`, or fewer, if that wraps.
+    fn count(&mut self, order: Order, change: u32) {
+        let count = &mut self.free_blocks[order.index()];
+        *count = count.wrapping_add(change);
+        let has = u32::from(*count != 0);
+        self.nonempty = self.nonempty & !(1 << order.get()) | has << order.get();
     }
 
     /// The same among the free blocks of one order.
@@ -698,19 +720,27 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// A block becomes free: joins it with its buddy as long as that is free and may be joined.
-    fn release(&mut self, mut block: u64, mut order: Order) {
-        while let Some(parent) = order.larger() {
-            let buddy = block ^ order.units();
-            let left = block.min(buddy);
-            if !self.is_free(buddy, order) || !self.policy.can_join(left, order) {
+    fn release(&mut self, block: u64, order: Order) {
+        let words = &mut *self.words;
+        let policy = &self.policy;
+        let (mut at, mut rank) = (index(order), rank(order));
+        while let Some(level) = self.levels.get(at) {
+            let shift = RANKS * at as u32;
+            rank = level.give(words, level.local(block >> shift), rank, |left, rank| {
+                policy.can_join(level.global(left) << shift, Order::saturating(shift + rank))
+            });
+            if rank < RANKS {
                 break;
             }
-            self.withdraw(buddy, order);
-            self.joins += 1;
-            block = left;
-            order = parent;
+            (at, rank) = (at + 1, 0);
         }
-        self.offer(block, order);
+        let into = rank + RANKS * at as u32;
+        for k in order.get()..into {
+            self.count(Order::saturating(k), u32::MAX);
+        }
+        self.count(Order::saturating(into), 1);
+        self.joins += u64::from(into - order.get());
+        self.free_units += order.units();
     }
 
     /// Makes `[start, end)` free as it is: nothing in it or beside it can be joined.

@@ -71,26 +71,113 @@ const fn first_of(rank: u32) -> u32 {
     2 * LEAVES - (2 * LEAVES >> rank)
 }
 
+/// Of the word that a rank's blocks are in, their bits.
+const SEGMENT: [u64; RANKS as usize] = [
+    u64::MAX,
+    u64::MAX,
+    u64::MAX,
+    0xffff_ffff,
+    0xffff << 32,
+    0xff << 48,
+    0xf << 56,
+    0x3 << 60,
+];
+
+/// For each node of rank 3 or more, by its bit in the last word: the others that are part of it, or
+/// that it is part of, and itself.
+const FAMILY: [u64; WORD_BITS as usize] = {
+    let mut family = [0; WORD_BITS as usize];
+    let mut node = 0;
+    while node < 62 {
+        let mut at = node;
+        loop {
+            family[node] |= 1 << at;
+            family[at] |= 1 << node;
+            at = 32 + at / 2;
+            if at >= 62 {
+                break;
+            }
+        }
+        node += 1;
+    }
+    family
+};
+
 /// No free blocks at all?
 pub(super) fn is_empty(words: &Words) -> bool {
     words.iter().fold(0, |all, word| all | word) == 0
 }
 
-/// No free blocks of `rank`?
-pub(super) fn has_none(words: &Words, rank: u32) -> bool {
-    let [a, b, c, d, e, f, g, h] = words;
-    let members = match rank {
-        0 => a | b | c | d,
-        1 => e | f,
-        2 => *g,
-        _ => h & (u64::MAX >> (WORD_BITS - (LEAVES >> rank)) << (first_of(rank) % WORD_BITS)),
-    };
-    members == 0
+/// The ranks that have free blocks: bit r for rank r.
+pub(super) fn ranks(words: &Words) -> u32 {
+    let [a, b, c, d, e, f, g, h] = *words;
+    let by_rank = [a | b | c | d, e | f, g, h, h, h, h, h];
+    let mut ranks = 0;
+    for (rank, (members, segment)) in by_rank.iter().zip(SEGMENT).enumerate() {
+        ranks |= u32::from(members & segment != 0) << rank;
+    }
+    ranks
 }
 
-/// The smallest free block of `rank` or more, the lowest of these.
-pub(super) fn smallest(words: &Words, rank: u32) -> Option<Node> {
-    scan(words, first_of(rank), 2 * LEAVES, u64::MAX)
+/// No free blocks of `rank`?
+pub(super) fn has_none(words: &Words, rank: u32) -> bool {
+    ranks(words) >> rank & 1 == 0
+}
+
+/// Takes the smallest free block of `rank` or more, the lowest of these, and gives back all of it
+/// but its lowest part of `rank`. Says which it was.
+pub(super) fn take(words: &mut Words, rank: u32) -> Option<Node> {
+    let mut filled = 0;
+    for (i, word) in words.iter().enumerate() {
+        filled |= u32::from(*word != 0) << i;
+    }
+    let first = first_of(rank);
+    let filled = filled >> (first / WORD_BITS);
+    let at = first / WORD_BITS + filled.trailing_zeros();
+    let word = words.get_mut(at as usize)?;
+    let mut members = *word;
+    if at == first / WORD_BITS {
+        members &= u64::MAX << (first % WORD_BITS);
+    }
+    if members == 0 {
+        return None;
+    }
+    let taken = Node(at * WORD_BITS + members.trailing_zeros());
+    *word &= !taken.bit();
+    for below in rank..taken.rank() {
+        let left = Node::new(below, taken.leaf());
+        Node(left.0 ^ 1).insert(words);
+    }
+    Some(taken)
+}
+
+/// In an empty tree: gives all of it but its lowest part of `rank`.
+pub(super) fn halve(words: &mut Words, rank: u32) {
+    for below in rank..RANKS {
+        Node(first_of(below) + 1).insert(words);
+    }
+}
+
+/// Gives a block and joins it with its buddy as long as that is there and `may_join` has nothing
+/// against it (it is told the left one). Says what came of it: a node, or the rank of the whole
+/// tree, which is then empty.
+pub(super) fn give(
+    words: &mut Words,
+    rank: u32,
+    leaf: u32,
+    may_join: impl Fn(Node) -> bool,
+) -> u32 {
+    let mut node = Node::new(rank, leaf);
+    for rank in rank..RANKS {
+        let buddy = Node(node.0 ^ 1);
+        if !buddy.is_in(words) || !may_join(Node(node.0 & !1)) {
+            node.insert(words);
+            return rank;
+        }
+        buddy.remove(words);
+        node = Node(LEAVES + node.0 / 2);
+    }
+    RANKS
 }
 
 /// The lowest free block of `rank`, at or after the one with `leaf` in it, whose number in its rank
@@ -127,11 +214,19 @@ pub(super) fn covering(words: &Words, leaf: u32) -> Option<Node> {
 
 /// Has a free block anything in common with the block of `rank` that starts at `leaf`?
 pub(super) fn overlaps(words: &Words, rank: u32, leaf: u32) -> bool {
-    let last = leaf + (1 << rank) - 1;
-    (0..RANKS).any(|of| {
-        let (first, end) = (Node::new(of, leaf), Node::new(of, last).0 + 1);
-        scan(words, first.0, end, u64::MAX).is_some()
-    })
+    let [a, b, c, d, e, f, g, h] = *words;
+    // The members of `rank` or less that are part of the block, or the one that it is part of.
+    let part = |word: u64, of: u32| {
+        let members = u64::MAX >> (WORD_BITS - (1 << rank.saturating_sub(of).min(6)));
+        word >> (leaf >> of & (WORD_BITS - 1)) & members
+    };
+    let mut found = part([a, b, c, d][(leaf >> 6) as usize % 4], 0);
+    if rank == 7 {
+        found |= [b, d][(leaf >> 7) as usize % 2];
+    }
+    found |= part([e, f][(leaf >> 7) as usize % 2], 1) | part(g, 2);
+    found |= h & FAMILY[(Node::new(rank.max(3), leaf).0 % WORD_BITS) as usize];
+    found != 0
 }
 
 /// The first member of `[from, end)` that `mask` has in each word.
