@@ -94,12 +94,18 @@ impl Forest {
 
     /// Puts the block of `rank` at `leaf` in.
     pub(super) fn insert(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
-        self.change(words, leaf, |tree| Node::new(rank, leaf % LEAVES).insert(tree));
+        if let Some(tree) = self.tree_mut(words, leaf) {
+            let changed = tree::insert(tree, Node::new(rank, leaf % LEAVES), rank);
+            self.flip(words, leaf >> RANKS, changed);
+        }
     }
 
     /// Takes the block of `rank` at `leaf` out.
     pub(super) fn remove(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
-        self.change(words, leaf, |tree| Node::new(rank, leaf % LEAVES).remove(tree));
+        if let Some(tree) = self.tree_mut(words, leaf) {
+            let changed = tree::remove(tree, Node::new(rank, leaf % LEAVES), rank);
+            self.flip(words, leaf >> RANKS, changed);
+        }
     }
 
     /// Gives the block of `rank` at `leaf` and joins it as far as may be. Returns the rank that it
@@ -111,13 +117,15 @@ impl Forest {
         rank: u32,
         may_join: impl Fn(Leaf, u32) -> bool,
     ) -> u32 {
+        let Some(tree) = self.tree_mut(words, leaf) else {
+            return rank;
+        };
         let start = leaf & !(LEAVES - 1);
-        self.change(words, leaf, |tree| {
-            tree::give(tree, rank, leaf % LEAVES, |left| {
-                may_join(start + left.leaf(), left.rank())
-            })
-        })
-        .unwrap_or(rank)
+        let (into, changed) = tree::give(tree, rank, leaf % LEAVES, |left, rank| {
+            may_join(start + left, rank)
+        });
+        self.flip(words, leaf >> RANKS, changed);
+        into
     }
 
     /// Takes a block of `rank` out of the lowest tree that has one or a larger one, of the smallest
@@ -126,56 +134,40 @@ impl Forest {
         let mut i = 0;
         for height in (0..self.heights).rev() {
             let any = self.at_least(words, height, i, rank);
-            if any == 0 {
-                return None;
-            }
             i = (i << WORD_SHIFT) + any.trailing_zeros();
         }
-        let start = i << RANKS;
-        let taken = self.change(words, start, |tree| tree::take(tree, rank))??;
-        Some((start + taken.leaf(), taken.rank()))
+        let (taken, changed) = tree::take(self.tree_mut(words, i << RANKS)?, rank)?;
+        self.flip(words, i, changed);
+        Some(((i << RANKS) + taken.leaf(), taken.rank()))
     }
 
     /// A tree whose leaves were taken as one, on the level above, gets all but the lowest part of
     /// `rank` back.
     pub(super) fn halve(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
-        self.change(words, leaf, |tree| tree::halve(tree, rank));
+        if let Some(tree) = self.tree_mut(words, leaf) {
+            let changed = tree::halve(tree, rank);
+            self.flip(words, leaf >> RANKS, changed);
+        }
     }
 
-    /// Changes a tree, and the index to match.
-    fn change<T>(
-        &self,
-        words: &mut [u64],
-        leaf: Leaf,
-        change: impl FnOnce(&mut tree::Words) -> T,
-    ) -> Option<T> {
-        let tree = self.tree_mut(words, leaf)?;
-        let before = tree::ranks(tree);
-        let result = change(tree);
-        let after = tree::ranks(tree);
-        let mut changed = before ^ after;
+    /// A tree has its first block of some ranks, or lost its last.
+    fn flip(&self, words: &mut [u64], tree: u32, mut changed: u32) {
         while changed != 0 {
             let rank = changed.trailing_zeros();
             changed &= changed - 1;
-            self.reindex(words, leaf >> RANKS, rank, after >> rank & 1);
-        }
-        Some(result)
-    }
-
-    /// A tree has its first block of a rank (`has` is 1) or has lost its last (0).
-    fn reindex(&self, words: &mut [u64], tree: u32, rank: u32, has: u32) {
-        let mut i = tree;
-        for height in 0..self.heights {
-            let Some(word) = self.index_mut(words, height, i >> WORD_SHIFT, rank) else {
-                return;
-            };
-            let before = *word;
-            *word = before & !bit(i) | u64::from(has) << (i % WORD_BITS);
-            // The heights above know already.
-            if (before == 0) == (*word == 0) {
-                return;
+            let mut i = tree;
+            for height in 0..self.heights {
+                let Some(word) = self.index_mut(words, height, i >> WORD_SHIFT, rank) else {
+                    break;
+                };
+                let before = *word;
+                *word ^= bit(i);
+                // The heights above know already.
+                if before != 0 && *word != 0 {
+                    break;
+                }
+                i >>= WORD_SHIFT;
             }
-            i >>= WORD_SHIFT;
         }
     }
 
@@ -330,10 +322,15 @@ impl Forest {
 
     /// Which of a group have blocks of `rank` or more.
     fn at_least(&self, words: &[u64], height: u8, group: u32, rank: u32) -> u64 {
-        self.group_at(height, group)
-            .and_then(|at| words.get(at..)?.first_chunk::<{ tree::WORDS }>())
-            .and_then(|group| group.get(rank as usize..))
-            .map_or(0, |group| group.iter().fold(0, |all, word| all | word))
+        let group = self
+            .group_at(height, group)
+            .and_then(|at| words.get(at..)?.first_chunk())
+            .unwrap_or(&NOTHING);
+        let mut all = 0;
+        for (i, word) in (0..).zip(group) {
+            all |= if i < rank { 0 } else { *word };
+        }
+        all
     }
 }
 

@@ -294,14 +294,24 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// twice. One from elsewhere whose units are all in runs of this allocator can't be told.
     pub fn free(&mut self, run: Run) {
         let (start, end) = (run.start, run.end());
-        let outside = start < self.base || end > self.end;
-        if outside || pieces(start, end).any(|(start, order)| self.overlaps(start, order)) {
+        if start < self.base || end > self.end {
             return;
         }
-        self.requested -= run.requested.min(self.requested);
-        for (start, order) in pieces(start, end) {
+        if run.is_block() {
+            let order = run.order();
+            if self.overlaps(start, order) {
+                return;
+            }
             self.release(start, order);
+        } else {
+            if pieces(start, end).any(|(start, order)| self.overlaps(start, order)) {
+                return;
+            }
+            for (start, order) in pieces(start, end) {
+                self.release(start, order);
+            }
         }
+        self.requested -= run.requested.min(self.requested);
     }
 
     /// Lets `run` have `units` in all, where it is.
@@ -671,28 +681,42 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         if tree::overlaps(tree, rank(order), leaf % tree::LEAVES) {
             return true;
         }
+        // In a larger one, of which no tree below knows anything.
+        if tree::is_empty(tree) && self.covers_from(index(order) + 1, block) {
+            return true;
+        }
         // In smaller blocks.
         let mut below = self.levels.iter().take(index(order)).enumerate();
         let end = block + order.units();
-        if below.any(|(n, level)| {
+        below.any(|(n, level)| {
             let shift = RANKS * (n as u32 + 1);
             level.any_in(&self.words, block >> shift, end >> shift)
-        }) {
-            return true;
+        })
+    }
+
+    /// Is `unit` in a free block of level `first` or above?
+    fn covers_from(&self, first: usize, unit: u64) -> bool {
+        for at in first..LEVELS {
+            let shift = RANKS * at as u32;
+            if self.nonempty >> shift == 0 {
+                return false;
+            }
+            let level = &self.levels[at];
+            let leaf = level.local(unit >> shift);
+            let tree = level.tree(&self.words, leaf);
+            if tree::overlaps(tree, 0, leaf % tree::LEAVES) {
+                return true;
+            }
+            if !tree::is_empty(tree) {
+                return false;
+            }
         }
-        // In a larger one, of which no tree below knows anything.
-        tree::is_empty(tree) && self.covering_from(index(order) + 1, block).is_some()
+        false
     }
 
     /// The free block that holds `unit`.
     fn covering(&self, unit: u64) -> Option<(u64, Order)> {
-        self.covering_from(0, unit)
-    }
-
-    /// The free block that holds `unit` on level `first` or above.
-    fn covering_from(&self, first: usize, unit: u64) -> Option<(u64, Order)> {
-        let levels = self.levels.iter().zip((0..).step_by(RANKS as usize));
-        for (level, shift) in levels.skip(first) {
+        for (level, shift) in self.levels.iter().zip((0..).step_by(RANKS as usize)) {
             let leaf = level.local(unit >> shift);
             let tree = level.tree(&self.words, leaf);
             if let Some(node) = tree::covering(tree, leaf % tree::LEAVES) {

@@ -147,6 +147,11 @@ impl Run {
         self.start + self.units
     }
 
+    /// Is it one block?
+    pub(super) fn is_block(&self) -> bool {
+        self.units.is_power_of_two() && self.start & (self.units - 1) == 0
+    }
+
     /// The order of the smallest block that could hold as many units.
     pub fn order(&self) -> Order {
         Order::covering(self.units).unwrap_or(Order::MAX)

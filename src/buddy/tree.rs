@@ -48,12 +48,12 @@ impl Node {
         words[self.word()] & self.bit() != 0
     }
 
-    pub(super) fn insert(self, words: &mut Words) {
-        words[self.word()] |= self.bit();
+    fn buddy(self) -> Self {
+        Self(self.0 ^ 1)
     }
 
-    pub(super) fn remove(self, words: &mut Words) {
-        words[self.word()] &= !self.bit();
+    fn parent(self) -> Self {
+        Self(LEAVES + self.0 / 2)
     }
 
     fn word(self) -> usize {
@@ -83,6 +83,31 @@ const SEGMENT: [u64; RANKS as usize] = [
     0x3 << 60,
 ];
 
+/// The words that a rank's blocks are in.
+const HOME: [[usize; 4]; RANKS as usize] = [
+    [0, 1, 2, 3],
+    [4, 5, 4, 5],
+    [6; 4],
+    [7; 4],
+    [7; 4],
+    [7; 4],
+    [7; 4],
+    [7; 4],
+];
+
+/// How many blocks of rank 0, 1 and 2 a block of each rank is, or is part of, as so many bits. The
+/// second number is for the second word with blocks of rank 0, which only rank 7 has.
+const SPAN: [[u64; 4]; RANKS as usize] = [
+    [0x1, 0, 0x1, 0x1],
+    [0x3, 0, 0x1, 0x1],
+    [0xf, 0, 0x3, 0x1],
+    [0xff, 0, 0xf, 0x3],
+    [0xffff, 0, 0xff, 0xf],
+    [0xffff_ffff, 0, 0xffff, 0xff],
+    [u64::MAX, 0, 0xffff_ffff, 0xffff],
+    [u64::MAX, u64::MAX, u64::MAX, 0xffff_ffff],
+];
+
 /// For each node of rank 3 or more, by its bit in the last word: the others that are part of it, or
 /// that it is part of, and itself.
 const FAMILY: [u64; WORD_BITS as usize] = {
@@ -108,76 +133,81 @@ pub(super) fn is_empty(words: &Words) -> bool {
     words.iter().fold(0, |all, word| all | word) == 0
 }
 
-/// The ranks that have free blocks: bit r for rank r.
-pub(super) fn ranks(words: &Words) -> u32 {
-    let [a, b, c, d, e, f, g, h] = *words;
-    let by_rank = [a | b | c | d, e | f, g, h, h, h, h, h];
-    let mut ranks = 0;
-    for (rank, (members, segment)) in by_rank.iter().zip(SEGMENT).enumerate() {
-        ranks |= u32::from(members & segment != 0) << rank;
-    }
-    ranks
-}
-
 /// No free blocks of `rank`?
 pub(super) fn has_none(words: &Words, rank: u32) -> bool {
-    ranks(words) >> rank & 1 == 0
+    let [i, j, k, l] = HOME[rank as usize % HOME.len()];
+    let members = words[i & 7] | words[j & 7] | words[k & 7] | words[l & 7];
+    members & SEGMENT[rank as usize % SEGMENT.len()] == 0
+}
+
+/// Puts a block in. As a bit: the rank, if it is the first of it.
+pub(super) fn insert(words: &mut Words, node: Node, rank: u32) -> u32 {
+    let first = u32::from(has_none(words, rank));
+    words[node.word()] |= node.bit();
+    first << rank
+}
+
+/// Takes a block out. As a bit: the rank, if it was the last of it.
+pub(super) fn remove(words: &mut Words, node: Node, rank: u32) -> u32 {
+    words[node.word()] &= !node.bit();
+    u32::from(has_none(words, rank)) << rank
 }
 
 /// Takes the smallest free block of `rank` or more, the lowest of these, and gives back all of it
-/// but its lowest part of `rank`. Says which it was.
-pub(super) fn take(words: &mut Words, rank: u32) -> Option<Node> {
+/// but its lowest part of `rank`. Says which it was and, as bits, which ranks have their first or
+/// no block now.
+pub(super) fn take(words: &mut Words, rank: u32) -> Option<(Node, u32)> {
     let mut filled = 0;
     for (i, word) in words.iter().enumerate() {
         filled |= u32::from(*word != 0) << i;
     }
-    let first = first_of(rank);
-    let filled = filled >> (first / WORD_BITS);
-    let at = first / WORD_BITS + filled.trailing_zeros();
-    let word = words.get_mut(at as usize)?;
-    let mut members = *word;
-    if at == first / WORD_BITS {
-        members &= u64::MAX << (first % WORD_BITS);
-    }
+    let first = Node(first_of(rank));
+    let start = first.0 / WORD_BITS;
+    let at = start + (filled >> start).trailing_zeros();
+    let from = if at == start { first.0 % WORD_BITS } else { 0 };
+    let members = words.get(at as usize)? & (u64::MAX << from);
     if members == 0 {
         return None;
     }
     let taken = Node(at * WORD_BITS + members.trailing_zeros());
-    *word &= !taken.bit();
-    for below in rank..taken.rank() {
-        let left = Node::new(below, taken.leaf());
-        Node(left.0 ^ 1).insert(words);
+    let (leaf, found) = (taken.leaf(), taken.rank());
+    let mut changed = remove(words, taken, found);
+    for below in rank..found {
+        changed |= insert(words, Node::new(below, leaf).buddy(), below);
     }
-    Some(taken)
+    Some((taken, changed))
 }
 
-/// In an empty tree: gives all of it but its lowest part of `rank`.
-pub(super) fn halve(words: &mut Words, rank: u32) {
+/// In an empty tree: gives all but its lowest part of `rank`. Says, as bits, which ranks have a
+/// block now.
+pub(super) fn halve(words: &mut Words, rank: u32) -> u32 {
     for below in rank..RANKS {
-        Node(first_of(below) + 1).insert(words);
+        let node = Node::new(below, 0).buddy();
+        words[node.word()] |= node.bit();
     }
+    (1 << RANKS) - (1 << rank)
 }
 
 /// Gives a block and joins it with its buddy as long as that is there and `may_join` has nothing
-/// against it (it is told the left one). Says what came of it: a node, or the rank of the whole
-/// tree, which is then empty.
+/// against it (it is told the left one and its rank). Returns the rank of what came of it, which for
+/// the whole tree is not put in, and, as bits, which ranks have their first or no block now.
 pub(super) fn give(
     words: &mut Words,
     rank: u32,
     leaf: u32,
-    may_join: impl Fn(Node) -> bool,
-) -> u32 {
+    may_join: impl Fn(u32, u32) -> bool,
+) -> (u32, u32) {
     let mut node = Node::new(rank, leaf);
+    let mut changed = 0;
     for rank in rank..RANKS {
-        let buddy = Node(node.0 ^ 1);
-        if !buddy.is_in(words) || !may_join(Node(node.0 & !1)) {
-            node.insert(words);
-            return rank;
+        let buddy = node.buddy();
+        if !buddy.is_in(words) || !may_join(leaf & (u32::MAX << (rank + 1)), rank) {
+            return (rank, changed | insert(words, node, rank));
         }
-        buddy.remove(words);
-        node = Node(LEAVES + node.0 / 2);
+        changed |= remove(words, buddy, rank);
+        node = node.parent();
     }
-    RANKS
+    (RANKS, changed)
 }
 
 /// The lowest free block of `rank`, at or after the one with `leaf` in it, whose number in its rank
@@ -214,18 +244,13 @@ pub(super) fn covering(words: &Words, leaf: u32) -> Option<Node> {
 
 /// Has a free block anything in common with the block of `rank` that starts at `leaf`?
 pub(super) fn overlaps(words: &Words, rank: u32, leaf: u32) -> bool {
-    let [a, b, c, d, e, f, g, h] = *words;
-    // The members of `rank` or less that are part of the block, or the one that it is part of.
-    let part = |word: u64, of: u32| {
-        let members = u64::MAX >> (WORD_BITS - (1 << rank.saturating_sub(of).min(6)));
-        word >> (leaf >> of & (WORD_BITS - 1)) & members
-    };
-    let mut found = part([a, b, c, d][(leaf >> 6) as usize % 4], 0);
-    if rank == 7 {
-        found |= [b, d][(leaf >> 7) as usize % 2];
-    }
-    found |= part([e, f][(leaf >> 7) as usize % 2], 1) | part(g, 2);
-    found |= h & FAMILY[(Node::new(rank.max(3), leaf).0 % WORD_BITS) as usize];
+    let spans = &SPAN[rank as usize % SPAN.len()];
+    let at = leaf as usize / 64 % 4;
+    let found = (words[at] >> (leaf % 64) & spans[0])
+        | (words[at | 1] & spans[1])
+        | (words[4 | at >> 1] >> (leaf / 2 % 64) & spans[2])
+        | (words[6] >> (leaf / 4 % 64) & spans[3])
+        | (words[7] & FAMILY[(Node::new(rank.max(3), leaf).0 % WORD_BITS) as usize]);
     found != 0
 }
 

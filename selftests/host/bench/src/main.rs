@@ -199,6 +199,13 @@ fn tail<P: Peer>(units: u64, effort: &Effort) {
 fn main() {
     let effort = match std::env::args().nth(1).as_deref() {
         None => &FULL,
+        Some("prof") => {
+            let which: usize = std::env::args().nth(2).unwrap().parse().unwrap();
+            let mut l = Load::<RustBuddy>::new(1<<18, [Orders::Only(0),Orders::Only(9),Orders::Uniform,Orders::Geometric][which], [50,50,50,80][which], 2000000);
+            println!("{}", l.churn(30_000_000).ns); if which == 0 { println!("null {}", Load::<peers::Null>::new(1<<18, Orders::Only(0), 50, 2000000).churn(3000000).ns); }
+            if which==0 {println!("ping {}", ping::<RustBuddy>(1<<18, 3_000_000).ns);}
+            return;
+        }
         Some("quick") => &QUICK,
         Some(_) => panic!("usage: rust-buddy-bench [quick]"),
     };
