@@ -25,6 +25,7 @@ help:
 	@echo "  make fuzz      random calls until something fails, or for MINUTES=N; SEED=N, DEBUG=1"
 	@echo "  make soak      a mixed load for MINUTES=10, with SEED=N, in the debug kernel with DEBUG=1"
 	@echo "  make fuzz-core MINUTES=n  the allocator under a fuzzer for so long, on the host"
+	@echo "  make bench     the allocator against published ones, on the host (see docs/benchmarks.md)"
 	@echo "  make shell     the same set-up, then a prompt in a guest with the module loaded"
 	@echo "  make setup     only the set-up (everything goes to .cache)"
 	@echo "  make check     rustfmt, clippy and checkpatch"
@@ -43,7 +44,7 @@ else
 own := 1
 endif
 
-.PHONY: setup demo test test-debug fuzz soak fuzz-core shell check
+.PHONY: setup demo test test-debug fuzz soak fuzz-core bench shell check
 setup:
 	@qemu/setup.sh
 demo:
@@ -62,6 +63,8 @@ soak:
 	@qemu/soak.sh "$(MINUTES)" "$(SEED)" "$(DEBUG)"
 fuzz-core: setup
 	@qemu/fuzz-core.sh minutes $(MINUTES)
+bench: setup
+	@qemu/bench.sh
 test:
 ifeq ($(own),1)
 	@KERNEL=$(abspath $(KERNEL)) KDIR=$(abspath $(KDIR)) qemu/test.sh

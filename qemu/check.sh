@@ -32,7 +32,7 @@ format() {
 	# The kernel's settings name some that only a nightly rustfmt knows; it says so.
 	qemu/enter.sh rustfmt --check --edition 2021 --config-path "$RB_TREE/.rustfmt.toml" \
 		rust_buddy.rs selftests/host/src/*.rs selftests/host/tests/*.rs \
-		selftests/host/fuzz/fuzz_targets/*.rs
+		selftests/host/fuzz/fuzz_targets/*.rs selftests/host/bench/src/*.rs
 }
 clippy_kernel() {
 	rm -rf "$RB_CACHE/build/clippy"
@@ -51,6 +51,9 @@ clippy_host() {
 }
 clippy_fuzz() {
 	qemu/fuzz-core.sh lint
+}
+clippy_bench() {
+	qemu/bench.sh lint
 }
 checkpatch() {
 	# Neither user space nor a header of the ABI has u64, BIT() and __noreturn; the tests'
@@ -83,6 +86,7 @@ judge rustfmt format
 judge clippy-kernel clippy_kernel
 judge clippy-host clippy_host
 judge clippy-fuzz clippy_fuzz
+judge clippy-bench clippy_bench
 judge checkpatch checkpatch
 judge shellcheck shellcheck_all
 echo "$passed passed, $failed failed"

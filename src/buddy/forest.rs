@@ -74,6 +74,7 @@ impl Forest {
     }
 
     /// What `leaf`, counted from unit 0, is here.
+    #[inline]
     pub(super) fn local(&self, leaf: u64) -> Leaf {
         leaf.checked_sub(self.origin << RANKS)
             .and_then(|leaf| Leaf::try_from(leaf).ok())
@@ -86,6 +87,7 @@ impl Forest {
     }
 
     /// The tree with `leaf` in it; one without free blocks if there is no such tree.
+    #[inline]
     pub(super) fn tree<'a>(&self, words: &'a [u64], leaf: Leaf) -> &'a tree::Words {
         self.start_of(leaf)
             .and_then(|at| words.get(at..)?.first_chunk())
@@ -110,6 +112,7 @@ impl Forest {
 
     /// Gives the block of `rank` at `leaf` and joins it as far as may be. Returns the rank that it
     /// then has: that of a whole tree, if it is one level up that it goes on.
+    #[inline]
     pub(super) fn give(
         &self,
         words: &mut [u64],
@@ -128,17 +131,28 @@ impl Forest {
         into
     }
 
-    /// Takes a block of `rank` out of the lowest tree that has one or a larger one, of the smallest
-    /// of these. Returns it, and the rank of the one that was split.
-    pub(super) fn take(&self, words: &mut [u64], rank: u32) -> Option<(Leaf, u32)> {
+    /// The first leaf of the lowest tree that has a block of `rank` or more.
+    #[inline]
+    pub(super) fn lowest(&self, words: &[u64], rank: u32) -> Option<Leaf> {
         let mut i = 0;
         for height in (0..self.heights).rev() {
             let any = self.at_least(words, height, i, rank);
+            if any == 0 {
+                return None;
+            }
             i = (i << WORD_SHIFT) + any.trailing_zeros();
         }
-        let (taken, changed) = tree::take(self.tree_mut(words, i << RANKS)?, rank)?;
-        self.flip(words, i, changed);
-        Some(((i << RANKS) + taken.leaf(), taken.rank()))
+        Some(i << RANKS)
+    }
+
+    /// Takes a block of `rank` out of the tree with `leaf` in it, of the smallest that it has of that
+    /// rank or more. Returns it, and the rank of the one that was split.
+    #[inline]
+    pub(super) fn take(&self, words: &mut [u64], leaf: Leaf, rank: u32) -> Option<(Leaf, u32)> {
+        let (taken, changed) = tree::take(self.tree_mut(words, leaf)?, rank)?;
+        let start = leaf & !(LEAVES - 1);
+        self.flip(words, leaf >> RANKS, changed);
+        Some((start + taken.leaf(), taken.rank()))
     }
 
     /// A tree whose leaves were taken as one, on the level above, gets all but the lowest part of
@@ -151,21 +165,23 @@ impl Forest {
     }
 
     /// A tree has its first block of some ranks, or lost its last.
+    #[inline]
     fn flip(&self, words: &mut [u64], tree: u32, mut changed: u32) {
         while changed != 0 {
             let rank = changed.trailing_zeros();
             changed &= changed - 1;
             let mut i = tree;
-            for height in 0..self.heights {
-                let Some(word) = self.index_mut(words, height, i >> WORD_SHIFT, rank) else {
+            let mut flips = true;
+            // To the top, without a branch that could be guessed wrong.
+            for &start in self.index.iter().take(self.heights.into()) {
+                // CAST: u32 fits usize wherever there is a kernel with an MMU.
+                let at = (start + 8 * (i >> WORD_SHIFT) + rank) as usize;
+                let Some(word) = words.get_mut(at) else {
                     break;
                 };
                 let before = *word;
-                *word ^= bit(i);
-                // The heights above know already.
-                if before != 0 && *word != 0 {
-                    break;
-                }
+                *word ^= u64::from(flips) << (i % WORD_BITS);
+                flips &= before == 0 || *word == 0;
                 i >>= WORD_SHIFT;
             }
         }
@@ -205,8 +221,8 @@ impl Forest {
     /// Is there a free block in any of the trees `[from, to)`, counted from unit 0?
     pub(super) fn any_in(&self, words: &[u64], from: u64, to: u64) -> bool {
         // CAST: Not more than there are trees.
-        let [from, to] = [from, to]
-            .map(|tree| tree.saturating_sub(self.origin).min(self.trees.into()) as u32);
+        let [from, to] =
+            [from, to].map(|tree| tree.saturating_sub(self.origin).min(self.trees.into()) as u32);
         let Some(last) = to.checked_sub(1).filter(|&last| last >= from) else {
             return false;
         };
@@ -287,17 +303,20 @@ impl Forest {
     }
 
     /// Where the words of the tree with `leaf` start, if there is one.
+    #[inline]
     fn start_of(&self, leaf: Leaf) -> Option<usize> {
         let tree = leaf >> RANKS;
         // CAST: u32 fits usize wherever there is a kernel with an MMU.
         (tree < self.trees).then_some(self.first as usize + 8 * tree as usize)
     }
 
+    #[inline]
     fn tree_mut<'a>(&self, words: &'a mut [u64], leaf: Leaf) -> Option<&'a mut tree::Words> {
         words.get_mut(self.start_of(leaf)?..)?.first_chunk_mut()
     }
 
     /// Where the eight words of a group start.
+    #[inline]
     fn group_at(&self, height: u8, group: u32) -> Option<usize> {
         // CAST: As above.
         Some(*self.index.get(usize::from(height))? as usize + 8 * group as usize)
@@ -310,22 +329,17 @@ impl Forest {
             .unwrap_or(0)
     }
 
-    fn index_mut<'a>(
-        &self,
-        words: &'a mut [u64],
-        height: u8,
-        group: u32,
-        rank: u32,
-    ) -> Option<&'a mut u64> {
-        words.get_mut(self.group_at(height, group)? + rank as usize)
-    }
-
     /// Which of a group have blocks of `rank` or more.
+    #[inline]
     fn at_least(&self, words: &[u64], height: u8, group: u32, rank: u32) -> u64 {
         let group = self
             .group_at(height, group)
             .and_then(|at| words.get(at..)?.first_chunk())
             .unwrap_or(&NOTHING);
+        // All of them, mostly.
+        if rank == 0 {
+            return group.iter().fold(0, |all, word| all | word);
+        }
         let mut all = 0;
         for (i, word) in (0..).zip(group) {
             all |= if i < rank { 0 } else { *word };

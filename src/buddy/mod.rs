@@ -11,9 +11,18 @@
 //!
 //! # How it is kept
 //!
-//! For each order one set of the free blocks, as bits ([`bits::BitSet`]): 2.04 bits a unit in all,
-//! nothing for what is allocated. Finding, splitting and joining cost a few word operations an
-//! order. The one exception is said at [`Buddy::alloc`].
+//! As bits: one for each block there can be, set where it is free; nothing for what is allocated.
+//! Eight orders make a level. 256 neighbours of a level's lowest order and all they can be joined to
+//! are a [`tree`] of one cache line; all trees of a level with an index over them are a
+//! [`forest::Forest`]; a whole tree is one of the 256 on the level above. 2.05 bits a unit in all.
+//! Finding, splitting and joining cost a few word operations a level. The one exception is said at
+//! [`Buddy::alloc`].
+//!
+//! # What is given
+//!
+//! Who has no wish for a place gets the smallest block that is large enough of the lowest tree that
+//! has one. Smallest first everywhere would fill the holes of trees that are nearly free; lowest
+//! first lets these become free while blocks come and go, and large blocks whole again.
 //!
 //! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
 //! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
@@ -46,6 +55,12 @@ use tree::RANKS;
 
 /// Levels of trees: eight orders each.
 const LEVELS: usize = Order::COUNT.div_ceil(RANKS as usize);
+
+/// The order, as a bit, whose free blocks are one of a pair of trees.
+const PAIRED: u32 = 1 << RANKS;
+
+/// A leaf of each level is 2^shift units.
+const SHIFTS: [u32; LEVELS] = [0, RANKS, 2 * RANKS, 3 * RANKS];
 
 /// Says whether two free buddies may become one.
 pub trait JoinPolicy {
@@ -127,8 +142,10 @@ fn layout(base: u64, len: u64) -> Result<(Order, [Forest; LEVELS], usize), Confi
         .unwrap_or_default();
     let mut levels = [Forest::default(); LEVELS];
     let mut words = 0;
-    for (order, level) in Order::default().to(max_order).step_by(RANKS as usize).zip(&mut levels) {
-        let shift = order.get();
+    for (level, shift) in levels.iter_mut().zip(SHIFTS) {
+        if shift > max_order.get() {
+            break;
+        }
         (*level, words) = Forest::layout(base >> shift, ((end - 1) >> shift) + 1, words);
     }
     // CAST: Below 2^26.
@@ -234,7 +251,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// Takes units that fit `request`.
     ///
     /// Costs O(orders). Only where `request.align` is larger than the block itself may it look at
-    /// each word of 64 blocks in the window.
+    /// each tree in the window.
     ///
     /// # Errors
     ///
@@ -470,10 +487,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             }
         }
         let buddy = block ^ order.units();
-        if block < buddy
-            && self.is_free(buddy, order)
-            && self.policy.can_join(block, order)
-        {
+        if block < buddy && self.is_free(buddy, order) && self.policy.can_join(block, order) {
             return Err(Fault::Unjoined(order, block));
         }
         Ok(())
@@ -504,6 +518,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Will any free block do that is large enough?
+    #[inline]
     fn is_plain(&self, request: &Request, order: Order) -> bool {
         request.place == Place::Any
             && request.window.0 <= self.base
@@ -513,7 +528,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Takes a block of `order`: on the lowest level that has one that is large enough, in the
-    /// lowest tree, the lowest part of the smallest.
+    /// lowest tree, the lowest part of the smallest. What is left of a pair of trees counts as one
+    /// of them.
+    #[inline]
     fn take(&mut self, order: Order) -> Option<u64> {
         let enough = self.nonempty & (u32::MAX << order.get());
         if enough == 0 {
@@ -523,14 +540,24 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let mut at = index(Order::saturating(enough.trailing_zeros()));
         let words = &mut *self.words;
         let least = if at == lowest { rank(order) } else { 0 };
-        let (leaf, found) = self.levels[at].take(words, least)?;
-        let from = found + RANKS * at as u32;
-        let start = self.levels[at].global(leaf) << (RANKS * at as u32);
+        let mut tree = self.levels[at].lowest(words, least)?;
+        // Half of a pair of trees is no better to keep than part of a tree: large blocks, as they
+        // matter most, are pairs.
+        if at == 0 && enough & PAIRED != 0 {
+            let half = self.levels[1].next(words, 0, 0, 0)?;
+            if self.levels[1].global(half) < self.levels[0].global(tree) >> RANKS {
+                (at, tree) = (1, half);
+            }
+        }
+        let least = if at == lowest { rank(order) } else { 0 };
+        let (leaf, found) = self.levels[at].take(words, tree, least)?;
+        let from = SHIFTS[at] + found;
+        let start = self.levels[at].global(leaf) << SHIFTS[at];
         while at > lowest {
             at -= 1;
             let level = &self.levels[at];
             let least = if at == lowest { rank(order) } else { 0 };
-            level.halve(words, level.local(start >> (RANKS * at as u32)), least);
+            level.halve(words, level.local(start >> SHIFTS[at]), least);
         }
         self.count(Order::saturating(from), u32::MAX);
         for k in order.get()..from {
@@ -542,11 +569,12 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// There are so many more free blocks of `order`, or fewer, if that wraps.
+    #[inline]
     fn count(&mut self, order: Order, change: u32) {
         let count = &mut self.free_blocks[order.index()];
         *count = count.wrapping_add(change);
         let has = u32::from(*count != 0);
-        self.nonempty = self.nonempty & !(1 << order.get()) | has << order.get();
+        self.nonempty = (self.nonempty & !(1 << order.get())) | (has << order.get());
     }
 
     /// The same among the free blocks of one order.
@@ -675,6 +703,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Has the block anything in common with a free one?
+    #[inline]
     fn overlaps(&self, block: u64, order: Order) -> bool {
         let (level, leaf) = (self.level(order), self.leaf(block, order));
         let tree = level.tree(&self.words, leaf);
@@ -686,22 +715,21 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             return true;
         }
         // In smaller blocks.
-        let mut below = self.levels.iter().take(index(order)).enumerate();
         let end = block + order.units();
-        below.any(|(n, level)| {
-            let shift = RANKS * (n as u32 + 1);
+        let mut below = self.levels.iter().zip(SHIFTS).take(index(order));
+        below.any(|(level, leaf_shift)| {
+            let shift = leaf_shift + RANKS;
             level.any_in(&self.words, block >> shift, end >> shift)
         })
     }
 
     /// Is `unit` in a free block of level `first` or above?
+    #[inline]
     fn covers_from(&self, first: usize, unit: u64) -> bool {
-        for at in first..LEVELS {
-            let shift = RANKS * at as u32;
+        for (level, shift) in self.levels.iter().zip(SHIFTS).skip(first) {
             if self.nonempty >> shift == 0 {
                 return false;
             }
-            let level = &self.levels[at];
             let leaf = level.local(unit >> shift);
             let tree = level.tree(&self.words, leaf);
             if tree::overlaps(tree, 0, leaf % tree::LEAVES) {
@@ -716,7 +744,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// The free block that holds `unit`.
     fn covering(&self, unit: u64) -> Option<(u64, Order)> {
-        for (level, shift) in self.levels.iter().zip((0..).step_by(RANKS as usize)) {
+        for (level, shift) in self.levels.iter().zip(SHIFTS) {
             let leaf = level.local(unit >> shift);
             let tree = level.tree(&self.words, leaf);
             if let Some(node) = tree::covering(tree, leaf % tree::LEAVES) {
@@ -744,21 +772,21 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// A block becomes free: joins it with its buddy as long as that is free and may be joined.
+    #[inline]
     fn release(&mut self, block: u64, order: Order) {
         let words = &mut *self.words;
         let policy = &self.policy;
-        let (mut at, mut rank) = (index(order), rank(order));
-        while let Some(level) = self.levels.get(at) {
-            let shift = RANKS * at as u32;
-            rank = level.give(words, level.local(block >> shift), rank, |left, rank| {
-                policy.can_join(level.global(left) << shift, Order::saturating(shift + rank))
-            });
-            if rank < RANKS {
+        let mut into = order.get();
+        for (level, shift) in self.levels.iter().zip(SHIFTS).skip(index(order)) {
+            let leaf = level.local(block >> shift);
+            into = shift
+                + level.give(words, leaf, into - shift, |left, rank| {
+                    policy.can_join(level.global(left) << shift, Order::saturating(shift + rank))
+                });
+            if into < shift + RANKS {
                 break;
             }
-            (at, rank) = (at + 1, 0);
         }
-        let into = rank + RANKS * at as u32;
         for k in order.get()..into {
             self.count(Order::saturating(k), u32::MAX);
         }

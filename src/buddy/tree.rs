@@ -30,37 +30,46 @@ pub(super) struct Node(u32);
 
 impl Node {
     /// The block of `rank` (below [`RANKS`]) that holds `leaf` (below [`LEAVES`]).
+    #[inline]
     pub(super) fn new(rank: u32, leaf: u32) -> Self {
         Self(first_of(rank) + (leaf >> rank))
     }
 
+    #[inline]
     pub(super) fn rank(self) -> u32 {
-        RANKS - (2 * LEAVES - 1).saturating_sub(self.0).max(1).ilog2()
+        // Each rank has half as many nodes as the one before, so what is left after them says it.
+        RANKS + (2 * LEAVES - 1).saturating_sub(self.0).leading_zeros() - (u32::BITS - 1)
     }
 
     /// The first leaf of the block.
+    #[inline]
     pub(super) fn leaf(self) -> u32 {
         let rank = self.rank();
         (self.0 - first_of(rank)) << rank
     }
 
+    #[inline]
     pub(super) fn is_in(self, words: &Words) -> bool {
         words[self.word()] & self.bit() != 0
     }
 
+    #[inline]
     fn buddy(self) -> Self {
         Self(self.0 ^ 1)
     }
 
+    #[inline]
     fn parent(self) -> Self {
         Self(LEAVES + self.0 / 2)
     }
 
+    #[inline]
     fn word(self) -> usize {
         // CAST: At most 7; cut off so that the compiler knows.
         (self.0 / WORD_BITS) as usize % WORDS
     }
 
+    #[inline]
     fn bit(self) -> u64 {
         1 << (self.0 % WORD_BITS)
     }
@@ -68,7 +77,7 @@ impl Node {
 
 /// The number of a rank's first node.
 const fn first_of(rank: u32) -> u32 {
-    2 * LEAVES - (2 * LEAVES >> rank)
+    2 * LEAVES - ((2 * LEAVES) >> rank)
 }
 
 /// Of the word that a rank's blocks are in, their bits.
@@ -81,18 +90,6 @@ const SEGMENT: [u64; RANKS as usize] = [
     0xff << 48,
     0xf << 56,
     0x3 << 60,
-];
-
-/// The words that a rank's blocks are in.
-const HOME: [[usize; 4]; RANKS as usize] = [
-    [0, 1, 2, 3],
-    [4, 5, 4, 5],
-    [6; 4],
-    [7; 4],
-    [7; 4],
-    [7; 4],
-    [7; 4],
-    [7; 4],
 ];
 
 /// How many blocks of rank 0, 1 and 2 a block of each rank is, or is part of, as so many bits. The
@@ -129,18 +126,25 @@ const FAMILY: [u64; WORD_BITS as usize] = {
 };
 
 /// No free blocks at all?
+#[inline]
 pub(super) fn is_empty(words: &Words) -> bool {
     words.iter().fold(0, |all, word| all | word) == 0
 }
 
 /// No free blocks of `rank`?
+#[inline]
 pub(super) fn has_none(words: &Words, rank: u32) -> bool {
-    let [i, j, k, l] = HOME[rank as usize % HOME.len()];
-    let members = words[i & 7] | words[j & 7] | words[k & 7] | words[l & 7];
-    members & SEGMENT[rank as usize % SEGMENT.len()] == 0
+    let members = match rank {
+        0 => words[0] | words[1] | words[2] | words[3],
+        1 => words[4] | words[5],
+        2 => words[6],
+        _ => words[7] & SEGMENT[rank as usize % SEGMENT.len()],
+    };
+    members == 0
 }
 
 /// Puts a block in. As a bit: the rank, if it is the first of it.
+#[inline]
 pub(super) fn insert(words: &mut Words, node: Node, rank: u32) -> u32 {
     let first = u32::from(has_none(words, rank));
     words[node.word()] |= node.bit();
@@ -148,6 +152,7 @@ pub(super) fn insert(words: &mut Words, node: Node, rank: u32) -> u32 {
 }
 
 /// Takes a block out. As a bit: the rank, if it was the last of it.
+#[inline]
 pub(super) fn remove(words: &mut Words, node: Node, rank: u32) -> u32 {
     words[node.word()] &= !node.bit();
     u32::from(has_none(words, rank)) << rank
@@ -156,6 +161,7 @@ pub(super) fn remove(words: &mut Words, node: Node, rank: u32) -> u32 {
 /// Takes the smallest free block of `rank` or more, the lowest of these, and gives back all of it
 /// but its lowest part of `rank`. Says which it was and, as bits, which ranks have their first or
 /// no block now.
+#[inline]
 pub(super) fn take(words: &mut Words, rank: u32) -> Option<(Node, u32)> {
     let mut filled = 0;
     for (i, word) in words.iter().enumerate() {
@@ -191,6 +197,7 @@ pub(super) fn halve(words: &mut Words, rank: u32) -> u32 {
 /// Gives a block and joins it with its buddy as long as that is there and `may_join` has nothing
 /// against it (it is told the left one and its rank). Returns the rank of what came of it, which for
 /// the whole tree is not put in, and, as bits, which ranks have their first or no block now.
+#[inline]
 pub(super) fn give(
     words: &mut Words,
     rank: u32,
@@ -243,13 +250,14 @@ pub(super) fn covering(words: &Words, leaf: u32) -> Option<Node> {
 }
 
 /// Has a free block anything in common with the block of `rank` that starts at `leaf`?
+#[inline]
 pub(super) fn overlaps(words: &Words, rank: u32, leaf: u32) -> bool {
     let spans = &SPAN[rank as usize % SPAN.len()];
     let at = leaf as usize / 64 % 4;
-    let found = (words[at] >> (leaf % 64) & spans[0])
+    let found = ((words[at] >> (leaf % 64)) & spans[0])
         | (words[at | 1] & spans[1])
-        | (words[4 | at >> 1] >> (leaf / 2 % 64) & spans[2])
-        | (words[6] >> (leaf / 4 % 64) & spans[3])
+        | ((words[4 | (at >> 1)] >> (leaf / 2 % 64)) & spans[2])
+        | ((words[6] >> (leaf / 4 % 64)) & spans[3])
         | (words[7] & FAMILY[(Node::new(rank.max(3), leaf).0 % WORD_BITS) as usize]);
     found != 0
 }

@@ -662,6 +662,36 @@ fn large_blocks_are_left_alone() {
     assert_eq!(core.largest_free(), Some(order(10)));
 }
 
+/// Free units that lie here and there come together while others are taken and given back: what is
+/// out fits into half of the blocks of order 9, and in the end that is all that it has.
+#[test]
+fn turnover_makes_large_blocks_whole_again() {
+    for base in [0, 77 << 9] {
+        let mut core = Region::new(base, 1 << 18).buddy(AlwaysJoin);
+        let mut random = Random(1965);
+        let mut runs: Vec<Run> = (0..1 << 18)
+            .map(|_| core.alloc(&Request::new(1)).unwrap())
+            .collect();
+        let mut give = |core: &mut Buddy<Vec<u64>>, runs: &mut Vec<Run>, count| {
+            for _ in 0..count {
+                let at = random.below(runs.len() as u64) as usize;
+                core.free(runs.swap_remove(at));
+            }
+        };
+        give(&mut core, &mut runs, 1 << 17);
+        // As good as none is whole.
+        assert!(core.largest_free() < Some(order(9)));
+        for _ in 0..200 {
+            give(&mut core, &mut runs, (1 << 17) / 10);
+            runs.extend((0..(1 << 17) / 10).map(|_| core.alloc(&Request::new(1)).unwrap()));
+        }
+        assert_eq!(core.validate(), Ok(()));
+        let large: Vec<Run> = std::iter::from_fn(|| core.alloc(&Request::new(512)).ok()).collect();
+        assert_eq!(large.len(), 256);
+        assert_eq!(core.counters().free_units, 0);
+    }
+}
+
 /// Words as they were written, and as they are read once they are broken.
 struct Words {
     written: Vec<u64>,
@@ -714,7 +744,7 @@ fn validation_sees_what_is_broken() {
     // then a word for each order, that says which trees have some.
     let words = |low: u64, high: u64| {
         let has = |bits| u64::from(bits != 0);
-        let orders = |from: u32, n: u32| has(high >> from & ((1 << n) - 1));
+        let orders = |from: u32, n: u32| has((high >> from) & ((1 << n) - 1));
         let mut words = [0; 16];
         (words[0], words[7]) = (low, high);
         (words[8], words[11], words[12]) = (has(low), orders(0, 32), orders(32, 16));

@@ -107,7 +107,9 @@ impl<P: Peer> Load<P> {
             victims.push(self.live.swap_remove(at));
         }
         let tries = (self.target - self.live.len()).min(2 * BATCH);
-        let orders: Vec<u32> = (0..tries).map(|_| self.orders.pick(&mut self.random)).collect();
+        let orders: Vec<u32> = (0..tries)
+            .map(|_| self.orders.pick(&mut self.random))
+            .collect();
         let (frees, before) = (victims.len(), self.live.len());
         let clock = Instant::now();
         for block in victims {

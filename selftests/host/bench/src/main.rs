@@ -85,16 +85,29 @@ struct Row {
 /// Runs every column once.
 fn run<P: Peer>(units: u64, effort: &Effort, row: &mut Row) {
     row.name = P::NAME;
-    row.cells.resize(COLUMNS.len(), Outcome { ns: f64::MAX, ..Outcome::default() });
+    row.cells.resize(
+        COLUMNS.len(),
+        Outcome {
+            ns: f64::MAX,
+            ..Outcome::default()
+        },
+    );
     for ((_, kind, _), best) in COLUMNS.iter().zip(&mut row.cells) {
         let outcome = match *kind {
             Kind::Churn(orders, percent) => {
                 // Of a bitmap without orders larger blocks take long to find.
                 let slow = P::IS_SLOW_ABOVE_0 && !matches!(orders, Orders::Only(0));
-                let operations = if slow { effort.slow_operations } else { effort.operations };
+                let operations = if slow {
+                    effort.slow_operations
+                } else {
+                    effort.operations
+                };
                 let mut load = Load::<P>::new(units, orders, percent, operations);
                 let outcome = load.churn(operations);
-                Outcome { big: load.count_big(), ..outcome }
+                Outcome {
+                    big: load.count_big(),
+                    ..outcome
+                }
             }
             Kind::RandomFree => random_free::<P>(units),
             Kind::Ping => ping::<P>(units, effort.operations),
@@ -106,7 +119,10 @@ fn run<P: Peer>(units: u64, effort: &Effort, row: &mut Row) {
 }
 
 fn row() -> Row {
-    Row { name: "", cells: Vec::new() }
+    Row {
+        name: "",
+        cells: Vec::new(),
+    }
 }
 
 fn json(load: &str, name: &str, units: u64, values: &str) {
@@ -124,27 +140,41 @@ fn table(units: u64, effort: &Effort) -> [Row; 3] {
     println!("\n{units} units, ns an operation (refused allocations in parentheses)\n");
     heading(COLUMNS.iter().map(|column| column.0));
     for row in &rows {
-        line(row.name, row.cells.iter().map(|cell| match cell.failed {
-            0 => format!("{:.1}", cell.ns),
-            failed => {
-                let percent = 100.0 * failed as f64 / cell.tried as f64;
-                format!("{:.1} ({percent:.1} %)", cell.ns)
-            }
-        }));
+        line(
+            row.name,
+            row.cells.iter().map(|cell| match cell.failed {
+                0 => format!("{:.1}", cell.ns),
+                failed => {
+                    let percent = 100.0 * failed as f64 / cell.tried as f64;
+                    format!("{:.1} ({percent:.1} %)", cell.ns)
+                }
+            }),
+        );
     }
     let [ours, theirs, _] = &rows;
-    line("ours / buddy_system", ours.cells.iter().zip(&theirs.cells).map(|(a, b)| {
-        format!("{:.2}", a.ns / b.ns)
-    }));
-    line("at most", COLUMNS.iter().map(|column| format!("{:.2}", column.2)));
+    line(
+        "ours / buddy_system",
+        ours.cells
+            .iter()
+            .zip(&theirs.cells)
+            .map(|(a, b)| format!("{:.2}", a.ns / b.ns)),
+    );
+    line(
+        "at most",
+        COLUMNS.iter().map(|column| format!("{:.2}", column.2)),
+    );
     for row in &rows {
         for (cell, column) in row.cells.iter().zip(COLUMNS) {
-            let Outcome { ns, tried, failed, big } = cell;
+            let Outcome {
+                ns,
+                tried,
+                failed,
+                big,
+            } = cell;
             let mut values = format!(r#""ns": {ns:.2}"#);
             if let Kind::Churn(..) = column.1 {
-                values += &format!(
-                    r#", "tried": {tried}, "failed": {failed}, "order_9_left": {big}"#
-                );
+                values +=
+                    &format!(r#", "tried": {tried}, "failed": {failed}, "order_9_left": {big}"#);
             }
             json(column.0, row.name, units, &values);
         }
@@ -174,13 +204,25 @@ fn whole<P: Peer>(units: u64, effort: &Effort, row: &Row) {
         .map(|(cell, column)| (column.0, cell.big))
         .find(|cell| cell.0 == "geometric")
         .unwrap_or_default();
-    line(P::NAME, [format!("{big} of {half}"), geometric.to_string()].into_iter());
-    json("regained", P::NAME, units, &format!(r#""blocks": {big}, "of": {half}"#));
+    line(
+        P::NAME,
+        [format!("{big} of {half}"), geometric.to_string()].into_iter(),
+    );
+    json(
+        "regained",
+        P::NAME,
+        units,
+        &format!(r#""blocks": {big}, "of": {half}"#),
+    );
 }
 
 /// How long single operations take: all but the longest hundredth and ten-thousandth.
 fn tail<P: Peer>(units: u64, effort: &Effort) {
-    let operations = if P::IS_SLOW_ABOVE_0 { effort.slow_operations } else { effort.operations };
+    let operations = if P::IS_SLOW_ABOVE_0 {
+        effort.slow_operations
+    } else {
+        effort.operations
+    };
     let mut cells = Vec::new();
     for (name, kind, _) in COLUMNS {
         let Kind::Churn(orders, percent) = kind else {
@@ -199,13 +241,6 @@ fn tail<P: Peer>(units: u64, effort: &Effort) {
 fn main() {
     let effort = match std::env::args().nth(1).as_deref() {
         None => &FULL,
-        Some("prof") => {
-            let which: usize = std::env::args().nth(2).unwrap().parse().unwrap();
-            let mut l = Load::<RustBuddy>::new(1<<18, [Orders::Only(0),Orders::Only(9),Orders::Uniform,Orders::Geometric][which], [50,50,50,80][which], 2000000);
-            println!("{}", l.churn(30_000_000).ns); if which == 0 { println!("null {}", Load::<peers::Null>::new(1<<18, Orders::Only(0), 50, 2000000).churn(3000000).ns); }
-            if which==0 {println!("ping {}", ping::<RustBuddy>(1<<18, 3_000_000).ns);}
-            return;
-        }
         Some("quick") => &QUICK,
         Some(_) => panic!("usage: rust-buddy-bench [quick]"),
     };
@@ -227,7 +262,10 @@ fn main() {
             None => first = Some(ours),
         }
     }
-    println!("\nsingle operations at {} units, ns with the clock's own: p50 p99 p99.99\n", SIZES[0]);
+    println!(
+        "\nsingle operations at {} units, ns with the clock's own: p50 p99 p99.99\n",
+        SIZES[0]
+    );
     let clock = (0..100_000).map(|_| {
         let clock = Instant::now();
         black_box(clock.elapsed().as_nanos() as u64)
@@ -235,7 +273,12 @@ fn main() {
     let mut clock: Vec<u64> = clock.collect();
     clock.sort_unstable();
     let at = |part: usize| clock[clock.len() - 1 - clock.len() / part];
-    heading(COLUMNS.iter().filter(|column| matches!(column.1, Kind::Churn(..))).map(|column| column.0));
+    heading(
+        COLUMNS
+            .iter()
+            .filter(|column| matches!(column.1, Kind::Churn(..)))
+            .map(|column| column.0),
+    );
     tail::<RustBuddy>(SIZES[0], effort);
     tail::<FrameAllocator>(SIZES[0], effort);
     tail::<Bitmap>(SIZES[0], effort);

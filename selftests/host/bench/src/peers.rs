@@ -163,12 +163,3 @@ impl Peer for Bitmap {
         debug_assert!(done);
     }
 }
-/// x
-pub struct Null(Mutex<Vec<u64>>);
-impl Peer for Null {
-    const NAME: &'static str = "null";
-    type Block = (u64, u64, u64);
-    fn new(units: u64) -> Self { Self(Mutex::new((0..units).collect())) }
-    fn alloc(&self, order: u32) -> Option<Self::Block> { self.0.lock().pop().map(|x| (x, order as u64, 1)) }
-    fn free(&self, b: Self::Block) { self.0.lock().push(b.0) }
-}
