@@ -538,18 +538,17 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
         let lowest = index(order);
         let mut at = index(Order::saturating(enough.trailing_zeros()));
-        let words = &mut *self.words;
         let least = if at == lowest { rank(order) } else { 0 };
-        let mut tree = self.levels[at].lowest(words, least)?;
-        // Half of a pair of trees is no better to keep than part of a tree: large blocks, as they
-        // matter most, are pairs.
-        if at == 0 && enough & PAIRED != 0 {
-            let half = self.levels[1].next(words, 0, 0, 0)?;
-            if self.levels[1].global(half) < self.levels[0].global(tree) >> RANKS {
+        let mut tree = self.levels[at].lowest(&self.words, least)?;
+        // Single units fit everywhere, and so are what is used to fill up. For larger ones to cut
+        // what is left of a pair costs more large blocks than it saves (docs/benchmarks.md).
+        if order == Order::default() && at == 0 && enough & PAIRED != 0 {
+            if let Some(half) = self.half_below(tree) {
                 (at, tree) = (1, half);
             }
         }
         let least = if at == lowest { rank(order) } else { 0 };
+        let words = &mut *self.words;
         let (leaf, found) = self.levels[at].take(words, tree, least)?;
         let from = SHIFTS[at] + found;
         let start = self.levels[at].global(leaf) << SHIFTS[at];
@@ -566,6 +565,16 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.splits += u64::from(from - order.get());
         self.free_units -= order.units();
         Some(start)
+    }
+
+    /// The lowest tree that is free but not its buddy, as a leaf of the level above, if it comes
+    /// before `tree`. Half of a pair is no better to keep than part of a tree: the large blocks that
+    /// matter most are pairs.
+    #[inline(never)]
+    fn half_below(&self, tree: Leaf) -> Option<Leaf> {
+        let half = self.levels[1].next(&self.words, 0, 0, 0)?;
+        let is_below = self.levels[1].global(half) < self.levels[0].global(tree) >> RANKS;
+        is_below.then_some(half)
     }
 
     /// There are so many more free blocks of `order`, or fewer, if that wraps.

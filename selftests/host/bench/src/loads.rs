@@ -45,7 +45,7 @@ impl Orders {
         match self {
             Self::Only(order) => order,
             Self::Uniform => random.below(ORDERS as usize) as u32,
-            Self::Geometric => (random.next() | 1 << (ORDERS - 1)).trailing_zeros(),
+            Self::Geometric => (random.next() | (1 << (ORDERS - 1))).trailing_zeros(),
         }
     }
 }
