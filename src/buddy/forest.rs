@@ -145,8 +145,8 @@ impl Forest {
         Some(i << RANKS)
     }
 
-    /// Takes a block of `rank` out of the tree with `leaf` in it, of the smallest that it has of that
-    /// rank or more. Returns it, and the rank of the one that was split.
+    /// Takes a block of `rank` out of the tree with `leaf` in it, of the smallest that it has of
+    /// that rank or more. Returns it, and the rank of the one that was split.
     #[inline]
     pub(super) fn take(&self, words: &mut [u64], leaf: Leaf, rank: u32) -> Option<(Leaf, u32)> {
         let (taken, changed) = tree::take(self.tree_mut(words, leaf)?, rank)?;
@@ -232,7 +232,7 @@ impl Forest {
                 .filter_map(|rank| self.next_tree(words, from, rank))
                 .any(|tree| tree <= last);
         }
-        let span = upto(last) & (u64::MAX << (from % WORD_BITS));
+        let span = through(last) & (u64::MAX << (from % WORD_BITS));
         self.at_least(words, 0, group, 0) & span != 0
     }
 
@@ -277,7 +277,7 @@ impl Forest {
     fn prev_tree(&self, words: &[u64], from: u32, rank: u32) -> Option<u32> {
         let mut i = from;
         for height in 0..self.heights {
-            let rest = self.index(words, height, i >> WORD_SHIFT, rank) & upto(i);
+            let rest = self.index(words, height, i >> WORD_SHIFT, rank) & through(i);
             if rest != 0 {
                 let found = (i & !(WORD_BITS - 1)) + top_bit(rest);
                 return Some(self.descend(words, height, found, rank, top_bit));
@@ -353,7 +353,7 @@ fn bit(i: u32) -> u64 {
 }
 
 /// The bits of a word up to and with bit `i`.
-fn upto(i: u32) -> u64 {
+fn through(i: u32) -> u64 {
     u64::MAX >> (WORD_BITS - 1 - i % WORD_BITS)
 }
 

@@ -12,8 +12,8 @@
 //! # How it is kept
 //!
 //! As bits: one for each block there can be, set where it is free; nothing for what is allocated.
-//! Eight orders make a level. 256 neighbours of a level's lowest order and all they can be joined to
-//! are a [`tree`] of one cache line; all trees of a level with an index over them are a
+//! Eight orders make a level. 256 neighbours of a level's lowest order and all they can be joined
+//! to are a [`tree`] of one cache line; all trees of a level with an index over them are a
 //! [`forest::Forest`]; a whole tree is one of the 256 on the level above. 2.05 bits a unit in all.
 //! Finding, splitting and joining cost a few word operations a level. The one exception is said at
 //! [`Buddy::alloc`].
@@ -100,8 +100,8 @@ pub struct Counters {
 ///
 /// # Invariants
 ///
-/// - A set bit in `levels[l]` is a free block that lies in the region, on its boundary, and overlaps
-///   no other.
+/// - A set bit in `levels[l]` is a free block that lies in the region, on its boundary, and
+///   overlaps no other.
 /// - No two free buddies are there that `policy` let join when the later of them became free.
 /// - `free_blocks`, `nonempty` and `free_units` count what the bits say.
 pub struct Buddy<S, P = AlwaysJoin> {
@@ -568,8 +568,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// The lowest tree that is free but not its buddy, as a leaf of the level above, if it comes
-    /// before `tree`. Half of a pair is no better to keep than part of a tree: the large blocks that
-    /// matter most are pairs.
+    /// before `tree`. Half of a pair is no better to keep than part of a tree: the large blocks
+    /// that matter most are pairs.
     #[inline(never)]
     fn half_below(&self, tree: Leaf) -> Option<Leaf> {
         let half = self.levels[1].next(&self.words, 0, 0, 0)?;

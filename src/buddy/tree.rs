@@ -195,8 +195,8 @@ pub(super) fn halve(words: &mut Words, rank: u32) -> u32 {
 }
 
 /// Gives a block and joins it with its buddy as long as that is there and `may_join` has nothing
-/// against it (it is told the left one and its rank). Returns the rank of what came of it, which for
-/// the whole tree is not put in, and, as bits, which ranks have their first or no block now.
+/// against it (it is told the left one and its rank). Returns the rank of what came of it, which
+/// for the whole tree is not put in, and, as bits, which ranks have their first or no block now.
 #[inline]
 pub(super) fn give(
     words: &mut Words,
@@ -229,8 +229,8 @@ pub(super) fn prev(words: &Words, rank: u32, leaf: u32, shift: u32) -> Option<No
     let first = first_of(rank);
     let mut to = Node::new(rank, leaf);
     loop {
-        let upto = u64::MAX >> (WORD_BITS - 1 - to.0 % WORD_BITS);
-        let found = words[to.word()] & upto & multiples(rank, shift);
+        let through = u64::MAX >> (WORD_BITS - 1 - to.0 % WORD_BITS);
+        let found = words[to.word()] & through & multiples(rank, shift);
         let start = to.0 & !(WORD_BITS - 1);
         if let Some(top) = found.checked_ilog2() {
             return (start + top >= first).then_some(Node(start + top));
