@@ -27,7 +27,7 @@ mod mm;
 mod params;
 #[path = "src/pgtable.rs"]
 mod pgtable;
-#[path = "src/pool.rs"]
+#[path = "src/pool/mod.rs"]
 mod pool;
 #[path = "src/quarantine.rs"]
 mod quarantine;
@@ -37,6 +37,8 @@ mod quota;
 mod region;
 #[path = "src/uapi/mod.rs"]
 pub mod uapi;
+#[path = "src/victim.rs"]
+pub mod victim;
 #[path = "src/wait.rs"]
 mod wait;
 
@@ -52,6 +54,7 @@ use kernel::{
     sync::Arc, //
 };
 use pool::{
+    Policy,
     Pool,
     DEFAULT_POOL, //
 };
@@ -82,6 +85,22 @@ module! {
             default: 65536,
             description: "Buffers that one open file may hold (default 65536)",
         },
+        watermark_min: u32 {
+            default: 0,
+            description: "Per cent of the pool that only high priority may have (default 0)",
+        },
+        watermark_low: u32 {
+            default: 10,
+            description: "Per cent of the pool that low priority may not have (default 10)",
+        },
+        watermark_high: u32 {
+            default: 20,
+            description: "Per cent of the pool that end pressure when free (default 20)",
+        },
+        compact_above: u32 {
+            default: 50,
+            description: "Per cent of free memory in small blocks to begin compacting (default 50)",
+        },
         quarantine_ms: i64 {
             default: 5000,
             description: "For how long pinned memory of the dead waits (default 5000; -1: ever)",
@@ -99,6 +118,7 @@ struct RustBuddy {
     heap: Option<Pin<KBox<HeapNode>>>,
     files: debugfs::PoolFiles,
     users: debugfs::UsersFile,
+    reserved: debugfs::ReservedFile,
     pool: Arc<Pool>,
 }
 
@@ -118,13 +138,22 @@ impl kernel::InPlaceModule for RustBuddy {
                 module_parameters::node.value(),
                 module_parameters::max_buffers.value(),
             )?;
-            let term = params::quarantine(module_parameters::quarantine_ms.value())?;
-            let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?, term)?;
+            let policy = Policy {
+                term: params::quarantine(module_parameters::quarantine_ms.value())?,
+                watermarks: params::watermarks(
+                    module_parameters::watermark_min.value(),
+                    module_parameters::watermark_low.value(),
+                    module_parameters::watermark_high.value(),
+                )?,
+                compact_above: params::compact_above(module_parameters::compact_above.value())?,
+            };
+            let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?, policy)?;
             let users = Users::new(module_parameters::max_buffers.value().into())?;
             let root = Dir::new(c"rust_buddy");
             let files = debugfs::show(&root, pool.clone())?;
             let hub = Hub::new(pool.clone(), users.clone())?;
             let users = debugfs::show_users(&root, users)?;
+            let reserved = debugfs::show_reserved(&root, hub.clone())?;
             let heap = match params::heap()? {
                 Some(name) => Some(HeapNode::new(hub.clone(), name)?),
                 None => None,
@@ -135,6 +164,7 @@ impl kernel::InPlaceModule for RustBuddy {
                 heap,
                 files,
                 users,
+                reserved,
                 pool,
             }))
         })

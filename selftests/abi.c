@@ -13,7 +13,8 @@
 
 enum {
 	NR_INFO, NR_POOL_INFO, NR_ALLOC, NR_FREE, NR_PIN, NR_UNPIN, NR_BUFFER_INFO,
-	NR_EXPORT, NR_IMPORT, NR_SYNC, NR_MIGRATE, NR_RESIZE, NRS
+	NR_EXPORT, NR_IMPORT, NR_SYNC, NR_MIGRATE, NR_RESIZE, NR_RECLAIM,
+	NR_RESERVE, NR_RELEASE, NRS
 };
 
 static const size_t sizes[NRS] = {
@@ -29,6 +30,9 @@ static const size_t sizes[NRS] = {
 	[NR_SYNC]	 = sizeof(struct rust_buddy_sync),
 	[NR_MIGRATE]	 = sizeof(struct rust_buddy_migrate),
 	[NR_RESIZE]	 = sizeof(struct rust_buddy_resize),
+	[NR_RECLAIM]	 = sizeof(struct rust_buddy_reclaim),
+	[NR_RESERVE]	 = sizeof(struct rust_buddy_reserve),
+	[NR_RELEASE]	 = sizeof(struct rust_buddy_release),
 };
 
 union request {
@@ -45,6 +49,9 @@ union request {
 	struct rust_buddy_sync sync;
 	struct rust_buddy_migrate migrate;
 	struct rust_buddy_resize resize;
+	struct rust_buddy_reclaim reclaim;
+	struct rust_buddy_reserve reserve;
+	struct rust_buddy_release release;
 };
 
 /* Once published, no number may ever change. */
@@ -52,8 +59,8 @@ TEST(layout)
 {
 	EXPECT_EQ(16U, sizeof(struct rust_buddy_hdr));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_info));
-	EXPECT_EQ(424U, sizeof(struct rust_buddy_pool_info));
-	EXPECT_EQ(152U, sizeof(struct rust_buddy_alloc));
+	EXPECT_EQ(568U, sizeof(struct rust_buddy_pool_info));
+	EXPECT_EQ(168U, sizeof(struct rust_buddy_alloc));
 	EXPECT_EQ(24U, sizeof(struct rust_buddy_free));
 	EXPECT_EQ(96U, sizeof(struct rust_buddy_pin));
 	EXPECT_EQ(72U, sizeof(struct rust_buddy_unpin));
@@ -63,6 +70,9 @@ TEST(layout)
 	EXPECT_EQ(48U, sizeof(struct rust_buddy_sync));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_migrate));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_resize));
+	EXPECT_EQ(72U, sizeof(struct rust_buddy_reclaim));
+	EXPECT_EQ(88U, sizeof(struct rust_buddy_reserve));
+	EXPECT_EQ(24U, sizeof(struct rust_buddy_release));
 
 	EXPECT_EQ(24U, offsetof(struct rust_buddy_info, features));
 	EXPECT_EQ(56U, offsetof(struct rust_buddy_info, max_window));
@@ -78,8 +88,8 @@ TEST(layout)
 	EXPECT_EQ(96U, offsetof(struct rust_buddy_buffer_info, name));
 
 	EXPECT_EQ(0xc040bd00U, (__u32)RUST_BUDDY_IOC_INFO);
-	EXPECT_EQ(0xc1a8bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
-	EXPECT_EQ(0xc098bd02U, (__u32)RUST_BUDDY_IOC_ALLOC);
+	EXPECT_EQ(0xc238bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
+	EXPECT_EQ(0xc0a8bd02U, (__u32)RUST_BUDDY_IOC_ALLOC);
 	EXPECT_EQ(0xc018bd03U, (__u32)RUST_BUDDY_IOC_FREE);
 	EXPECT_EQ(0xc060bd04U, (__u32)RUST_BUDDY_IOC_PIN);
 	EXPECT_EQ(0xc048bd05U, (__u32)RUST_BUDDY_IOC_UNPIN);
@@ -89,6 +99,9 @@ TEST(layout)
 	EXPECT_EQ(0xc030bd09U, (__u32)RUST_BUDDY_IOC_SYNC);
 	EXPECT_EQ(0xc040bd0aU, (__u32)RUST_BUDDY_IOC_MIGRATE);
 	EXPECT_EQ(0xc040bd0bU, (__u32)RUST_BUDDY_IOC_RESIZE);
+	EXPECT_EQ(0xc048bd0cU, (__u32)RUST_BUDDY_IOC_RECLAIM);
+	EXPECT_EQ(0xc058bd0dU, (__u32)RUST_BUDDY_IOC_RESERVE);
+	EXPECT_EQ(0xc018bd0eU, (__u32)RUST_BUDDY_IOC_RELEASE);
 }
 
 /*
@@ -99,6 +112,7 @@ FIXTURE(call) {
 	int fd;
 	uint64_t sentinel;
 	uint64_t subject;	/* the buffer that the call could change */
+	uint64_t reserved;	/* or the range */
 	int dmabuf;
 	struct state base;
 	struct state before;	/* after prepare() */
@@ -205,6 +219,26 @@ FIXTURE_VARIANT_ADD(call, resize) {
 	.bare_why = RUST_BUDDY_WHY_HANDLE,
 };
 
+/* Nothing but a header wants one block of order 0, which there is. */
+FIXTURE_VARIANT_ADD(call, reclaim) {
+	.nr = NR_RECLAIM,
+	.shortest = sizeof(struct rust_buddy_hdr),
+};
+
+FIXTURE_VARIANT_ADD(call, reserve) {
+	.nr = NR_RESERVE,
+	.shortest = offsetof(struct rust_buddy_reserve, copied),
+	.bare_err = -EINVAL,
+	.bare_why = RUST_BUDDY_WHY_WINDOW,
+};
+
+FIXTURE_VARIANT_ADD(call, release) {
+	.nr = NR_RELEASE,
+	.shortest = sizeof(struct rust_buddy_release),
+	.bare_err = -ENOENT,
+	.bare_why = RUST_BUDDY_WHY_HANDLE,
+};
+
 FIXTURE_SETUP(call)
 {
 	struct rust_buddy_alloc req;
@@ -253,6 +287,7 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		memset(req.alloc.name, 0, sizeof(req.alloc.name));
 		req.alloc.reserved = 0;
 		req.alloc.max_address = 0;
+		req.alloc.max_copy = 0;
 		break;
 	case NR_FREE:
 		ASSERT_EQ(0, rb_alloc(self->fd, KiB(20), 0, "victim", &victim));
@@ -310,6 +345,26 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		req.resize.size = KiB(60);
 		req.resize.flags = RUST_BUDDY_RESIZE_MAY_MOVE;
 		break;
+	case NR_RECLAIM:
+		req.reclaim.pool = 0;
+		req.reclaim.order = 3;
+		req.reclaim.flags = 0;
+		req.reclaim.reserved = 0;
+		req.reclaim.blocks = 0;
+		req.reclaim.max_copy = 0;
+		break;
+	case NR_RESERVE:
+		req.reserve.lo = MiB(1);
+		req.reserve.hi = MiB(1) + KiB(12);
+		req.reserve.pool = 0;
+		req.reserve.flags = 0;
+		memset(req.reserve.name, 0, sizeof(req.reserve.name));
+		break;
+	case NR_RELEASE:
+		ASSERT_EQ(0, rb_reserve(self->fd, MiB(1), MiB(2), 0, "victim", &address));
+		req.release.handle = address;
+		self->reserved = address;
+		break;
 	}
 	memcpy(at, &req, sizes[nr]);
 	self->before = state_of(self->fd, self->subject);
@@ -347,6 +402,17 @@ static void settle(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 	case NR_MIGRATE:
 	case NR_RESIZE:
 		ASSERT_EQ(0, rb_free(self->fd, self->subject));
+		break;
+	case NR_RESERVE:
+		if (ret)
+			break;
+		memcpy(&handle, (const char *)at + offsetof(struct rust_buddy_reserve, handle),
+		       sizeof(handle));
+		ASSERT_EQ(0, rb_release(self->fd, handle));
+		break;
+	case NR_RELEASE:
+		if (ret)
+			ASSERT_EQ(0, rb_release(self->fd, self->reserved));
 		break;
 	case NR_FREE:
 		if (ret)
@@ -733,6 +799,7 @@ FIXTURE_SETUP(node)
 	self->ok.flags = 0;
 	self->ok.reserved = 0;
 	self->ok.max_address = 0;
+	self->ok.max_copy = 0;
 	snprintf(self->ok.name, sizeof(self->ok.name), "test");
 }
 
@@ -794,7 +861,7 @@ static void taken(struct __test_metadata *_metadata, FIXTURE_DATA(node) *self,
 
 TEST_F(node, info)
 {
-	const __u64 known = 2 * RUST_BUDDY_FEAT_STACK - 1;
+	const __u64 known = 2 * RUST_BUDDY_FEAT_PRIORITY - 1;
 	struct rust_buddy_info again;
 
 	EXPECT_EQ((__u32)RUST_BUDDY_ABI_VERSION, self->info.abi_version);
@@ -956,7 +1023,8 @@ TEST_F(node, alloc_unknown_flags)
 	const __u32 known = RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_WC |
 			    RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_GUP |
 			    RUST_BUDDY_ALLOC_WAIT | RUST_BUDDY_ALLOC_STACK |
-			    RUST_BUDDY_ALLOC_GUARD;
+			    RUST_BUDDY_ALLOC_GUARD | RUST_BUDDY_ALLOC_RECLAIM |
+			    RUST_BUDDY_ALLOC_LOW | RUST_BUDDY_ALLOC_HIGH;
 	unsigned int bit;
 
 	for (bit = 5; bit < 32; bit++) {
@@ -994,6 +1062,10 @@ TEST_F(node, alloc_flag_combinations)
 	    req.flags = RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_PREFAULT);
 	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS,
 	    req.flags = RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_GUP);
+	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS,
+	    req.flags = RUST_BUDDY_ALLOC_LOW | RUST_BUDDY_ALLOC_HIGH);
+	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.max_copy = 1);
+	GOOD(req.flags = RUST_BUDDY_ALLOC_RECLAIM; req.max_copy = 1);
 }
 
 TEST_F(node, alloc_name)

@@ -124,10 +124,44 @@ TEST_F(files, picture_shows_the_place)
 	}
 }
 
+/* What is free, what could be moved, and what could not: each 2 MiB has its mark. */
+TEST_F(files, picture_of_areas)
+{
+	struct rust_buddy_alloc buf = { .flags = RUST_BUDDY_ALLOC_HIGHEST, .name = "picture" };
+	const bool movable = self->pool.caps & RUST_BUDDY_CAP_MOVABLE;
+	int phys = rb_open(RB_DEV_PHYS);
+	char text[4096], want;
+	uint64_t address;
+	char *at;
+
+	ASSERT_LE(0, phys);
+	ASSERT_EQ(0, rb_pool_info(phys, 0, &self->pool));
+	if (self->pool.free != self->pool.size || self->pool.size % MiB(2) ||
+	    self->pool.phys_base % MiB(2) || self->pool.size / MiB(2) > sizeof(text) / 2)
+		SKIP(return, "the pool is in use, or not of whole areas");
+	buf.size = MiB(1);
+	ASSERT_EQ(0, rb_alloc_req(phys, &buf));
+	ASSERT_EQ(0, slurp(FILES "areas", text, sizeof(text)));
+	at = text + strlen(text) - 2;
+	want = movable ? '5' : 'p';
+	EXPECT_EQ(want, *at);
+	EXPECT_EQ('.', at[-1]);
+	ASSERT_EQ(0, rb_pin(phys, buf.handle, &address));
+	ASSERT_EQ(0, slurp(FILES "areas", text, sizeof(text)));
+	EXPECT_EQ('p', *at);
+	ASSERT_EQ(0, rb_unpin(phys, buf.handle));
+	ASSERT_EQ(0, slurp(FILES "areas", text, sizeof(text)));
+	EXPECT_EQ(want, *at);
+	ASSERT_EQ(0, rb_free(phys, buf.handle));
+	ASSERT_EQ(0, slurp(FILES "areas", text, sizeof(text)));
+	EXPECT_EQ('.', *at);
+	close(phys);
+}
+
 TEST_F(files, no_address_is_shown)
 {
 	static const char * const names[] = { FILES "status", FILES "free_blocks", FILES "map",
-					      FILES "modes" };
+					      FILES "modes", FILES "areas" };
 	struct rust_buddy_pool_info pool;
 	char text[8192], base[32];
 	int phys = rb_open(RB_DEV_PHYS);

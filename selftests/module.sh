@@ -133,7 +133,8 @@ with_pat() {
 
 describes_itself() {
 	local p
-	for p in size_mb source cache start node max_buffers quarantine_ms heap quota_client_bytes \
+	for p in size_mb source cache start node max_buffers quarantine_ms watermark_min watermark_low \
+		watermark_high compact_above heap quota_client_bytes \
 		quota_client_handles quota_uid_bytes quota_uid_handles; do
 		modinfo -F parm "$RB_KO" | grep -q "^$p:" || { echo "# no $p"; return 1; }
 	done
@@ -192,7 +193,7 @@ docs_examples() {
 	rmmod rust_buddy && [ "$failed" -eq 0 ]
 }
 
-plan module 36
+plan module 39
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
@@ -213,6 +214,12 @@ check "refuses an unaligned range" refused 'on a page boundary' source=range sta
 check "refuses a range in RAM" refused 'in use, see /proc/iomem: boot with memmap=64M' \
 	source=range start=0x10000000
 check "refuses a range that wraps" refused 'needs start=' source=range start=0xffffffffff000000
+check "refuses watermarks that fall" \
+	refused 'watermark_min=0 watermark_low=30 watermark_high=20 must not fall' watermark_low=30
+check "refuses watermarks for all of the pool" \
+	refused 'watermark_high=91 must not fall, nor be above 90' watermark_high=91
+check "refuses to compact above more than all" refused 'compact_above=101 must be 0 to 100' \
+	compact_above=101
 check "refuses a node that is not there" refused 'node=9 has no memory' node=9
 check "refuses a node below -1" refused 'node=-7 has no memory' node=-7
 check "refuses a range on a node" refused 'load without node=' \

@@ -185,6 +185,48 @@ static inline int rb_resize(int fd, uint64_t handle, uint64_t size, uint32_t fla
 	return rb_ioctl(fd, RUST_BUDDY_IOC_RESIZE, req);
 }
 
+/* @blocks free blocks of @order, for at most @max_copy bytes (0: any); *req has what it did. */
+static inline int rb_reclaim(int fd, uint32_t order, uint64_t blocks, uint64_t max_copy,
+			     struct rust_buddy_reclaim *req)
+{
+	memset(req, 0, sizeof(*req));
+	req->order = order;
+	req->blocks = blocks;
+	req->max_copy = max_copy;
+	return rb_ioctl(fd, RUST_BUDDY_IOC_RECLAIM, req);
+}
+
+/* The block of @order at @place, and no other. */
+static inline int rb_reclaim_at(int fd, uint32_t order, uint64_t place,
+				struct rust_buddy_reclaim *req)
+{
+	memset(req, 0, sizeof(*req));
+	req->order = order;
+	req->flags = RUST_BUDDY_RECLAIM_AT;
+	req->place = place;
+	return rb_ioctl(fd, RUST_BUDDY_IOC_RECLAIM, req);
+}
+
+/* The bytes [lo, hi) of the pool out of use; *handle is for rb_release(). */
+static inline int rb_reserve(int fd, uint64_t lo, uint64_t hi, uint32_t flags, const char *name,
+			     uint64_t *handle)
+{
+	struct rust_buddy_reserve req = { .lo = lo, .hi = hi, .flags = flags };
+	int ret;
+
+	snprintf(req.name, sizeof(req.name), "%s", name);
+	ret = rb_ioctl(fd, RUST_BUDDY_IOC_RESERVE, &req);
+	*handle = req.handle;
+	return ret;
+}
+
+static inline int rb_release(int fd, uint64_t handle)
+{
+	struct rust_buddy_release req = { .handle = handle };
+
+	return rb_ioctl(fd, RUST_BUDDY_IOC_RELEASE, &req);
+}
+
 /* All of a buffer, shared; MAP_FAILED with errno as mmap has it. */
 static inline void *rb_map(int fd, const struct rust_buddy_alloc *req, int prot)
 {

@@ -32,6 +32,22 @@ static inline unsigned long env_number(const char *name, unsigned long otherwise
 	return text && *text ? strtoul(text, NULL, 0) : otherwise;
 }
 
+/* What was measured, as a line of JSON that the run's end shows again. */
+static inline void figure_begin(const char *name)
+{
+	printf("# {\"figure\": \"%s\"", name);
+}
+
+static inline void figure_number(const char *name, uint64_t value)
+{
+	printf(", \"%s\": %llu", name, (unsigned long long)value);
+}
+
+static inline void figure_end(void)
+{
+	puts("}");
+}
+
 /* Into a file of the kernel's: 0 or a negative errno. */
 static inline int put_text(const char *path, const char *text)
 {

@@ -13,6 +13,9 @@ use kernel::{
 /// `EPOLLIN | EPOLLRDNORM`, as `<uapi/linux/eventpoll.h>` has them.
 pub(crate) const READABLE: bindings::__poll_t = 0x1 | 0x40;
 
+/// `EPOLLPRI`.
+pub(crate) const PRIORITY: bindings::__poll_t = 0x2;
+
 /// A wait queue.
 #[pin_data]
 pub(crate) struct Bell {
@@ -72,9 +75,9 @@ impl Bell {
         !ptr::eq(first, head)
     }
 
-    /// Wakes who listens. May be called under spinlocks.
-    pub(crate) fn ring(&self) {
-        let key = ptr::without_provenance_mut(READABLE as usize);
+    /// Wakes who listens for one of `events`. May be called under spinlocks.
+    pub(crate) fn ring(&self, events: bindings::__poll_t) {
+        let key = ptr::without_provenance_mut(events as usize);
         // SAFETY: Initialised; the key is what pollers take it for, the events there are.
         unsafe { bindings::__wake_up(self.queue.get(), bindings::TASK_NORMAL, 1, key) };
     }

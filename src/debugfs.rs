@@ -5,7 +5,10 @@
 
 use crate::buddy::Order;
 use crate::cache::Mode;
-use crate::device;
+use crate::device::{
+    self,
+    Hub, //
+};
 use crate::mm;
 use crate::pool::Pool;
 use crate::quota::Users;
@@ -37,10 +40,22 @@ pub(crate) fn show(root: &Dir, pool: Arc<Pool>) -> Result<PoolFiles> {
             dir.read_callback_file(c"status", pool, &status);
             dir.read_callback_file(c"free_blocks", pool, &free_blocks);
             dir.read_callback_file(c"map", pool, &map);
+            dir.read_callback_file(c"areas", pool, &areas);
             dir.read_callback_file(c"modes", pool, &modes);
             dir.read_callback_file(c"modes_mapped", pool, &modes_mapped);
             dir.write_only_callback_file(c"release_quarantine", pool, &release_quarantine);
         }),
+        GFP_KERNEL,
+    )
+}
+
+/// The file of what is reserved whatever becomes of files.
+pub(crate) type ReservedFile = Pin<KBox<File<Arc<Hub>>>>;
+
+/// Makes that file.
+pub(crate) fn show_reserved(root: &Dir, hub: Arc<Hub>) -> Result<ReservedFile> {
+    KBox::pin_init(
+        root.read_callback_file(c"reserved", hub, &|hub, f| hub.show_reserved(f)),
         GFP_KERNEL,
     )
 }
@@ -64,10 +79,33 @@ fn status(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "free: {}", now.free)?;
     writeln!(f, "requested: {}", now.requested)?;
     writeln!(f, "granted: {}", now.granted)?;
+    let lost = device::fragmentation(now.requested, now.granted);
+    writeln!(
+        f,
+        "fragmentation: {} {}.{:02} %",
+        now.granted.saturating_sub(now.requested),
+        lost / 100,
+        lost % 100
+    )?;
+    writeln!(f, "unusable: {}", now.unusable)?;
     writeln!(f, "largest_free: {}", now.largest_free)?;
     writeln!(f, "buffers: {}", now.blocks)?;
     writeln!(f, "quarantined: {}", now.quarantined)?;
     writeln!(f, "lingering: {}", pool.lingering().bytes())?;
+    writeln!(f, "reserved: {}", pool.counts().all_reserved())?;
+    let [min, low, high] = pool.watermarks();
+    writeln!(f, "watermarks: {min} {low} {high}")?;
+    writeln!(f, "pressure: {}", u32::from(now.pressure))?;
+    let [migrations, migrated, ..] = pool.counts().all();
+    writeln!(f, "migrations: {migrations} {migrated}")?;
+    let [reclaims, compactions, reclaimed, fixed, full, bound, rival] =
+        pool.counts().all_reclaims();
+    writeln!(f, "reclaims: {reclaims}")?;
+    writeln!(f, "compactions: {compactions}")?;
+    writeln!(f, "reclaimed: {reclaimed}")?;
+    writeln!(f, "reclaims_failed: {fixed} {full} {bound} {rival}")?;
+    let [nothing, watermark, last] = pool.counts().all_refused();
+    writeln!(f, "refused: {nothing} {watermark} {last}")?;
     writeln!(f, "splits: {}", now.counters.splits)?;
     writeln!(f, "joins: {}", now.counters.joins)
 }
@@ -148,6 +186,34 @@ fn map(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{mark}")?;
         at = end;
         if at == units || at / cell % COLUMNS == 0 {
+            writeln!(f)?;
+        }
+    }
+    Ok(())
+}
+
+/// The same, a character for each 2 MiB, by what could be done with them: `.` free, `1` to `9` and
+/// `#` so many tenths or all of it in use by what could be moved, `p` if some of it could not, `*`
+/// if it is being emptied. For `watch -n 0.1 cat`.
+fn areas(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    const PAGES: u32 = 1 << 9;
+
+    let base = pool.region().base().0;
+    let fence = pool.fence().map(|(lo, hi)| (base + lo, base + hi));
+    let (first, end) = pool.areas();
+    for number in first..end {
+        let (fixed, movable) = pool.area(number);
+        let start = number * u64::from(PAGES);
+        let fenced = fence.is_some_and(|(lo, hi)| lo < start + u64::from(PAGES) && hi > start);
+        let mark = match (fixed, movable) {
+            _ if fenced => '*',
+            (0, 0) => '.',
+            (0, PAGES) => '#',
+            (0, _) => char::from_digit((movable * 10 / PAGES).clamp(1, 9), 10).unwrap_or('?'),
+            _ => 'p',
+        };
+        write!(f, "{mark}")?;
+        if (number - first + 1) % COLUMNS == 0 || number + 1 == end {
             writeln!(f)?;
         }
     }

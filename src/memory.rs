@@ -90,6 +90,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if let Some(block) = self.block() {
+            block.pool().give_way_later();
+        }
         if let (Some(slot), Some((block, charge))) = (self.slot.take(), self.inner.take()) {
             slot.give_back(block, charge);
         }

@@ -352,3 +352,34 @@ pub(crate) fn quarantine(ms: i64) -> Result<Term> {
         }
     }
 }
+
+/// The watermarks, in per cent of the pool.
+///
+/// # Errors
+///
+/// `EINVAL`, with the reason and the remedy in the log.
+pub(crate) fn watermarks(min: u32, low: u32, high: u32) -> Result<[u32; 3]> {
+    if min <= low && low <= high && high <= 90 {
+        return Ok([min, low, high]);
+    }
+    pr_err!(
+        "watermark_min={} watermark_low={} watermark_high={} must not fall, nor be above 90\n",
+        min,
+        low,
+        high
+    );
+    Err(EINVAL)
+}
+
+/// The unusable free space index from which on the pool is compacted, of 1000.
+///
+/// # Errors
+///
+/// `EINVAL`, with the reason and the remedy in the log.
+pub(crate) fn compact_above(per_cent: u32) -> Result<u32> {
+    if per_cent <= 100 {
+        return Ok(per_cent * 10);
+    }
+    pr_err!("compact_above={} must be 0 to 100\n", per_cent);
+    Err(EINVAL)
+}

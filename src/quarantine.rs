@@ -81,7 +81,7 @@ impl Worker {
     }
 
     /// Has `work` run at once, if it is on its way, and waits until it has.
-    pub(crate) fn flush_delayed<T>(&self, work: &DelayedWork<T>) {
+    pub(crate) fn flush_delayed<T, const ID: u64>(&self, work: &DelayedWork<T, ID>) {
         // SAFETY: A reference is neither dangling nor misaligned.
         let work = unsafe { DelayedWork::raw_as_work(work) };
         // SAFETY: As above.

@@ -16,7 +16,10 @@
 //! Nothing is allocated, freed or woken under the lock, and it is let go after every [`BATCH`]
 //! wishes.
 
-use crate::bell::Bell;
+use crate::bell::{
+    Bell,
+    READABLE, //
+};
 use crate::pool::Ask;
 use kernel::{
     prelude::*,
@@ -121,7 +124,7 @@ impl Change {
         if let Some(node) = self.gone {
             let (_, wish) = node.to_key_value();
             if granted != Some(&wish.ask) {
-                wish.waiter.bell.ring();
+                wish.waiter.bell.ring(READABLE);
             }
         }
         self.turn_ended

@@ -231,6 +231,11 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.nonempty.checked_ilog2().map(Order::saturating)
     }
 
+    /// Units in free blocks.
+    pub fn free_units(&self) -> u64 {
+        self.free_units
+    }
+
     /// All counters at once.
     pub fn counters(&self) -> Counters {
         Counters {

@@ -3,8 +3,8 @@
 //! Buffers that move, grow and shrink under those who use them.
 
 use super::{
-    Buffer,
-    Place, //
+    site::Place,
+    Buffer, //
 };
 use crate::buddy::Direction;
 use crate::pool::{
@@ -13,13 +13,9 @@ use crate::pool::{
     Refused, //
 };
 use crate::quota::Over;
-use crate::uapi;
 use kernel::{
     prelude::*,
-    sync::{
-        atomic::Relaxed,
-        Arc, //
-    }, //
+    sync::Arc, //
 };
 
 /// Why a buffer stays as it is.
@@ -68,7 +64,7 @@ impl Change {
     ///
     /// As [`Fixed`] says.
     pub(crate) fn begin(buffer: &Arc<Buffer>, kind: Kind) -> Result<Self, Fixed> {
-        let mut guard = buffer.place.lock();
+        let mut guard = buffer.lock();
         let place = (*guard).as_mut().ok_or(Fixed::Never)?;
         if place.changing {
             return Err(Fixed::Changing);
@@ -87,7 +83,7 @@ impl Change {
     ///
     /// As [`Fixed`] says.
     pub(crate) fn also(&self, kind: Kind) -> Result<(), Fixed> {
-        let guard = self.buffer.place.lock();
+        let guard = self.buffer.lock();
         self.buffer
             .allows(guard.as_ref().ok_or(Fixed::Never)?, kind)
     }
@@ -108,7 +104,7 @@ impl Change {
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Place) -> T) -> Option<T> {
-        let mut guard = self.buffer.place.lock();
+        let mut guard = self.buffer.lock();
         (*guard).as_mut().map(f)
     }
 
@@ -135,33 +131,24 @@ impl Change {
     /// As [`NoRoom`] says.
     pub(crate) fn elsewhere(&self, ask: &Ask, requested: u64) -> Result<Block, NoRoom> {
         let pages = self.pages();
-        let mut block = self.buffer.pool.alloc(ask).map_err(NoRoom::Pool)?;
+        let mut block = self.buffer.pool().alloc(ask).map_err(NoRoom::Pool)?;
         let more = block.pages().saturating_sub(pages);
         match self.buffer.grows() {
             Direction::Up => block.zero(pages, more),
             Direction::Down => block.zero(0, more),
         }
         block.set_requested(requested);
-        block.set_mode(self.buffer.mode).map_err(NoRoom::Kernel)?;
+        block.set_mode(self.buffer.mode()).map_err(NoRoom::Kernel)?;
         Ok(block)
     }
 
     /// Moves the buffer to `block`, from under all who have it mapped; gives what it was in, and
     /// what it was asked for with.
-    ///
-    /// What they write until then is in the copy; what they write from then on waits for it.
-    pub(crate) fn move_to(&self, mut block: Block, ask: Ask) -> Option<(Block, Ask)> {
-        let buffer = &self.buffer;
-        let mut guard = buffer.place.lock();
+    pub(crate) fn move_to(&self, block: Block, ask: Ask) -> Option<(Block, Ask)> {
+        let mut guard = self.buffer.lock();
         let place = (*guard).as_mut()?;
-        buffer.window.zap(0, buffer.window.pages());
-        let old = place.memory.block()?;
-        block.copy(old, buffer.grows());
-        let bytes = old.pages().min(block.pages());
-        buffer.pool.counts().moved(bytes);
-        place.generation += 1;
         let old_ask = core::mem::replace(&mut place.ask, ask);
-        Some((place.memory.replace(block)?, old_ask))
+        Some((self.buffer.relocate(place, block)?, old_ask))
     }
 
     /// Undoes [`Change::move_to`], with what that gave.
@@ -185,6 +172,7 @@ impl Change {
             let done = block.grow(buffer.grows(), ask);
             if done {
                 place.ask = *ask;
+                buffer.note(place);
             }
             done
         })
@@ -204,12 +192,14 @@ impl Change {
                 Direction::Up => units,
                 Direction::Down => buffer.first_in_window(pages),
             };
-            buffer.window.zap(first, less);
+            buffer.window().zap(first, less);
+            buffer.note_shrinking(place, less);
             let direction = buffer.grows();
             if let Some(block) = place.memory.block_mut() {
                 block.shrink(direction, ask);
             }
             place.ask = *ask;
+            buffer.note(place);
         });
     }
 }
@@ -217,15 +207,11 @@ impl Change {
 impl Buffer {
     /// Does nothing speak against such a change?
     fn allows(&self, place: &Place, kind: Kind) -> Result<(), Fixed> {
-        let movable = self.pool.region().caps() & uapi::CAP_MOVABLE != 0;
-        // What is mapped by struct page may have been taken by reference. What is filled by mmap is
-        // in a page table before unmapping can find that.
-        let stays = self.by_page || self.flags & uapi::ALLOC_PREFAULT != 0;
         match kind {
-            Kind::Move if stays || !movable => Err(Fixed::Never),
-            Kind::Shrink if stays => Err(Fixed::Never),
+            Kind::Move if self.is_immovable() => Err(Fixed::Never),
+            Kind::Shrink if self.stays() => Err(Fixed::Never),
             Kind::Move | Kind::Shrink if place.holds > 0 => Err(Fixed::Held),
-            Kind::Shrink if self.parts.load(Relaxed) > 0 => Err(Fixed::Shared),
+            Kind::Shrink if self.is_shared() => Err(Fixed::Shared),
             _ => Ok(()),
         }
     }

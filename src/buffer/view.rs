@@ -49,7 +49,7 @@ struct Shared(Arc<Buffer>);
 impl Shared {
     /// One more who does.
     fn new(buffer: &Arc<Buffer>) -> Self {
-        buffer.parts.fetch_add(1, Relaxed);
+        buffer.parts().fetch_add(1, Relaxed);
         Self(buffer.clone())
     }
 }
@@ -62,7 +62,7 @@ impl Clone for Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.0.parts.fetch_sub(1, Relaxed);
+        self.0.parts().fetch_sub(1, Relaxed);
     }
 }
 
@@ -82,10 +82,10 @@ impl View {
     /// The part of it from byte `offset` on, `size` bytes or, if that is 0, all that there are:
     /// whole pages that were granted, and stay as long as somebody has this.
     pub(crate) fn part(&self, offset: u64, size: u64, writable: bool) -> Result<Self, NoPart> {
-        if self.buffer.stack.is_some() {
+        if self.buffer.is_stack() {
             return Err(NoPart::Stack);
         }
-        let guard = self.buffer.place.lock();
+        let guard = self.buffer.lock();
         let place = guard.as_ref().ok_or(NoPart::Bounds)?;
         if place.changing && self.shared.is_none() {
             return Err(NoPart::Changing);
@@ -169,14 +169,14 @@ impl View {
     ///
     /// `EBUSY` while it is being moved or resized, `EINVAL` if nothing of it is there.
     pub(crate) fn hold(&self) -> Result<Hold> {
-        let mut guard = self.buffer.place.lock();
+        let mut guard = self.buffer.lock();
         let place = (*guard).as_mut().ok_or(EINVAL)?;
         if place.changing {
             return Err(EBUSY);
         }
         let block = place.memory.block().ok_or(EINVAL)?;
         // Of a stack there are no parts: who wants to know gets all of it.
-        let first = if self.buffer.stack.is_some() {
+        let first = if self.buffer.is_stack() {
             0
         } else {
             self.first
@@ -187,6 +187,7 @@ impl View {
         }
         let frame = block.first().plus(first);
         place.holds = place.holds.checked_add(1).ok_or(EBUSY)?;
+        self.buffer.note(place);
         // INVARIANT: One hold more was counted.
         Ok(Hold {
             view: self.clone(),
@@ -245,9 +246,10 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut guard = self.view.buffer.place.lock();
+        let mut guard = self.view.buffer.lock();
         if let (true, Some(place)) = (self.ends, (*guard).as_mut()) {
             place.holds -= 1;
+            self.view.buffer.note(place);
         }
     }
 }

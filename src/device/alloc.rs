@@ -15,6 +15,7 @@ use super::{
         Nodes, //
     },
     commands,
+    reserve,
     Addresses, //
 };
 use crate::buddy::{
@@ -35,7 +36,11 @@ use crate::memory::Memory;
 use crate::mm;
 use crate::pool::{
     Ask,
+    Block,
+    Effort,
+    Failed,
     Pool,
+    Priority,
     Refused,
     Spot, //
 };
@@ -45,7 +50,10 @@ use crate::uapi::{
     Alloc, //
 };
 use crate::wait::Room;
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_HIGHEST
@@ -58,10 +66,13 @@ const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_GUP
     | uapi::ALLOC_WAIT
     | uapi::ALLOC_STACK
-    | uapi::ALLOC_GUARD;
+    | uapi::ALLOC_GUARD
+    | uapi::ALLOC_RECLAIM
+    | uapi::ALLOC_LOW
+    | uapi::ALLOC_HIGH;
 
 /// Flags that say the same thing differently, and so exclude each other: any two of a row.
-const EXCLUSIVE: [u32; 7] = [
+const EXCLUSIVE: [u32; 8] = [
     uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST,
     uapi::ALLOC_AT | uapi::ALLOC_HIGHEST,
     uapi::ALLOC_AT | uapi::ALLOC_LOWEST,
@@ -69,6 +80,7 @@ const EXCLUSIVE: [u32; 7] = [
     uapi::ALLOC_WC | uapi::ALLOC_UC,
     uapi::ALLOC_STACK | uapi::ALLOC_PREFAULT,
     uapi::ALLOC_STACK | uapi::ALLOC_GUP,
+    uapi::ALLOC_LOW | uapi::ALLOC_HIGH,
 ];
 
 /// A buffer that is ready, but whose handle is not good yet.
@@ -104,13 +116,19 @@ pub(super) fn alloc<'a>(
         return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
     }
     check_flags(request.flags)?;
+    if request.max_copy != 0 && request.flags & uapi::ALLOC_RECLAIM == 0 {
+        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+    }
+    if request.flags & uapi::ALLOC_HIGH != 0 && !reserve::may_be_urgent() {
+        return Err(Refusal::new(EPERM, uapi::WHY_NICE));
+    }
     let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::WHY_NAME))?;
     let pool = commands::pool(client, request.pool)?;
     let mode = Mode::of_flags(request.flags);
     if !pool.region().offers(mode) {
         return Err(Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE));
     }
-    let ask = ask(request, pool)?;
+    let ask = ask(request, client, pool)?;
     if !ask.can_reach() {
         return Err(Refusal::new(ERANGE, uapi::WHY_MAX_ADDRESS));
     }
@@ -129,14 +147,17 @@ pub(super) fn alloc<'a>(
         // It could not take what it waits for: others may.
         .inspect_err(|_| pool.forget(client.waiter()))?;
     let (handle_charge, memory_charge) = charge.split();
-    let outcome = pool.alloc_for(client.waiter(), &ask, room);
-    let block = outcome.map_err(|refused| match refused {
-        Refused::Taken => Refusal::new(EBUSY, uapi::WHY_TAKEN),
-        Refused::Full { largest_free } => {
-            request.largest_free = largest_free;
-            Refusal::new(ENOSPC, uapi::WHY_FULL)
+    let mut copied = 0;
+    let block = match by_reclaim(request, pool, &ask, &mut copied)? {
+        Some(block) => {
+            // Whatever it waited for, it does no longer.
+            pool.forget(client.waiter());
+            block
         }
-    })?;
+        None => pool
+            .alloc_for(client.waiter(), &ask, room)
+            .map_err(|refused| commands::no_room(refused, &mut request.largest_free))?,
+    };
     let hub = client.hub();
     let stack = stack(request.flags);
     // A stack has a page of guard below it for ever.
@@ -182,8 +203,50 @@ pub(super) fn alloc<'a>(
     request.epoch = view.buffer().epoch();
     request.order = view.buffer().order();
     request.largest_free = 0;
+    request.copied = copied;
     let nodes = Nodes::new(client, request.handle, view, handle_charge).map_err(no_memory)?;
     Ok(Pending { client, nodes })
+}
+
+/// A block for who asks for others to be moved, if it takes that; none if there is no need.
+fn by_reclaim(
+    request: &mut Alloc,
+    pool: &Arc<Pool>,
+    ask: &Ask,
+    copied: &mut u64,
+) -> Result<Option<Block>, Refusal> {
+    if request.flags & uapi::ALLOC_RECLAIM == 0 {
+        return Ok(None);
+    }
+    match pool.alloc(ask) {
+        Ok(block) => return Ok(Some(block)),
+        Err(Refused::Full { .. } | Refused::Taken) => {}
+        // It is not for want of a place.
+        Err(Refused::Watermark { .. } | Refused::LastBlock { .. }) => return Ok(None),
+    }
+    let mut effort = Effort::new(request.max_copy);
+    let outcome = pool.alloc_by_reclaim(ask, &mut effort);
+    *copied = effort.copied;
+    match outcome {
+        Ok(block) => Ok(Some(block)),
+        // As if nothing had been tried; the counters say more.
+        Err(Failed::Full | Failed::Rival | Failed::Signal) => Ok(None),
+        Err(Failed::Fixed) if !matches!(ask.spot, Spot::At(_)) => Ok(None),
+        Err(failed) => {
+            request.largest_free = pool.snapshot().largest_free;
+            request.copied = effort.copied;
+            Err(reserve::refusal(failed))
+        }
+    }
+}
+
+/// How urgent it is.
+fn priority(flags: u32) -> Priority {
+    match flags & (uapi::ALLOC_LOW | uapi::ALLOC_HIGH) {
+        uapi::ALLOC_LOW => Priority::Low,
+        uapi::ALLOC_HIGH => Priority::High,
+        _ => Priority::Normal,
+    }
 }
 
 /// What has to be had before the pool is asked: the client's right to so many bytes, and memory for
@@ -215,7 +278,7 @@ pub(super) fn check_flags(flags: u32) -> Result<(), Refusal> {
 }
 
 /// What is asked of the pool: size, alignment and place, checked in this order.
-fn ask(request: &Alloc, pool: &Pool) -> Result<Ask, Refusal> {
+fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<Ask, Refusal> {
     let at = request.flags & uapi::ALLOC_AT != 0;
     if request.size == 0 || request.size > pool.size() {
         return Err(Refusal::new(EINVAL, uapi::WHY_SIZE));
@@ -228,10 +291,36 @@ fn ask(request: &Alloc, pool: &Pool) -> Result<Ask, Refusal> {
             Extent::Block
         },
         align: align(request.align, at, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_ALIGN))?,
-        spot: spot(request.flags, (request.lo, request.hi), request.size, pool)
-            .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?,
+        spot: settled(
+            spot(request.flags, (request.lo, request.hi), request.size, pool)
+                .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?,
+            is_to_stay(client, request.flags),
+        ),
         limit: limit(request.max_address, pool),
+        priority: priority(request.flags),
     })
+}
+
+/// Will the buffer be one that can't be moved, as far as can be told?
+fn is_to_stay(client: &Client, flags: u32) -> bool {
+    client.addresses() == Addresses::Shown || flags & (uapi::ALLOC_GUP | uapi::ALLOC_PREFAULT) != 0
+}
+
+/// What is to stay grows from the pool's end and what can be moved from its start, if it may be
+/// anywhere: so they meet late, and large blocks can be made in between.
+pub(super) fn settled(spot: Spot, stays: bool) -> Spot {
+    match spot {
+        Spot::Within {
+            place: Place::Any,
+            lo,
+            hi,
+        } => Spot::Within {
+            place: if stays { Place::Highest } else { Place::Lowest },
+            lo,
+            hi,
+        },
+        Spot::At(_) | Spot::Within { .. } => spot,
+    }
 }
 
 fn align(bytes: u64, at: bool, pool: &Pool) -> Option<Order> {

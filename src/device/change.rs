@@ -34,7 +34,6 @@ use crate::mm;
 use crate::pool::{
     Ask,
     Block,
-    Refused,
     Spot, //
 };
 use crate::uapi::{
@@ -70,11 +69,7 @@ fn refusal(fixed: Fixed) -> Refusal {
 /// What is said when there is no other place; `largest_free` is for the caller.
 fn no_room(none: NoRoom, largest_free: &mut u64) -> Refusal {
     match none {
-        NoRoom::Pool(Refused::Taken) => Refusal::new(EBUSY, uapi::WHY_TAKEN),
-        NoRoom::Pool(Refused::Full { largest_free: left }) => {
-            *largest_free = left;
-            Refusal::new(ENOSPC, uapi::WHY_FULL)
-        }
+        NoRoom::Pool(refused) => commands::no_room(refused, largest_free),
         NoRoom::Kernel(error) if error == ENOMEM => Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY),
         NoRoom::Kernel(_) => Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE),
     }

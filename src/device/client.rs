@@ -5,6 +5,7 @@
 use super::{
     abi::Refusal,
     pins::Pins,
+    reserve::Reservations,
     Addresses,
     Hub, //
 };
@@ -92,7 +93,29 @@ impl Nodes {
     }
 }
 
+/// What all of a client's handles come to.
+pub(super) struct Sums {
+    pub(super) buffers: u64,
+    /// Bytes.
+    pub(super) requested: u64,
+    pub(super) granted: u64,
+}
+
 impl Table {
+    /// What all of it comes to.
+    pub(super) fn sums(&self) -> Sums {
+        let none = Sums {
+            buffers: 0,
+            requested: 0,
+            granted: 0,
+        };
+        self.entries.values().fold(none, |sums, entry| Sums {
+            buffers: sums.buffers + 1,
+            requested: sums.requested + entry.view.size(),
+            granted: sums.granted + entry.view.granted(),
+        })
+    }
+
     /// All buffers, by handle.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&Handle, &Entry)> {
         self.entries.iter()
@@ -155,6 +178,8 @@ pub(crate) struct Client {
     holder: Arc<Holder>,
     #[pin]
     table: Mutex<Table>,
+    #[pin]
+    reservations: Reservations,
 }
 
 impl Client {
@@ -173,6 +198,7 @@ impl Client {
                 entries: RBTree::new(),
                 ends: RBTree::new(),
             }, "rust_buddy_client"),
+            reservations <- Reservations::new(),
         })
     }
 
@@ -186,6 +212,16 @@ impl Client {
 
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock()
+    }
+
+    /// What it has reserved.
+    pub(super) fn reservations(&self) -> &Reservations {
+        &self.reservations
+    }
+
+    /// What all its handles come to.
+    pub(super) fn sums(&self) -> Sums {
+        self.table().sums()
     }
 
     /// Who is charged for what it has.

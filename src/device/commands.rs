@@ -18,6 +18,7 @@ use super::{
         Table, //
     },
     pins,
+    reserve,
     share,
     writable,
     Addresses, //
@@ -25,6 +26,7 @@ use super::{
 use crate::mm;
 use crate::pool::{
     Pool,
+    Refused,
     DEFAULT_POOL, //
 };
 use crate::uapi::{
@@ -38,7 +40,10 @@ use crate::uapi::{
     Migrate,
     Pin as PinRequest,
     PoolInfo,
+    Reclaim,
+    Release,
     Request,
+    Reserve,
     Resize,
     Sync,
     Unpin as UnpinRequest, //
@@ -139,6 +144,33 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
             },
             change::Resized::finish,
         ),
+        Reclaim::NR => abi::answer(
+            arg,
+            size,
+            |request| {
+                may_change(file)?;
+                reserve::reclaim(client, request)
+            },
+            keep,
+        ),
+        Reserve::NR => abi::answer(
+            arg,
+            size,
+            |request| {
+                may_change(file)?;
+                reserve::reserve(client, request, size)
+            },
+            reserve::Pending::made,
+        ),
+        Release::NR => abi::answer(
+            arg,
+            size,
+            |request| {
+                may_change(file)?;
+                reserve::release(client, request)
+            },
+            reserve::Pending::released,
+        ),
         Export::NR => abi::answer(
             arg,
             size,
@@ -188,6 +220,18 @@ pub(super) fn no_such_handle() -> Refusal {
     Refusal::new(ENOENT, uapi::WHY_HANDLE)
 }
 
+/// What is said when a pool gives nothing; `largest_free` is for the caller.
+pub(super) fn no_room(refused: Refused, largest_free: &mut u64) -> Refusal {
+    let (reason, left) = match refused {
+        Refused::Taken => return Refusal::new(EBUSY, uapi::WHY_TAKEN),
+        Refused::Full { largest_free } => (uapi::WHY_FULL, largest_free),
+        Refused::Watermark { largest_free } => (uapi::WHY_WATERMARK, largest_free),
+        Refused::LastBlock { largest_free } => (uapi::WHY_LAST_BLOCKS, largest_free),
+    };
+    *largest_free = left;
+    Refusal::new(ENOSPC, reason)
+}
+
 /// The pool of an id; 0 is the default one.
 pub(super) fn pool(client: &Client, id: u32) -> Result<&Arc<Pool>, Refusal> {
     let id = if id == 0 { DEFAULT_POOL } else { id };
@@ -212,7 +256,10 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
         | uapi::FEAT_CACHE
         | uapi::FEAT_DEVICE
         | uapi::FEAT_MOVE
-        | uapi::FEAT_STACK;
+        | uapi::FEAT_STACK
+        | uapi::FEAT_RESERVE
+        | uapi::FEAT_RECLAIM
+        | uapi::FEAT_PRIORITY;
     if client.addresses() == Addresses::Shown {
         request.features |= uapi::FEAT_PIN;
     }
@@ -254,11 +301,47 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         request.shrinks,
     ] = pool.counts().all();
     request.lingering = pool.lingering().bytes();
+    request.reserved = pool.counts().all_reserved();
+    let own = client.sums();
+    request.client_requested = own.requested;
+    request.client_granted = own.granted;
+    request.fragmentation = fragmentation(now.requested, now.granted);
+    request.client_fragmentation = fragmentation(own.requested, own.granted);
+    request.unusable = now.unusable;
+    request.pressure = now.pressure.into();
+    [
+        request.watermark_min,
+        request.watermark_low,
+        request.watermark_high,
+    ] = pool.watermarks();
+    [
+        request.reclaims,
+        request.compactions,
+        request.reclaimed,
+        request.reclaims_fixed,
+        request.reclaims_full,
+        request.reclaims_bound,
+        request.reclaims_rival,
+    ] = pool.counts().all_reclaims();
+    [
+        request.refused_full,
+        request.refused_watermark,
+        request.refused_last,
+    ] = pool.counts().all_refused();
     request.free_blocks = [0; uapi::ORDERS];
     for (to, from) in request.free_blocks.iter_mut().zip(now.counters.free_blocks) {
         *to = from.into();
     }
     Ok(())
+}
+
+/// Internal fragmentation: of 10000 bytes that were granted, how many nobody asked for.
+pub(crate) fn fragmentation(requested: u64, granted: u64) -> u32 {
+    // No pool is so large that this overflows.
+    (granted.saturating_sub(requested) * 10_000)
+        .checked_div(granted)
+        // CAST: At most 10000.
+        .map_or(0, |parts| parts as u32)
 }
 
 fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal> {

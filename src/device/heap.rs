@@ -28,6 +28,7 @@ use crate::memory::Memory;
 use crate::mm;
 use crate::pool::{
     Ask,
+    Priority,
     Spot, //
 };
 use crate::quota::{
@@ -205,7 +206,8 @@ impl HeapFile {
             Over::Client | Over::User => EDQUOT,
         })?;
         let all = Spot::Within {
-            place: Place::Any,
+            // With what is to stay: devices are what dma-bufs are for.
+            place: Place::Highest,
             lo: 0,
             hi: pool.size() / mm::UNIT,
         };
@@ -215,6 +217,7 @@ impl HeapFile {
             align: Order::default(),
             spot: all,
             limit: pool.size() / mm::UNIT,
+            priority: Priority::Normal,
         };
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
         let window = hub.offsets.take(block.pages())?;

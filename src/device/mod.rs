@@ -20,13 +20,18 @@ mod mmap;
 mod modes;
 mod pins;
 mod poll;
+mod reserve;
 mod share;
 
 pub(crate) use client::Client;
+pub(crate) use commands::fragmentation;
 pub(crate) use heap::HeapNode;
 pub(crate) use modes::show_modes;
 
-use self::dma::Devices;
+use self::{
+    dma::Devices,
+    reserve::Reservations, //
+};
 use crate::buffer::Offsets;
 use crate::pool::Pool;
 use crate::quota::{
@@ -37,6 +42,7 @@ use crate::wait::Waiter;
 use kernel::{
     bindings,
     error::to_result,
+    fmt,
     fs::{
         file,
         File, //
@@ -68,6 +74,8 @@ pub(crate) struct Hub {
     offsets: Arc<Offsets>,
     users: Arc<Users>,
     devices: Arc<Devices>,
+    /// Those that outlive files.
+    reservations: Arc<Reservations>,
     instance: u64,
     handles: Atomic<u64>,
     epochs: Atomic<u64>,
@@ -84,6 +92,7 @@ impl Hub {
                 instance: unsafe { bindings::get_random_u64() },
                 users,
                 devices: Devices::new()?,
+                reservations: Arc::pin_init(Reservations::new(), GFP_KERNEL)?,
                 handles: Atomic::new(0),
                 epochs: Atomic::new(0),
             },
@@ -94,6 +103,15 @@ impl Hub {
     /// Who is charged for what is taken through `file`: the user who opened it.
     fn holder(&self, file: &File) -> Result<Arc<Holder>> {
         Holder::new(self.users.clone(), file.cred().euid().into_raw().val)
+    }
+
+    fn reservations(&self) -> &Arc<Reservations> {
+        &self.reservations
+    }
+
+    /// What of the pool is reserved, whatever becomes of files.
+    pub(crate) fn show_reserved(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reservations.show(f)
     }
 
     /// A handle that was never given before, in whichever client.
@@ -249,15 +267,18 @@ impl Client {
         };
         seq_print!(m, "rust_buddy-node:\t{}\n", node);
         let table = self.table();
-        let (mut requested, mut granted, mut buffers) = (0, 0, 0);
-        for (_, entry) in table.iter() {
-            requested += entry.view.size();
-            granted += entry.view.granted();
-            buffers += 1;
-        }
-        seq_print!(m, "rust_buddy-buffers:\t{}\n", buffers);
-        seq_print!(m, "rust_buddy-requested:\t{} bytes\n", requested);
-        seq_print!(m, "rust_buddy-granted:\t{} bytes\n", granted);
+        let sums = table.sums();
+        seq_print!(m, "rust_buddy-buffers:\t{}\n", sums.buffers);
+        seq_print!(m, "rust_buddy-requested:\t{} bytes\n", sums.requested);
+        seq_print!(m, "rust_buddy-granted:\t{} bytes\n", sums.granted);
+        let lost = fragmentation(sums.requested, sums.granted);
+        seq_print!(
+            m,
+            "rust_buddy-fragmentation:\t{} bytes {}.{:02} %\n",
+            sums.granted.saturating_sub(sums.requested),
+            lost / 100,
+            lost % 100
+        );
         let charged = self.holder().used().bytes;
         seq_print!(m, "rust_buddy-charged:\t{} bytes\n", charged);
         for (handle, entry) in table.iter() {

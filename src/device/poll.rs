@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! poll(): is there what the client waits for? The kernel's abstraction of device nodes has no
-//! such method, so this is the C function itself.
+//! poll(): is there what the client waits for, and is the pool short of memory? The kernel's
+//! abstraction of device nodes has no such method, so this is the C function itself.
 
 use super::Client;
-use crate::bell::READABLE;
+use crate::bell::{
+    PRIORITY,
+    READABLE, //
+};
 use kernel::{
     bindings,
     miscdevice::MiscDevice,
@@ -31,9 +34,14 @@ pub(super) unsafe extern "C" fn poll(
     // SAFETY: What the operation was called with; the client holds its waiter, and release is what
     // drops the client.
     unsafe { bell.listen(file, table) };
-    if client.hub().pool.fits_wish_of(client.waiter()) {
+    let pool = &client.hub().pool;
+    // SAFETY: As above; the client holds the hub, and that the pool.
+    unsafe { pool.pressure().listen(file, table) };
+    let fits = if pool.fits_wish_of(client.waiter()) {
         READABLE
     } else {
         0
-    }
+    };
+    let short = if pool.is_short() { PRIORITY } else { 0 };
+    fits | short
 }

@@ -148,6 +148,24 @@ constants! {
     WHY_SHARED: u32 = 35;
     /// Stacks have no parts.
     WHY_STACK: u32 = 36;
+    /// Only for administrators.
+    WHY_ADMIN: u32 = 37;
+    /// Only for those who may be nice to themselves.
+    WHY_NICE: u32 = 38;
+    /// What is left is for higher priorities.
+    WHY_WATERMARK: u32 = 39;
+    /// So is the last large block.
+    WHY_LAST_BLOCKS: u32 = 40;
+    /// The pool has no block of that order.
+    WHY_ORDER: u32 = 41;
+    /// What is there does not move.
+    WHY_FIXED: u32 = 42;
+    /// More would have to be copied.
+    WHY_BOUND: u32 = 43;
+    /// Others took it meanwhile.
+    WHY_RIVAL: u32 = 44;
+    /// A signal came.
+    WHY_SIGNAL: u32 = 45;
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;
@@ -171,6 +189,12 @@ constants! {
     FEAT_MOVE: u64 = 1 << 9;
     /// Stacks are there.
     FEAT_STACK: u64 = 1 << 10;
+    /// RESERVE and RELEASE are there.
+    FEAT_RESERVE: u64 = 1 << 11;
+    /// RECLAIM and ALLOC_RECLAIM are there.
+    FEAT_RECLAIM: u64 = 1 << 12;
+    /// Priorities and pressure are there.
+    FEAT_PRIORITY: u64 = 1 << 13;
 
     /// A pool of memory.
     KIND_MEMORY: u32 = 1;
@@ -217,6 +241,12 @@ constants! {
     ALLOC_STACK: u32 = 1 << 10;
     /// With a page of guard above it.
     ALLOC_GUARD: u32 = 1 << 11;
+    /// Others are moved out of the way.
+    ALLOC_RECLAIM: u32 = 1 << 12;
+    /// Low priority.
+    ALLOC_LOW: u32 = 1 << 13;
+    /// High priority.
+    ALLOC_HIGH: u32 = 1 << 14;
 
     /// Some devices are behind an IOMMU.
     PIN_TRANSLATED: u32 = 1 << 0;
@@ -236,6 +266,12 @@ constants! {
 
     /// It may move to grow.
     RESIZE_MAY_MOVE: u32 = 1 << 0;
+
+    /// This block and no other.
+    RECLAIM_AT: u32 = 1 << 0;
+
+    /// It outlives the file.
+    RESERVE_PERSIST: u32 = 1 << 0;
 }
 
 structs! {
@@ -284,6 +320,26 @@ structs! {
         grows: u64,
         grows_moved: u64,
         shrinks: u64,
+        reserved: u64,
+        client_requested: u64,
+        client_granted: u64,
+        fragmentation: u32,
+        client_fragmentation: u32,
+        unusable: u32,
+        pressure: u32,
+        watermark_min: u64,
+        watermark_low: u64,
+        watermark_high: u64,
+        reclaims: u64,
+        compactions: u64,
+        reclaimed: u64,
+        reclaims_fixed: u64,
+        reclaims_full: u64,
+        reclaims_bound: u64,
+        reclaims_rival: u64,
+        refused_full: u64,
+        refused_watermark: u64,
+        refused_last: u64,
     }
 
     /// A contiguous buffer, please.
@@ -305,6 +361,8 @@ structs! {
         reserved: u32,
         largest_free: u64,
         max_address: u64,
+        max_copy: u64,
+        copied: u64,
     }
 
     /// A handle given up.
@@ -403,6 +461,38 @@ structs! {
         order: u32,
         flags: u32,
     }
+
+    /// Large blocks, please.
+    Reclaim = "rust_buddy_reclaim" {
+        hdr: Header,
+        pool: u32,
+        order: u32,
+        flags: u32,
+        reserved: u32,
+        place: u64,
+        blocks: u64,
+        max_copy: u64,
+        copied: u64,
+        gained: u64,
+    }
+
+    /// A range out of use.
+    Reserve = "rust_buddy_reserve" {
+        hdr: Header,
+        lo: u64,
+        hi: u64,
+        pool: u32,
+        flags: u32,
+        name: [u8; NAME_LEN],
+        handle: u64,
+        copied: u64,
+    }
+
+    /// In use again.
+    Release = "rust_buddy_release" {
+        hdr: Header,
+        handle: u64,
+    }
 }
 
 /// A struct that can be the argument of a command.
@@ -444,4 +534,7 @@ requests! {
     9 => Sync,
     10 => Migrate,
     11 => Resize,
+    12 => Reclaim,
+    13 => Reserve,
+    14 => Release,
 }

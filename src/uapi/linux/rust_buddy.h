@@ -76,6 +76,15 @@
 #define RUST_BUDDY_WHY_CHANGING		34	/* EBUSY: it is being moved or resized */
 #define RUST_BUDDY_WHY_SHARED		35	/* EBUSY: others were given (parts of) it */
 #define RUST_BUDDY_WHY_STACK		36	/* EOPNOTSUPP: stacks have no parts */
+#define RUST_BUDDY_WHY_ADMIN		37	/* EPERM: takes CAP_SYS_ADMIN */
+#define RUST_BUDDY_WHY_NICE		38	/* EPERM: high priority takes CAP_SYS_NICE */
+#define RUST_BUDDY_WHY_WATERMARK	39	/* ENOSPC: what is left is for higher priorities */
+#define RUST_BUDDY_WHY_LAST_BLOCKS	40	/* ENOSPC: so is the last large block */
+#define RUST_BUDDY_WHY_ORDER		41	/* EINVAL: the pool has no block of that order */
+#define RUST_BUDDY_WHY_FIXED		42	/* EBUSY: what is there does not move */
+#define RUST_BUDDY_WHY_BOUND		43	/* ENOSPC: more would have to be copied */
+#define RUST_BUDDY_WHY_RIVAL		44	/* EAGAIN: others took it meanwhile */
+#define RUST_BUDDY_WHY_SIGNAL		45	/* EINTR: a signal came meanwhile */
 
 /*
  * The head of every request.
@@ -101,6 +110,9 @@ struct rust_buddy_hdr {
 #define RUST_BUDDY_FEAT_DEVICE	(1ULL << 8)	/* PIN for a device, SYNC, max_address */
 #define RUST_BUDDY_FEAT_MOVE	(1ULL << 9)	/* MIGRATE and RESIZE */
 #define RUST_BUDDY_FEAT_STACK	(1ULL << 10)	/* RUST_BUDDY_ALLOC_STACK */
+#define RUST_BUDDY_FEAT_RESERVE	(1ULL << 11)	/* RESERVE and RELEASE */
+#define RUST_BUDDY_FEAT_RECLAIM	(1ULL << 12)	/* RECLAIM and RUST_BUDDY_ALLOC_RECLAIM */
+#define RUST_BUDDY_FEAT_PRIORITY (1ULL << 13)	/* RUST_BUDDY_ALLOC_LOW and HIGH, pressure */
 
 /*
  * RUST_BUDDY_IOC_INFO: what this module is.
@@ -171,6 +183,29 @@ struct rust_buddy_info {
  * @grows:        (out) how often buffers grew where they were
  * @grows_moved:  (out) how often they had to move for it
  * @shrinks:      (out) how often they shrank
+ * @reserved:     (out) bytes of @granted that are reserved
+ * @client_requested: (out) bytes that this client's handles asked for
+ * @client_granted:   (out) bytes that they were given
+ * @fragmentation:    (out) internal: of 10000 bytes that were granted, how many
+ *                    nobody asked for
+ * @client_fragmentation: (out) the same of this client's
+ * @unusable:     (out) unusable free space index at order 9: of 1000 free bytes, how
+ *                many are in blocks of lower orders
+ * @pressure:     (out) 1 from when @free is below @watermark_low until it is
+ *                @watermark_high; poll() says POLLPRI then
+ * @watermark_min:  (out) bytes that only high priority may use
+ * @watermark_low:  (out) bytes that low priority may not use
+ * @watermark_high: (out) bytes
+ * @reclaims:     (out) blocks that were emptied by RECLAIM or for an ALLOC
+ * @compactions:  (out) blocks that were emptied in the background
+ * @reclaimed:    (out) bytes that were copied for both
+ * @reclaims_fixed: (out) failures since too much did not move
+ * @reclaims_full:  (out) failures since there was no other place for it
+ * @reclaims_bound: (out) failures since more would have had to be copied
+ * @reclaims_rival: (out) failures since others took what was free already
+ * @refused_full: (out) ALLOCs refused since nothing fitted
+ * @refused_watermark: (out) ALLOCs refused for their priority
+ * @refused_last: (out) ALLOCs refused the last large block
  */
 struct rust_buddy_pool_info {
 	struct rust_buddy_hdr hdr;
@@ -197,6 +232,26 @@ struct rust_buddy_pool_info {
 	__u64 grows;
 	__u64 grows_moved;
 	__u64 shrinks;
+	__u64 reserved;
+	__u64 client_requested;
+	__u64 client_granted;
+	__u32 fragmentation;
+	__u32 client_fragmentation;
+	__u32 unusable;
+	__u32 pressure;
+	__u64 watermark_min;
+	__u64 watermark_low;
+	__u64 watermark_high;
+	__u64 reclaims;
+	__u64 compactions;
+	__u64 reclaimed;
+	__u64 reclaims_fixed;
+	__u64 reclaims_full;
+	__u64 reclaims_bound;
+	__u64 reclaims_rival;
+	__u64 refused_full;
+	__u64 refused_watermark;
+	__u64 refused_last;
 };
 
 /*
@@ -215,6 +270,9 @@ struct rust_buddy_pool_info {
 #define RUST_BUDDY_ALLOC_WAIT		(1U << 9)	/* after ENOSPC, poll() says when */
 #define RUST_BUDDY_ALLOC_STACK		(1U << 10)	/* grows downward, guard below */
 #define RUST_BUDDY_ALLOC_GUARD		(1U << 11)	/* with STACK: a guard page above, too */
+#define RUST_BUDDY_ALLOC_RECLAIM	(1U << 12)	/* move others' buffers out of the way */
+#define RUST_BUDDY_ALLOC_LOW		(1U << 13)	/* low priority */
+#define RUST_BUDDY_ALLOC_HIGH		(1U << 14)	/* high priority: CAP_SYS_NICE */
 
 /*
  * RUST_BUDDY_IOC_ALLOC: a contiguous buffer, filled with zeroes.
@@ -237,6 +295,8 @@ struct rust_buddy_pool_info {
  * @largest_free: (out) with ENOSPC: bytes in the pool's largest free block
  * @max_address:  (in) physical addresses that the device can't reach, from here
  *                on; 0 for none; only on /dev/rust_buddy_phys
+ * @max_copy:     (in) with RECLAIM: bytes that may be copied for it, 0 for any number
+ * @copied:       (out) with RECLAIM: bytes that were
  *
  * Never returns an address, nor anything that follows from one.
  */
@@ -258,6 +318,8 @@ struct rust_buddy_alloc {
 	__u32 reserved;
 	__u64 largest_free;
 	__u64 max_address;
+	__u64 max_copy;
+	__u64 copied;
 };
 
 /*
@@ -453,6 +515,71 @@ struct rust_buddy_resize {
 	__u32 flags;
 };
 
+/* rust_buddy_reclaim.flags */
+#define RUST_BUDDY_RECLAIM_AT		(1U << 0)	/* the block at @place and no other */
+
+/*
+ * RUST_BUDDY_IOC_RECLAIM: has blocks of an order free, by moving what is in those
+ * that are cheapest to empty.
+ * @pool:     (in) the pool's id, 0 for the default pool
+ * @order:    (in) of the block
+ * @flags:    (in) RUST_BUDDY_RECLAIM_*
+ * @reserved: zero
+ * @place:    (in/out) bytes from the pool's start: with AT the block's, and where
+ *            the last one is that was emptied
+ * @blocks:   (in) so many are to be free, 0 for one; with AT it is one
+ * @max_copy: (in) bytes that may be copied for all of them, 0 for any number
+ * @copied:   (out) bytes that were, also if it failed
+ * @gained:   (out) blocks that were emptied, also if it failed
+ */
+struct rust_buddy_reclaim {
+	struct rust_buddy_hdr hdr;
+	__u32 pool;
+	__u32 order;
+	__u32 flags;
+	__u32 reserved;
+	__u64 place;
+	__u64 blocks;
+	__u64 max_copy;
+	__u64 copied;
+	__u64 gained;
+};
+
+/* rust_buddy_reserve.flags */
+#define RUST_BUDDY_RESERVE_PERSIST	(1U << 0)	/* it outlives the file */
+
+/*
+ * RUST_BUDDY_IOC_RESERVE: takes a range of the pool out of use. What can be moved
+ * is moved elsewhere. For CAP_SYS_ADMIN.
+ * @lo:     (in) bytes from the pool's start, whole units
+ * @hi:     (in) bytes from the pool's start, whole units
+ * @pool:   (in) the pool's id, 0 for the default pool
+ * @flags:  (in) RUST_BUDDY_RESERVE_*
+ * @name:   (in) shown to people, NUL-terminated, may be empty
+ * @handle: (out) for RELEASE and nothing else; with PERSIST, by any file
+ * @copied: (out) bytes that were copied, also if it failed
+ */
+struct rust_buddy_reserve {
+	struct rust_buddy_hdr hdr;
+	__u64 lo;
+	__u64 hi;
+	__u32 pool;
+	__u32 flags;
+	char name[RUST_BUDDY_NAME_LEN];
+	__u64 handle;
+	__u64 copied;
+};
+
+/*
+ * RUST_BUDDY_IOC_RELEASE: gives back what this file, or some file with PERSIST,
+ * has reserved. For CAP_SYS_ADMIN.
+ * @handle: (in)
+ */
+struct rust_buddy_release {
+	struct rust_buddy_hdr hdr;
+	__u64 handle;
+};
+
 #define RUST_BUDDY_IOC_MAGIC	0xBD
 
 #define RUST_BUDDY_IOC_INFO \
@@ -479,5 +606,11 @@ struct rust_buddy_resize {
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 10, struct rust_buddy_migrate)
 #define RUST_BUDDY_IOC_RESIZE \
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 11, struct rust_buddy_resize)
+#define RUST_BUDDY_IOC_RECLAIM \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 12, struct rust_buddy_reclaim)
+#define RUST_BUDDY_IOC_RESERVE \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 13, struct rust_buddy_reserve)
+#define RUST_BUDDY_IOC_RELEASE \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 14, struct rust_buddy_release)
 
 #endif /* _UAPI_LINUX_RUST_BUDDY_H */

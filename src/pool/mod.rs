@@ -6,28 +6,57 @@
 //!
 //! Lock order: the pool's lock is the innermost. Only the allocator runs under it, O(orders), and
 //! the queue of who waits, a few wishes at a time; clearing memory, user memory, the kernel's own
-//! allocations and waking stay outside.
+//! allocations and waking stay outside. Whose turn it is to empty a part of the pool is decided
+//! before anything else is locked.
 
+mod block;
+mod census;
+mod reclaim;
+mod residents;
+mod supply;
+
+pub(crate) use block::Block;
+pub(crate) use reclaim::{
+    Effort,
+    Failed,
+    Stays,
+    Way, //
+};
+pub(crate) use residents::{
+    Resident,
+    Residents,
+    Vacancy, //
+};
+pub(crate) use supply::{
+    Priority,
+    Watermarks, //
+};
+
+use self::{
+    census::Census,
+    supply::{
+        Core,
+        Scope,
+        Supply, //
+    }, //
+};
+use crate::bell::{
+    Bell,
+    PRIORITY,
+    READABLE, //
+};
 use crate::buddy::{
-    storage_len, //
-    AllocError,
+    storage_len,
     Buddy,
     Counters,
-    Direction,
     Extent,
     Order,
     Place,
-    Request,
-    Run,
+    Run, //
 };
-use crate::cache::Mode;
 use crate::linger::Lingering;
-use crate::mm::{
-    self,
-    Pfn, //
-};
+use crate::mm;
 use crate::quarantine::{
-    ModuleRef,
     Term,
     Worker, //
 };
@@ -44,6 +73,7 @@ use crate::wait::{
 use kernel::{
     impl_has_delayed_work,
     new_delayed_work,
+    new_mutex,
     new_spinlock,
     prelude::*,
     sync::{
@@ -52,6 +82,7 @@ use kernel::{
             Relaxed, //
         },
         Arc,
+        Mutex,
         SpinLock,
         SpinLockGuard, //
     },
@@ -65,11 +96,23 @@ use kernel::{
 /// The id of the first pool, and so of the default one.
 pub(crate) const DEFAULT_POOL: u32 = 1;
 
-type Core = Buddy<KVVec<u64>>;
+/// The pool is idle when nobody took memory or gave some back for so long.
+const IDLE_MS: u32 = 500;
+
+/// What a pool's administrator decides.
+#[derive(Clone, Copy)]
+pub(crate) struct Policy {
+    /// How long blocks that go away pinned wait.
+    pub(crate) term: Term,
+    /// Parts of the pool, in per cent, that the watermarks are: min, low, high.
+    pub(crate) watermarks: [u32; 3],
+    /// Compaction begins when the unusable free space index is above that, of 1000.
+    pub(crate) compact_above: u32,
+}
 
 /// What is under the lock.
 struct State {
-    core: Core,
+    supply: Supply,
     /// Bytes that living blocks were asked for: finer than the core's units.
     requested: u64,
     /// Living blocks.
@@ -85,21 +128,48 @@ pub(crate) struct Pool {
     id: u32,
     region: Region,
     max_order: Order,
-    term: Term,
+    policy: Policy,
     worker: Arc<Worker>,
     lingering: Arc<Lingering>,
     /// How often an administrator has ended the quarantine of all that wait.
     releases: Atomic<u64>,
     counts: Counts,
+    census: Census,
+    /// Grows with everything that is taken or given back.
+    activity: Atomic<u64>,
+    /// What that was when it was last looked whether the pool is idle.
+    seen: Atomic<u64>,
+    #[pin]
+    residents: Residents,
+    /// Whose turn it is to empty a part of the pool.
+    #[pin]
+    reclaiming: Mutex<()>,
     #[pin]
     state: SpinLock<State>,
+    /// What those listen to who want to know of pressure.
+    #[pin]
+    pressure: Bell,
     /// Runs when a turn may have lasted too long.
     #[pin]
     turns: DelayedWork<Self>,
+    /// Runs when the pool may be idle.
+    #[pin]
+    compaction: DelayedWork<Self, 1>,
 }
 
 impl_has_delayed_work! {
     impl HasDelayedWork<Self> for Pool { self.turns }
+    impl HasDelayedWork<Self, 1> for Pool { self.compaction }
+}
+
+impl WorkItem<1> for Pool {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        if this.compact() {
+            this.compact_when_idle();
+        }
+    }
 }
 
 impl WorkItem for Pool {
@@ -130,6 +200,7 @@ pub(crate) struct Ask {
     pub(crate) spot: Spot,
     /// Units from the pool's start on that it may use, wherever it lands.
     pub(crate) limit: u64,
+    pub(crate) priority: Priority,
 }
 
 impl Ask {
@@ -174,17 +245,6 @@ impl Ask {
         };
         (base + lo, base.saturating_add(hi))
     }
-
-    /// As the core wants it, where the pool starts at `base`.
-    fn request(&self, place: Place, base: u64) -> Request {
-        Request {
-            extent: self.extent,
-            place,
-            window: self.bounds(base),
-            align: self.align,
-            ..Request::new(self.units())
-        }
-    }
 }
 
 /// Why a pool gave nothing.
@@ -193,6 +253,10 @@ pub(crate) enum Refused {
     Full { largest_free: u64 },
     /// The exact place is in use.
     Taken,
+    /// What is left is for higher priorities.
+    Watermark { largest_free: u64 },
+    /// So is the last large block.
+    LastBlock { largest_free: u64 },
 }
 
 /// What was done to a pool's buffers since it was made.
@@ -202,6 +266,12 @@ pub(crate) struct Counts {
     grown: Atomic<u64>,
     grown_elsewhere: Atomic<u64>,
     shrunk: Atomic<u64>,
+    reserved: Atomic<u64>,
+    reclaims: Atomic<u64>,
+    compactions: Atomic<u64>,
+    reclaimed: Atomic<u64>,
+    reclaims_failed: [Atomic<u64>; 4],
+    refused: [Atomic<u64>; 3],
 }
 
 impl Counts {
@@ -212,6 +282,12 @@ impl Counts {
             grown: Atomic::new(0),
             grown_elsewhere: Atomic::new(0),
             shrunk: Atomic::new(0),
+            reserved: Atomic::new(0),
+            reclaims: Atomic::new(0),
+            compactions: Atomic::new(0),
+            reclaimed: Atomic::new(0),
+            reclaims_failed: [const { Atomic::new(0) }; 4],
+            refused: [const { Atomic::new(0) }; 3],
         }
     }
 
@@ -236,6 +312,76 @@ impl Counts {
         self.shrunk.fetch_add(1, Relaxed);
     }
 
+    /// Pages are reserved.
+    pub(crate) fn reserve(&self, pages: u64) {
+        self.reserved.fetch_add(pages * mm::UNIT, Relaxed);
+    }
+
+    /// Or no longer.
+    pub(crate) fn release(&self, pages: u64) {
+        self.reserved.fetch_sub(pages * mm::UNIT, Relaxed);
+    }
+
+    /// A block was emptied for somebody.
+    fn reclaimed(&self) {
+        self.reclaims.fetch_add(1, Relaxed);
+    }
+
+    /// An attempt to do so is over.
+    fn reclaim_ended(&self, copied: u64, failed: Option<&Failed>) {
+        self.reclaimed.fetch_add(copied, Relaxed);
+        let which = match failed {
+            Some(Failed::Fixed) => 0,
+            Some(Failed::Full) => 1,
+            Some(Failed::Bound) => 2,
+            Some(Failed::Rival) => 3,
+            Some(Failed::Signal) | None => return,
+        };
+        self.reclaims_failed[which].fetch_add(1, Relaxed);
+    }
+
+    /// So many blocks were emptied though nobody had asked.
+    fn compacted(&self, copied: u64, blocks: u64) {
+        self.reclaimed.fetch_add(copied, Relaxed);
+        self.compactions.fetch_add(blocks, Relaxed);
+    }
+
+    /// An ALLOC was refused.
+    fn refused(&self, refused: &Refused) {
+        let which = match refused {
+            Refused::Full { .. } | Refused::Taken => 0,
+            Refused::Watermark { .. } => 1,
+            Refused::LastBlock { .. } => 2,
+        };
+        self.refused[which].fetch_add(1, Relaxed);
+    }
+
+    /// Bytes that are reserved.
+    pub(crate) fn all_reserved(&self) -> u64 {
+        self.reserved.load(Relaxed)
+    }
+
+    /// Blocks emptied on demand and in the background, bytes copied for them, and failures: since
+    /// too much did not move, since there was no other place, for the bound, and to rivals.
+    pub(crate) fn all_reclaims(&self) -> [u64; 7] {
+        let [fixed, full, bound, rival] = &self.reclaims_failed;
+        [
+            &self.reclaims,
+            &self.compactions,
+            &self.reclaimed,
+            fixed,
+            full,
+            bound,
+            rival,
+        ]
+        .map(|count| count.load(Relaxed))
+    }
+
+    /// ALLOCs that were refused: for nothing fitted, for their priority, and the last large block.
+    pub(crate) fn all_refused(&self) -> [u64; 3] {
+        self.refused.each_ref().map(|count| count.load(Relaxed))
+    }
+
     /// Moves, bytes that were copied for them, growths in place and by moving, shrinks.
     pub(crate) fn all(&self) -> [u64; 5] {
         [
@@ -258,24 +404,31 @@ pub(crate) struct Snapshot {
     pub(crate) largest_free: u64,
     pub(crate) blocks: u64,
     pub(crate) quarantined: u64,
+    /// The unusable free space index at order 9, of 1000.
+    pub(crate) unusable: u32,
+    pub(crate) pressure: bool,
 }
 
 impl Pool {
-    /// Puts an allocator over a region. Blocks that go away pinned wait for `term`.
+    /// Puts an allocator over a region.
     ///
     /// # Errors
     ///
     /// `ENOMEM` for the allocator's own few words, `EINVAL` if the region is none that it manages.
-    pub(crate) fn new(id: u32, region: Region, term: Term) -> Result<Arc<Self>> {
+    pub(crate) fn new(id: u32, region: Region, policy: Policy) -> Result<Arc<Self>> {
         let (base, pages) = (region.base().0, region.pages());
         let len = storage_len(base, pages).map_err(|_| EINVAL)?;
-        let core = Buddy::new(
+        let core: Core = Buddy::new(
             KVVec::from_elem(0, len, GFP_KERNEL)?,
             Default::default(),
             base,
             pages,
         )
         .map_err(|_| EINVAL)?;
+        let [min, low, high] = policy
+            .watermarks
+            .map(|per_cent| pages * u64::from(per_cent) / 100);
+        let census = Census::new(base, pages)?;
         let worker = Worker::new()?;
         let lingering = Lingering::new(worker.clone())?;
         Arc::pin_init(
@@ -283,13 +436,20 @@ impl Pool {
                 id,
                 region,
                 max_order: core.max_order(),
-                term,
+                policy,
                 worker,
                 lingering,
                 releases: Atomic::new(0),
                 counts: Counts::none(),
+                census,
+                activity: Atomic::new(0),
+                seen: Atomic::new(0),
+                residents <- Residents::new(),
+                reclaiming <- new_mutex!((), "rust_buddy_reclaim"),
+                pressure <- Bell::new(),
+                compaction <- new_delayed_work!("rust_buddy::Compaction"),
                 state <- new_spinlock!(State {
-                    core,
+                    supply: Supply::new(core, Watermarks { min, low, high }),
                     requested: 0,
                     blocks: 0,
                     quarantined: 0,
@@ -323,7 +483,70 @@ impl Pool {
 
     /// How long blocks wait in quarantine.
     pub(crate) fn term(&self) -> Term {
-        self.term
+        self.policy.term
+    }
+
+    /// Who has what of it.
+    pub(crate) fn residents(&self) -> &Residents {
+        &self.residents
+    }
+
+    /// What is there in area `number` of [`Pool::areas`], each 2 MiB: pages that can't be moved,
+    /// and pages that can.
+    pub(crate) fn area(&self, number: u64) -> (u32, u32) {
+        let count = self.census.count(number);
+        (count.fixed, count.movable)
+    }
+
+    /// The first area and the one after the last.
+    pub(crate) fn areas(&self) -> (u64, u64) {
+        self.census.areas()
+    }
+
+    /// What those listen to who want to know of pressure.
+    pub(crate) fn pressure(&self) -> &Bell {
+        &self.pressure
+    }
+
+    /// Is so little free that who can should give some back?
+    pub(crate) fn is_short(&self) -> bool {
+        self.state.lock().supply.pressure()
+    }
+
+    /// What is to be left for whom, in bytes.
+    pub(crate) fn watermarks(&self) -> [u64; 3] {
+        let marks = self.state.lock().supply.marks();
+        [marks.min, marks.low, marks.high].map(|pages| pages * mm::UNIT)
+    }
+
+    /// Somebody is giving memory back, out of which a large block may be made later.
+    pub(crate) fn give_way_later(self: &Arc<Self>) {
+        self.activity.fetch_add(1, Relaxed);
+        if self.policy.compact_above < 1000 {
+            self.compact_when_idle();
+        }
+    }
+
+    fn compact_when_idle(self: &Arc<Self>) {
+        // Refused if it is on its way already: then it looks itself whether that is still so.
+        let _ = self
+            .worker
+            .queue()
+            .enqueue_delayed::<_, 1>(self.clone(), msecs_to_jiffies(IDLE_MS));
+    }
+
+    /// Was anything taken or given back since this was last called?
+    fn is_busy(&self) -> bool {
+        let now = self.activity.load(Relaxed);
+        self.seen.xchg(now, Relaxed) != now
+    }
+
+    /// Is more of what is free in small blocks than is good?
+    fn is_fragmented(&self) -> bool {
+        let large = Order::saturating(9).min(self.max_order).units();
+        let state = self.state.lock();
+        state.supply.core().free_units() >= large
+            && state.supply.unusable() > self.policy.compact_above
     }
 
     /// What they wait on.
@@ -365,7 +588,9 @@ impl Pool {
     /// As [`Refused`] says; the pool is then as it was.
     pub(crate) fn alloc(self: &Arc<Self>, ask: &Ask) -> Result<Block, Refused> {
         let (state, outcome) = self.attempt(ask);
+        let short = state.supply.pressure();
         drop(state);
+        self.tell(short);
         outcome.map(|run| self.block(run, ask))
     }
 
@@ -386,31 +611,39 @@ impl Pool {
             (Some(room), Err(_)) => state.wishes.put(waiter, ask, room),
             _ => state.wishes.remove(waiter),
         };
+        let short = state.supply.pressure();
         drop(state);
+        self.tell(short);
         self.settle(change, outcome.is_ok().then_some(ask));
+        if let Err(refused) = &outcome {
+            self.counts.refused(refused);
+        }
         outcome.map(|run| self.block(run, ask))
     }
 
     /// What came of it, and the lock under which it did.
     fn attempt(&self, ask: &Ask) -> (SpinLockGuard<'_, State>, Result<Run, Refused>) {
+        self.activity.fetch_add(1, Relaxed);
         let mut state = self.state.lock();
-        let mut outcome = state.take(self.base(), ask);
+        let mut outcome = state.take(ask);
         if outcome.is_err() {
             drop(state);
             // Before a refusal: what somebody had pages of may be free by now.
             self.lingering.sweep();
             state = self.state.lock();
-            outcome = state.take(self.base(), ask);
+            outcome = state.take(ask);
         }
         (state, outcome)
     }
 
     fn block(self: &Arc<Self>, run: Run, ask: &Ask) -> Block {
-        Block {
-            pool: self.clone(),
-            run: Some(run),
-            requested: ask.size,
-            mode: self.region.resting_mode(),
+        Block::new(self.clone(), run, ask.size)
+    }
+
+    /// Wakes those who want to know of pressure, if there is some. Outside of the lock.
+    fn tell(&self, short: bool) {
+        if short && self.pressure.is_heard() {
+            self.pressure.ring(PRIORITY);
         }
     }
 
@@ -425,7 +658,7 @@ impl Pool {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let fits = match state.wishes.of(waiter) {
-            Some(ask) => fits(&state.core, self.base(), ask),
+            Some(ask) => state.supply.fits(ask),
             None => true,
         };
         let turn_ended = !fits && state.wishes.wait_again(waiter);
@@ -449,15 +682,12 @@ impl Pool {
         loop {
             let mut guard = self.state.lock();
             let state = &mut *guard;
-            let core = &state.core;
-            let base = self.base();
-            let found = state
-                .wishes
-                .search(&mut search, |ask| fits(core, base, ask));
+            let supply = &state.supply;
+            let found = state.wishes.search(&mut search, |ask| supply.fits(ask));
             drop(guard);
             match found {
                 Found::GoOn => continue,
-                Found::Next(waiter) => waiter.bell().ring(),
+                Found::Next(waiter) => waiter.bell().ring(READABLE),
                 Found::Nobody if !search.turns => return,
                 Found::Nobody => {}
             }
@@ -467,12 +697,20 @@ impl Pool {
         let _ = self
             .worker
             .queue()
-            .enqueue_delayed(self.clone(), msecs_to_jiffies(TURN_MS));
+            .enqueue_delayed::<_, 0>(self.clone(), msecs_to_jiffies(TURN_MS));
+    }
+
+    /// The same, if anybody waits at all.
+    fn wake_if_wanted(self: &Arc<Self>) {
+        if !self.state.lock().wishes.is_empty() {
+            self.wake_next();
+        }
     }
 
     /// Before the module goes: nothing of the pool's will run later.
     pub(crate) fn flush(&self) {
         self.worker.flush_delayed(&self.turns);
+        self.worker.flush_delayed(&self.compaction);
         self.lingering.flush();
         // The last block that waited has let the module go, from code that may still run.
         self.worker.flush();
@@ -485,12 +723,14 @@ impl Pool {
     /// All counters of one moment.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let state = self.state.lock();
-        let counters = state.core.counters();
+        let counters = state.supply.core().counters();
         Snapshot {
             free: counters.free_units * mm::UNIT,
             granted: counters.granted * mm::UNIT,
             requested: state.requested,
-            largest_free: state.largest_free(),
+            largest_free: state.supply.largest_free(),
+            unusable: state.supply.unusable(),
+            pressure: state.supply.pressure(),
             blocks: state.blocks,
             quarantined: state.quarantined * mm::UNIT,
             counters,
@@ -502,7 +742,8 @@ impl Pool {
     /// Takes as long as there are free blocks in between: ask for a part of the pool at a time.
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
-        self.state.lock().core.free_units_in(base + lo, base + hi)
+        let state = self.state.lock();
+        state.supply.core().free_units_in(base + lo, base + hi)
     }
 }
 
@@ -511,240 +752,28 @@ impl PinnedDrop for Pool {
     /// The last look before the memory goes back: a block that is missing now is lost for good.
     fn drop(self: Pin<&mut Self>) {
         let state = self.state.lock();
-        let missing = self.region.pages() - state.core.counters().free_units;
-        let fault = state.core.validate().err();
+        let missing = self.region.pages() - state.supply.core().free_units();
+        let fault = state.supply.core().validate().err();
         if kernel::warn_on!(missing != 0 || fault.is_some()) {
             pr_err!("pool {}: {} pages missing, {:?}\n", self.id, missing, fault);
         }
     }
 }
 
-/// Would `ask` be served, in a pool that starts at `base`?
-fn fits(core: &Core, base: u64, ask: &Ask) -> bool {
-    match ask.spot {
-        Spot::At(at) => core.could_alloc_at(base + at, ask.units()),
-        Spot::Within { place, .. } => core.could_alloc(&ask.request(place, base)),
-    }
-}
-
 impl State {
-    /// Units for `ask`, in a pool that starts at `base`.
-    fn take(&mut self, base: u64, ask: &Ask) -> Result<Run, Refused> {
-        let run = match ask.spot {
-            Spot::At(at) => self.core.alloc_at(base + at, ask.units()),
-            Spot::Within { place, .. } => self.core.alloc(&ask.request(place, base)),
-        }
-        .map_err(|error| match error {
-            AllocError::Taken => Refused::Taken,
-            // Nothing that can be asked of a pool is invalid but too large.
-            AllocError::Full | AllocError::Invalid => Refused::Full {
-                largest_free: self.largest_free(),
-            },
-        })?;
+    /// Units for `ask`.
+    fn take(&mut self, ask: &Ask) -> Result<Run, Refused> {
+        let run = self.supply.take(ask)?;
         self.requested += ask.size;
         self.blocks += 1;
         Ok(run)
     }
 
-    fn largest_free(&self) -> u64 {
-        self.core
-            .largest_free()
-            .map_or(0, |order| order.units() * mm::UNIT)
-    }
-}
-
-/// A run of a pool's units, owned: dropping it gives them back.
-///
-/// # Invariants
-///
-/// `run` is there until `drop` takes it, and came from `pool`. All of it is in `mode`, but for what
-/// a failed change has left in the region's own.
-pub(crate) struct Block {
-    pool: Arc<Pool>,
-    run: Option<Run>,
-    requested: u64,
-    mode: Mode,
-}
-
-impl Block {
-    /// The pool it is from.
-    pub(crate) fn pool(&self) -> &Arc<Pool> {
-        &self.pool
-    }
-
-    /// The first page frame.
-    pub(crate) fn first(&self) -> Pfn {
-        Pfn(self.run.as_ref().map_or(0, Run::start))
-    }
-
-    /// How many pages were granted.
-    pub(crate) fn pages(&self) -> u64 {
-        self.run.as_ref().map_or(0, Run::units)
-    }
-
-    /// The order of the smallest block that covers it.
-    pub(crate) fn order(&self) -> Order {
-        self.run.as_ref().map_or(Order::MAX, Run::order)
-    }
-
-    /// Bytes that were asked for.
-    pub(crate) fn requested(&self) -> u64 {
-        self.requested
-    }
-
-    /// Fills all of it with zeroes. Owned and not shared yet: nobody can be looking.
-    pub(crate) fn clear(&mut self) {
-        self.zero(0, self.pages());
-    }
-
-    /// Fills `pages` of it with zeroes, from the `from`th on.
-    ///
-    /// Nobody may be looking at these yet: the exclusive reference is to stand for that.
-    pub(crate) fn zero(&mut self, from: u64, pages: u64) {
-        if from
-            .checked_add(pages)
-            .is_some_and(|end| end <= self.pages())
-        {
-            // SAFETY: The units of a run belong to whoever holds it, by the core's promise, and
-            // nobody was told about these.
-            unsafe { self.pool.region.zero(self.first().plus(from), pages) };
-        }
-    }
-
-    /// Takes over what is in another block, as much as both hold, counted from the end that stays
-    /// where it is when one grows in `direction`. Nobody may be writing to either.
-    pub(crate) fn copy(&mut self, from: &Self, direction: Direction) {
-        let pages = self.pages().min(from.pages());
-        let start = |block: &Self| match direction {
-            Direction::Up => block.first(),
-            Direction::Down => block.first().plus(block.pages() - pages),
-        };
-        // SAFETY: As above, and two runs never overlap.
-        unsafe { self.pool.region.copy(start(from), start(self), pages) };
-    }
-
-    /// Counts it as asked for with so many bytes, as if it had been.
-    pub(crate) fn set_requested(&mut self, bytes: u64) {
-        let mut state = self.pool.state.lock();
-        state.requested = state.requested - self.requested + bytes;
-        drop(state);
-        self.requested = bytes;
-    }
-
-    /// Gains, where it is, what `ask` has more, clear. False if the neighbour is not free or not
-    /// where `ask` wants it, or the block in a cache mode of its own.
-    pub(crate) fn grow(&mut self, direction: Direction, ask: &Ask) -> bool {
-        let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
-            return false;
-        };
-        if self.mode != self.pool.region.resting_mode() {
-            return false;
-        }
-        let before = run.units();
-        let (lo, hi) = ask.bounds(self.pool.base());
-        let more = units.saturating_sub(before);
-        let fits = match direction {
-            Direction::Up => run.end() + more <= hi,
-            Direction::Down => run.start() >= lo + more,
-        };
-        if !fits {
-            return false;
-        }
-        let mut state = self.pool.state.lock();
-        if units > before && state.core.grow(run, direction, units).is_err() {
-            return false;
-        }
-        state.requested = state.requested - self.requested + ask.size;
-        drop(state);
-        self.requested = ask.size;
-        match direction {
-            Direction::Up => self.zero(before, more),
-            Direction::Down => self.zero(0, more),
-        }
-        true
-    }
-
-    /// Gives back what `ask` has less. Nobody may be using that any more.
-    pub(crate) fn shrink(&mut self, direction: Direction, ask: &Ask) {
-        let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
-            return;
-        };
-        let mut state = self.pool.state.lock();
-        let less = units < run.units() && state.core.shrink(run, direction, units).is_ok();
-        if less || units == run.units() {
-            state.requested = state.requested - self.requested + ask.size;
-            self.requested = ask.size;
-        }
-        let wake = less && !state.wishes.is_empty();
-        drop(state);
-        if wake {
-            self.pool.wake_next();
-        }
-    }
-
-    /// Gives all of it a cache mode, until it is dropped. May sleep.
-    ///
-    /// # Errors
-    ///
-    /// As [`Region::set_mode`]; it is to be dropped then.
-    pub(crate) fn set_mode(&mut self, mode: Mode) -> Result {
-        if mode == self.mode {
-            return Ok(());
-        }
-        // INVARIANT: Now or in a moment, or not all of it.
-        self.mode = mode;
-        // SAFETY: As above.
-        unsafe { self.pool.region.set_mode(self.first(), self.pages(), mode) }
-    }
-
-    /// Its cache mode.
-    pub(crate) fn mode(&self) -> Mode {
-        self.mode
-    }
-
-    /// Brings it back into the mode in which the pool holds its memory.
-    ///
-    /// Page tables were split when it got its own, so that nothing is left that can fail. If the
-    /// kernel sees that otherwise, nobody may get memory that is not what it is called.
-    fn reset_mode(&mut self) -> Result {
-        let mode = self.pool.region.resting_mode();
-        if mode == self.mode {
-            return Ok(());
-        }
-        // SAFETY: Whoever was told about the pages has gone, or this would not be dropped.
-        let result = unsafe { self.pool.region.set_mode(self.first(), self.pages(), mode) };
-        if let Err(error) = &result {
-            pr_err!(
-                "{} pages of pool {} stay {} (error {}): they are kept from everybody, and the \
-                 module loaded, until the next boot\n",
-                self.pages(),
-                self.pool.id,
-                self.mode.name(),
-                -error.to_errno(),
-            );
-        }
-        result
-    }
-}
-
-impl Drop for Block {
-    /// May sleep, if it is in a mode of its own.
-    fn drop(&mut self) {
-        let reset = self.reset_mode();
-        if let Some(run) = self.run.take() {
-            if reset.is_err() {
-                core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
-                return;
-            }
-            let mut state = self.pool.state.lock();
-            state.core.free(run);
-            state.requested -= self.requested;
-            state.blocks -= 1;
-            let somebody_waits = !state.wishes.is_empty();
-            drop(state);
-            if somebody_waits {
-                self.pool.wake_next();
-            }
-        }
+    /// The same for what moves, in `scope`, out of no block of more than `limit`.
+    fn take_for_move(&mut self, ask: &Ask, scope: Scope, limit: Order) -> Option<Run> {
+        let run = self.supply.take_for_move(ask, scope, limit)?;
+        self.requested += ask.size;
+        self.blocks += 1;
+        Some(run)
     }
 }

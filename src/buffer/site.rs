@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where a buffer is, and how it gets elsewhere.
+//!
+//! One lock keeps it: a fault holds that until its page table has the page, and who moves the
+//! buffer until no page table has one any more, the contents are copied, and the next fault finds
+//! the new place. The pool's reverse map knows a site too, and may for a moment after the buffer
+//! has gone; it is empty then.
+
+use super::window::Window;
+use crate::buddy::Direction;
+use crate::cache::Mode;
+use crate::memory::Memory;
+use crate::mm::{
+    self,
+    Pfn, //
+};
+use crate::pool::{
+    Ask,
+    Block,
+    Pool,
+    Resident,
+    Spot,
+    Stays,
+    Vacancy,
+    Way, //
+};
+use crate::uapi;
+use core::mem::MaybeUninit;
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex,
+        MutexGuard, //
+    }, //
+};
+
+/// What is at a site.
+pub(super) struct Place {
+    pub(super) memory: Memory,
+    /// What its place has to be, wherever it goes.
+    pub(super) ask: Ask,
+    /// How many know where it is, beside page tables. With any it stays there.
+    pub(super) holds: u32,
+    /// Its holder moves or resizes it, and nobody else may begin to, nor be told where it is.
+    pub(super) changing: bool,
+    /// How often it has moved.
+    pub(super) generation: u64,
+    /// Its last page frame, as the reverse map knows it.
+    last: Option<u64>,
+}
+
+/// Where a buffer is.
+#[pin_data]
+pub(crate) struct Site {
+    #[pin]
+    place: Mutex<Option<Place>>,
+    pool: Arc<Pool>,
+    mode: Mode,
+    /// Mapped by struct page, or filled by mmap: it neither moves nor shrinks.
+    by_page: bool,
+    filled: bool,
+    window: Window,
+    stack: Option<Stack>,
+    /// Parts of it that others were given: they count on its size.
+    parts: Atomic<u32>,
+}
+
+/// A buffer that grows downward: its end stays where it is in the window, and all around it is
+/// guard, which is never mapped.
+#[derive(Clone, Copy)]
+pub(crate) struct Stack {
+    /// Pages of guard above its end.
+    pub(crate) above: u64,
+}
+
+impl Site {
+    /// Of a buffer with that memory, which the pool does not know of yet.
+    pub(super) fn new(
+        memory: Memory,
+        ask: Ask,
+        window: Window,
+        stack: Option<Stack>,
+        flags: u32,
+    ) -> Result<Arc<Self>> {
+        let (pool, mode) = memory
+            .block()
+            .map(|block| (block.pool().clone(), block.mode()))
+            .ok_or(EINVAL)?;
+        let by_page = memory.by_page();
+        let place = Place {
+            memory,
+            ask,
+            holds: 0,
+            changing: false,
+            generation: 0,
+            last: None,
+        };
+        Arc::pin_init(
+            pin_init!(Self {
+                place <- new_mutex!(Some(place), "rust_buddy_place"),
+                pool,
+                mode,
+                by_page,
+                filled: flags & uapi::ALLOC_PREFAULT != 0,
+                window,
+                stack,
+                parts: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Tells the pool who is there, until [`Site::vacate`].
+    pub(super) fn settle(this: &Arc<Self>, vacancy: Vacancy) {
+        let mut guard = this.place.lock();
+        let Some(place) = (*guard).as_mut() else {
+            return;
+        };
+        let Some((first, pages)) = place.span() else {
+            return;
+        };
+        let residents = this.pool.residents();
+        residents.insert(vacancy, first, pages, this.clone());
+        place.last = Some(first.0 + pages - 1);
+        this.note(place);
+    }
+
+    /// The buffer is gone: nobody is there any more.
+    pub(super) fn vacate(&self) -> Option<Memory> {
+        let place = self.place.lock().take()?;
+        let left = place.last.map(|last| self.pool.residents().remove(last));
+        drop(left);
+        Some(place.memory)
+    }
+
+    /// What is there, under its lock.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Place>> {
+        self.place.lock()
+    }
+
+    /// Where it is, for as long as this is held.
+    pub(crate) fn place(&self) -> Placed<'_> {
+        Placed {
+            site: self,
+            guard: self.place.lock(),
+        }
+    }
+
+    /// Bytes that were asked for.
+    pub(crate) fn size(&self) -> u64 {
+        self.place().block().map_or(0, Block::requested)
+    }
+
+    /// The order of the smallest block that covers it.
+    pub(crate) fn order(&self) -> u32 {
+        self.place().block().map_or(0, |block| block.order().get())
+    }
+
+    /// Its pool.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Its window of mmap offsets.
+    pub(crate) fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// How the CPU's caches treat it.
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Does it grow downward?
+    pub(crate) fn is_stack(&self) -> bool {
+        self.stack.is_some()
+    }
+
+    /// Which of its ends moves when it is resized.
+    pub(super) fn grows(&self) -> Direction {
+        match self.stack {
+            Some(_) => Direction::Down,
+            None => Direction::Up,
+        }
+    }
+
+    /// Where in the window its first page is, if it has `pages`.
+    pub(super) fn first_in_window(&self, pages: u64) -> u64 {
+        match self.stack {
+            Some(stack) => self.window.pages() - stack.above - pages,
+            None => 0,
+        }
+    }
+
+    /// Pages that the window has room for.
+    pub(crate) fn most_pages(&self) -> u64 {
+        match self.stack {
+            // The lowest is guard for ever.
+            Some(stack) => self.window.pages() - stack.above - 1,
+            None => self.window.pages(),
+        }
+    }
+
+    /// How often it has moved.
+    pub(crate) fn generation(&self) -> u64 {
+        let place = self.place.lock();
+        place.as_ref().map_or(0, |place| place.generation)
+    }
+
+    /// Is it mapped by struct page, so that references to its pages can be taken?
+    pub(crate) fn by_page(&self) -> bool {
+        self.by_page
+    }
+
+    /// Is its memory the kernel's own, with a `struct page` for each page?
+    pub(crate) fn has_pages(&self) -> bool {
+        self.pool.region().caps() & uapi::CAP_STRUCT_PAGE != 0
+    }
+
+    /// What others were given of it.
+    pub(super) fn parts(&self) -> &Atomic<u32> {
+        &self.parts
+    }
+
+    /// Has somebody a part of it, and counts on its size?
+    pub(super) fn is_shared(&self) -> bool {
+        self.parts.load(Relaxed) > 0
+    }
+
+    /// Is it one that never moves, nor shrinks? What is mapped by struct page may have been taken
+    /// by reference; what is filled by mmap is in a page table before unmapping can find that.
+    pub(super) fn stays(&self) -> bool {
+        self.by_page || self.filled
+    }
+
+    /// Is it one that never moves?
+    pub(super) fn is_immovable(&self) -> bool {
+        self.stays() || self.pool.region().caps() & uapi::CAP_MOVABLE == 0
+    }
+
+    /// After every change of `place`: tells the pool of it.
+    pub(super) fn note(&self, place: &mut Place) {
+        let movable = self.may_be_moved(place);
+        if let (Some((first, pages)), Some(last)) = (place.span(), place.last) {
+            if let Some(block) = place.memory.block_mut() {
+                block.set_movable(movable);
+            }
+            place.last = Some(self.pool.residents().change(last, first, pages));
+        }
+    }
+
+    /// Before `place` gives up its last pages: the reverse map must not know them as its own when
+    /// they are somebody else's.
+    pub(super) fn note_shrinking(&self, place: &mut Place, fewer: u64) {
+        let up = self.grows() == Direction::Up;
+        if let (Some((first, pages)), Some(last), true) = (place.span(), place.last, up) {
+            let residents = self.pool.residents();
+            place.last = Some(residents.change(last, first, pages - fewer));
+        }
+    }
+
+    /// May the pool have it moved? Not what was asked to be where it is.
+    fn may_be_moved(&self, place: &Place) -> bool {
+        place.holds == 0 && !self.is_immovable() && !matches!(place.ask.spot, Spot::At(_))
+    }
+
+    /// Moves what is in `place` to `block`, from under all who have it mapped; gives what it was
+    /// in.
+    ///
+    /// What they write until then is in the copy; what they write from then on waits for it.
+    pub(super) fn relocate(&self, place: &mut Place, mut block: Block) -> Option<Block> {
+        self.window.zap(0, self.window.pages());
+        let old = place.memory.block()?;
+        block.copy(old, self.grows());
+        self.pool.counts().moved(old.pages().min(block.pages()));
+        place.generation += 1;
+        let old = place.memory.replace(block);
+        self.note(place);
+        old
+    }
+}
+
+impl Resident for Site {
+    fn make_way(&self, way: &Way<'_>) -> Result<u64, Stays> {
+        let mut guard = self.place.lock();
+        let Some(place) = (*guard).as_mut() else {
+            return Ok(0);
+        };
+        let Some((_, pages)) = place.span().filter(|&(first, pages)| way.has(first, pages)) else {
+            return Ok(0);
+        };
+        if place.changing || !self.may_be_moved(place) {
+            return Err(Stays::Fixed);
+        }
+        let mut block = way.elsewhere(&place.ask, pages)?;
+        block.set_requested(place.ask.size);
+        block.set_mode(self.mode).map_err(|_| Stays::Full)?;
+        let old = self.relocate(place, block);
+        drop(guard);
+        drop(old);
+        Ok(pages * mm::UNIT)
+    }
+}
+
+impl Place {
+    /// The first page frame, and how many there are.
+    fn span(&self) -> Option<(Pfn, u64)> {
+        let block = self.memory.block()?;
+        Some((block.first(), block.pages()))
+    }
+}
+
+/// A buffer that stays where it is as long as this lives. May not be held while user memory is
+/// touched: a fault would wait for it.
+pub(crate) struct Placed<'a> {
+    site: &'a Site,
+    guard: MutexGuard<'a, Option<Place>>,
+}
+
+impl Placed<'_> {
+    fn block(&self) -> Option<&Block> {
+        self.guard.as_ref().and_then(|place| place.memory.block())
+    }
+
+    /// Pages that are there.
+    pub(crate) fn pages(&self) -> u64 {
+        self.block().map_or(0, Block::pages)
+    }
+
+    /// The page frame that offset `page` of mmap shows, and how many frames there are from it on;
+    /// none beyond what is granted.
+    pub(crate) fn run_at(&self, page: u64) -> Option<(Pfn, u64)> {
+        let block = self.block()?;
+        let first = self.site.first_in_window(block.pages());
+        let within = page.checked_sub(self.site.window.first() + first)?;
+        let pages = block
+            .pages()
+            .checked_sub(within)
+            .filter(|&pages| pages > 0)?;
+        Some((block.first().plus(within), pages))
+    }
+
+    /// Copies what is from byte `within` of offset `page` of mmap on, as far as it is granted; says
+    /// how many bytes that were.
+    pub(crate) fn read(&self, page: u64, within: usize, to: &mut [MaybeUninit<u8>]) -> usize {
+        let Some((frame, len)) = self.bytes_at(page, within, to.len()) else {
+            return 0;
+        };
+        let region = self.site.pool.region();
+        if region.read(frame, within, &mut to[..len]) {
+            len
+        } else {
+            0
+        }
+    }
+
+    /// The other way round.
+    pub(crate) fn write(&self, page: u64, within: usize, from: &[u8]) -> usize {
+        let Some((frame, len)) = self.bytes_at(page, within, from.len()) else {
+            return 0;
+        };
+        let region = self.site.pool.region();
+        if region.write(frame, within, &from[..len]) {
+            len
+        } else {
+            0
+        }
+    }
+
+    /// The frame, and how many of `len` bytes are granted.
+    fn bytes_at(&self, page: u64, within: usize, len: usize) -> Option<(Pfn, usize)> {
+        let (frame, pages) = self.run_at(page)?;
+        let there = (pages * mm::UNIT) as usize;
+        Some((frame, there.checked_sub(within)?.min(len)))
+    }
+}

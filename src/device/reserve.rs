@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! RECLAIM, RESERVE and RELEASE: what a client may have done to a pool as a whole.
+
+use super::{
+    abi::{
+        Delivered,
+        Refusal, //
+    },
+    client::{
+        Client,
+        Handle, //
+    },
+    commands,
+};
+use crate::buddy::{
+    Extent,
+    Order, //
+};
+use crate::buffer::Name;
+use crate::mm;
+use crate::pool::{
+    Ask,
+    Block,
+    Effort,
+    Failed,
+    Pool,
+    Priority,
+    Spot, //
+};
+use crate::uapi::{
+    self,
+    Reclaim,
+    Release,
+    Reserve, //
+};
+use kernel::{
+    bindings,
+    fmt,
+    new_mutex,
+    prelude::*,
+    rbtree::{
+        RBTree,
+        RBTreeNode, //
+    },
+    sync::{
+        Arc,
+        Mutex, //
+    }, //
+};
+
+/// May this thread take what is kept for the urgent?
+pub(super) fn may_be_urgent() -> bool {
+    capable(bindings::CAP_SYS_NICE)
+}
+
+fn may_administer() -> Result<(), Refusal> {
+    if capable(bindings::CAP_SYS_ADMIN) {
+        Ok(())
+    } else {
+        Err(Refusal::new(EPERM, uapi::WHY_ADMIN))
+    }
+}
+
+fn capable(capability: u32) -> bool {
+    // SAFETY: Looks at the current task only. CAST: Capabilities are below 64.
+    unsafe { bindings::capable(capability as c_int) }
+}
+
+/// What is said when nothing could be emptied.
+pub(super) fn refusal(failed: Failed) -> Refusal {
+    match failed {
+        Failed::Fixed => Refusal::new(EBUSY, uapi::WHY_FIXED),
+        Failed::Full => Refusal::new(ENOSPC, uapi::WHY_FULL),
+        Failed::Bound => Refusal::new(ENOSPC, uapi::WHY_BOUND),
+        Failed::Rival => Refusal::new(EAGAIN, uapi::WHY_RIVAL),
+        Failed::Signal => Refusal::new(EINTR, uapi::WHY_SIGNAL),
+    }
+}
+
+/// Serves RECLAIM.
+pub(super) fn reclaim(client: &Client, request: &mut Reclaim) -> Result<(), Refusal> {
+    if request.reserved != 0 {
+        return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
+    }
+    let at = request.flags & uapi::RECLAIM_AT != 0;
+    if request.flags & !uapi::RECLAIM_AT != 0 || (at && request.blocks > 1) {
+        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+    }
+    let pool = commands::pool(client, request.pool)?;
+    if request.order > pool.max_order().get() {
+        return Err(Refusal::new(EINVAL, uapi::WHY_ORDER));
+    }
+    let order = Order::saturating(request.order);
+    if request.blocks > pool.size() / mm::UNIT >> order.get() {
+        return Err(Refusal::new(EINVAL, uapi::WHY_SIZE));
+    }
+    let mut effort = Effort::new(request.max_copy);
+    let outcome = if at {
+        let first = place_of_block(request.place, order, pool)
+            .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?;
+        pool.reclaim_at(order, first, &mut effort)
+    } else {
+        pool.reclaim(order, request.blocks.max(1), &mut effort)
+    };
+    request.copied = effort.copied;
+    request.gained = effort.gained;
+    if !at {
+        request.place = effort.place * mm::UNIT;
+    }
+    outcome.map_err(refusal)
+}
+
+/// The unit from the pool's start at which the block of `order` at byte `place` begins.
+fn place_of_block(place: u64, order: Order, pool: &Pool) -> Option<u64> {
+    let end = place.checked_add(order.units() * mm::UNIT)?;
+    let first = place / mm::UNIT;
+    let on_boundary = pool.region().base().plus(first).0 % order.units() == 0;
+    (place % mm::UNIT == 0 && end <= pool.size() && on_boundary).then_some(first)
+}
+
+/// A range that nobody uses.
+struct Reservation {
+    block: Block,
+    name: Name,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.block.pool().counts().release(self.block.pages());
+    }
+}
+
+/// All that one file has reserved, or that outlives files.
+#[pin_data]
+pub(super) struct Reservations {
+    #[pin]
+    all: Mutex<RBTree<Handle, Reservation>>,
+}
+
+impl Reservations {
+    /// Nothing.
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            all <- new_mutex!(RBTree::new(), "rust_buddy_reservations"),
+        })
+    }
+
+    /// A line for each, `handle place bytes name`; places count from the pool's start.
+    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (handle, Reservation { block, name }) in self.all.lock().iter() {
+            let base = block.pool().region().base().0;
+            writeln!(
+                f,
+                "{} {} {} {}",
+                handle,
+                (block.first().0 - base) * mm::UNIT,
+                block.pages() * mm::UNIT,
+                name.text(),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A reservation whose handle is not good yet, or is so no longer.
+pub(super) struct Pending<'a> {
+    owner: &'a Reservations,
+    node: RBTreeNode<Handle, Reservation>,
+}
+
+impl Pending<'_> {
+    /// Makes a new one's handle good, or takes it back if nobody learnt of it.
+    pub(super) fn made(self, delivered: Delivered) {
+        if delivered == Delivered::Yes {
+            self.owner.all.lock().insert(self.node);
+        }
+    }
+
+    /// Lets it go, or makes it good again if nobody learnt of that.
+    pub(super) fn released(self, delivered: Delivered) {
+        if delivered == Delivered::No {
+            self.owner.all.lock().insert(self.node);
+        }
+    }
+}
+
+/// Bytes of the struct that a caller must have, to be told the handle.
+const ROOM: usize = core::mem::offset_of!(Reserve, copied);
+
+/// Serves RESERVE, for a caller whose struct has `size` bytes.
+pub(super) fn reserve<'a>(
+    client: &'a Client,
+    request: &mut Reserve,
+    size: usize,
+) -> Result<Pending<'a>, Refusal> {
+    may_administer()?;
+    if request.flags & !uapi::RESERVE_PERSIST != 0 {
+        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+    }
+    let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::WHY_NAME))?;
+    let pool = commands::pool(client, request.pool)?;
+    let ask = ask(request.lo, request.hi, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?;
+    if size < ROOM {
+        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+    }
+    let mut effort = Effort::new(0);
+    let outcome = pool.alloc_by_reclaim(&ask, &mut effort);
+    request.copied = effort.copied;
+    let block = outcome.map_err(refusal)?;
+    pool.counts().reserve(block.pages());
+    request.handle = client.hub().next_handle();
+    let reservation = Reservation { block, name };
+    let node = RBTreeNode::new(request.handle, reservation, GFP_KERNEL)
+        .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))?;
+    let owner = if request.flags & uapi::RESERVE_PERSIST != 0 {
+        client.hub().reservations()
+    } else {
+        client.reservations()
+    };
+    Ok(Pending { owner, node })
+}
+
+/// The range from byte `lo` to byte `hi`, as the pool is asked for it.
+fn ask(lo: u64, hi: u64, pool: &Pool) -> Option<Ask> {
+    let size = hi.checked_sub(lo).filter(|&size| size > 0)?;
+    if lo % mm::UNIT != 0 || hi % mm::UNIT != 0 || hi > pool.size() {
+        return None;
+    }
+    Some(Ask {
+        size,
+        extent: Extent::Exact,
+        align: Order::default(),
+        spot: Spot::At(lo / mm::UNIT),
+        limit: pool.size() / mm::UNIT,
+        priority: Priority::High,
+    })
+}
+
+/// Serves RELEASE.
+pub(super) fn release<'a>(
+    client: &'a Client,
+    request: &mut Release,
+) -> Result<Pending<'a>, Refusal> {
+    may_administer()?;
+    let hub: &Arc<Reservations> = client.hub().reservations();
+    let owners: [&'a Reservations; 2] = [client.reservations(), hub];
+    owners
+        .into_iter()
+        .find_map(|owner| {
+            let node = owner.all.lock().remove_node(&request.handle)?;
+            Some(Pending { owner, node })
+        })
+        .ok_or_else(commands::no_such_handle)
+}

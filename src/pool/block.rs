@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a pool gives: units that come back by being dropped.
+
+use super::{
+    Ask,
+    Pool, //
+};
+use crate::buddy::{
+    Direction,
+    Order,
+    Run, //
+};
+use crate::cache::Mode;
+use crate::mm::Pfn;
+use crate::quarantine::ModuleRef;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// A run of a pool's units, owned: dropping it gives them back.
+///
+/// # Invariants
+///
+/// `run` is there until `drop` takes it, and came from `pool`, whose census counts it as `movable`
+/// says. All of it is in `mode`, but for what a failed change has left in the region's own.
+pub(crate) struct Block {
+    pool: Arc<Pool>,
+    run: Option<Run>,
+    requested: u64,
+    mode: Mode,
+    movable: bool,
+}
+
+impl Block {
+    /// Of units that were just taken out of `pool`, asked for with `requested` bytes.
+    pub(super) fn new(pool: Arc<Pool>, run: Run, requested: u64) -> Self {
+        pool.census.add(Pfn(run.start()), run.units(), false);
+        // INVARIANT: Counted.
+        Self {
+            mode: pool.region.resting_mode(),
+            run: Some(run),
+            pool,
+            requested,
+            movable: false,
+        }
+    }
+
+    /// Could it be moved?
+    pub(crate) fn set_movable(&mut self, movable: bool) {
+        if self.movable != movable {
+            self.pool.census.turn(self.first(), self.pages(), movable);
+            // INVARIANT: Counted.
+            self.movable = movable;
+        }
+    }
+
+    /// The pool it is from.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The first page frame.
+    pub(crate) fn first(&self) -> Pfn {
+        Pfn(self.run.as_ref().map_or(0, Run::start))
+    }
+
+    /// How many pages were granted.
+    pub(crate) fn pages(&self) -> u64 {
+        self.run.as_ref().map_or(0, Run::units)
+    }
+
+    /// The order of the smallest block that covers it.
+    pub(crate) fn order(&self) -> Order {
+        self.run.as_ref().map_or(Order::MAX, Run::order)
+    }
+
+    /// Bytes that were asked for.
+    pub(crate) fn requested(&self) -> u64 {
+        self.requested
+    }
+
+    /// Fills all of it with zeroes. Owned and not shared yet: nobody can be looking.
+    pub(crate) fn clear(&mut self) {
+        self.zero(0, self.pages());
+    }
+
+    /// Fills `pages` of it with zeroes, from the `from`th on.
+    ///
+    /// Nobody may be looking at these yet: the exclusive reference is to stand for that.
+    pub(crate) fn zero(&mut self, from: u64, pages: u64) {
+        if from
+            .checked_add(pages)
+            .is_some_and(|end| end <= self.pages())
+        {
+            // SAFETY: The units of a run belong to whoever holds it, by the core's promise, and
+            // nobody was told about these.
+            unsafe { self.pool.region.zero(self.first().plus(from), pages) };
+        }
+    }
+
+    /// Takes over what is in another block, as much as both hold, counted from the end that stays
+    /// where it is when one grows in `direction`. Nobody may be writing to either.
+    pub(crate) fn copy(&mut self, from: &Self, direction: Direction) {
+        let pages = self.pages().min(from.pages());
+        let start = |block: &Self| match direction {
+            Direction::Up => block.first(),
+            Direction::Down => block.first().plus(block.pages() - pages),
+        };
+        // SAFETY: As above, and two runs never overlap.
+        unsafe { self.pool.region.copy(start(from), start(self), pages) };
+    }
+
+    /// Counts it as asked for with so many bytes, as if it had been.
+    pub(crate) fn set_requested(&mut self, bytes: u64) {
+        let mut state = self.pool.state.lock();
+        state.requested = state.requested - self.requested + bytes;
+        drop(state);
+        self.requested = bytes;
+    }
+
+    /// Gains, where it is, what `ask` has more, clear. False if the neighbour is not free or not
+    /// where `ask` wants it, or the block in a cache mode of its own.
+    pub(crate) fn grow(&mut self, direction: Direction, ask: &Ask) -> bool {
+        let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
+            return false;
+        };
+        if self.mode != self.pool.region.resting_mode() {
+            return false;
+        }
+        let before = run.units();
+        let (lo, hi) = ask.bounds(self.pool.base());
+        let more = units.saturating_sub(before);
+        let fits = match direction {
+            Direction::Up => run.end() + more <= hi,
+            Direction::Down => run.start() >= lo + more,
+        };
+        if !fits {
+            return false;
+        }
+        let mut state = self.pool.state.lock();
+        if units > before && !state.supply.grow(run, direction, units, ask) {
+            return false;
+        }
+        state.requested = state.requested - self.requested + ask.size;
+        let short = state.supply.pressure();
+        drop(state);
+        self.pool.tell(short);
+        let gained = match direction {
+            Direction::Up => run.start() + before,
+            Direction::Down => run.start(),
+        };
+        // INVARIANT: Counted.
+        self.pool.census.add(Pfn(gained), more, self.movable);
+        self.requested = ask.size;
+        match direction {
+            Direction::Up => self.zero(before, more),
+            Direction::Down => self.zero(0, more),
+        }
+        true
+    }
+
+    /// Gives back what `ask` has less. Nobody may be using that any more.
+    pub(crate) fn shrink(&mut self, direction: Direction, ask: &Ask) {
+        let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
+            return;
+        };
+        let fewer = run.units().saturating_sub(units);
+        let lost = match direction {
+            Direction::Up => run.end() - fewer,
+            Direction::Down => run.start(),
+        };
+        // INVARIANT: Counted, before they are somebody else's.
+        self.pool.census.remove(Pfn(lost), fewer, self.movable);
+        let mut state = self.pool.state.lock();
+        let less = fewer > 0 && state.supply.shrink(run, direction, units);
+        if less || units == run.units() {
+            state.requested = state.requested - self.requested + ask.size;
+            self.requested = ask.size;
+        }
+        let wake = less && !state.wishes.is_empty();
+        drop(state);
+        if wake {
+            self.pool.wake_next();
+        }
+    }
+
+    /// Gives all of it a cache mode, until it is dropped. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::set_mode`]; it is to be dropped then.
+    pub(crate) fn set_mode(&mut self, mode: Mode) -> Result {
+        if mode == self.mode {
+            return Ok(());
+        }
+        // INVARIANT: Now or in a moment, or not all of it.
+        self.mode = mode;
+        // SAFETY: As above.
+        unsafe { self.pool.region.set_mode(self.first(), self.pages(), mode) }
+    }
+
+    /// Its cache mode.
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Brings it back into the mode in which the pool holds its memory.
+    ///
+    /// Page tables were split when it got its own, so that nothing is left that can fail. If the
+    /// kernel sees that otherwise, nobody may get memory that is not what it is called.
+    fn reset_mode(&mut self) -> Result {
+        let mode = self.pool.region.resting_mode();
+        if mode == self.mode {
+            return Ok(());
+        }
+        // SAFETY: Whoever was told about the pages has gone, or this would not be dropped.
+        let result = unsafe { self.pool.region.set_mode(self.first(), self.pages(), mode) };
+        if let Err(error) = &result {
+            pr_err!(
+                "{} pages of pool {} stay {} (error {}): they are kept from everybody, and the \
+                 module loaded, until the next boot\n",
+                self.pages(),
+                self.pool.id,
+                self.mode.name(),
+                -error.to_errno(),
+            );
+        }
+        result
+    }
+}
+
+impl Drop for Block {
+    /// May sleep, if it is in a mode of its own.
+    fn drop(&mut self) {
+        let reset = self.reset_mode();
+        if let Some(run) = self.run.take() {
+            if reset.is_err() {
+                core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
+                return;
+            }
+            // INVARIANT: Counted, before it is somebody else's.
+            self.pool
+                .census
+                .remove(Pfn(run.start()), run.units(), self.movable);
+            let mut state = self.pool.state.lock();
+            state.supply.free(run);
+            state.requested -= self.requested;
+            state.blocks -= 1;
+            let somebody_waits = !state.wishes.is_empty();
+            drop(state);
+            if somebody_waits {
+                self.pool.wake_next();
+            }
+        }
+    }
+}

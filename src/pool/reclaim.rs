@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Emptying a part of a pool: targeted reclaim, exact places, and compaction when nothing else is
+//! going on.
+//!
+//! A fence goes around the part, the free blocks in it stay free, and what is there is moved out,
+//! one buffer at a time. One part at a time: a mutex says whose turn it is. A request that finds
+//! nothing anywhere else takes from behind the fence, and then the fence is gone: emptying never
+//! makes a request fail that would have been served without it.
+
+use super::{
+    census::AREA,
+    supply::Scope,
+    Ask,
+    Block,
+    Pool,
+    Spot, //
+};
+use crate::buddy::{
+    Extent,
+    Order, //
+};
+use crate::mm::{
+    self,
+    Pfn, //
+};
+use crate::victim::{
+    self,
+    Field, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        Arc,
+        MutexGuard, //
+    }, //
+};
+
+/// How many blocks are tried, beginning with the cheapest, before it is given up.
+const TRIES: usize = 8;
+
+/// For orders below an area's: how many areas are looked into.
+const AREAS: usize = 8;
+
+/// Why somebody stays where he is.
+pub(crate) enum Stays {
+    /// Others than page tables know where he is, or he is being moved or resized already.
+    Fixed,
+    /// No other place for him.
+    Full,
+    /// More would have to be copied than may be.
+    Bound,
+}
+
+/// Why nothing was emptied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// Too much doesn't move.
+    Fixed,
+    /// There was no other place for it.
+    Full,
+    /// More would have had to be copied.
+    Bound,
+    /// Others took what was free already.
+    Rival,
+    /// A signal came for who had asked.
+    Signal,
+}
+
+impl From<Stays> for Failed {
+    fn from(stays: Stays) -> Self {
+        match stays {
+            Stays::Fixed => Self::Fixed,
+            Stays::Full => Self::Full,
+            Stays::Bound => Self::Bound,
+        }
+    }
+}
+
+/// What it may cost, and what it did.
+pub(crate) struct Effort {
+    limit: u64,
+    /// Bytes that were copied.
+    pub(crate) copied: u64,
+    /// Blocks that were emptied.
+    pub(crate) gained: u64,
+    /// Where the last one of them is, in units from the pool's start.
+    pub(crate) place: u64,
+}
+
+impl Effort {
+    /// Of at most `limit` bytes; 0 stands for no limit.
+    pub(crate) fn new(limit: u64) -> Self {
+        Self {
+            limit: if limit == 0 { u64::MAX } else { limit },
+            copied: 0,
+            gained: 0,
+            place: 0,
+        }
+    }
+
+    fn left(&self) -> u64 {
+        self.limit.saturating_sub(self.copied)
+    }
+}
+
+/// What somebody is asked to leave, and what he needs for that.
+pub(crate) struct Way<'a> {
+    pool: &'a Arc<Pool>,
+    lo: u64,
+    hi: u64,
+    /// No free block of more than that is split for it.
+    limit: Order,
+    bytes: u64,
+}
+
+impl Way<'_> {
+    /// Is anything of `pages` pages from `first` on in it?
+    pub(crate) fn has(&self, first: Pfn, pages: u64) -> bool {
+        first.0 < self.hi && first.0 + pages > self.lo
+    }
+
+    /// Another place for what has `pages` pages, asked for with `ask`. What is there is not
+    /// cleared.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stays`] says.
+    pub(crate) fn elsewhere(&self, ask: &Ask, pages: u64) -> Result<Block, Stays> {
+        if pages * mm::UNIT > self.bytes {
+            return Err(Stays::Bound);
+        }
+        // It would take one block as large to gain one.
+        if pages > self.limit.units() {
+            return Err(Stays::Full);
+        }
+        let ask = Ask {
+            size: pages * mm::UNIT,
+            extent: Extent::Exact,
+            ..*ask
+        };
+        let run = self
+            .pool
+            .state
+            .lock()
+            .take_for_move(&ask, Scope::Outside, self.limit);
+        Ok(self.pool.block(run.ok_or(Stays::Full)?, &ask))
+    }
+}
+
+/// A part of a pool that is being emptied, until this is dropped.
+struct Fence<'a> {
+    pool: &'a Arc<Pool>,
+    lo: u64,
+    hi: u64,
+}
+
+impl<'a> Fence<'a> {
+    /// Around the units `[lo, hi)`, by whoever has the turn.
+    fn raise(pool: &'a Arc<Pool>, _turn: &MutexGuard<'_, ()>, lo: u64, hi: u64) -> Self {
+        pool.state.lock().supply.fence_off(lo, hi);
+        Self { pool, lo, hi }
+    }
+
+    fn stands(&self) -> bool {
+        self.pool.state.lock().supply.fence().is_some()
+    }
+
+    /// Moves out what is there, into no free block of more than `limit`.
+    fn empty(&self, effort: &mut Effort, limit: Order) -> Result<(), Failed> {
+        let pool = self.pool;
+        let mut from = self.lo;
+        while let Some((first, last, resident)) = pool.residents.next(from) {
+            if first >= self.hi {
+                break;
+            }
+            if !self.stands() {
+                return Err(Failed::Rival);
+            }
+            if kernel::current!().signal_pending() {
+                return Err(Failed::Signal);
+            }
+            let way = Way {
+                pool,
+                lo: self.lo,
+                hi: self.hi,
+                limit,
+                bytes: effort.left(),
+            };
+            effort.copied += resident.make_way(&way)?;
+            from = last + 1;
+        }
+        let state = pool.state.lock();
+        if state.supply.fence().is_none() {
+            return Err(Failed::Rival);
+        }
+        // What has no resident is on its way to or from somebody, or waits for a device.
+        if !state
+            .supply
+            .core()
+            .could_alloc_at(self.lo, self.hi - self.lo)
+        {
+            return Err(Failed::Fixed);
+        }
+        Ok(())
+    }
+
+    /// What `ask` wants, out of it.
+    fn take(&self, ask: &Ask) -> Result<Block, Failed> {
+        let mut state = self.pool.state.lock();
+        let run = state.take_for_move(ask, Scope::Inside, Order::MAX);
+        drop(state);
+        run.map(|run| self.pool.block(run, ask))
+            .ok_or(Failed::Rival)
+    }
+}
+
+impl Drop for Fence<'_> {
+    fn drop(&mut self) {
+        self.pool.state.lock().supply.unfence();
+        // Who waits may have use for it.
+        self.pool.wake_if_wanted();
+    }
+}
+
+impl Pool {
+    /// Sees to it that `blocks` blocks of `order` are free.
+    ///
+    /// # Errors
+    ///
+    /// As [`Failed`] says; what was gained until then stays.
+    pub(crate) fn reclaim(
+        self: &Arc<Self>,
+        order: Order,
+        blocks: u64,
+        effort: &mut Effort,
+    ) -> Result<(), Failed> {
+        let turn = self.reclaiming.lock();
+        let missing = || {
+            let free = self.state.lock().supply.free_blocks(order);
+            blocks.saturating_sub(free)
+        };
+        // Who takes them as fast as they come is not to keep this going for ever.
+        let mut rounds = 2 * missing() + 16;
+        let result = loop {
+            if missing() == 0 {
+                break Ok(());
+            }
+            if rounds == 0 {
+                break Err(Failed::Rival);
+            }
+            rounds -= 1;
+            let bounds = (self.base(), self.base() + self.region.pages());
+            if let Err(failed) = self.empty_one(&turn, order, order, bounds, effort, |_| Ok(())) {
+                break Err(failed);
+            }
+            self.counts.reclaimed();
+        };
+        self.note_reclaim(effort, &result);
+        result
+    }
+
+    /// Empties the block of `order` that starts at unit `at` from the pool's start.
+    ///
+    /// # Errors
+    ///
+    /// As [`Failed`] says.
+    pub(crate) fn reclaim_at(
+        self: &Arc<Self>,
+        order: Order,
+        at: u64,
+        effort: &mut Effort,
+    ) -> Result<(), Failed> {
+        let turn = self.reclaiming.lock();
+        let lo = self.base() + at;
+        let fence = Fence::raise(self, &turn, lo, lo + order.units());
+        let result = fence.empty(effort, Order::MAX);
+        drop(fence);
+        if result.is_ok() && effort.copied > 0 {
+            effort.gained = 1;
+            effort.place = at;
+            self.counts.reclaimed();
+        }
+        self.note_reclaim(effort, &result);
+        result
+    }
+
+    /// A block for `ask`, by moving what is in its way. For who was refused otherwise.
+    ///
+    /// # Errors
+    ///
+    /// As [`Failed`] says.
+    pub(crate) fn alloc_by_reclaim(
+        self: &Arc<Self>,
+        ask: &Ask,
+        effort: &mut Effort,
+    ) -> Result<Block, Failed> {
+        let turn = self.reclaiming.lock();
+        let result = match ask.spot {
+            Spot::At(at) => {
+                let lo = self.base() + at;
+                let fence = Fence::raise(self, &turn, lo, lo + ask.units());
+                fence
+                    .empty(effort, Order::MAX)
+                    .and_then(|()| fence.take(ask))
+            }
+            Spot::Within { .. } => {
+                let order = Order::saturating(ask.order());
+                let mut block = None;
+                let bounds = ask.bounds(self.base());
+                self.empty_one(
+                    &turn,
+                    order,
+                    ask.align.max(order),
+                    bounds,
+                    effort,
+                    |fence| {
+                        block = Some(fence.take(ask)?);
+                        Ok(())
+                    },
+                )
+                .and_then(|()| block.ok_or(Failed::Rival))
+            }
+        };
+        if result.is_ok() {
+            self.counts.reclaimed();
+        }
+        self.note_reclaim(effort, &result);
+        result
+    }
+
+    fn note_reclaim<T>(&self, effort: &Effort, result: &Result<T, Failed>) {
+        self.counts
+            .reclaim_ended(effort.copied, result.as_ref().err());
+    }
+
+    /// Empties the block of `order`, on a boundary of `align`, within `bounds`, that is cheapest to
+    /// empty, or the next one if that can't be, and does `then` before the fence goes.
+    fn empty_one(
+        self: &Arc<Self>,
+        turn: &MutexGuard<'_, ()>,
+        order: Order,
+        align: Order,
+        bounds: (u64, u64),
+        effort: &mut Effort,
+        mut then: impl FnMut(&Fence<'_>) -> Result<(), Failed>,
+    ) -> Result<(), Failed> {
+        // Nothing as large as what is to be gained is split for it. So nothing moves for one unit.
+        let Some(limit) = order.get().checked_sub(1).map(Order::saturating) else {
+            return Err(Failed::Full);
+        };
+        let mut tried = [u64::MAX; TRIES];
+        let mut failed = Failed::Fixed;
+        for i in 0..TRIES {
+            let Some(lo) = self.choose(order, align, bounds, &tried) else {
+                return Err(failed);
+            };
+            tried[i] = lo;
+            let fence = Fence::raise(self, turn, lo, lo + order.units());
+            match fence.empty(effort, limit).and_then(|()| then(&fence)) {
+                Ok(()) => {
+                    effort.gained += 1;
+                    effort.place = lo - self.base();
+                    return Ok(());
+                }
+                // The first is the cheapest, and says best what it would take.
+                Err(why) if i == 0 => failed = why,
+                Err(_) => {}
+            }
+        }
+        Err(failed)
+    }
+
+    /// The start of the block that is cheapest to empty, but none of those that were `tried`.
+    fn choose(
+        &self,
+        order: Order,
+        align: Order,
+        (lo, hi): (u64, u64),
+        tried: &[u64],
+    ) -> Option<u64> {
+        let area = AREA.get();
+        let (lo, hi) = (
+            lo.max(self.base()),
+            hi.min(self.base() + self.region.pages()),
+        );
+        if order < AREA {
+            return self.choose_within_area(order, align, (lo, hi), tried);
+        }
+        let field = Field {
+            first: lo.div_ceil(AREA.units()),
+            end: hi >> area,
+            shift: order.get() - area,
+            align: align.get() - area,
+        };
+        victim::cheapest(
+            field,
+            |number| self.census.count(number),
+            |start| tried.contains(&(start << area)),
+        )
+        .map(|start| start << area)
+    }
+
+    /// The same for orders below an area's. Looks into the areas that have the most free.
+    fn choose_within_area(
+        &self,
+        order: Order,
+        align: Order,
+        (lo, hi): (u64, u64),
+        tried: &[u64],
+    ) -> Option<u64> {
+        let mut areas = [(0, 0); AREAS];
+        let (first, end) = self.census.areas();
+        for number in first..end {
+            let free = self.census.count(number).free(AREA);
+            // The array is in order, the least free last.
+            let at = areas.partition_point(|&(more, _)| more >= free);
+            if free > 0 && at < AREAS {
+                areas[at..].rotate_right(1);
+                areas[at] = (free, number);
+            }
+        }
+        let step = order.max(align).units();
+        areas
+            .into_iter()
+            .filter(|&(free, _)| free > 0)
+            .flat_map(|(_, number)| {
+                let start = (number << AREA.get()).max(lo).next_multiple_of(step);
+                let end = ((number + 1) << AREA.get()).min(hi);
+                (0..)
+                    .map(move |i| start + i * step)
+                    .take_while(move |block| block + order.units() <= end)
+            })
+            .filter(|block| !tried.contains(block))
+            .filter_map(|block| Some((self.cost(block, block + order.units())?, block)))
+            .min()
+            .map(|(_, block)| block)
+    }
+
+    /// Pages in `[lo, hi)` that would have to be moved; none if there are some that can't be, or
+    /// nothing is there.
+    fn cost(&self, lo: u64, hi: u64) -> Option<u64> {
+        let mut pages = 0;
+        let mut from = lo;
+        while let Some((first, last, _)) = self.residents.next(from) {
+            if first >= hi {
+                break;
+            }
+            pages += (last + 1).min(hi) - first.max(lo);
+            from = last + 1;
+        }
+        let free = self.state.lock().supply.core().free_units_in(lo, hi);
+        (pages > 0 && pages + free == hi - lo).then_some(pages)
+    }
+
+    /// Compacts if nothing else was going on for a while: frees large blocks until the pool is
+    /// fragmented no more than it may be. Says whether to look again later.
+    pub(super) fn compact(self: &Arc<Self>) -> bool {
+        let order = AREA.min(self.max_order);
+        loop {
+            if !self.is_fragmented() {
+                return false;
+            }
+            if self.is_busy() {
+                return true;
+            }
+            let turn = self.reclaiming.lock();
+            let mut effort = Effort::new(order.units() * mm::UNIT);
+            let bounds = (self.base(), self.base() + self.region.pages());
+            let result = self.empty_one(&turn, order, order, bounds, &mut effort, |_| Ok(()));
+            drop(turn);
+            self.counts.compacted(effort.copied, effort.gained);
+            if result.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// Where a fence is, in units from the pool's start.
+    pub(crate) fn fence(&self) -> Option<(u64, u64)> {
+        let (lo, hi) = self.state.lock().supply.fence()?;
+        Some((lo - self.base(), hi - self.base()))
+    }
+}

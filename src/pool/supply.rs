@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a pool has to give, and who may have it: the allocator, the watermarks, and the fence
+//! around what is being emptied. All of it is under the pool's lock.
+
+use super::{
+    Ask,
+    Refused,
+    Spot, //
+};
+use crate::buddy::{
+    AllocError,
+    Buddy,
+    Counters,
+    Direction,
+    Order,
+    Place,
+    Request,
+    Run, //
+};
+use crate::mm;
+use kernel::prelude::*;
+
+pub(super) type Core = Buddy<KVVec<u64>>;
+
+/// The smallest order of what counts as a large block: 2 MiB of 4 KiB pages.
+const LARGE: Order = Order::saturating(9);
+const SMALL: Order = Order::saturating(LARGE.get() - 1);
+
+/// How urgent a request is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// Stops at the low watermark, and spares the last large block.
+    Low,
+    /// Stops at the lowest watermark.
+    Normal,
+    /// Stops at nothing.
+    High,
+}
+
+/// How much is to be left for whom, in pages.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Watermarks {
+    /// What only high priority may have.
+    pub(crate) min: u64,
+    /// What low priority may not have. With less free there is pressure.
+    pub(crate) low: u64,
+    /// With as much free there is none any more.
+    pub(crate) high: u64,
+}
+
+/// Where a request is looked for while something is being emptied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    Anywhere,
+    /// Not there.
+    Outside,
+    /// There and nowhere else.
+    Inside,
+}
+
+/// What there is.
+pub(super) struct Supply {
+    core: Core,
+    base: u64,
+    marks: Watermarks,
+    /// Units that are being emptied: others get them only if there is nothing else.
+    fence: Option<(u64, u64)>,
+    pressure: bool,
+}
+
+impl Supply {
+    pub(super) fn new(core: Core, marks: Watermarks) -> Self {
+        Self {
+            base: core.base(),
+            core,
+            marks,
+            fence: None,
+            pressure: false,
+        }
+    }
+
+    pub(super) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    pub(super) fn marks(&self) -> Watermarks {
+        self.marks
+    }
+
+    /// Is so little free that who can should give some back?
+    pub(super) fn pressure(&self) -> bool {
+        self.pressure
+    }
+
+    /// Units for a client.
+    pub(super) fn take(&mut self, ask: &Ask) -> Result<Run, Refused> {
+        self.permits(ask)?;
+        let outside = match self.fence {
+            Some(_) => self.get_sparing(ask, Scope::Outside).ok(),
+            None => None,
+        };
+        let run = match outside {
+            Some(run) => run,
+            None => {
+                let run = self.get_sparing(ask, Scope::Anywhere)?;
+                // Who is emptying that part has to look for another: this was the last way out.
+                self.fence = None;
+                run
+            }
+        };
+        self.note();
+        Ok(run)
+    }
+
+    /// Would a client get that?
+    pub(super) fn fits(&self, ask: &Ask) -> bool {
+        if self.permits(ask).is_err() {
+            return false;
+        }
+        match ask.spot {
+            Spot::At(at) => self.core.could_alloc_at(self.base + at, ask.units()),
+            Spot::Within { place, .. } => {
+                let limit = self.split_limit(ask).unwrap_or(SMALL);
+                let request = self.request(ask, place, ask.bounds(self.base), limit);
+                self.core.could_alloc(&request)
+            }
+        }
+    }
+
+    /// Units for what moves, in `scope`, out of no block of more than `limit`.
+    pub(super) fn take_for_move(&mut self, ask: &Ask, scope: Scope, limit: Order) -> Option<Run> {
+        let run = self.get(ask, scope, limit);
+        self.note();
+        run
+    }
+
+    /// Gives units back.
+    pub(super) fn free(&mut self, run: Run) {
+        self.core.free(run);
+        self.note();
+    }
+
+    /// Lets `run` have `units`, if `ask`'s priority allows and its neighbours are free.
+    pub(super) fn grow(
+        &mut self,
+        run: &mut Run,
+        direction: Direction,
+        units: u64,
+        ask: &Ask,
+    ) -> bool {
+        let more = units.saturating_sub(run.units());
+        let done = self.leaves(more, ask) && self.core.grow(run, direction, units).is_ok();
+        self.note();
+        done
+    }
+
+    /// Lets `run` have no more than `units`.
+    pub(super) fn shrink(&mut self, run: &mut Run, direction: Direction, units: u64) -> bool {
+        let done = self.core.shrink(run, direction, units).is_ok();
+        self.note();
+        done
+    }
+
+    /// From now on the units `[lo, hi)` go to others only if there is nothing else.
+    pub(super) fn fence_off(&mut self, lo: u64, hi: u64) {
+        self.fence = Some((lo, hi));
+    }
+
+    /// Ends that.
+    pub(super) fn unfence(&mut self) {
+        self.fence = None;
+    }
+
+    /// What is being emptied.
+    pub(super) fn fence(&self) -> Option<(u64, u64)> {
+        self.fence
+    }
+
+    /// Bytes in the largest free block.
+    pub(super) fn largest_free(&self) -> u64 {
+        self.core
+            .largest_free()
+            .map_or(0, |order| order.units() * mm::UNIT)
+    }
+
+    /// Free blocks of `order`, as which larger ones count as often as they hold it.
+    pub(super) fn free_blocks(&self, order: Order) -> u64 {
+        large_units(&self.core.counters(), order) >> order.get()
+    }
+
+    /// The unusable free space index at order 9, or at the pool's largest: of 1000 free units, how
+    /// many are in smaller blocks. Source: Gorman and Whitcroft, "The what, the why and the where
+    /// to of anti-fragmentation", Ottawa Linux Symposium 2006.
+    pub(super) fn unusable(&self) -> u32 {
+        let counters = self.core.counters();
+        let order = LARGE.min(self.core.max_order());
+        let small = counters.free_units - large_units(&counters, order);
+        // As the kernel has it: nothing free is of no use at all.
+        (small * 1000)
+            .checked_div(counters.free_units)
+            // CAST: At most 1000.
+            .map_or(1000, |index| index as u32)
+    }
+
+    /// May somebody with that priority take so much?
+    fn permits(&self, ask: &Ask) -> Result<(), Refused> {
+        let more = ask.granted().unwrap_or(u64::MAX);
+        let fits = more <= self.core.free_units();
+        if fits && !self.leaves(more, ask) {
+            return Err(Refused::Watermark {
+                largest_free: self.largest_free(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Is as much left then as that priority has to leave?
+    fn leaves(&self, more: u64, ask: &Ask) -> bool {
+        let mark = match ask.priority {
+            Priority::Low => self.marks.low,
+            Priority::Normal => self.marks.min,
+            Priority::High => 0,
+        };
+        self.core.free_units().saturating_sub(more) >= mark
+    }
+
+    /// What may be split for `ask`; nothing large if only the last of these is left and the
+    /// priority is low.
+    fn split_limit(&self, ask: &Ask) -> Option<Order> {
+        let is_small = ask.order() < LARGE.get();
+        if ask.priority != Priority::Low || !is_small || self.free_blocks(LARGE) > 1 {
+            return Some(Order::MAX);
+        }
+        None
+    }
+
+    /// The same as [`Supply::get`]; for low priority first out of what is small.
+    fn get_sparing(&mut self, ask: &Ask, scope: Scope) -> Result<Run, Refused> {
+        if ask.priority == Priority::Low && ask.order() < LARGE.get() {
+            if let Some(run) = self.get(ask, scope, SMALL) {
+                return Ok(run);
+            }
+        }
+        let largest_free = self.largest_free();
+        let Some(limit) = self.split_limit(ask) else {
+            return Err(if self.core.largest_free() >= Some(LARGE) {
+                Refused::LastBlock { largest_free }
+            } else {
+                Refused::Full { largest_free }
+            });
+        };
+        self.get(ask, scope, limit).ok_or(match ask.spot {
+            Spot::At(_) => Refused::Taken,
+            Spot::Within { .. } => Refused::Full { largest_free },
+        })
+    }
+
+    /// Units for `ask`, in `scope`, out of no block of more than `limit`.
+    fn get(&mut self, ask: &Ask, scope: Scope, limit: Order) -> Option<Run> {
+        let place = match ask.spot {
+            Spot::At(at) => {
+                let (lo, units) = (self.base + at, ask.units());
+                let fits = match (self.fence, scope) {
+                    (Some((from, to)), Scope::Outside) => lo >= to || lo + units <= from,
+                    (Some((from, to)), Scope::Inside) => lo >= from && lo + units <= to,
+                    (None, Scope::Inside) => false,
+                    _ => true,
+                };
+                return fits.then(|| self.core.alloc_at(lo, units).ok())?;
+            }
+            Spot::Within { place, .. } => place,
+        };
+        let (lo, hi) = ask.bounds(self.base);
+        let mut windows = match (self.fence, scope) {
+            (Some((from, to)), Scope::Outside) => [(lo, hi.min(from)), (lo.max(to), hi)],
+            (Some((from, to)), Scope::Inside) => [(lo.max(from), hi.min(to)), (0, 0)],
+            (None, Scope::Inside) => return None,
+            _ => [(lo, hi), (0, 0)],
+        };
+        if place == Place::Highest {
+            windows.reverse();
+        }
+        windows
+            .into_iter()
+            .filter(|(lo, hi)| lo < hi)
+            .find_map(|window| {
+                let request = self.request(ask, place, window, limit);
+                match self.core.alloc(&request) {
+                    Ok(run) => Some(run),
+                    Err(AllocError::Full | AllocError::Invalid | AllocError::Taken) => None,
+                }
+            })
+    }
+
+    fn request(&self, ask: &Ask, place: Place, window: (u64, u64), limit: Order) -> Request {
+        Request {
+            extent: ask.extent,
+            place,
+            window,
+            align: ask.align,
+            split_limit: limit,
+            ..Request::new(ask.units())
+        }
+    }
+
+    fn note(&mut self) {
+        let free = self.core.free_units();
+        if free < self.marks.low {
+            self.pressure = true;
+        } else if free >= self.marks.high {
+            self.pressure = false;
+        }
+    }
+}
+
+/// Units in free blocks of `order` and more.
+fn large_units(counters: &Counters, order: Order) -> u64 {
+    order
+        .to(Order::MAX)
+        .map(|order| u64::from(counters.free_blocks[order.index()]) << order.get())
+        .sum()
+}
