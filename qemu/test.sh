@@ -71,6 +71,15 @@ if command -v cargo >/dev/null; then
 	count "$RB_LOGS/host.log"
 fi
 
+# The client library builds on the host, too, with the oldest Rust that counts.
+client_builds() {
+	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-msrv" cargo build --locked --all-targets \
+		--manifest-path lib/Cargo.toml
+}
+if [ -z "${KERNEL:-}" ] && ! try client "building the client library" client_builds; then
+	trouble "the client library"
+fi
+
 # The same core under the fuzzer, from the corpus on.
 if [ -n "${KERNEL:-}" ] && ! command -v c++ >/dev/null; then
 	say "skipped: the fuzzer, which needs c++"
@@ -108,7 +117,9 @@ mkdir -p "$RB_CACHE/out"
 disk=$RB_CACHE/out/nvme.img
 image=$RB_BUILD/selftests/nvme-image
 qemu/enter.sh "$image" create "$disk" || trouble "making the NVMe image"
-if ! qemu/boot.sh tests --append "cma=256M memmap=64M\$0x40000000" --nvme "$disk" $quiet \
+# One test replays how this very kernel started, which its log has to tell.
+if ! qemu/boot.sh tests --nvme "$disk" $quiet \
+	--append "cma=256M memmap=64M\$0x40000000 memblock=debug log_buf_len=4M" \
 	--timeout 1800 -- bash qemu/guest/all.sh; then
 	trouble "the guest"
 fi

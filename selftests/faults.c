@@ -93,6 +93,9 @@ enum call {
 	HEAP,
 	MIGRATE,
 	RESIZE,
+	RECLAIM,
+	RESERVE,
+	RELEASE,
 };
 
 FIXTURE(fault)
@@ -106,6 +109,7 @@ FIXTURE(fault)
 	int heap;
 	int dmabuf;
 	uint64_t imported;
+	uint64_t reserved;
 };
 
 FIXTURE_VARIANT(fault)
@@ -137,6 +141,9 @@ FIXTURE_VARIANT_ADD(fault, import) { .call = IMPORT, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, heap) { .call = HEAP, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, migrate) { .call = MIGRATE };
 FIXTURE_VARIANT_ADD(fault, resize) { .call = RESIZE };
+FIXTURE_VARIANT_ADD(fault, reclaim) { .call = RECLAIM };
+FIXTURE_VARIANT_ADD(fault, reserve) { .call = RESERVE, .err = -ENOMEM };
+FIXTURE_VARIANT_ADD(fault, release) { .call = RELEASE };
 
 FIXTURE_SETUP(fault)
 {
@@ -189,10 +196,16 @@ static int uncached_runs(void)
 /* What the call needs to have been done before, and is undone after it. */
 static int before_call(FIXTURE_DATA(fault) *self, enum call call)
 {
+	struct rust_buddy_migrate to;
 	uint64_t address;
 
 	if (call == UNPIN)
 		return rb_pin(self->fd, self->buf.handle, &address);
+	if (call == RELEASE)
+		return rb_reserve(self->fd, MiB(1), MiB(2), 0, "fault", &self->reserved);
+	/* Something has to be in the way. */
+	if (call == RECLAIM || call == RESERVE)
+		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
 	if (call == IMPORT) {
 		self->dmabuf = rb_export(self->fd, self->buf.handle, 0, 0, O_RDWR | O_CLOEXEC);
 		return self->dmabuf < 0 ? self->dmabuf : 0;
@@ -218,6 +231,9 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		struct rust_buddy_import import;
 		struct rust_buddy_migrate migrate;
 		struct rust_buddy_resize resize;
+		struct rust_buddy_reclaim reclaim;
+		struct rust_buddy_reserve reserve;
+		struct rust_buddy_release release;
 	} u;
 	struct dma_heap_allocation_data data = {
 		.len = KiB(20), .fd_flags = O_RDWR | O_CLOEXEC,
@@ -303,6 +319,22 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		u.resize.size = KiB(20);
 		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_RESIZE, &u);
 		break;
+	case RECLAIM:
+		u.reclaim.order = 4;
+		u.reclaim.flags = RUST_BUDDY_RECLAIM_AT;
+		u.reclaim.place = self->before.size - KiB(64);
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &u);
+		break;
+	case RESERVE:
+		u.reserve.lo = self->before.size - KiB(64);
+		u.reserve.hi = self->before.size;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_RESERVE, &u);
+		self->reserved = u.reserve.handle;
+		break;
+	case RELEASE:
+		u.release.handle = self->reserved;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_RELEASE, &u);
+		break;
 	case HEAP:
 		ret = raw_ioctl(self->heap, DMA_HEAP_IOCTL_ALLOC, &data);
 		self->dmabuf = data.fd;
@@ -335,8 +367,15 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_alloc *got)
 {
 	struct rust_buddy_resize size;
+	struct rust_buddy_migrate to;
 
 	switch (call) {
+	case RECLAIM:
+		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
+	case RESERVE:
+		if (rb_release(self->fd, self->reserved))
+			return -EIO;
+		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
 	case RESIZE:
 		return rb_resize(self->fd, self->buf.handle, self->buf.size,
 				 RUST_BUDDY_RESIZE_MAY_MOVE, &size);
@@ -370,8 +409,14 @@ static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_bud
 /* And what was done for a call that failed. */
 static int after_failure(FIXTURE_DATA(fault) *self, enum call call)
 {
+	struct rust_buddy_migrate to;
+
 	if (call == UNPIN)
 		return rb_unpin(self->fd, self->buf.handle);
+	if (call == RELEASE)
+		return rb_release(self->fd, self->reserved);
+	if (call == RECLAIM || call == RESERVE)
+		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
 	if (call == IMPORT)
 		return close(self->dmabuf);
 	if (call == TOUCH)

@@ -37,7 +37,7 @@
 
 enum {
 	INFO, POOL_INFO, ALLOC, FREE, PIN, UNPIN, BUFFER_INFO, EXPORT, IMPORT, SYNC, MIGRATE,
-	RESIZE, COMMANDS
+	RESIZE, RECLAIM, RESERVE, RELEASE, COMMANDS
 };
 
 enum count {
@@ -59,7 +59,8 @@ enum count {
 
 static const char * const count_names[COUNTS] = {
 	"info", "pool_info", "alloc", "free", "pin", "unpin", "buffer_info", "export", "import",
-	"sync", "migrate", "resize", "other_commands", "mmap", "succeeded", "refused",
+	"sync", "migrate", "resize", "reclaim", "reserve", "release", "other_commands", "mmap",
+	"succeeded", "refused",
 	"efault_e2big", "enotty", "signals", "forks", "opens", "zero_checks", "pattern_checks",
 };
 
@@ -70,6 +71,8 @@ static const size_t sizes[] = {
 	sizeof(struct rust_buddy_buffer_info), sizeof(struct rust_buddy_export),
 	sizeof(struct rust_buddy_import), sizeof(struct rust_buddy_sync),
 	sizeof(struct rust_buddy_migrate), sizeof(struct rust_buddy_resize),
+	sizeof(struct rust_buddy_reclaim), sizeof(struct rust_buddy_reserve),
+	sizeof(struct rust_buddy_release),
 };
 
 /* The fields that success writes, beyond the head. */
@@ -92,6 +95,10 @@ static const struct {
 	{ IMPORT, FROM(import, handle), UP_TO(import, epoch) },
 	{ MIGRATE, FROM(migrate, generation), UP_TO(migrate, largest_free) },
 	{ RESIZE, FROM(resize, granted), UP_TO(resize, order) },
+	{ ALLOC, FROM(alloc, copied), UP_TO(alloc, copied) },
+	{ RECLAIM, FROM(reclaim, place), UP_TO(reclaim, place) },
+	{ RECLAIM, FROM(reclaim, copied), UP_TO(reclaim, gained) },
+	{ RESERVE, FROM(reserve, handle), UP_TO(reserve, copied) },
 };
 
 /* The errno of each reason, as the header has it; a few reasons have a second one. */
@@ -99,7 +106,8 @@ static const int errno_of[] = {
 	0, EINVAL, EINVAL, ENOENT, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, ENOSPC, EBUSY, EACCES,
 	ENOENT, EBUSY, EINVAL, EPERM, ENOMEM, ENOSPC, EMFILE, EOVERFLOW, EINVAL, EDQUOT, EDQUOT,
 	EINVAL, EBADF, EXDEV, EMFILE, EOPNOTSUPP, EOPNOTSUPP, ERANGE, ENODEV, EIO, EACCES,
-	EOPNOTSUPP, EBUSY, EBUSY, EOPNOTSUPP,
+	EOPNOTSUPP, EBUSY, EBUSY, EOPNOTSUPP, EPERM, EPERM, ENOSPC, ENOSPC, EINVAL, EBUSY, ENOSPC,
+	EAGAIN, EINTR,
 };
 
 static bool errno_fits(int err, uint32_t reason)
@@ -123,6 +131,8 @@ union request {
 	struct rust_buddy_sync sync;
 	struct rust_buddy_migrate migrate;
 	struct rust_buddy_resize resize;
+	struct rust_buddy_reclaim reclaim;
+	struct rust_buddy_reserve reserve;
 	unsigned char bytes[16384];	/* as much as a command can say */
 };
 
@@ -477,10 +487,12 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 {
 	const uint32_t place = RUST_BUDDY_ALLOC_HIGHEST | RUST_BUDDY_ALLOC_LOWEST;
 	const uint32_t modes = RUST_BUDDY_ALLOC_WC | RUST_BUDDY_ALLOC_UC;
+	const uint32_t urgency = RUST_BUDDY_ALLOC_LOW | RUST_BUDDY_ALLOC_HIGH;
 	const uint32_t known = RUST_BUDDY_ALLOC_EXACT | place | RUST_BUDDY_ALLOC_WINDOW |
 			       RUST_BUDDY_ALLOC_AT | RUST_BUDDY_ALLOC_PREFAULT | modes |
 			       RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_WAIT |
-			       RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_GUARD;
+			       RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_GUARD |
+			       RUST_BUDDY_ALLOC_RECLAIM | urgency;
 	const bool stack = r->flags & RUST_BUDDY_ALLOC_STACK;
 	const uint64_t page = board->pool.unit, pool = board->pool.size;
 	const bool at = r->flags & RUST_BUDDY_ALLOC_AT;
@@ -495,7 +507,8 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 	if (r->reserved)
 		return RUST_BUDDY_WHY_RESERVED;
 	if (r->flags & ~known || (r->flags & place) == place ||
-	    (r->flags & modes) == modes ||
+	    (r->flags & modes) == modes || (r->flags & urgency) == urgency ||
+	    (r->max_copy && !(r->flags & RUST_BUDDY_ALLOC_RECLAIM)) ||
 	    (stack && r->flags & (RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_GUP)) ||
 	    (!stack && r->flags & RUST_BUDDY_ALLOC_GUARD) ||
 	    (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
@@ -593,6 +606,43 @@ static uint32_t change_reason(struct actor *a, const struct client *client, int 
 	return s->pins ? RUST_BUDDY_WHY_PINNED : ANYTHING;
 }
 
+static uint32_t reclaim_reason(const struct rust_buddy_reclaim *r)
+{
+	const uint64_t bytes = board->pool.unit << (r->order & 31);
+
+	if (r->reserved)
+		return RUST_BUDDY_WHY_RESERVED;
+	if (r->flags & ~RUST_BUDDY_RECLAIM_AT || (r->flags && r->blocks > 1))
+		return RUST_BUDDY_WHY_FLAGS;
+	if (r->pool && r->pool != board->pool.pool)
+		return RUST_BUDDY_WHY_POOL;
+	if (r->order > board->pool.max_order)
+		return RUST_BUDDY_WHY_ORDER;
+	if (r->blocks > board->pool.size / bytes)
+		return RUST_BUDDY_WHY_SIZE;
+	if (r->flags && (r->place % board->pool.unit || r->place > board->pool.size ||
+			 r->place + bytes > board->pool.size ||
+			 (board->pool.phys_base + r->place) % bytes))
+		return RUST_BUDDY_WHY_WINDOW;
+	return ANYTHING;
+}
+
+static uint32_t reserve_reason(const struct rust_buddy_reserve *r, size_t size)
+{
+	const uint64_t page = board->pool.unit;
+
+	if (r->flags & ~RUST_BUDDY_RESERVE_PERSIST)
+		return RUST_BUDDY_WHY_FLAGS;
+	if (!name_is_good(r->name))
+		return RUST_BUDDY_WHY_NAME;
+	if (r->pool && r->pool != board->pool.pool)
+		return RUST_BUDDY_WHY_POOL;
+	if (r->lo >= r->hi || r->lo % page || r->hi % page || r->hi > board->pool.size)
+		return RUST_BUDDY_WHY_WINDOW;
+	return size < offsetof(struct rust_buddy_reserve, copied) ? RUST_BUDDY_WHY_SHORT :
+								    ANYTHING;
+}
+
 /* Why a call has to be refused; 0 if it must not be, ANYTHING if others decide. */
 static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 			   const union request *req, size_t size)
@@ -625,6 +675,12 @@ static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 	}
 	if (nr != BUFFER_INFO && client->read_only)
 		return RUST_BUDDY_WHY_READ_ONLY;
+	if (nr == RECLAIM)
+		return reclaim_reason(&req->reclaim);
+	if (nr == RESERVE)
+		return reserve_reason(&req->reserve, size);
+	if (nr == RELEASE)
+		return ANYTHING;
 	if (nr == ALLOC)
 		return alloc_reason(client, &req->alloc, size);
 	if (!client->own)
@@ -649,6 +705,13 @@ static bool state_may_refuse(int nr, const struct rust_buddy_alloc *r, uint32_t 
 	switch (reason) {
 	case RUST_BUDDY_WHY_TAKEN:
 		return r->flags & RUST_BUDDY_ALLOC_AT;
+	case RUST_BUDDY_WHY_FIXED:
+		return r->flags & RUST_BUDDY_ALLOC_AT && r->flags & RUST_BUDDY_ALLOC_RECLAIM;
+	case RUST_BUDDY_WHY_BOUND:
+		return r->max_copy;
+	case RUST_BUDDY_WHY_WATERMARK:
+	case RUST_BUDDY_WHY_LAST_BLOCKS:
+		return r->flags & RUST_BUDDY_ALLOC_LOW;
 	case RUST_BUDDY_WHY_CLIENT_QUOTA:
 	case RUST_BUDDY_WHY_USER_QUOTA:
 		return board->quotas;
@@ -677,7 +740,10 @@ static const char *pool_is_odd(const struct client *client, const struct rust_bu
 	if (sum != p->free)
 		return "has free blocks that are not its free bytes";
 	if (p->largest_free > p->free || p->requested > p->granted || p->quarantined > p->granted ||
-	    p->lingering > p->granted || !p->buffers != !p->granted)
+	    p->lingering > p->granted || p->reserved > p->granted ||
+	    p->client_requested > p->client_granted || p->fragmentation > 10000 ||
+	    p->client_fragmentation > 10000 || p->unusable > 1000 || p->pressure > 1 ||
+	    !p->buffers != !p->granted)
 		return "has counters that can't be";
 	if (client->phys >= 0 &&
 	    p->phys_base != (client->phys ? board->pool.phys_base : RUST_BUDDY_NO_ADDRESS))
@@ -707,7 +773,8 @@ static const char *buffer_is_odd(const struct slot *s, const struct rust_buddy_b
 		return "has another size";
 	if (b->offset != s->req.offset || b->max_size != s->max_size)
 		return "has another window";
-	if (b->epoch != s->req.epoch || b->generation != s->generation ||
+	/* Others may have it moved, unless it is pinned. */
+	if (b->epoch != s->req.epoch || b->generation < s->generation ||
 	    b->pool != board->pool.pool)
 		return "is another one";
 	if (b->flags != s->req.flags || strncmp(b->name, s->req.name, RUST_BUDDY_NAME_LEN))
@@ -753,8 +820,8 @@ static const char *resize_is_odd(const struct call *c, const struct slot *s)
 		return "was granted another size";
 	if (board->pool.unit << r->order != next_power(r->granted))
 		return "has another order";
-	if (r->generation != s->generation && r->generation != s->generation + 1)
-		return "has moved more than once";
+	if (r->generation < s->generation)
+		return "has moved less than it had";
 	return NULL;
 }
 
@@ -767,7 +834,8 @@ static void note(struct actor *a, struct call *c)
 	const char *why = NULL;
 	struct slot *s = NULL;
 
-	if (c->client->own && ((c->nr >= FREE && c->nr <= BUFFER_INFO) || c->nr >= MIGRATE))
+	if (c->client->own && ((c->nr >= FREE && c->nr <= BUFFER_INFO) || c->nr == MIGRATE ||
+			       c->nr == RESIZE))
 		s = slot_of(a, c->client, c->req.free.handle);
 	switch (c->nr) {
 	case POOL_INFO:
@@ -818,9 +886,11 @@ static void note(struct actor *a, struct call *c)
 			s->pins--;
 		break;
 	case MIGRATE:
-		if (s && ++s->generation != c->req.migrate.generation &&
+		if (s && ++s->generation > c->req.migrate.generation &&
 		    c->size >= sizes[MIGRATE])
-			why = "has not moved once";
+			why = "has not moved";
+		if (s && c->size >= sizes[MIGRATE])
+			s->generation = c->req.migrate.generation;
 		check_pattern_of(a, s);
 		break;
 	case RESIZE:
@@ -845,6 +915,16 @@ static void note(struct actor *a, struct call *c)
 		if (c->req.import.handle <= a->last_handle)
 			why = "has a handle that is not new";
 		a->last_handle = c->req.import.handle;
+		break;
+	case RECLAIM:
+		if (c->size >= sizes[RECLAIM] && c->req.reclaim.max_copy &&
+		    c->req.reclaim.copied > c->req.reclaim.max_copy)
+			why = "has copied more than it may";
+		break;
+	case RESERVE:
+		if (c->req.reserve.handle <= a->last_handle)
+			why = "has a handle that is not new";
+		a->last_handle = c->req.reserve.handle;
 		break;
 	case BUFFER_INFO:
 		if (s && c->size >= sizes[BUFFER_INFO])
@@ -875,10 +955,15 @@ static bool for_answer(int nr, size_t at, int err)
 {
 	unsigned int i;
 
-	if (err && err != ENOSPC)
+	if (err && err != ENOSPC && err != EBUSY && err != EAGAIN && err != EINTR)
 		return false;
 	if (err)
-		return (nr == ALLOC && at >= FROM(alloc, largest_free) &&
+		return (nr == ALLOC && at >= FROM(alloc, copied) && at < UP_TO(alloc, copied)) ||
+		       (nr == RECLAIM && at >= FROM(reclaim, place) &&
+			at < UP_TO(reclaim, place)) ||
+		       (nr == RECLAIM && at >= FROM(reclaim, copied)) ||
+		       (nr == RESERVE && at >= FROM(reserve, copied)) ||
+		       (nr == ALLOC && at >= FROM(alloc, largest_free) &&
 			at < UP_TO(alloc, largest_free)) ||
 		       (nr == MIGRATE && at >= FROM(migrate, largest_free) &&
 			at < UP_TO(migrate, largest_free)) ||
@@ -1379,6 +1464,13 @@ static void valid_alloc(struct actor *a, struct rust_buddy_alloc *r)
 	case 13 ... 15:
 		r->max_address = board->pool.phys_base + page * below(a, 2 * pages);
 		break;
+	case 16 ... 20:
+		r->flags |= RUST_BUDDY_ALLOC_RECLAIM;
+		r->max_copy = page * below(a, 64);
+		break;
+	case 21 ... 25:
+		r->flags |= one_in(a, 2) ? RUST_BUDDY_ALLOC_LOW : RUST_BUDDY_ALLOC_HIGH;
+		break;
 	}
 }
 
@@ -1411,7 +1503,7 @@ static void do_alloc(struct actor *a, struct client *client)
 		r->pool = odd(a);
 		break;
 	case 6:
-		r->flags = one_in(a, 2) ? below(a, 2048) : r->flags ^ 1U << below(a, 32);
+		r->flags = one_in(a, 2) ? below(a, 32768) : r->flags ^ 1U << below(a, 32);
 		break;
 	case 7:
 		r->name[below(a, RUST_BUDDY_NAME_LEN)] = below(a, 256);
@@ -1426,7 +1518,7 @@ static void do_alloc(struct actor *a, struct client *client)
 		r->max_address = odd(a);
 		break;
 	case 11:
-		r->flags |= RUST_BUDDY_ALLOC_PREFAULT << below(a, 5);
+		r->flags |= RUST_BUDDY_ALLOC_PREFAULT << below(a, 10);
 		break;
 	case 12:
 		c.req.bytes[below(a, sizeof(*r))] ^= 1U << below(a, 8);
@@ -1440,6 +1532,7 @@ static void do_alloc(struct actor *a, struct client *client)
 		r->handle = wide(a);
 		r->granted = wide(a);
 		r->largest_free = wide(a);
+		r->copied = wide(a);
 	}
 	twist(a, &c);
 	call(a, &c);
@@ -1668,6 +1761,55 @@ static void do_change(struct actor *a)
 	call(a, &c);
 }
 
+/* A block more, or a range out of use: which moves whoever is there. */
+static void do_empty(struct actor *a)
+{
+	const uint64_t page = board->pool.unit, pages = board->pool.size / page;
+	struct call c;
+
+	c.client = any_client(a);
+	c.nr = one_in(a, 2) ? RECLAIM : RESERVE;
+	memset(c.req.bytes, 0, sizes[c.nr]);
+	if (c.nr == RECLAIM) {
+		struct rust_buddy_reclaim *r = &c.req.reclaim;
+
+		r->order = below(a, board->pool.max_order + 2);
+		r->flags = one_in(a, 16) ? 1U << below(a, 32) : below(a, 2);
+		r->place = page * below(a, pages) & ~((page << (r->order & 31)) - 1);
+		r->blocks = r->flags ? below(a, 3) : below(a, 20);
+		/* Mostly little, or nothing else would ever be done. */
+		r->max_copy = one_in(a, 16) ? 0 : page * (1 + below(a, 128));
+		if (one_in(a, 16))
+			r->place = odd(a);
+		if (one_in(a, 16))
+			r->pool = below(a, 3);
+		if (one_in(a, 16))
+			r->reserved = odd(a);
+	} else {
+		struct rust_buddy_reserve *r = &c.req.reserve;
+
+		r->lo = page * below(a, pages);
+		r->hi = r->lo + page * below(a, 32);
+		if (one_in(a, 16))
+			r->lo = odd(a);
+		if (one_in(a, 16))
+			r->flags = 2U << below(a, 31);
+		if (one_in(a, 16))
+			r->pool = below(a, 3);
+		if (one_in(a, 16))
+			r->name[below(a, RUST_BUDDY_NAME_LEN)] = below(a, 256);
+	}
+	twist(a, &c);
+	/* Who is to give it back has to know of it. */
+	if (c.nr == RESERVE && c.size < sizes[RESERVE])
+		c.size = below(a, offsetof(struct rust_buddy_reserve, copied));
+	call(a, &c);
+	if (c.nr == RESERVE && !c.ret)
+		call_handle(a, c.client, RELEASE, c.req.reserve.handle, &c);
+	else if (one_in(a, 16))
+		call_handle(a, c.client, RELEASE, odd(a), &c);
+}
+
 /* Not even the shape of a request. */
 static void do_garbage(struct actor *a)
 {
@@ -1685,6 +1827,9 @@ static void do_garbage(struct actor *a)
 
 		memcpy(c.req.bytes + i, &word, 8);
 	}
+	/* What outlives all files would stay when this is over. */
+	if (c.nr == RESERVE)
+		c.req.reserve.flags &= ~RUST_BUDDY_RESERVE_PERSIST;
 	call(a, &c);
 }
 
@@ -2119,8 +2264,11 @@ static void step(struct actor *a)
 	case 137:
 		do_sync(a);
 		break;
-	case 138 ... 145:
+	case 138 ... 143:
 		do_change(a);
+		break;
+	case 144 ... 145:
+		do_empty(a);
 		break;
 	case 146 ... 157:
 		do_handle(a, any_client(a), FREE + below(a, 4), any_handle(a));

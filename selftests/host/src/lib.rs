@@ -8,5 +8,11 @@
 #[path = "../../../src/buddy/mod.rs"]
 pub mod buddy;
 
+#[path = "../../../src/slab/mod.rs"]
+pub mod slab;
+
+#[path = "../../../src/victim.rs"]
+pub mod victim;
+
 #[path = "../../../src/uapi/mod.rs"]
 pub mod uapi;

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Watermarks: who may have the last of the pool, who may split the last large
+ * block, and who is told that it gets short.
+ */
+#include <pthread.h>
+
+#include "rb_test.h"
+
+#define LARGE	9
+#define PIECE	KiB(64)
+#define LOW	RUST_BUDDY_ALLOC_LOW
+#define HIGH	RUST_BUDDY_ALLOC_HIGH
+
+FIXTURE(priority) {
+	int fd;
+	struct rust_buddy_pool_info base;
+};
+
+FIXTURE_SETUP(priority)
+{
+	OPEN_OR_SKIP(self->fd, RB_DEV);
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->base));
+	if (!self->base.watermark_low || self->base.free < self->base.watermark_high + MiB(8))
+		SKIP(return, "the pool has no watermarks, or is in use");
+}
+
+FIXTURE_TEARDOWN(priority)
+{
+	close(self->fd);
+	self->fd = rb_open(RB_DEV);
+	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
+	close(self->fd);
+}
+
+static struct rust_buddy_pool_info pool_of(int fd)
+{
+	struct rust_buddy_pool_info pool;
+
+	if (rb_pool_info(fd, 0, &pool))
+		abort();
+	return pool;
+}
+
+/* As much as there is to be had with @flags; why there is no more, and how much it was. */
+static uint32_t exhaust(int fd, uint64_t size, uint32_t flags, uint64_t *got)
+{
+	struct rust_buddy_alloc buf;
+
+	for (*got = 0; !rb_alloc(fd, size, flags, "flood", &buf); *got += size)
+		;
+	return buf.hdr.ret == -ENOSPC ? buf.hdr.reason : 0;
+}
+
+static bool pressure(int fd, int timeout)
+{
+	struct pollfd client = { .fd = fd, .events = POLLPRI };
+
+	return poll(&client, 1, timeout) == 1 && client.revents == POLLPRI;
+}
+
+/* Low priority leaves what the low watermark says, normal priority what min says, high nothing. */
+TEST_F(priority, who_may_have_how_much)
+{
+	struct rust_buddy_pool_info pool;
+	uint64_t got;
+
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
+	pool = pool_of(self->fd);
+	EXPECT_LE(pool.watermark_low, pool.free);
+	EXPECT_GT(pool.watermark_low + PIECE, pool.free);
+	EXPECT_EQ(self->base.refused_watermark + 1, pool.refused_watermark);
+	EXPECT_LT(0ULL, got);
+
+	exhaust(self->fd, PIECE, 0, &got);
+	pool = pool_of(self->fd);
+	EXPECT_LE(pool.watermark_min, pool.free);
+	EXPECT_GT(pool.watermark_min + PIECE, pool.free);
+	EXPECT_EQ(self->base.refused_watermark + 1 + !!pool.watermark_min, pool.refused_watermark);
+
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FULL, exhaust(self->fd, PIECE, HIGH, &got));
+	pool = pool_of(self->fd);
+	EXPECT_GT(PIECE, pool.free);
+	if (pool.watermark_min)
+		EXPECT_LT(0ULL, got);
+}
+
+/* What is larger than the pool has at all is not a question of priority. */
+TEST_F(priority, too_much_is_too_much)
+{
+	struct rust_buddy_alloc buf;
+
+	EXPECT_EQ(0, rb_alloc(self->fd, self->base.size / 2, 0, "", &buf));
+	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, self->base.size / 2 + 1, LOW, "", &buf));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FULL, buf.hdr.reason);
+}
+
+TEST_F(priority, high_takes_a_capability)
+{
+	struct rust_buddy_alloc buf;
+	pid_t pid = fork();
+
+	if (!pid) {
+		if (become_nobody(0))
+			_exit(97);
+		if (rb_alloc(self->fd, PIECE, HIGH, "", &buf) != -EPERM ||
+		    buf.hdr.reason != RUST_BUDDY_WHY_NICE)
+			_exit(1);
+		/* All else is anybody's. */
+		_exit(rb_alloc(self->fd, PIECE, LOW, "", &buf) ? 2 : 0);
+	}
+	EXPECT_EQ(0, verdict(pid));
+}
+
+/* Small requests of low priority use up what is small, and never the last large block. */
+TEST_F(priority, the_last_large_block)
+{
+	struct rust_buddy_alloc buf, keep[4096];
+	uint64_t larges = 0, got;
+	struct rust_buddy_pool_info pool;
+	size_t n = 0, i;
+
+	while (n < ARRAY_SIZE(keep) &&
+	       !rb_alloc(self->fd, PIECE, RUST_BUDDY_ALLOC_LOWEST | HIGH, "", &keep[n]))
+		n++;
+	if (n == ARRAY_SIZE(keep))
+		SKIP(return, "the pool is too large");
+	exhaust(self->fd, self->base.unit, HIGH, &got);
+	/* One large block, and many small ones in the other half of the pool. */
+	for (i = 0; !larges && i < n / 2; i++) {
+		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
+		pool = pool_of(self->fd);
+		larges = pool.largest_free >= MiB(2);
+	}
+	ASSERT_EQ(1ULL, larges);
+	for (i = n / 2; i < n; i += 2)
+		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
+	pool = pool_of(self->fd);
+	ASSERT_LE(pool.watermark_low + MiB(2), pool.free);
+
+	/* Small ones first. */
+	ASSERT_EQ(0, rb_alloc(self->fd, PIECE, LOW, "", &buf));
+	EXPECT_EQ(MiB(2), pool_of(self->fd).largest_free);
+	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, 2 * PIECE, LOW, "", &buf));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_LAST_BLOCKS, buf.hdr.reason);
+	EXPECT_EQ(MiB(2), buf.largest_free);
+	EXPECT_EQ(pool.refused_last + 1, pool_of(self->fd).refused_last);
+	/* To wait for it does not help, either. */
+	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, 2 * PIECE, LOW | RUST_BUDDY_ALLOC_WAIT, "", &buf));
+	EXPECT_EQ(0, rb_poll(self->fd, 0));
+	/* Whole it may be had; and others may split it. */
+	ASSERT_EQ(0, rb_alloc(self->fd, MiB(2), LOW, "", &buf));
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	EXPECT_EQ(0, rb_alloc(self->fd, 2 * PIECE, 0, "", &buf));
+}
+
+/* Growing is asking for more. */
+TEST_F(priority, growth)
+{
+	struct rust_buddy_alloc buf;
+	struct rust_buddy_resize size;
+	uint64_t got;
+
+	memset(&buf, 0, sizeof(buf));
+	buf.size = PIECE;
+	buf.max_size = MiB(1);
+	buf.flags = LOW;
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
+	EXPECT_EQ(0, rb_resize(self->fd, buf.handle, 2 * PIECE, RUST_BUDDY_RESIZE_MAY_MOVE, &size));
+	exhaust(self->fd, PIECE, LOW, &got);
+	EXPECT_EQ(-ENOSPC, rb_resize(self->fd, buf.handle, MiB(1), RUST_BUDDY_RESIZE_MAY_MOVE,
+				     &size));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, size.hdr.reason);
+}
+
+/* POLLPRI from below low until high again: at once, and for who waits. */
+TEST_F(priority, pressure)
+{
+	struct rust_buddy_alloc keep[4096];
+	struct rust_buddy_pool_info pool;
+	size_t n = 0;
+	pid_t pid;
+	int other = rb_open(RB_DEV);
+
+	ASSERT_LE(0, other);
+	EXPECT_FALSE(pressure(other, 0));
+	EXPECT_EQ(0U, self->base.pressure);
+	pid = fork();
+	if (!pid)
+		_exit(pressure(other, 30000) ? 0 : 1);
+	usleep(200000);
+	do {
+		ASSERT_GT(ARRAY_SIZE(keep), n);
+		ASSERT_EQ(0, rb_alloc(self->fd, PIECE, 0, "", &keep[n++]));
+		pool = pool_of(self->fd);
+		EXPECT_EQ(pool.free < pool.watermark_low, !!pool.pressure);
+	} while (!pool.pressure);
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_TRUE(pressure(other, 0));
+	while (pool.pressure && n) {
+		ASSERT_EQ(0, rb_free(self->fd, keep[--n].handle));
+		pool = pool_of(self->fd);
+		EXPECT_EQ(pool.free < pool.watermark_high, !!pool.pressure);
+	}
+	EXPECT_FALSE(pressure(other, 0));
+	close(other);
+}
+
+/* A flood, and how many of the urgent requests that come meanwhile are served. */
+static volatile bool stop;
+
+static void *flood(void *flags)
+{
+	int fd = rb_open(RB_DEV);
+	struct rust_buddy_alloc kept[1024];
+	uint64_t seed = (uintptr_t)flags + 7;
+	size_t n = 0;
+
+	while (fd >= 0 && !stop) {
+		size_t i;
+
+		if (n < ARRAY_SIZE(kept) &&
+		    !rb_alloc(fd, PIECE, (uintptr_t)flags, "flood", &kept[n])) {
+			n++;
+			continue;
+		}
+		/* Full: one goes, so that there is always somebody who wants one. */
+		i = rnd(&seed) % n;
+		if (rb_free(fd, kept[i].handle))
+			break;
+		kept[i] = kept[--n];
+	}
+	close(fd);
+	return NULL;
+}
+
+TEST_F_TIMEOUT(priority, flooded, SLOW)
+{
+	const int urgent = 400;
+	uint32_t kinds[2] = { LOW, 0 };
+	int served[2] = { 0, 0 }, kind, i;
+
+	for (kind = 0; kind < 2; kind++) {
+		struct rust_buddy_alloc buf;
+		pthread_t thread;
+
+		stop = false;
+		ASSERT_EQ(0, pthread_create(&thread, NULL, flood,
+					    (void *)(uintptr_t)kinds[kind]));
+		/* Until the flood is as high as it gets. */
+		while (pool_of(self->fd).free > pool_of(self->fd).watermark_low + PIECE)
+			usleep(1000);
+		if (!kinds[kind])
+			while (pool_of(self->fd).free > self->base.watermark_min + 2 * PIECE)
+				usleep(1000);
+		for (i = 0; i < urgent; i++) {
+			if (rb_alloc(self->fd, MiB(1), HIGH, "urgent", &buf))
+				continue;
+			served[kind]++;
+			ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+		}
+		stop = true;
+		pthread_join(thread, NULL);
+		EXPECT_STREQ("", pool_settles(self->fd, &self->base));
+	}
+	figure_begin("priority");
+	figure_number("urgent_requests", urgent);
+	figure_number("served_with_low_priority_flood", served[0]);
+	figure_number("served_with_normal_flood", served[1]);
+	figure_end();
+	EXPECT_EQ(urgent, served[0]);
+	/* What is kept from all but the urgent may be enough for them. */
+	if (!self->base.watermark_min)
+		EXPECT_GT(urgent / 10, served[1]);
+}
+
+TEST_HARNESS_MAIN

@@ -1,0 +1,650 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Large blocks out of a pool in pieces: RECLAIM, ALLOC with RECLAIM, and what is
+ * done in the background. Every buffer has its pattern, so that what was moved
+ * is known to be what it was.
+ */
+#include <pthread.h>
+
+#include "rb_test.h"
+
+#define LARGE		9
+#define MANY		16384
+
+/* What one program has of the pool. */
+struct tenant {
+	uint64_t handle;
+	uint64_t place;
+	uint64_t size;
+	void *map;
+	bool pinned, lowest;
+};
+
+FIXTURE(reclaim) {
+	int fd;
+	struct rust_buddy_pool_info base;
+	struct tenant *all;
+	size_t n;
+	uint64_t seed;
+};
+
+FIXTURE_SETUP(reclaim)
+{
+	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->base));
+	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
+		SKIP(return, "the buffers of this pool never move");
+	self->all = calloc(MANY, sizeof(*self->all));
+	ASSERT_TRUE(!!self->all);
+	self->seed = 1;
+}
+
+FIXTURE_TEARDOWN(reclaim)
+{
+	size_t i;
+
+	for (i = 0; i < self->n; i++)
+		if (self->all[i].map)
+			munmap(self->all[i].map, self->all[i].size);
+	close(self->fd);
+	self->fd = rb_open(RB_DEV_PHYS);
+	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
+	close(self->fd);
+	free(self->all);
+}
+
+static struct rust_buddy_pool_info pool_of(int fd)
+{
+	struct rust_buddy_pool_info pool;
+
+	if (rb_pool_info(fd, 0, &pool))
+		abort();
+	return pool;
+}
+
+/* Free blocks of an order, with larger ones counted as often as they hold it. */
+static uint64_t blocks_of(const struct rust_buddy_pool_info *pool, unsigned int order)
+{
+	uint64_t n = 0;
+	unsigned int k;
+
+	for (k = order; k < RUST_BUDDY_ORDERS; k++)
+		n += pool->free_blocks[k] << (k - order);
+	return n;
+}
+
+/* A buffer more, mapped and with a mark in it; false if there is no room. */
+static bool fill_one(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self,
+		     uint64_t size, uint32_t flags)
+{
+	struct tenant *t = &self->all[self->n];
+	struct rust_buddy_alloc buf;
+
+	if (self->n == MANY)
+		return false;
+	if (rb_alloc(self->fd, size, flags, "tenant", &buf)) {
+		EXPECT_EQ(-ENOSPC, buf.hdr.ret);
+		return false;
+	}
+	t->handle = buf.handle;
+	t->size = buf.granted;
+	t->lowest = flags & RUST_BUDDY_ALLOC_LOWEST;
+	t->map = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(t->map != MAP_FAILED);
+	*(uint64_t *)t->map = pattern(self->n + 1, 0);
+	self->n++;
+	return true;
+}
+
+/* As many of them as there is room for, but at most so many. */
+static void fill_up(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self, uint64_t size,
+		    size_t most)
+{
+	while (most-- && fill_one(_metadata, self, size, RUST_BUDDY_ALLOC_LOWEST))
+		;
+}
+
+static void leave(FIXTURE_DATA(reclaim) * self, size_t i)
+{
+	struct tenant *t = &self->all[i];
+
+	munmap(t->map, t->size);
+	if (t->pinned && rb_unpin(self->fd, t->handle))
+		abort();
+	if (rb_free(self->fd, t->handle))
+		abort();
+	t->map = NULL;
+	t->handle = 0;
+	t->pinned = false;
+}
+
+/* Of every @of tenants that are there only @keep stay, whichever. */
+static void thin_out(FIXTURE_DATA(reclaim) * self, unsigned int keep, unsigned int of)
+{
+	size_t i;
+
+	for (i = 0; i < self->n; i++)
+		if (self->all[i].map && rnd(&self->seed) % of >= keep)
+			leave(self, i);
+}
+
+static void expect_all_there(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self)
+{
+	size_t i, lost = 0;
+
+	for (i = 0; i < self->n; i++)
+		if (self->all[i].map)
+			lost += *(uint64_t *)self->all[i].map != pattern(i + 1, 0);
+	EXPECT_EQ((size_t)0, lost);
+}
+
+/* One block after the other, for as few bytes as possible, and nothing is lost. */
+TEST_F(reclaim, gains_blocks)
+{
+	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_reclaim got;
+	uint64_t had, i;
+
+	fill_up(_metadata, self, KiB(64), MANY);
+	thin_out(self, 1, 4);
+	before = pool_of(self->fd);
+	had = blocks_of(&before, LARGE);
+	for (i = 1; i <= 4; i++) {
+		ASSERT_EQ(0, rb_reclaim(self->fd, LARGE, had + i, 0, &got));
+		EXPECT_EQ(1ULL, got.gained);
+		EXPECT_LT(0ULL, got.copied);
+		EXPECT_GE(MiB(2), got.copied);
+		after = pool_of(self->fd);
+		EXPECT_LE(had + i, blocks_of(&after, LARGE));
+	}
+	EXPECT_EQ(before.reclaims + 4, after.reclaims);
+	EXPECT_LT(before.reclaimed, after.reclaimed);
+	EXPECT_EQ(before.migrated - before.reclaimed, after.migrated - after.reclaimed);
+	EXPECT_EQ(before.free, after.free);
+	expect_all_there(_metadata, self);
+	/* Once they are there they cost nothing. */
+	ASSERT_EQ(0, rb_reclaim(self->fd, LARGE, had + 4, 0, &got));
+	EXPECT_EQ(0ULL, got.gained);
+	EXPECT_EQ(0ULL, got.copied);
+}
+
+/* The block that costs least is the one that is emptied. */
+TEST_F(reclaim, takes_the_cheapest)
+{
+	struct rust_buddy_reclaim got;
+	size_t per_block, i, spared = 0;
+	uint64_t start;
+
+	fill_up(_metadata, self, KiB(64), MANY);
+	per_block = MiB(2) / KiB(64);
+	/* Every other one leaves, but of one block all but two. */
+	for (i = 0; i < self->n; i++)
+		self->all[i].place = place_of(self->fd, self->all[i].handle);
+	start = round_up_to(self->base.phys_base, MiB(2)) + 5 * MiB(2);
+	for (i = 0; i < self->n; i++) {
+		uint64_t place = self->all[i].place;
+
+		if (place >= start && place < start + MiB(2))
+			spared++;
+		if (place >= start && place < start + MiB(2) ? spared > 2 : i % 2)
+			leave(self, i);
+	}
+	ASSERT_EQ(per_block, spared);
+	ASSERT_EQ(0, rb_reclaim(self->fd, LARGE, 1, 0, &got));
+	EXPECT_EQ(2 * KiB(64), got.copied);
+	EXPECT_EQ(start - self->base.phys_base, got.place);
+	expect_all_there(_metadata, self);
+}
+
+/* Small orders, too. */
+TEST_F(reclaim, small_orders)
+{
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_reclaim got;
+	unsigned int order;
+	size_t i;
+
+	/* So that there is nothing large to begin with, whatever the pool's size. */
+	fill_up(_metadata, self, self->base.size / 2, 1);
+	fill_up(_metadata, self, self->base.size / 4, 1);
+	fill_up(_metadata, self, self->base.size / 8, 1);
+	fill_up(_metadata, self, self->base.unit, MANY - self->n);
+	for (i = 0; i < self->n; i++)
+		if (self->all[i].size == self->base.unit && i % 2)
+			leave(self, i);
+	pool = pool_of(self->fd);
+	if (pool.largest_free > self->base.unit)
+		SKIP(return, "the pool is too large for so many buffers");
+	for (order = 1; order < LARGE; order++) {
+		ASSERT_EQ(0, rb_reclaim(self->fd, order, 1, 0, &got)) {
+			TH_LOG("order %u: reason %u", order, got.hdr.reason);
+		}
+		pool = pool_of(self->fd);
+		EXPECT_LE(1ULL, blocks_of(&pool, order));
+		EXPECT_GE(self->base.unit << order, got.copied);
+	}
+	expect_all_there(_metadata, self);
+}
+
+/* What may not be moved is not, and what that costs is said exactly. */
+TEST_F(reclaim, refusals)
+{
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_reclaim got;
+	uint64_t first, address;
+	size_t i, in = self->n;
+	int ro;
+
+#define REFUSED(call, err, why) do {						\
+	struct state __was = state_of(self->fd, 0);				\
+	EXPECT_EQ(err, call);							\
+	EXPECT_EQ((uint32_t)(why), got.hdr.reason);				\
+	EXPECT_UNCHANGED(self->fd, 0, &__was);					\
+} while (0)
+	REFUSED(rb_reclaim(self->fd, self->base.max_order + 1, 1, 0, &got), -EINVAL,
+		RUST_BUDDY_WHY_ORDER);
+	REFUSED(rb_reclaim(self->fd, ~0U, 1, 0, &got), -EINVAL, RUST_BUDDY_WHY_ORDER);
+	memset(&got, 0, sizeof(got));
+	got.order = LARGE;
+	got.flags = 2;
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL, RUST_BUDDY_WHY_FLAGS);
+	got.flags = RUST_BUDDY_RECLAIM_AT;
+	got.blocks = 2;
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL, RUST_BUDDY_WHY_FLAGS);
+	memset(&got, 0, sizeof(got));
+	got.reserved = 1;
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL,
+		RUST_BUDDY_WHY_RESERVED);
+	REFUSED(rb_reclaim(self->fd, LARGE, self->base.size / MiB(2) + 1, 0, &got), -EINVAL,
+		RUST_BUDDY_WHY_SIZE);
+	/* Nothing is gained by moving a page. */
+	REFUSED(rb_reclaim(self->fd, 0, self->base.size / self->base.unit, 0, &got),
+		self->base.granted ? -ENOSPC : 0,
+		self->base.granted ? RUST_BUDDY_WHY_FULL : RUST_BUDDY_WHY_NONE);
+	memset(&got, 0, sizeof(got));
+	got.pool = 77;
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -ENOENT, RUST_BUDDY_WHY_POOL);
+	/* The boundaries are those of physical memory. */
+	first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base;
+	REFUSED(rb_reclaim_at(self->fd, LARGE, first + self->base.unit, &got), -EINVAL,
+		RUST_BUDDY_WHY_WINDOW);
+	REFUSED(rb_reclaim_at(self->fd, LARGE, first + 1, &got), -EINVAL, RUST_BUDDY_WHY_WINDOW);
+	REFUSED(rb_reclaim_at(self->fd, LARGE, first + (self->base.size & ~(MiB(2) - 1)), &got),
+		-EINVAL, RUST_BUDDY_WHY_WINDOW);
+	REFUSED(rb_reclaim_at(self->fd, LARGE, -MiB(2), &got), -EINVAL, RUST_BUDDY_WHY_WINDOW);
+	ro = open(RB_DEV, O_RDONLY | O_CLOEXEC);
+	ASSERT_LE(0, ro);
+	REFUSED(rb_reclaim(ro, LARGE, 1, 0, &got), -EACCES, RUST_BUDDY_WHY_READ_ONLY);
+	close(ro);
+
+	/* Not enough free anywhere else. */
+	fill_up(_metadata, self, KiB(64), MANY);
+	REFUSED(rb_reclaim(self->fd, LARGE, 1, 0, &got), -ENOSPC, RUST_BUDDY_WHY_FULL);
+	/* Then there is; but it may cost only so much. */
+	thin_out(self, 1, 2);
+	pool = pool_of(self->fd);
+	ASSERT_EQ(0ULL, blocks_of(&pool, LARGE));
+	REFUSED(rb_reclaim(self->fd, LARGE, 1, 1, &got), -ENOSPC, RUST_BUDDY_WHY_BOUND);
+	EXPECT_EQ(0ULL, got.copied);
+	EXPECT_EQ(pool.reclaims_bound + 1, pool_of(self->fd).reclaims_bound);
+	/* One that does not move in every block. */
+	for (i = in; i < self->n; i++) {
+		struct tenant *t = &self->all[i];
+
+		if (t->map) {
+			ASSERT_EQ(0, rb_pin(self->fd, t->handle, &address));
+			t->pinned = true;
+		}
+	}
+	REFUSED(rb_reclaim(self->fd, LARGE, 1, 0, &got), -EBUSY, RUST_BUDDY_WHY_FIXED);
+	REFUSED(rb_reclaim_at(self->fd, LARGE, first, &got), -EBUSY, RUST_BUDDY_WHY_FIXED);
+	EXPECT_EQ(pool.reclaims_fixed + 2, pool_of(self->fd).reclaims_fixed);
+	for (i = in; i < self->n; i++) {
+		struct tenant *t = &self->all[i];
+
+		if (t->map) {
+			ASSERT_EQ(0, rb_unpin(self->fd, t->handle));
+			t->pinned = false;
+		}
+	}
+	/* Now it does. */
+	EXPECT_EQ(0, rb_reclaim(self->fd, LARGE, 1, 0, &got));
+	expect_all_there(_metadata, self);
+}
+
+/* This block and no other: for who knows which one it has to be. */
+TEST_F(reclaim, this_block)
+{
+	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_reclaim got;
+	struct rust_buddy_alloc buf;
+	uint64_t first;
+
+	fill_up(_metadata, self, KiB(64), MANY);
+	thin_out(self, 1, 4);
+	first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base + 3 * MiB(2);
+	before = pool_of(self->fd);
+	ASSERT_EQ(0, rb_reclaim_at(self->fd, LARGE, first, &got));
+	after = pool_of(self->fd);
+	EXPECT_EQ(blocks_of(&before, LARGE) + 1, blocks_of(&after, LARGE));
+	memset(&buf, 0, sizeof(buf));
+	buf.size = MiB(2);
+	buf.flags = RUST_BUDDY_ALLOC_AT;
+	buf.lo = first;
+	EXPECT_EQ(0, rb_alloc_req(self->fd, &buf));
+	expect_all_there(_metadata, self);
+}
+
+/* An ALLOC that has others moved out of its way, for as much as it says. */
+TEST_F(reclaim, on_demand)
+{
+	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_alloc buf;
+	uint64_t first;
+
+	fill_up(_metadata, self, KiB(64), MANY);
+	thin_out(self, 1, 4);
+	/* What is large is taken, so that only the rest counts. */
+	while (!rb_alloc(self->fd, MiB(2), 0, "large", &buf))
+		;
+	before = pool_of(self->fd);
+	ASSERT_EQ(0ULL, blocks_of(&before, LARGE));
+	memset(&buf, 0, sizeof(buf));
+	buf.size = MiB(2);
+	buf.flags = RUST_BUDDY_ALLOC_RECLAIM;
+	buf.max_copy = self->base.unit;
+	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -ENOSPC,
+		       RUST_BUDDY_WHY_BOUND);
+	EXPECT_EQ(0ULL, buf.copied);
+	buf.max_copy = MiB(2);
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
+	EXPECT_LT(0ULL, buf.copied);
+	EXPECT_GE(MiB(2), buf.copied);
+	after = pool_of(self->fd);
+	EXPECT_EQ(before.reclaims + 1, after.reclaims);
+	EXPECT_EQ(before.reclaimed + buf.copied, after.reclaimed);
+	expect_all_there(_metadata, self);
+
+	/* Exactly there: what is there goes, pinned or not at all. */
+	first = self->all[self->n / 2].map ? self->n / 2 : 0;
+	while (!self->all[first].map)
+		first++;
+	memset(&buf, 0, sizeof(buf));
+	buf.size = KiB(64);
+	buf.lo = place_of(self->fd, self->all[first].handle) - self->base.phys_base;
+	buf.flags = RUST_BUDDY_ALLOC_AT;
+	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -EBUSY,
+		       RUST_BUDDY_WHY_TAKEN);
+	buf.flags |= RUST_BUDDY_ALLOC_RECLAIM;
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
+	EXPECT_EQ(KiB(64), buf.copied);
+	EXPECT_EQ(buf.lo, place_of(self->fd, buf.handle) - self->base.phys_base);
+	/* It stays where it was asked to be. */
+	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -EBUSY,
+		       RUST_BUDDY_WHY_FIXED);
+	/* A bound without the flag means nothing. */
+	memset(&buf, 0, sizeof(buf));
+	buf.size = KiB(4);
+	buf.max_copy = 1;
+	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -EINVAL,
+		       RUST_BUDDY_WHY_FLAGS);
+	expect_all_there(_metadata, self);
+}
+
+/*
+ * What can't be moved grows from the end of the pool, what can from its start:
+ * so blocks stay that can be emptied, with a third of it pinned.
+ */
+TEST_F(reclaim, opposite_ends)
+{
+	uint64_t lowest_pinned = ~0ULL, highest_movable = 0, address;
+	struct rust_buddy_reclaim got;
+	struct rust_buddy_alloc buf;
+	int plain = rb_open(RB_DEV), i;
+
+	ASSERT_LE(0, plain);
+	for (i = 0; i < 300; i++) {
+		bool pin = i % 10 < 3;
+
+		ASSERT_EQ(0, rb_alloc(pin ? self->fd : plain, KiB(32), 0, "", &buf));
+		if (pin) {
+			ASSERT_EQ(0, rb_pin(self->fd, buf.handle, &address));
+			if (address < lowest_pinned)
+				lowest_pinned = address;
+		} else {
+			/* Seen as what has moved out when its block was emptied. */
+			highest_movable += KiB(32);
+		}
+	}
+	/* 90 x 32 KiB at one end, 210 x 32 KiB at the other. */
+	EXPECT_LE(self->base.phys_base + self->base.size - MiB(8), lowest_pinned);
+	EXPECT_EQ(0, rb_reclaim(self->fd, LARGE, (self->base.size - MiB(16)) / MiB(2), 0, &got));
+	close(plain);
+}
+
+/*
+ * Pools in pieces, with 30 % of what is there pinned: by cost, and whichever block
+ * comes. What is pinned is where the pool puts it, at the other end; or anywhere.
+ */
+#define POOLS	12
+
+struct score {
+	uint64_t copied;
+	int blocks, pools;
+};
+
+static void fragment(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self,
+		     bool scattered)
+{
+	bool room = true;
+	uint64_t address;
+
+	self->n = 0;
+	while (room) {
+		bool pin = rnd(&self->seed) % 100 < 30;
+
+		room = fill_one(_metadata, self, KiB(256),
+				pin && !scattered ? 0 : RUST_BUDDY_ALLOC_LOWEST);
+		if (!room || !pin)
+			continue;
+		ASSERT_EQ(0, rb_pin(self->fd, self->all[self->n - 1].handle, &address));
+		self->all[self->n - 1].pinned = true;
+	}
+	thin_out(self, 1, 2);
+}
+
+static int reclaim_random(FIXTURE_DATA(reclaim) * self, uint64_t *copied)
+{
+	uint64_t first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base;
+	uint64_t n = (self->base.size - first) / MiB(2);
+	struct rust_buddy_reclaim got;
+	int ret = rb_reclaim_at(self->fd, LARGE, first + rnd(&self->seed) % n * MiB(2), &got);
+
+	/* One that was free already is none gained. */
+	if (!ret && !got.gained)
+		ret = -EALREADY;
+	*copied += got.copied;
+	return ret;
+}
+
+static struct score compete(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self,
+			    bool scattered, bool randomly)
+{
+	struct score score = { 0, 0, 0 };
+	int round, i, tries;
+
+	for (round = 0; round < POOLS; round++) {
+		int had = score.blocks;
+
+		self->seed = 100 + round;
+		fragment(_metadata, self, scattered);
+		/* Four blocks more, each within four tries. */
+		for (i = 0; i < 4; i++) {
+			struct rust_buddy_pool_info pool = pool_of(self->fd);
+			uint64_t free = blocks_of(&pool, LARGE);
+			struct rust_buddy_reclaim got;
+			int ret = -1;
+
+			for (tries = 0; tries < 4 && ret; tries++) {
+				if (randomly) {
+					ret = reclaim_random(self, &score.copied);
+				} else {
+					ret = rb_reclaim(self->fd, LARGE, free + 1, 0, &got);
+					score.copied += got.copied;
+				}
+			}
+			score.blocks += !ret;
+		}
+		score.pools += score.blocks == had + 4;
+		expect_all_there(_metadata, self);
+		for (i = 0; i < (int)self->n; i++)
+			if (self->all[i].map)
+				leave(self, i);
+	}
+	return score;
+}
+
+static unsigned long long per_block(struct score score)
+{
+	return score.blocks ? score.copied / score.blocks : 0;
+}
+
+TEST_F_TIMEOUT(reclaim, against_random_victims, SLOW)
+{
+	int scattered;
+
+	for (scattered = 0; scattered < 2; scattered++) {
+		struct score cheapest = compete(_metadata, self, scattered, false);
+		struct score randomly = compete(_metadata, self, scattered, true);
+
+		figure_begin(scattered ? "reclaim_scattered_pins" : "reclaim");
+		figure_number("pools", POOLS);
+		figure_number("cheapest_pools", cheapest.pools);
+		figure_number("random_pools", randomly.pools);
+		figure_number("blocks_wanted", 4 * POOLS);
+		figure_number("cheapest_blocks", cheapest.blocks);
+		figure_number("random_blocks", randomly.blocks);
+		figure_number("cheapest_bytes_per_block", per_block(cheapest));
+		figure_number("random_bytes_per_block", per_block(randomly));
+		figure_end();
+		EXPECT_LE(randomly.blocks, cheapest.blocks);
+		EXPECT_LE(randomly.pools, cheapest.pools);
+		EXPECT_LT(per_block(cheapest), per_block(randomly));
+		/* The pool's own placement is what makes it sure. */
+		if (!scattered)
+			EXPECT_EQ(POOLS, cheapest.pools);
+	}
+}
+
+/* Writers, allocators and reclaimers at once. */
+static volatile bool stop;
+
+static void *allocator(void *arg)
+{
+	uint64_t seed = (uintptr_t)arg;
+	int fd = rb_open(RB_DEV);
+	struct rust_buddy_alloc buf[16];
+	uintptr_t bad = fd < 0;
+	size_t i, n = 0;
+
+	while (!stop) {
+		if (n < ARRAY_SIZE(buf) && rnd(&seed) % 2) {
+			uint64_t size = KiB(4) << rnd(&seed) % 6;
+
+			if (!rb_alloc(fd, size, rnd(&seed) % 4 ? 0 : RUST_BUDDY_ALLOC_RECLAIM,
+				      "churn", &buf[n])) {
+				n++;
+			} else {
+				bad |= buf[n].hdr.ret != -ENOSPC && buf[n].hdr.ret != -EBUSY;
+			}
+		} else if (n) {
+			i = rnd(&seed) % n;
+			bad |= !!rb_free(fd, buf[i].handle);
+			buf[i] = buf[--n];
+		}
+	}
+	close(fd);
+	return (void *)bad;
+}
+
+static void *writer(void *arg)
+{
+	volatile uint64_t *word = arg;
+	uintptr_t lost = 0;
+	uint64_t n = *word;
+
+	while (!stop) {
+		lost |= *word != n;
+		*word = ++n;
+	}
+	return (void *)lost;
+}
+
+TEST_F_TIMEOUT(reclaim, under_load, SLOW)
+{
+	struct rust_buddy_pool_info before, after;
+	unsigned long rounds = env_number("RB_RECLAIMS", 400), i;
+	struct rust_buddy_reclaim got;
+	pthread_t threads[4];
+	struct tenant *busy;
+	void *bad;
+
+	fill_up(_metadata, self, KiB(64), MANY);
+	thin_out(self, 1, 3);
+	for (busy = self->all; !busy->map; busy++)
+		;
+	before = pool_of(self->fd);
+	stop = false;
+	ASSERT_EQ(0, pthread_create(&threads[0], NULL, allocator, (void *)1));
+	ASSERT_EQ(0, pthread_create(&threads[1], NULL, allocator, (void *)2));
+	ASSERT_EQ(0, pthread_create(&threads[2], NULL, writer, (uint64_t *)busy->map + 8));
+	ASSERT_EQ(0, pthread_create(&threads[3], NULL, writer, (uint64_t *)busy->map + 4096));
+	for (i = 0; i < rounds; i++) {
+		uint64_t first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base;
+		uint64_t n = (self->base.size - first) / MiB(2);
+		int ret = rb_reclaim_at(self->fd, LARGE, first + i % n * MiB(2), &got);
+
+		if (ret)
+			EXPECT_TRUE(ret == -EBUSY || ret == -ENOSPC || ret == -EAGAIN);
+	}
+	stop = true;
+	for (i = 0; i < ARRAY_SIZE(threads); i++) {
+		pthread_join(threads[i], &bad);
+		EXPECT_EQ(NULL, bad);
+	}
+	after = pool_of(self->fd);
+	EXPECT_LT(before.migrations, after.migrations);
+	TH_LOG("%lu reclaims moved %llu buffers, %llu MiB", rounds,
+	       (unsigned long long)(after.migrations - before.migrations),
+	       (unsigned long long)((after.migrated - before.migrated) >> 20));
+	expect_all_there(_metadata, self);
+}
+
+/* When nothing else goes on, large blocks come back by themselves. */
+TEST_F(reclaim, in_the_background)
+{
+	struct rust_buddy_pool_info before, after;
+	int tries;
+
+	fill_up(_metadata, self, KiB(64), MANY);
+	thin_out(self, 1, 4);
+	before = pool_of(self->fd);
+	if (before.unusable <= 500)
+		SKIP(return, "the pool is not in pieces");
+	for (tries = 0; tries < 300; tries++) {
+		usleep(100000);
+		after = pool_of(self->fd);
+		if (after.unusable <= 500)
+			break;
+	}
+	EXPECT_GE(500U, after.unusable);
+	EXPECT_LT(before.compactions, after.compactions);
+	EXPECT_EQ(before.free, after.free);
+	TH_LOG("unusable free space %u -> %u per mille, %llu blocks, %llu KiB copied",
+	       before.unusable, after.unusable,
+	       (unsigned long long)(after.compactions - before.compactions),
+	       (unsigned long long)((after.reclaimed - before.reclaimed) >> 10));
+	expect_all_there(_metadata, self);
+}
+
+TEST_HARNESS_MAIN
