@@ -20,7 +20,9 @@ mkdir -p "$out"
 
 build() {
 	"$here/enter.sh" make -C "$RB_TOP" KDIR="$kdir" BUILD="$out/module" "${args[@]}" modules
-	"$here/enter.sh" make -C "$RB_TOP/selftests" KSRC="$kdir" OUTPUT="$out/selftests" all
+	client || echo "no client library: cargo can't build it, and what tests it is left out"
+	"$here/enter.sh" make -C "$RB_TOP/selftests" KSRC="$kdir" OUTPUT="$out/selftests" \
+		CLIENT="$out/client/release" all
 	# The kernel's own test of dma-heaps, from the source at hand; without its headers, none.
 	rm -f "$out/selftests/dmabuf-heap"
 	"$here/enter.sh" cc -O2 -static -I"$kdir/tools/testing/selftests" -I"$kdir/usr/include" \
@@ -31,6 +33,14 @@ build() {
 	for page in $(cd "$RB_TOP" && grep -l '^int main' docs/*.md); do
 		example "$page" "example-$(basename "$page" .md)"
 	done
+}
+# The library for programs, and what tests it from Rust.
+client() {
+	rm -f "$out/client/release/librust_buddy_client.a" "$out/selftests/slab-rust"
+	mkdir -p "$out/selftests"
+	"$here/enter.sh" cargo build --quiet --release --locked --lib --examples \
+		--manifest-path "$RB_TOP/lib/Cargo.toml" --target-dir "$out/client" &&
+		cp "$out/client/release/examples/objects" "$out/selftests/slab-rust"
 }
 # example PAGE PROGRAM: what people copy has to compile, and to run in the guest.
 example() {

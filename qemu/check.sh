@@ -32,7 +32,7 @@ format() {
 	# The kernel's settings name some that only a nightly rustfmt knows; it says so.
 	qemu/enter.sh rustfmt --check --edition 2021 --config-path "$RB_TREE/.rustfmt.toml" \
 		rust_buddy.rs selftests/host/src/*.rs selftests/host/tests/*.rs \
-		selftests/host/fuzz/fuzz_targets/*.rs selftests/host/bench/src/*.rs
+		selftests/host/fuzz/fuzz_targets/*.rs selftests/host/bench/src/*.rs lib/src/*.rs lib/examples/*.rs
 }
 clippy_kernel() {
 	rm -rf "$RB_CACHE/build/clippy"
@@ -48,6 +48,10 @@ clippy_kernel() {
 clippy_host() {
 	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-msrv" cargo clippy --locked --all-targets \
 		--manifest-path selftests/host/Cargo.toml -- -D warnings
+}
+clippy_client() {
+	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-msrv" cargo clippy --locked --all-targets \
+		--manifest-path lib/Cargo.toml -- -D warnings
 }
 clippy_fuzz() {
 	qemu/fuzz-core.sh lint
@@ -85,6 +89,7 @@ shellcheck_all() {
 judge rustfmt format
 judge clippy-kernel clippy_kernel
 judge clippy-host clippy_host
+judge clippy-client clippy_client
 judge clippy-fuzz clippy_fuzz
 judge clippy-bench clippy_bench
 judge checkpatch checkpatch
