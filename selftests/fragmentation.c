@@ -104,6 +104,24 @@ TEST_F(fragmentation, four_requests)
 	}
 }
 
+/* A buffer that grows and shrinks is counted as it is. */
+TEST_F(fragmentation, resized)
+{
+	struct rust_buddy_alloc buf = { .size = KiB(10), .max_size = KiB(64) };
+	struct rust_buddy_resize size;
+
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
+	expect_shown(_metadata, self->fd, KiB(10), KiB(16));
+	ASSERT_EQ(0, rb_resize(self->fd, buf.handle, KiB(50), RUST_BUDDY_RESIZE_MAY_MOVE, &size));
+	expect_shown(_metadata, self->fd, KiB(50), KiB(64));
+	ASSERT_EQ(0, rb_resize(self->fd, buf.handle, KiB(3), 0, &size));
+	expect_shown(_metadata, self->fd, KiB(3), KiB(4));
+	EXPECT_EQ(-EINVAL, rb_resize(self->fd, buf.handle, KiB(65), 0, &size));
+	expect_shown(_metadata, self->fd, KiB(3), KiB(4));
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	expect_shown(_metadata, self->fd, 0, 0);
+}
+
 /* Two clients: each its own, the pool both. */
 TEST_F(fragmentation, per_client)
 {

@@ -620,10 +620,81 @@ TEST_F_TIMEOUT(reclaim, under_load, SLOW)
 	expect_all_there(_metadata, self);
 }
 
+/*
+ * Two free places for who takes two at a time: one of them is in a block that is
+ * being emptied into the other all the while. That is nothing the taker may feel.
+ */
+static volatile uint64_t emptied;
+
+static void *empty_again(void *arg)
+{
+	struct rust_buddy_reclaim got;
+	uintptr_t bad = 0;
+	int fd = rb_open(RB_DEV), ret;
+
+	while (!stop) {
+		ret = rb_reclaim_at(fd, LARGE, *(uint64_t *)arg, &got);
+		bad |= ret != -ENOSPC && ret != -EAGAIN && ret != -EBUSY;
+		emptied += got.copied;
+	}
+	close(fd);
+	return (void *)bad;
+}
+
+TEST_F_TIMEOUT(reclaim, nobody_else_is_refused, SLOW)
+{
+	uint64_t block = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base + MiB(4);
+	struct rust_buddy_alloc buf[2];
+	struct rust_buddy_pool_info before, after;
+	size_t i, in = MANY, out = MANY;
+	int rounds, refused = 0;
+	pthread_t thread;
+	void *bad;
+
+	fill_up(_metadata, self, KiB(64), MANY);
+	for (i = 0; i < self->n; i++) {
+		uint64_t place = place_of(self->fd, self->all[i].handle) - self->base.phys_base;
+
+		if (place == block)
+			in = i;
+		if (place == block + MiB(8))
+			out = i;
+	}
+	ASSERT_GT((size_t)MANY, in);
+	ASSERT_GT((size_t)MANY, out);
+	leave(self, in);
+	leave(self, out);
+	before = pool_of(self->fd);
+	ASSERT_EQ(2 * KiB(64), before.free);
+	stop = false;
+	emptied = 0;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, empty_again, &block));
+	for (rounds = 0; rounds < 3000; rounds++) {
+		refused += !!rb_alloc(self->fd, KiB(64), 0, "one", &buf[0]);
+		refused += !!rb_alloc(self->fd, KiB(64), 0, "two", &buf[1]);
+		for (i = 0; i < 2; i++)
+			if (buf[i].handle)
+				ASSERT_EQ(0, rb_free(self->fd, buf[i].handle));
+		/* So that the other gets to something, too. */
+		if (rounds % 4 == 0)
+			usleep(100);
+	}
+	stop = true;
+	pthread_join(thread, &bad);
+	EXPECT_EQ(NULL, bad);
+	EXPECT_EQ(0, refused);
+	after = pool_of(self->fd);
+	EXPECT_LT(0ULL, emptied);
+	EXPECT_LT(before.reclaims_rival, after.reclaims_rival);
+	TH_LOG("%llu KiB moved meanwhile", (unsigned long long)emptied >> 10);
+	expect_all_there(_metadata, self);
+}
+
 /* When nothing else goes on, large blocks come back by themselves. */
 TEST_F(reclaim, in_the_background)
 {
 	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_alloc buf;
 	int tries;
 
 	fill_up(_metadata, self, KiB(64), MANY);
@@ -631,6 +702,13 @@ TEST_F(reclaim, in_the_background)
 	before = pool_of(self->fd);
 	if (before.unusable <= 500)
 		SKIP(return, "the pool is not in pieces");
+	/* As long as somebody takes and gives there is something else going on. */
+	for (tries = 0; tries < 40; tries++) {
+		ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), 0, "", &buf));
+		usleep(50000);
+		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	}
+	EXPECT_EQ(before.compactions, pool_of(self->fd).compactions);
 	for (tries = 0; tries < 300; tries++) {
 		usleep(100000);
 		after = pool_of(self->fd);

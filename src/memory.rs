@@ -91,7 +91,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if let Some(block) = self.block() {
-            block.pool().give_way_later();
+            block.pool().note_return();
         }
         if let (Some(slot), Some((block, charge))) = (self.slot.take(), self.inner.take()) {
             slot.give_back(block, charge);

@@ -158,6 +158,11 @@ impl View {
         }
     }
 
+    /// Bytes asked for, and granted.
+    pub(crate) fn sizes(&self) -> (u64, u64) {
+        (self.size(), self.granted())
+    }
+
     /// Where mmap finds it, in bytes.
     pub(crate) fn offset(&self) -> u64 {
         self.first_page() * mm::UNIT

@@ -42,6 +42,8 @@ pub(super) struct Entry {
     pub(super) pins: Pins,
     /// Where its memory waits if the client goes without UNPIN; for clients that can PIN.
     shelter: Option<Shelter>,
+    /// Bytes asked for and granted, as its table has counted them.
+    counted: (u64, u64),
     _handle: Charge,
 }
 
@@ -59,10 +61,12 @@ impl Drop for Entry {
 ///
 /// # Invariants
 ///
-/// `ends` has, for each view in `entries` and for no other, its last page and its handle.
+/// `ends` has, for each view in `entries` and for no other, its last page and its handle; `sums` is
+/// what all of them have in `counted`.
 pub(super) struct Table {
     entries: RBTree<Handle, Entry>,
     ends: RBTree<(u64, Handle), ()>,
+    sums: Sums,
 }
 
 /// A buffer on its way into a table, or out of it: holds all the memory that being in takes, so
@@ -70,6 +74,7 @@ pub(super) struct Table {
 pub(super) struct Nodes {
     entry: RBTreeNode<Handle, Entry>,
     end: RBTreeNode<(u64, Handle), ()>,
+    counted: (u64, u64),
 }
 
 impl Nodes {
@@ -80,7 +85,9 @@ impl Nodes {
             Addresses::Shown => Some(Shelter::new()?),
             Addresses::Hidden => None,
         };
+        let counted = view.sizes();
         let entry = Entry {
+            counted,
             view,
             pins: Pins::none(),
             shelter,
@@ -88,12 +95,14 @@ impl Nodes {
         };
         Ok(Self {
             end,
+            counted,
             entry: RBTreeNode::new(handle, entry, GFP_KERNEL)?,
         })
     }
 }
 
 /// What all of a client's handles come to.
+#[derive(Clone, Copy, Default)]
 pub(super) struct Sums {
     pub(super) buffers: u64,
     /// Bytes.
@@ -101,19 +110,33 @@ pub(super) struct Sums {
     pub(super) granted: u64,
 }
 
+impl Sums {
+    fn add(&mut self, (requested, granted): (u64, u64)) {
+        self.buffers += 1;
+        self.requested += requested;
+        self.granted += granted;
+    }
+
+    fn take(&mut self, (requested, granted): (u64, u64)) {
+        self.buffers -= 1;
+        self.requested -= requested;
+        self.granted -= granted;
+    }
+}
+
 impl Table {
     /// What all of it comes to.
-    pub(super) fn sums(&self) -> Sums {
-        let none = Sums {
-            buffers: 0,
-            requested: 0,
-            granted: 0,
-        };
-        self.entries.values().fold(none, |sums, entry| Sums {
-            buffers: sums.buffers + 1,
-            requested: sums.requested + entry.view.size(),
-            granted: sums.granted + entry.view.granted(),
-        })
+    pub(super) fn sums(&self) -> &Sums {
+        &self.sums
+    }
+
+    /// A buffer may have another size than when it was counted last.
+    pub(super) fn recount(&mut self, handle: Handle) {
+        if let Some(entry) = self.entries.get_mut(&handle) {
+            self.sums.take(entry.counted);
+            entry.counted = entry.view.sizes();
+            self.sums.add(entry.counted);
+        }
     }
 
     /// All buffers, by handle.
@@ -153,19 +176,24 @@ impl Table {
 
     /// Takes a buffer in.
     pub(super) fn insert(&mut self, nodes: Nodes) {
-        // INVARIANT: Both, in one go under the client's lock.
+        // INVARIANT: All, in one go under the client's lock.
+        self.sums.add(nodes.counted);
         self.ends.insert(nodes.end);
         self.entries.insert(nodes.entry);
     }
 
     /// Takes a buffer out.
     pub(super) fn remove(&mut self, handle: Handle) -> Option<Nodes> {
-        let last = self.get(handle)?.view.last_page();
-        // INVARIANT: Both, in one go under the client's lock.
-        Some(Nodes {
+        let entry = self.get(handle)?;
+        let (last, counted) = (entry.view.last_page(), entry.counted);
+        // INVARIANT: All, in one go under the client's lock.
+        let nodes = Nodes {
             end: self.ends.remove_node(&(last, handle))?,
             entry: self.entries.remove_node(&handle)?,
-        })
+            counted,
+        };
+        self.sums.take(counted);
+        Some(nodes)
     }
 }
 
@@ -197,6 +225,7 @@ impl Client {
             table <- new_mutex!(Table {
                 entries: RBTree::new(),
                 ends: RBTree::new(),
+                sums: Sums::default(),
             }, "rust_buddy_client"),
             reservations <- Reservations::new(),
         })
@@ -221,7 +250,7 @@ impl Client {
 
     /// What all its handles come to.
     pub(super) fn sums(&self) -> Sums {
-        self.table().sums()
+        *self.table().sums()
     }
 
     /// Who is charged for what it has.

@@ -138,11 +138,14 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
         Resize::NR => abi::answer(
             arg,
             size,
-            |request| {
+            |request: &mut Resize| {
                 may_change(file)?;
-                change::resize(client, request)
+                Ok((change::resize(client, request)?, request.handle))
             },
-            change::Resized::finish,
+            |(resized, handle), delivered| {
+                resized.finish(delivered);
+                client.table().recount(handle);
+            },
         ),
         Reclaim::NR => abi::answer(
             arg,

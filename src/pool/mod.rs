@@ -83,6 +83,7 @@ use kernel::{
         },
         Arc,
         Mutex,
+        MutexGuard,
         SpinLock,
         SpinLockGuard, //
     },
@@ -144,6 +145,9 @@ pub(crate) struct Pool {
     /// Whose turn it is to empty a part of the pool.
     #[pin]
     reclaiming: Mutex<()>,
+    /// Held while something is moved for others, as memory that is there twice.
+    #[pin]
+    moving: Mutex<()>,
     #[pin]
     state: SpinLock<State>,
     /// What those listen to who want to know of pressure.
@@ -446,6 +450,7 @@ impl Pool {
                 seen: Atomic::new(0),
                 residents <- Residents::new(),
                 reclaiming <- new_mutex!((), "rust_buddy_reclaim"),
+                moving <- new_mutex!((), "rust_buddy_moving"),
                 pressure <- Bell::new(),
                 compaction <- new_delayed_work!("rust_buddy::Compaction"),
                 state <- new_spinlock!(State {
@@ -520,7 +525,7 @@ impl Pool {
     }
 
     /// Somebody is giving memory back, out of which a large block may be made later.
-    pub(crate) fn give_way_later(self: &Arc<Self>) {
+    pub(crate) fn note_return(self: &Arc<Self>) {
         self.activity.fetch_add(1, Relaxed);
         if self.policy.compact_above < 1000 {
             self.compact_when_idle();
@@ -587,9 +592,10 @@ impl Pool {
     ///
     /// As [`Refused`] says; the pool is then as it was.
     pub(crate) fn alloc(self: &Arc<Self>, ask: &Ask) -> Result<Block, Refused> {
-        let (state, outcome) = self.attempt(ask);
+        let (state, outcome, still) = self.attempt(ask);
         let short = state.supply.pressure();
         drop(state);
+        drop(still);
         self.tell(short);
         outcome.map(|run| self.block(run, ask))
     }
@@ -606,13 +612,14 @@ impl Pool {
         ask: &Ask,
         room: Option<Room>,
     ) -> Result<Block, Refused> {
-        let (mut state, outcome) = self.attempt(ask);
+        let (mut state, outcome, still) = self.attempt(ask);
         let change = match (room, &outcome) {
             (Some(room), Err(_)) => state.wishes.put(waiter, ask, room),
             _ => state.wishes.remove(waiter),
         };
         let short = state.supply.pressure();
         drop(state);
+        drop(still);
         self.tell(short);
         self.settle(change, outcome.is_ok().then_some(ask));
         if let Err(refused) = &outcome {
@@ -621,19 +628,29 @@ impl Pool {
         outcome.map(|run| self.block(run, ask))
     }
 
-    /// What came of it, and the lock under which it did.
-    fn attempt(&self, ask: &Ask) -> (SpinLockGuard<'_, State>, Result<Run, Refused>) {
+    /// What came of it, the lock under which it did, and one to let go after that.
+    fn attempt(
+        &self,
+        ask: &Ask,
+    ) -> (
+        SpinLockGuard<'_, State>,
+        Result<Run, Refused>,
+        Option<MutexGuard<'_, ()>>,
+    ) {
         self.activity.fetch_add(1, Relaxed);
         let mut state = self.state.lock();
-        let mut outcome = state.take(ask);
-        if outcome.is_err() {
-            drop(state);
-            // Before a refusal: what somebody had pages of may be free by now.
-            self.lingering.sweep();
-            state = self.state.lock();
-            outcome = state.take(ask);
+        let outcome = state.take(ask);
+        if outcome.is_ok() {
+            return (state, outcome, None);
         }
-        (state, outcome)
+        drop(state);
+        // Before a refusal: what somebody had pages of may be free by now, and what moves is
+        // there twice for a moment, but not while nobody else can begin to.
+        self.lingering.sweep();
+        let still = self.moving.lock();
+        let mut state = self.state.lock();
+        let outcome = state.take(ask);
+        (state, outcome, Some(still))
     }
 
     fn block(self: &Arc<Self>, run: Run, ask: &Ask) -> Block {

@@ -5,8 +5,9 @@
 //!
 //! A fence goes around the part, the free blocks in it stay free, and what is there is moved out,
 //! one buffer at a time. One part at a time: a mutex says whose turn it is. A request that finds
-//! nothing anywhere else takes from behind the fence, and then the fence is gone: emptying never
-//! makes a request fail that would have been served without it.
+//! nothing anywhere else takes from behind the fence, and then the fence is gone; and before it is
+//! refused it waits for what is just being moved. So emptying never makes a request fail that would
+//! have been served without it.
 
 use super::{
     census::AREA,
@@ -187,7 +188,9 @@ impl<'a> Fence<'a> {
                 limit,
                 bytes: effort.left(),
             };
+            let moving = pool.moving.lock();
             effort.copied += resident.make_way(&way)?;
+            drop(moving);
             from = last + 1;
         }
         let state = pool.state.lock();
