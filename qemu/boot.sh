@@ -7,6 +7,7 @@
 #
 #   --append WORDS   more on the kernel command line
 #   --nvme FILE      an NVMe controller with FILE as its disk
+#   --icount         one CPU whose clock counts instructions: every boot is the same
 #   --iommu          an IOMMU between devices and memory, which translates
 #   --timeout S      give up after S seconds (default 900)
 #   --quiet          the guest's output goes to the log only
@@ -25,6 +26,7 @@ shift
 append=
 nvme=
 iommu=
+icount=
 limit=900
 quiet=
 while [ $# -gt 0 ]; do
@@ -32,6 +34,7 @@ while [ $# -gt 0 ]; do
 	--append) append=$2; shift 2 ;;
 	--nvme) nvme=$2; shift 2 ;;
 	--iommu) iommu=1; shift ;;
+	--icount) icount=1; shift ;;
 	--timeout) limit=$2; shift 2 ;;
 	--quiet) quiet=1; shift ;;
 	--) shift; break ;;
@@ -57,10 +60,16 @@ if [ -n "$iommu" ]; then
 	opts+=" -device intel-iommu"
 	append+=" intel_iommu=on iommu.strict=1"
 fi
-args=(--run "$kernel" --user root --memory "${RB_MEMORY:-2G}" --cpus 2 "--rwdir=$shared=$out" --qemu-opts="$opts"
+cpus=2
+if [ -n "$icount" ]; then
+	cpus=1
+	opts+=" -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed 1"
+	append+=" nokaslr randomize_kstack_offset=off random.trust_cpu=off"
+fi
+args=(--run "$kernel" --user root --memory "${RB_MEMORY:-2G}" --cpus $cpus "--rwdir=$shared=$out" --qemu-opts="$opts"
 	--append "panic=-1 hung_task_panic=1 softlockup_panic=1 $append")
 accel=TCG
-if "$here/kvm.sh" "${KERNEL:-$RB_KERNEL/usr/lib/modules/$(krel)/vmlinuz}"; then
+if [ -z "$icount" ] && "$here/kvm.sh" "${KERNEL:-$RB_KERNEL/usr/lib/modules/$(krel)/vmlinuz}"; then
 	accel=KVM
 else
 	args+=(--disable-kvm)

@@ -60,7 +60,7 @@ static bool pressure(int fd, int timeout)
 }
 
 /* Low priority leaves what the low watermark says, normal priority what min says, high nothing. */
-TEST_F(priority, who_may_have_how_much)
+TEST_F_TIMEOUT(priority, who_may_have_how_much, SLOW)
 {
 	struct rust_buddy_pool_info pool;
 	uint64_t got;
@@ -86,7 +86,7 @@ TEST_F(priority, who_may_have_how_much)
 }
 
 /* What is larger than the pool has at all is not a question of priority. */
-TEST_F(priority, too_much_is_too_much)
+TEST_F_TIMEOUT(priority, too_much_is_too_much, SLOW)
 {
 	struct rust_buddy_alloc buf;
 
@@ -113,7 +113,7 @@ TEST_F(priority, high_takes_a_capability)
 }
 
 /* Small requests of low priority use up what is small, and never the last large block. */
-TEST_F(priority, the_last_large_block)
+TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 {
 	struct rust_buddy_alloc buf, keep[4096];
 	uint64_t larges = 0, got;
@@ -155,7 +155,7 @@ TEST_F(priority, the_last_large_block)
 }
 
 /* Growing is asking for more. */
-TEST_F(priority, growth)
+TEST_F_TIMEOUT(priority, growth, SLOW)
 {
 	struct rust_buddy_alloc buf;
 	struct rust_buddy_resize size;
@@ -174,7 +174,7 @@ TEST_F(priority, growth)
 }
 
 /* POLLPRI from below low until high again: at once, and for who waits. */
-TEST_F(priority, pressure)
+TEST_F_TIMEOUT(priority, pressure, SLOW)
 {
 	struct rust_buddy_alloc keep[4096];
 	struct rust_buddy_pool_info pool;

@@ -139,7 +139,7 @@ static void expect_all_there(struct __test_metadata *_metadata, FIXTURE_DATA(rec
 }
 
 /* One block after the other, for as few bytes as possible, and nothing is lost. */
-TEST_F(reclaim, gains_blocks)
+TEST_F_TIMEOUT(reclaim, gains_blocks, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
 	struct rust_buddy_reclaim got;
@@ -169,7 +169,7 @@ TEST_F(reclaim, gains_blocks)
 }
 
 /* The block that costs least is the one that is emptied. */
-TEST_F(reclaim, takes_the_cheapest)
+TEST_F_TIMEOUT(reclaim, takes_the_cheapest, SLOW)
 {
 	struct rust_buddy_reclaim got;
 	size_t per_block, i, spared = 0;
@@ -197,7 +197,7 @@ TEST_F(reclaim, takes_the_cheapest)
 }
 
 /* Small orders, too. */
-TEST_F(reclaim, small_orders)
+TEST_F_TIMEOUT(reclaim, small_orders, SLOW)
 {
 	struct rust_buddy_pool_info pool;
 	struct rust_buddy_reclaim got;
@@ -227,7 +227,7 @@ TEST_F(reclaim, small_orders)
 }
 
 /* What may not be moved is not, and what that costs is said exactly. */
-TEST_F(reclaim, refusals)
+TEST_F_TIMEOUT(reclaim, refusals, SLOW)
 {
 	struct rust_buddy_pool_info pool;
 	struct rust_buddy_reclaim got;
@@ -313,7 +313,7 @@ TEST_F(reclaim, refusals)
 }
 
 /* This block and no other: for who knows which one it has to be. */
-TEST_F(reclaim, this_block)
+TEST_F_TIMEOUT(reclaim, this_block, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
 	struct rust_buddy_reclaim got;
@@ -336,7 +336,7 @@ TEST_F(reclaim, this_block)
 }
 
 /* An ALLOC that has others moved out of its way, for as much as it says. */
-TEST_F(reclaim, on_demand)
+TEST_F_TIMEOUT(reclaim, on_demand, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
 	struct rust_buddy_alloc buf;
@@ -395,7 +395,7 @@ TEST_F(reclaim, on_demand)
  * What can't be moved grows from the end of the pool, what can from its start:
  * so blocks stay that can be emptied, with a third of it pinned.
  */
-TEST_F(reclaim, opposite_ends)
+TEST_F_TIMEOUT(reclaim, opposite_ends, SLOW)
 {
 	uint64_t lowest_pinned = ~0ULL, highest_movable = 0, address;
 	struct rust_buddy_reclaim got;
@@ -691,7 +691,7 @@ TEST_F_TIMEOUT(reclaim, nobody_else_is_refused, SLOW)
 }
 
 /* When nothing else goes on, large blocks come back by themselves. */
-TEST_F(reclaim, in_the_background)
+TEST_F_TIMEOUT(reclaim, in_the_background, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
 	struct rust_buddy_alloc buf;
