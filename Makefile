@@ -25,7 +25,7 @@ help:
 	@echo "  make fuzz      random calls until something fails, or for MINUTES=N; SEED=N, DEBUG=1"
 	@echo "  make soak      a mixed load for MINUTES=10, with SEED=N, in the debug kernel with DEBUG=1"
 	@echo "  make fuzz-core MINUTES=n  the allocator under a fuzzer for so long, on the host"
-	@echo "  make bench     the allocator against published ones, on the host (see docs/benchmarks.md)"
+	@echo "  make bench     the allocator against others, on the host and in a guest (docs/benchmarks.md)"
 	@echo "  make shell     the same set-up, then a prompt in a guest with the module loaded"
 	@echo "  make setup     only the set-up (everything goes to .cache)"
 	@echo "  make check     rustfmt, clippy and checkpatch"

@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What an allocation with its free costs in the kernel: the allocator's core, under a spinlock,
+//! beside what the kernel has. Loading it measures, a line of JSON each in the log.
+//!
+//! The clock is the CPU's time stamp. Under QEMU's instruction clock (`-icount shift=0`) that counts
+//! instructions and nothing else, the same in every boot. Elsewhere it is time, and says little.
+//!
+//! Each number is the least and the median of many pairs, less what reading the clock takes. The
+//! allocators that manage a range of their own (`core`, `gen_pool`, `gpu_buddy`) have 64 MiB each,
+//! once empty, where a small block is the longest chain of splits and joins, and once with every
+//! second block of the size taken. `gpu_buddy` leaves locking to its caller, and gets none here.
+
+#[path = "../src/buddy/mod.rs"]
+pub mod buddy;
+
+use buddy::{
+    storage_len,
+    Buddy,
+    Place,
+    Request, //
+};
+use core::ptr::{
+    null,
+    null_mut,
+    NonNull, //
+};
+use kernel::{
+    bindings,
+    new_spinlock,
+    prelude::*,
+    sync::SpinLock,
+    types::Opaque, //
+};
+
+module! {
+    type: Bench,
+    name: "rust_buddy_bench",
+    authors: ["The rust_buddy maintainers"],
+    description: "Instructions of rust_buddy's allocator and of the kernel's",
+    license: "GPL",
+}
+
+const PAGE: usize = 4096;
+/// What the ranges are, and where they pretend to be.
+const RANGE: usize = 64 << 20;
+const BASE: usize = 256 << 20;
+const SIZES: [usize; 3] = [PAGE, 64 << 10, 2 << 20];
+const SAMPLES: usize = 201;
+
+type Core = Buddy<KVVec<u64>>;
+
+extern "C" {
+    fn gen_pool_create(min_alloc_order: c_int, nid: c_int) -> *mut c_void;
+    fn gen_pool_add_owner(
+        pool: *mut c_void,
+        address: c_ulong,
+        phys: u64,
+        size: usize,
+        nid: c_int,
+        owner: *mut c_void,
+    ) -> c_int;
+    fn gen_pool_alloc_algo_owner(
+        pool: *mut c_void,
+        size: usize,
+        algorithm: *const c_void,
+        data: *mut c_void,
+        owner: *mut *mut c_void,
+    ) -> c_ulong;
+    fn gen_pool_free_owner(
+        pool: *mut c_void,
+        address: c_ulong,
+        size: usize,
+        owner: *mut *mut c_void,
+    );
+    fn gen_pool_destroy(pool: *mut c_void);
+    fn gen_pool_first_fit();
+    fn dev_get_cma_area(device: *mut c_void) -> *mut c_void;
+    fn cma_alloc(area: *mut c_void, count: c_ulong, align: c_uint, no_warn: bool) -> *mut c_void;
+    fn cma_release(area: *mut c_void, pages: *const c_void, count: c_ulong) -> bool;
+}
+
+/// The time stamp, with nothing before it left to do.
+fn clock() -> u64 {
+    // SAFETY: Every x86-64 CPU has both.
+    unsafe {
+        core::arch::x86_64::_mm_lfence();
+        core::arch::x86_64::_rdtsc()
+    }
+}
+
+/// Least and median of what `pair` takes; none if it once fails.
+fn measure(mut pair: impl FnMut() -> bool) -> Option<(u64, u64)> {
+    let mut samples = [0; SAMPLES];
+    // Once for what is only slow at first.
+    for round in 0..2 {
+        for sample in &mut samples {
+            let start = clock();
+            let done = pair();
+            *sample = clock() - start;
+            if !done && round > 0 {
+                return None;
+            }
+        }
+    }
+    samples.sort_unstable();
+    Some((samples[0], samples[SAMPLES / 2]))
+}
+
+struct Report {
+    /// What the clock takes by itself.
+    idle: u64,
+}
+
+impl Report {
+    fn show(&self, what: &str, state: &str, bytes: usize, pair: impl FnMut() -> bool) {
+        match measure(pair) {
+            Some((least, median)) => pr_info!(
+                "{{\"bench\": \"instructions\", \"bytes\": {}, \"state\": \"{}\", \"what\": \"{}\", \
+                 \"least\": {}, \"median\": {}}}\n",
+                bytes,
+                state,
+                what,
+                least.saturating_sub(self.idle),
+                median.saturating_sub(self.idle),
+            ),
+            None => pr_info!("{} had no {} bytes\n", what, bytes),
+        }
+    }
+}
+
+/// The core, as a pool uses it: a lock around each call.
+fn ours(report: &Report, bytes: usize, half: bool) -> Result {
+    let (base, units) = ((BASE / PAGE) as u64, (RANGE / PAGE) as u64);
+    let words = storage_len(base, units).map_err(|_| EINVAL)?;
+    let words = KVVec::from_elem(0, words, GFP_KERNEL)?;
+    let mut core: Core = Buddy::new(words, Default::default(), base, units).map_err(|_| EINVAL)?;
+    let request = Request::new((bytes / PAGE) as u64);
+    let mut kept = KVVec::new();
+    if half {
+        let mut odd = KVVec::new();
+        while let Ok(run) = core.alloc(&request) {
+            kept.push(run, GFP_KERNEL)?;
+            if let Ok(run) = core.alloc(&request) {
+                odd.push(run, GFP_KERNEL)?;
+            }
+        }
+        while let Some(run) = odd.pop() {
+            core.free(run);
+        }
+    }
+    let core = KBox::pin_init(new_spinlock!(core, "rust_buddy_bench"), GFP_KERNEL)?;
+    let core: &SpinLock<Core> = &core;
+    let state = if half { "half" } else { "empty" };
+    // What of the below is the lock's.
+    report.show("two locks", state, bytes, || {
+        drop(core.lock());
+        drop(core.lock());
+        true
+    });
+    let places = [("core", Place::Any), ("core, lowest", Place::Lowest)];
+    for (what, place) in places {
+        let request = Request { place, ..request };
+        report.show(what, state, bytes, || {
+            let run = core.lock().alloc(&request);
+            run.map(|run| core.lock().free(run)).is_ok()
+        });
+    }
+    while let Some(run) = kept.pop() {
+        core.lock().free(run);
+    }
+    Ok(())
+}
+
+/// The general purpose allocator of special memory.
+fn gen_pool(report: &Report, bytes: usize, half: bool) -> Result {
+    let algorithm = gen_pool_first_fit as *const c_void;
+    // SAFETY: A pool of its own, over addresses that nobody looks at.
+    let pool = unsafe { gen_pool_create(12, -1) };
+    if pool.is_null() {
+        return Err(ENOMEM);
+    }
+    // SAFETY: As above.
+    let added = unsafe { gen_pool_add_owner(pool, BASE as c_ulong, 0, RANGE, -1, null_mut()) };
+    // SAFETY: The pool lives until the end of this function.
+    let take =
+        || unsafe { gen_pool_alloc_algo_owner(pool, bytes, algorithm, null_mut(), null_mut()) };
+    // SAFETY: What `take` gave.
+    let give = |at| unsafe { gen_pool_free_owner(pool, at, bytes, null_mut()) };
+    if added == 0 {
+        let mut at = BASE as c_ulong;
+        let end = (BASE + RANGE) as c_ulong;
+        while half && take() != 0 {}
+        while half && at < end {
+            give(at);
+            at += 2 * bytes as c_ulong;
+        }
+        let state = if half { "half" } else { "empty" };
+        report.show("gen_pool", state, bytes, || {
+            let at = take();
+            if at != 0 {
+                give(at);
+            }
+            at != 0
+        });
+        let mut at = BASE as c_ulong + bytes as c_ulong;
+        while half && at < end {
+            give(at);
+            at += 2 * bytes as c_ulong;
+        }
+    }
+    // SAFETY: Nothing of it is in use.
+    unsafe { gen_pool_destroy(pool) };
+    Ok(())
+}
+
+/// The buddy allocator of graphics memory.
+fn gpu_buddy(report: &Report, bytes: usize, half: bool) -> Result {
+    let buddy = KBox::new(Opaque::<bindings::gpu_buddy>::zeroed(), GFP_KERNEL)?;
+    let lists = KBox::new(
+        [const { Opaque::<bindings::list_head>::uninit() }; 2],
+        GFP_KERNEL,
+    )?;
+    // SAFETY: Zeroed, and not moved until the end of this function.
+    if unsafe { bindings::gpu_buddy_init(buddy.get(), RANGE as u64, PAGE as u64) } != 0 {
+        return Err(ENOMEM);
+    }
+    let [list, kept] = [lists[0].get(), lists[1].get()];
+    for list in [list, kept] {
+        // SAFETY: Not moved until the end of this function: an empty list points to itself.
+        unsafe {
+            list.write(bindings::list_head {
+                next: list,
+                prev: list,
+            })
+        };
+    }
+    // SAFETY: Both live until the end of this function, and nobody else uses them.
+    let take = |list| unsafe {
+        bindings::gpu_buddy_alloc_blocks(
+            buddy.get(),
+            0,
+            RANGE as u64,
+            bytes as u64,
+            bytes as u64,
+            list,
+            0,
+        ) == 0
+    };
+    // SAFETY: As above.
+    let give = |list| unsafe { bindings::gpu_buddy_free_list(buddy.get(), list, 0) };
+    if half {
+        while take(kept) && take(list) {}
+        give(list);
+    }
+    let state = if half { "half" } else { "empty" };
+    report.show("gpu_buddy", state, bytes, || {
+        let done = take(list);
+        give(list);
+        done
+    });
+    give(kept);
+    // SAFETY: Nothing of it is in use.
+    unsafe { bindings::gpu_buddy_fini(buddy.get()) };
+    Ok(())
+}
+
+/// What takes memory from the whole system.
+fn system(report: &Report, bytes: usize, device: NonNull<bindings::device>) {
+    let pages = (bytes / PAGE) as c_ulong;
+    let order = pages.trailing_zeros();
+    report.show("alloc_pages", "system", bytes, || {
+        // SAFETY: May be called anywhere that may sleep.
+        let page = unsafe { bindings::alloc_pages(bindings::GFP_KERNEL, order) };
+        if !page.is_null() {
+            // SAFETY: Just allocated.
+            unsafe { bindings::__free_pages(page, order) };
+        }
+        !page.is_null()
+    });
+    report.show("alloc_contig_pages", "system", bytes, || {
+        let gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN;
+        // SAFETY: As above; node 0 is there.
+        let page = unsafe { bindings::alloc_contig_pages_noprof(pages, gfp, 0, null_mut()) };
+        if !page.is_null() {
+            // SAFETY: Set at boot, and never changed: where the page structs are.
+            let map = unsafe { bindings::vmemmap_base } as usize;
+            let number = (page as usize - map) / size_of::<bindings::page>();
+            // SAFETY: Just allocated.
+            unsafe { bindings::free_contig_range(number as c_ulong, pages) };
+        }
+        !page.is_null()
+    });
+    // SAFETY: May be asked for no device.
+    let area = unsafe { dev_get_cma_area(null_mut()) };
+    if !area.is_null() {
+        report.show("cma_alloc", "system", bytes, || {
+            // SAFETY: The default area, which is there for ever.
+            let page = unsafe { cma_alloc(area, pages, order.min(9), true) };
+            if !page.is_null() {
+                // SAFETY: Just allocated.
+                unsafe { cma_release(area, page, pages) };
+            }
+            !page.is_null()
+        });
+    }
+    report.show("dma_alloc_coherent", "system", bytes, || {
+        let mut address = 0;
+        let device = device.as_ptr();
+        // SAFETY: The device is registered and has a mask.
+        let memory = unsafe {
+            bindings::dma_alloc_attrs(device, bytes, &mut address, bindings::GFP_KERNEL, 0)
+        };
+        if !memory.is_null() {
+            // SAFETY: Just allocated.
+            unsafe { bindings::dma_free_attrs(device, bytes, memory, address, 0) };
+        }
+        !memory.is_null()
+    });
+}
+
+struct Bench;
+
+impl kernel::Module for Bench {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: The name is a string, and no callbacks are wanted.
+        let faux = unsafe {
+            bindings::faux_device_create(c"rust_buddy_bench".as_char_ptr(), null_mut(), null())
+        };
+        let faux = NonNull::new(faux).ok_or(ENODEV)?;
+        // SAFETY: Registered, and nobody else's.
+        let device = unsafe { &raw mut (*faux.as_ptr()).dev };
+        // SAFETY: As above; all that is looked at are the two masks.
+        unsafe {
+            (*device).coherent_dma_mask = u64::MAX;
+            (*device).dma_mask = &raw mut (*device).coherent_dma_mask;
+        }
+        let idle = measure(|| true).map_or(0, |(least, _)| least);
+        let report = Report { idle };
+        // What the clock makes of a thousand instructions: a thousand, if it counts them.
+        report.show("nop", "1000", 0, || {
+            // SAFETY: Does nothing.
+            unsafe { core::arch::asm!(".rept 1000", "nop", ".endr") };
+            true
+        });
+        let result = SIZES.into_iter().try_for_each(|bytes| {
+            for half in [false, true] {
+                ours(&report, bytes, half)?;
+                gen_pool(&report, bytes, half)?;
+                gpu_buddy(&report, bytes, half)?;
+            }
+            system(&report, bytes, NonNull::new(device).ok_or(ENODEV)?);
+            Ok(())
+        });
+        // SAFETY: Created above.
+        unsafe { bindings::faux_device_destroy(faux.as_ptr()) };
+        result.map(|()| Self)
+    }
+}
