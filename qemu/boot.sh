@@ -66,7 +66,7 @@ if [ -n "$icount" ]; then
 	opts+=" -icount shift=0,sleep=off -rtc base=2026-01-01,clock=vm -seed 1"
 	append+=" nokaslr randomize_kstack_offset=off random.trust_cpu=off"
 fi
-args=(--run "$kernel" --user root --memory "${RB_MEMORY:-2G}" --cpus $cpus "--rwdir=$shared=$out" --qemu-opts="$opts"
+args=(--run "$kernel" --user root --memory "${RB_MEMORY:-2G}" --cpus "$cpus" "--rwdir=$shared=$out" --qemu-opts="$opts"
 	--append "panic=-1 hung_task_panic=1 softlockup_panic=1 $append")
 accel=TCG
 if [ -z "$icount" ] && "$here/kvm.sh" "${KERNEL:-$RB_KERNEL/usr/lib/modules/$(krel)/vmlinuz}"; then
