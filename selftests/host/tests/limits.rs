@@ -663,14 +663,24 @@ fn large_blocks_are_left_alone() {
 }
 
 /// Free units that lie here and there come together while others are taken and given back: what is
-/// out fits into half of the blocks of order 9, and in the end that is all that it has.
+/// out fits into half of the blocks of order 9, and in the end that is all that it has. Wherever the
+/// core chooses, and from either end, as pools ask for it.
 #[test]
 fn turnover_makes_large_blocks_whole_again() {
-    for base in [0, 77 << 9] {
+    for (base, place) in [
+        (0, Place::Any),
+        (77 << 9, Place::Any),
+        (0, Place::Lowest),
+        (0, Place::Highest),
+    ] {
+        let one = Request {
+            place,
+            ..Request::new(1)
+        };
         let mut core = Region::new(base, 1 << 18).buddy(AlwaysJoin);
         let mut random = Random(1965);
         let mut runs: Vec<Run> = (0..1 << 18)
-            .map(|_| core.alloc(&Request::new(1)).unwrap())
+            .map(|_| core.alloc(&one).unwrap())
             .collect();
         let mut give = |core: &mut Buddy<Vec<u64>>, runs: &mut Vec<Run>, count| {
             for _ in 0..count {
@@ -683,7 +693,7 @@ fn turnover_makes_large_blocks_whole_again() {
         assert!(core.largest_free() < Some(order(9)));
         for _ in 0..200 {
             give(&mut core, &mut runs, (1 << 17) / 10);
-            runs.extend((0..(1 << 17) / 10).map(|_| core.alloc(&Request::new(1)).unwrap()));
+            runs.extend((0..(1 << 17) / 10).map(|_| core.alloc(&one).unwrap()));
         }
         assert_eq!(core.validate(), Ok(()));
         let large: Vec<Run> = std::iter::from_fn(|| core.alloc(&Request::new(512)).ok()).collect();
