@@ -27,10 +27,12 @@ kernel_bench() {
 	rel=$(krel)
 	args=(-C "$RB_TREE" M="$RB_TOP/bench" MO="$RB_BUILD/bench" "LOCALVERSION=+${rel#*+}")
 	mkdir -p "$RB_BUILD/bench"
+	qemu/build.sh
 	step bench-kernel "building the kernel's benchmark" qemu/enter.sh make "${args[@]}" modules
+	qemu/enter.sh cc -O2 -Wall -Wextra -Werror -Isrc/uapi bench/calls.c -o "$RB_BUILD/bench/calls"
 	for clear in 0 1; do
 		qemu/boot.sh bench --icount --quiet --append "cma=256M init_on_alloc=$clear" --timeout 600 \
-			-- bash -c 'insmod "$RB_BUILD/bench/rust_buddy_bench.ko" && dmesg | grep -ao "{.bench.*"'
+			-- bash qemu/guest/bench.sh
 		log=$RB_CACHE/out/bench/log
 		grep -a '"bench"' "$log"
 		say "instructions for alloc and free, init_on_alloc=$clear:"
