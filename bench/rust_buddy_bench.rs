@@ -3,8 +3,9 @@
 //! What an allocation with its free costs in the kernel: the allocator's core, under a spinlock,
 //! beside what the kernel has. Loading it measures, a line of JSON each in the log.
 //!
-//! The clock is the CPU's time stamp. Under QEMU's instruction clock (`-icount shift=0`) that counts
-//! instructions and nothing else, the same in every boot. Elsewhere it is time, and says little.
+//! The clock is the CPU's time stamp. Under QEMU's instruction clock (`-icount shift=0`) that
+//! counts instructions and nothing else, the same in every boot. Elsewhere it is time, and says
+//! little.
 //!
 //! Each number is the least and the median of many pairs, less what reading the clock takes. The
 //! allocators that manage a range of their own (`core`, `gen_pool`, `gpu_buddy`) have 64 MiB each,
@@ -116,8 +117,8 @@ impl Report {
     fn show(&self, what: &str, state: &str, bytes: usize, pair: impl FnMut() -> bool) {
         match measure(pair) {
             Some((least, median)) => pr_info!(
-                "{{\"bench\": \"instructions\", \"bytes\": {}, \"state\": \"{}\", \"what\": \"{}\", \
-                 \"least\": {}, \"median\": {}}}\n",
+                "{{\"bench\": \"instructions\", \"bytes\": {}, \"state\": \"{}\", \
+                 \"what\": \"{}\", \"least\": {}, \"median\": {}}}\n",
                 bytes,
                 state,
                 what,

@@ -663,8 +663,8 @@ fn large_blocks_are_left_alone() {
 }
 
 /// Free units that lie here and there come together while others are taken and given back: what is
-/// out fits into half of the blocks of order 9, and in the end that is all that it has. Wherever the
-/// core chooses, and from either end, as pools ask for it.
+/// out fits into half of the blocks of order 9, and in the end that is all that it has. Wherever
+/// the core chooses, and from either end, as pools ask for it.
 #[test]
 fn turnover_makes_large_blocks_whole_again() {
     for (base, place) in [
@@ -679,9 +679,7 @@ fn turnover_makes_large_blocks_whole_again() {
         };
         let mut core = Region::new(base, 1 << 18).buddy(AlwaysJoin);
         let mut random = Random(1965);
-        let mut runs: Vec<Run> = (0..1 << 18)
-            .map(|_| core.alloc(&one).unwrap())
-            .collect();
+        let mut runs: Vec<Run> = (0..1 << 18).map(|_| core.alloc(&one).unwrap()).collect();
         let mut give = |core: &mut Buddy<Vec<u64>>, runs: &mut Vec<Run>, count| {
             for _ in 0..count {
                 let at = random.below(runs.len() as u64) as usize;
