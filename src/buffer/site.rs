@@ -134,9 +134,13 @@ impl Site {
 
     /// The buffer is gone: nobody is there any more.
     pub(super) fn vacate(&self) -> Option<Memory> {
-        let place = self.place.lock().take()?;
+        let mut place = self.place.lock().take()?;
         let left = place.last.map(|last| self.pool.residents().remove(last));
         drop(left);
+        // There is nobody any more who could move it, should it have to wait before it goes back.
+        if let Some(block) = place.memory.block_mut() {
+            block.set_movable(false);
+        }
         Some(place.memory)
     }
 

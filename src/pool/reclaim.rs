@@ -238,7 +238,6 @@ impl Pool {
         blocks: u64,
         effort: &mut Effort,
     ) -> Result<(), Failed> {
-        let turn = self.reclaiming.lock();
         let missing = || {
             let free = self.state.lock().supply.free_blocks(order);
             blocks.saturating_sub(free)
@@ -254,7 +253,11 @@ impl Pool {
             }
             rounds -= 1;
             let bounds = (self.base(), self.base() + self.region.pages());
-            if let Err(failed) = self.empty_one(&turn, order, order, bounds, effort, |_| Ok(())) {
+            // One block, and then it is somebody else's turn.
+            let turn = self.reclaiming.lock();
+            let emptied = self.empty_one(&turn, order, order, bounds, effort, |_| Ok(()));
+            drop(turn);
+            if let Err(failed) = emptied {
                 break Err(failed);
             }
             self.counts.reclaimed();
@@ -325,7 +328,7 @@ impl Pool {
                 .and_then(|()| block.ok_or(Failed::Rival))
             }
         };
-        if result.is_ok() {
+        if result.is_ok() && effort.copied > 0 {
             self.counts.reclaimed();
         }
         self.note_reclaim(effort, &result);
