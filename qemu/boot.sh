@@ -117,5 +117,6 @@ if awk -f "$here/complaints.awk" "$out"/dmesg* "$out/console" | grep -E "$compla
 fi
 if [ -n "$bad" ]; then
 	sed '/rust_buddy: end of script/,$d' "$out/console" | tail -n 30 >&2
+	printf '%s\n' "$bad" >"$out/bad"
 	die "$bad (see $out)"
 fi

@@ -10,37 +10,9 @@ set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
 . "$here/lib.sh"
+. "$here/results.sh"
 cd "$RB_TOP" || exit 1
 mkdir -p "$RB_CACHE"
-
-passed=0
-failed=0
-skipped=0
-quiet=--quiet
-
-# What this run has printed, for its figures.
-logs=()
-# count FILE: adds the results in it.
-count() {
-	local p f s
-	logs+=("$1")
-	read -r p f s < <(awk -f qemu/tally.awk "$1")
-	passed=$((passed + p))
-	failed=$((failed + f))
-	skipped=$((skipped + s))
-}
-trouble() {
-	say "failed: $*"
-	failed=$((failed + 1))
-}
-# A step that fails is one failure, and the other tests go on.
-try() { (step "$@"); }
-finish() {
-	[ ${#logs[@]} -eq 0 ] || awk -f qemu/figures.awk "${logs[@]}"
-	echo "$passed passed, $failed failed, $skipped skipped"
-	[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
-	exit
-}
 
 if [ -n "${KERNEL:-}" ]; then
 	# The caller's tools, wherever this runs, and the guest's KTAP for all to see.
@@ -86,7 +58,7 @@ if [ -n "${KERNEL:-}" ] && ! command -v c++ >/dev/null; then
 	skipped=$((skipped + 1))
 elif try fuzz-core "fuzzing the core on the host" qemu/fuzz-core.sh; then
 	grep '^# ' "$RB_LOGS/fuzz-core.log"
-	passed=$((passed + 1))
+	pass
 else
 	trouble "fuzzing the core"
 fi
@@ -106,7 +78,7 @@ installs() {
 	find "$to/lib/modules" -name 'rust_buddy.ko*' | grep . || { echo "no module"; return 1; }
 }
 if try install "installing into a folder" installs; then
-	passed=$((passed + 1))
+	pass
 else
 	trouble "make install"
 fi
@@ -118,33 +90,21 @@ disk=$RB_CACHE/out/nvme.img
 image=$RB_BUILD/selftests/nvme-image
 qemu/enter.sh "$image" create "$disk" || trouble "making the NVMe image"
 # One test replays how this very kernel started, which its log has to tell.
-if ! qemu/boot.sh tests --nvme "$disk" $quiet \
+guest tests "the guest" --nvme "$disk" \
 	--append "cma=256M memmap=64M\$0x40000000 memblock=debug log_buf_len=4M" \
-	--timeout 1800 -- bash qemu/guest/all.sh; then
-	trouble "the guest"
-fi
-count "$RB_CACHE/out/tests/log"
+	--timeout 1800 -- bash qemu/guest/all.sh
 if qemu/enter.sh "$image" check "$disk"; then
-	passed=$((passed + 1))
+	pass
 else
 	trouble "the NVMe image holds something else than was written"
 fi
 
 # A guest as it comes, without cma= and memmap=: what is refused, and what it says.
-if ! qemu/boot.sh bare $quiet --timeout 300 -- bash selftests/bare.sh; then
-	trouble "the bare guest"
-fi
-count "$RB_CACHE/out/bare/log"
+guest bare "the bare guest" --timeout 300 -- bash selftests/bare.sh
 
 # Devices behind an IOMMU, and devices that all get a copy.
-if ! qemu/boot.sh iommu --iommu --append "memmap=64M\$0x40000000" $quiet --timeout 600 -- \
-	bash qemu/guest/iommu.sh; then
-	trouble "the guest with an IOMMU"
-fi
-count "$RB_CACHE/out/iommu/log"
-if ! qemu/boot.sh swiotlb --append "swiotlb=force memmap=64M\$0x40000000" $quiet --timeout 300 -- \
-	bash qemu/guest/swiotlb.sh; then
-	trouble "the guest with swiotlb=force"
-fi
-count "$RB_CACHE/out/swiotlb/log"
+guest iommu "the guest with an IOMMU" --iommu --append "memmap=64M\$0x40000000" --timeout 600 -- \
+	bash qemu/guest/iommu.sh
+guest swiotlb "the guest with swiotlb=force" --append "swiotlb=force memmap=64M\$0x40000000" \
+	--timeout 300 -- bash qemu/guest/swiotlb.sh
 finish
