@@ -87,6 +87,7 @@ fi
 args+=(--append ignore_loglevel)
 word=$RANDOM$RANDOM$RANDOM
 {
+	printf 'echo >%q\n' "$shared/begun"
 	printf 'cd %q\nexport RB_OUT=%q RB_BUILD=%q\n' "$RB_TOP" "$shared" "$RB_BUILD"
 	printf '%q ' "$@"
 	printf '\nrc=$?\ndmesg >%q\n' "$shared/dmesg"
@@ -96,10 +97,20 @@ word=$RANDOM$RANDOM$RANDOM
 } >"$out/run.sh"
 say "booting $(basename "$(dirname "$kernel")") under $accel, at most $limit s ..."
 start=$SECONDS
-# virtme-ng before 1.41 can hang without a terminal of its own; setsid helps.
-timeout -k 10 "$limit" "$here/enter.sh" setsid -w vng "${args[@]}" -e "bash $shared/run.sh" \
-	</dev/null 2>&1 | if [ -n "$quiet" ]; then cat >"$out/log"; else tee "$out/log"; fi
-rc=${PIPESTATUS[0]}
+run() {
+	# virtme-ng before 1.41 can hang without a terminal of its own; setsid helps.
+	timeout -k 10 "$limit" "$here/enter.sh" setsid -w vng "${args[@]}" \
+		-e "bash $shared/run.sh" </dev/null 2>&1 |
+		if [ -n "$quiet" ]; then cat >"$out/log"; else tee "$out/log"; fi
+	rc=${PIPESTATUS[0]}
+}
+run
+if [ ! -e "$out/begun" ]; then
+	# A kernel that never came to our script: TCG can lose a timer of a CPU that just started.
+	say "  the guest did not come up (exit $rc): once more"
+	tail -n 5 "$out/console" >&2
+	run
+fi
 say "  the guest ran for $((SECONDS - start)) s"
 
 bad=
