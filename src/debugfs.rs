@@ -91,8 +91,8 @@ fn status(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "largest_free: {}", now.largest_free)?;
     writeln!(f, "buffers: {}", now.blocks)?;
     writeln!(f, "quarantined: {}", now.quarantined)?;
-    writeln!(f, "lingering: {}", pool.lingering().bytes())?;
-    writeln!(f, "reserved: {}", pool.counts().all_reserved())?;
+    writeln!(f, "lingering: {}", now.lingering)?;
+    writeln!(f, "reserved: {}", now.reserved)?;
     let [min, low, high] = pool.watermarks();
     writeln!(f, "watermarks: {min} {low} {high}")?;
     writeln!(f, "pressure: {}", u32::from(now.pressure))?;

@@ -45,6 +45,27 @@ struct Kept {
     _module: ModuleRef,
 }
 
+impl Kept {
+    fn new(block: Block, charge: Charge) -> Self {
+        let pages = block.pages();
+        block.pool().count_apart(|apart| apart.lingering += pages);
+        Self {
+            block,
+            _charge: charge,
+            _module: ModuleRef::another(),
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let pages = self.block.pages();
+        self.block
+            .pool()
+            .count_apart(|apart| apart.lingering -= pages);
+    }
+}
+
 /// All such blocks of a pool, by their first page frame.
 #[pin_data]
 pub(crate) struct Lingering {
@@ -118,12 +139,6 @@ impl Lingering {
     pub(crate) fn flush(&self) {
         self.worker.flush_delayed(&self.work);
     }
-
-    /// Bytes that linger.
-    pub(crate) fn bytes(&self) -> u64 {
-        let kept = self.kept.lock();
-        kept.values().map(|entry| entry.block.pages()).sum::<u64>() * mm::UNIT
-    }
 }
 
 /// Does anybody but the pool have a reference to a page of it?
@@ -157,12 +172,7 @@ impl Slot {
             return;
         }
         let first = block.first().0;
-        let kept = Kept {
-            block,
-            _charge: charge,
-            _module: ModuleRef::another(),
-        };
-        let node = self.node.into_node(first, kept);
+        let node = self.node.into_node(first, Kept::new(block, charge));
         self.lingering.kept.lock().insert(node);
         self.lingering.look_later();
     }

@@ -156,7 +156,7 @@ impl WorkItem for Waiting {
                 .enqueue_delayed(this, msecs_to_jiffies(LOOK_MS));
             return;
         }
-        pool.count_quarantined(|pages| pages.saturating_sub(this.pages));
+        pool.count_apart(|apart| apart.quarantined -= this.pages);
         // What the device wrote meanwhile is cleared by the ALLOC that gives it out again.
         drop(this);
     }
@@ -195,7 +195,7 @@ impl Shelter {
             Term::Milliseconds(ms) => ms,
             Term::Release => LOOK_MS,
         };
-        pool.count_quarantined(|already| already + pages);
+        pool.count_apart(|apart| apart.quarantined += pages);
         let came_at = pool.releases();
         let home = pool.clone();
         let waiting = self.0.pin_init_with(pin_init!(Waiting {

@@ -303,8 +303,8 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         request.grows_moved,
         request.shrinks,
     ] = pool.counts().all();
-    request.lingering = pool.lingering().bytes();
-    request.reserved = pool.counts().all_reserved();
+    request.lingering = now.lingering;
+    request.reserved = now.reserved;
     let own = client.sums();
     request.client_requested = own.requested;
     request.client_granted = own.granted;

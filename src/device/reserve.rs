@@ -127,7 +127,10 @@ struct Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.block.pool().counts().release(self.block.pages());
+        let pages = self.block.pages();
+        self.block
+            .pool()
+            .count_apart(|apart| apart.reserved -= pages);
     }
 }
 
@@ -208,7 +211,7 @@ pub(super) fn reserve<'a>(
     let outcome = pool.alloc_by_reclaim(&ask, &mut effort);
     request.copied = effort.copied;
     let block = outcome.map_err(refusal)?;
-    pool.counts().reserve(block.pages());
+    pool.count_apart(|apart| apart.reserved += block.pages());
     request.handle = client.hub().next_handle();
     let reservation = Reservation { block, name };
     let node = RBTreeNode::new(request.handle, reservation, GFP_KERNEL)

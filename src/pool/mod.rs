@@ -111,6 +111,15 @@ pub(crate) struct Policy {
     pub(crate) compact_above: u32,
 }
 
+/// Pages of living blocks that no client has as a buffer. What counts a block here does so while the
+/// block lives, so that this is never more than there is.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Apart {
+    pub(crate) quarantined: u64,
+    pub(crate) lingering: u64,
+    pub(crate) reserved: u64,
+}
+
 /// What is under the lock.
 struct State {
     supply: Supply,
@@ -118,8 +127,7 @@ struct State {
     requested: u64,
     /// Living blocks.
     blocks: u64,
-    /// Pages of those that wait in quarantine.
-    quarantined: u64,
+    apart: Apart,
     wishes: Wishes,
 }
 
@@ -270,7 +278,6 @@ pub(crate) struct Counts {
     grown: Atomic<u64>,
     grown_elsewhere: Atomic<u64>,
     shrunk: Atomic<u64>,
-    reserved: Atomic<u64>,
     reclaims: Atomic<u64>,
     compactions: Atomic<u64>,
     reclaimed: Atomic<u64>,
@@ -286,7 +293,6 @@ impl Counts {
             grown: Atomic::new(0),
             grown_elsewhere: Atomic::new(0),
             shrunk: Atomic::new(0),
-            reserved: Atomic::new(0),
             reclaims: Atomic::new(0),
             compactions: Atomic::new(0),
             reclaimed: Atomic::new(0),
@@ -314,16 +320,6 @@ impl Counts {
     /// One gave its end back.
     pub(crate) fn shrunk(&self) {
         self.shrunk.fetch_add(1, Relaxed);
-    }
-
-    /// Pages are reserved.
-    pub(crate) fn reserve(&self, pages: u64) {
-        self.reserved.fetch_add(pages * mm::UNIT, Relaxed);
-    }
-
-    /// Or no longer.
-    pub(crate) fn release(&self, pages: u64) {
-        self.reserved.fetch_sub(pages * mm::UNIT, Relaxed);
     }
 
     /// A block was emptied for somebody.
@@ -358,11 +354,6 @@ impl Counts {
             Refused::LastBlock { .. } => 2,
         };
         self.refused[which].fetch_add(1, Relaxed);
-    }
-
-    /// Bytes that are reserved.
-    pub(crate) fn all_reserved(&self) -> u64 {
-        self.reserved.load(Relaxed)
     }
 
     /// Blocks emptied on demand and in the background, bytes copied for them, and failures: since
@@ -408,6 +399,8 @@ pub(crate) struct Snapshot {
     pub(crate) largest_free: u64,
     pub(crate) blocks: u64,
     pub(crate) quarantined: u64,
+    pub(crate) lingering: u64,
+    pub(crate) reserved: u64,
     /// The unusable free space index at order 9, of 1000.
     pub(crate) unusable: u32,
     pub(crate) pressure: bool,
@@ -457,7 +450,7 @@ impl Pool {
                     supply: Supply::new(core, Watermarks { min, low, high }),
                     requested: 0,
                     blocks: 0,
-                    quarantined: 0,
+                    apart: Apart::default(),
                     wishes: Wishes::new(),
                 }, "rust_buddy_pool"),
                 turns <- new_delayed_work!("rust_buddy::Pool"),
@@ -581,9 +574,8 @@ impl Pool {
     }
 
     /// Counts pages that come or go.
-    pub(crate) fn count_quarantined(&self, change: impl FnOnce(u64) -> u64) {
-        let mut state = self.state.lock();
-        state.quarantined = change(state.quarantined);
+    pub(crate) fn count_apart(&self, change: impl FnOnce(&mut Apart)) {
+        change(&mut self.state.lock().apart);
     }
 
     /// A block for `ask`, not cleared yet, for somebody who doesn't wait.
@@ -749,7 +741,9 @@ impl Pool {
             unusable: state.supply.unusable(),
             pressure: state.supply.pressure(),
             blocks: state.blocks,
-            quarantined: state.quarantined * mm::UNIT,
+            quarantined: state.apart.quarantined * mm::UNIT,
+            lingering: state.apart.lingering * mm::UNIT,
+            reserved: state.apart.reserved * mm::UNIT,
             counters,
         }
     }
