@@ -576,6 +576,51 @@ TEST_F(move, shrinks)
 }
 
 /* Large entries go and come with it. */
+/*
+ * Nobody learns the new size, so there is none: also where a buffer that moved has other
+ * pages than ALLOC would give for its size now.
+ */
+TEST_F(move, what_is_not_told_is_undone)
+{
+	struct rust_buddy_alloc bufs[2] = {
+		{ .size = 52020, .max_size = KiB(128), .flags = RUST_BUDDY_ALLOC_AT },
+		{ .size = 52020, .max_size = KiB(128) },
+	};
+	static const uint64_t sizes[] = { 1, 40000, 52020, 53248, 65000, 65536, 100000, KiB(128) };
+	struct rust_buddy_resize *req;
+	struct rust_buddy_migrate to;
+	struct rust_buddy_resize size;
+	size_t i, j;
+
+	req = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ASSERT_TRUE(req != MAP_FAILED);
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, rb_alloc_req(self->fd, &bufs[i]));
+		EXPECT_EQ(i ? KiB(64) : KiB(52), bufs[i].granted);
+		/* The one from its place, the other to one. */
+		ASSERT_EQ(0, rb_migrate(self->fd, bufs[i].handle, i ? RUST_BUDDY_ALLOC_AT : 0,
+					i ? MiB(4) : 0, 0, &to));
+		for (j = 0; j < 2 * ARRAY_SIZE(sizes); j++) {
+			struct state was = state_of(self->fd, bufs[i].handle);
+
+			memset(req, 0, sizeof(*req));
+			req->handle = bufs[i].handle;
+			req->size = sizes[j / 2];
+			req->flags = j % 2 ? RUST_BUDDY_RESIZE_MAY_MOVE : 0;
+			ASSERT_EQ(0, mprotect(req, 4096, PROT_READ));
+			EXPECT_EQ(-EFAULT, raw_ioctl(self->fd, RUST_BUDDY_IOC_RESIZE, req));
+			ASSERT_EQ(0, mprotect(req, 4096, PROT_READ | PROT_WRITE));
+			EXPECT_UNCHANGED(self->fd, bufs[i].handle, &was);
+		}
+	}
+	/* What was exact still is. */
+	ASSERT_EQ(0, rb_resize(self->fd, bufs[0].handle, 60000, RUST_BUDDY_RESIZE_MAY_MOVE, &size));
+	EXPECT_EQ(KiB(60), size.granted);
+	for (i = 0; i < 2; i++)
+		ASSERT_EQ(0, rb_free(self->fd, bufs[i].handle));
+	munmap(req, 4096);
+}
+
 TEST_F(move, by_large_entries)
 {
 	struct rust_buddy_migrate to;

@@ -179,24 +179,23 @@ impl Change {
         .unwrap_or(false)
     }
 
-    /// Takes back all that is more than `ask` says, out of every page table first.
-    pub(crate) fn shrink(&self, ask: &Ask) {
+    /// Takes back all that is more than `left` pages, out of every page table first; `ask` is what
+    /// the rest was asked for with. What was undone may have had more or less than `ask` would be
+    /// granted now, since it has moved meanwhile.
+    pub(crate) fn shrink(&self, ask: &Ask, left: u64) {
         let buffer = &self.buffer;
-        let Some(units) = ask.granted() else {
-            return;
-        };
         self.with(|place| {
             let pages = place.memory.block().map_or(0, Block::pages);
-            let less = pages.saturating_sub(units);
+            let less = pages.saturating_sub(left);
             let first = match buffer.grows() {
-                Direction::Up => units,
+                Direction::Up => left,
                 Direction::Down => buffer.first_in_window(pages),
             };
             buffer.window().zap(first, less);
             buffer.note_shrinking(place, less);
             let direction = buffer.grows();
             if let Some(block) = place.memory.block_mut() {
-                block.shrink(direction, ask);
+                block.shrink(direction, ask.size, left);
             }
             place.ask = *ask;
             buffer.note(place);

@@ -111,7 +111,7 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<Moved, R
     let (ask, bytes) = (change.ask(), change.pages() * mm::UNIT);
     let spot = alloc::spot(request.flags, (request.lo, request.hi), bytes, pool)
         .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?;
-    // As many pages as it has, whatever was asked for; that is what stays on record.
+    // As many pages as it has, whatever was asked for.
     let whole = Ask {
         size: bytes,
         extent: Extent::Exact,
@@ -124,7 +124,17 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<Moved, R
     let block = change
         .elsewhere(&whole, ask.size)
         .map_err(|none| no_room(none, &mut request.largest_free))?;
-    let old = change.move_to(block, Ask { spot, ..ask });
+    // What was exact since it was AT a place stays so.
+    let extent = match ask.spot {
+        Spot::At(_) => Extent::Exact,
+        Spot::Within { .. } => ask.extent,
+    };
+    let recorded = Ask {
+        spot,
+        extent,
+        ..ask
+    };
+    let old = change.move_to(block, recorded);
     request.generation = buffer.generation();
     request.largest_free = 0;
     Ok(Moved {
@@ -140,6 +150,7 @@ pub(super) enum Resized {
     InPlace {
         change: Change,
         before: Ask,
+        pages: u64,
         charged: u64,
     },
     /// By moving.
@@ -148,6 +159,7 @@ pub(super) enum Resized {
     Smaller {
         change: Change,
         after: Ask,
+        pages: u64,
         charged: u64,
     },
 }
@@ -161,11 +173,12 @@ impl Resized {
                 Self::Smaller {
                     change,
                     after,
+                    pages,
                     charged,
                 },
                 Delivered::Yes,
             ) => {
-                change.shrink(&after);
+                change.shrink(&after, pages);
                 change.discharge(charged);
                 change.buffer().pool().counts().shrunk();
             }
@@ -173,11 +186,12 @@ impl Resized {
                 Self::InPlace {
                     change,
                     before,
+                    pages,
                     charged,
                 },
                 Delivered::No,
             ) => {
-                change.shrink(&before);
+                change.shrink(&before, pages);
                 change.discharge(charged);
             }
             _ => {}
@@ -215,6 +229,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<Resized, R
             Resized::InPlace {
                 change,
                 before,
+                pages,
                 charged,
             }
         } else {
@@ -235,6 +250,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<Resized, R
         Resized::Smaller {
             change,
             after,
+            pages: wanted,
             charged: (pages - wanted) * mm::UNIT,
         }
     };

@@ -161,9 +161,10 @@ impl Block {
         true
     }
 
-    /// Gives back what `ask` has less. Nobody may be using that any more.
-    pub(crate) fn shrink(&mut self, direction: Direction, ask: &Ask) {
-        let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
+    /// Gives back all but `units` pages, which `size` bytes were asked for of. Nobody may be using
+    /// that any more.
+    pub(crate) fn shrink(&mut self, direction: Direction, size: u64, units: u64) {
+        let Some(run) = self.run.as_mut() else {
             return;
         };
         let fewer = run.units().saturating_sub(units);
@@ -176,8 +177,8 @@ impl Block {
         let mut state = self.pool.state.lock();
         let less = fewer > 0 && state.supply.shrink(run, direction, units);
         if less || units == run.units() {
-            state.requested = state.requested - self.requested + ask.size;
-            self.requested = ask.size;
+            state.requested = state.requested - self.requested + size;
+            self.requested = size;
         }
         let wake = less && !state.wishes.is_empty();
         drop(state);
