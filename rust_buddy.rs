@@ -50,10 +50,10 @@ use device::{
 };
 use kernel::{
     debugfs::Dir,
-    prelude::*,
-    sync::Arc, //
+    prelude::*, //
 };
 use pool::{
+    Background,
     Policy,
     Pool,
     DEFAULT_POOL, //
@@ -109,7 +109,7 @@ module! {
 }
 
 /// All that the module owns. Fields go from the top: the nodes first, the memory last.
-#[pin_data(PinnedDrop)]
+#[pin_data]
 struct RustBuddy {
     #[pin]
     plain: Node,
@@ -119,14 +119,7 @@ struct RustBuddy {
     files: debugfs::PoolFiles,
     users: debugfs::UsersFile,
     reserved: debugfs::ReservedFile,
-    pool: Arc<Pool>,
-}
-
-#[pinned_drop]
-impl PinnedDrop for RustBuddy {
-    fn drop(self: Pin<&mut Self>) {
-        self.pool.flush();
-    }
+    background: Background,
 }
 
 impl kernel::InPlaceModule for RustBuddy {
@@ -148,6 +141,8 @@ impl kernel::InPlaceModule for RustBuddy {
                 compact_above: params::compact_above(module_parameters::compact_above.value())?,
             };
             let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?, policy)?;
+            // From here on: it ends, too, if any of what follows fails.
+            let background = Background::begin(pool.clone());
             let users = Users::new(module_parameters::max_buffers.value().into())?;
             let root = Dir::new(c"rust_buddy");
             let files = debugfs::show(&root, pool.clone())?;
@@ -165,7 +160,7 @@ impl kernel::InPlaceModule for RustBuddy {
                 files,
                 users,
                 reserved,
-                pool,
+                background,
             }))
         })
     }

@@ -59,7 +59,7 @@ TEST(layout)
 {
 	EXPECT_EQ(16U, sizeof(struct rust_buddy_hdr));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_info));
-	EXPECT_EQ(568U, sizeof(struct rust_buddy_pool_info));
+	EXPECT_EQ(600U, sizeof(struct rust_buddy_pool_info));
 	EXPECT_EQ(168U, sizeof(struct rust_buddy_alloc));
 	EXPECT_EQ(24U, sizeof(struct rust_buddy_free));
 	EXPECT_EQ(96U, sizeof(struct rust_buddy_pin));
@@ -88,7 +88,7 @@ TEST(layout)
 	EXPECT_EQ(96U, offsetof(struct rust_buddy_buffer_info, name));
 
 	EXPECT_EQ(0xc040bd00U, (__u32)RUST_BUDDY_IOC_INFO);
-	EXPECT_EQ(0xc238bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
+	EXPECT_EQ(0xc258bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
 	EXPECT_EQ(0xc0a8bd02U, (__u32)RUST_BUDDY_IOC_ALLOC);
 	EXPECT_EQ(0xc018bd03U, (__u32)RUST_BUDDY_IOC_FREE);
 	EXPECT_EQ(0xc060bd04U, (__u32)RUST_BUDDY_IOC_PIN);

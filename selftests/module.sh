@@ -135,7 +135,7 @@ describes_itself() {
 	local p
 	for p in size_mb source cache start node max_buffers quarantine_ms watermark_min watermark_low \
 		watermark_high compact_above heap quota_client_bytes \
-		quota_client_handles quota_uid_bytes quota_uid_handles; do
+		quota_client_handles quota_uid_bytes quota_uid_handles clean_share; do
 		modinfo -F parm "$RB_KO" | grep -q "^$p:" || { echo "# no $p"; return 1; }
 	done
 }

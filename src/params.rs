@@ -4,6 +4,7 @@
 
 use crate::cache::Mode;
 use crate::mm;
+use crate::pool;
 use crate::quarantine::Term;
 use crate::quota;
 use crate::region::{
@@ -208,7 +209,7 @@ pub(crate) fn heap() -> Result<Option<&'static CStr>> {
     })
 }
 
-/// A limit that root may change at any time: the kernel writes the number where `$limit` is.
+/// A number that root may change at any time: the kernel writes the number where `$limit` is.
 macro_rules! limit_parameter {
     ($name:ident, $text:literal, $limit:expr) => {
         #[link_section = "__param"]
@@ -235,6 +236,7 @@ limit_parameter!(
 );
 limit_parameter!(USER_BYTES, c"quota_uid_bytes", quota::USER.bytes);
 limit_parameter!(USER_HANDLES, c"quota_uid_handles", quota::USER.handles);
+limit_parameter!(CLEAN_SHARE, c"clean_share", pool::CLEAN_SHARE);
 
 /// A line for modinfo(8).
 macro_rules! modinfo {
@@ -290,6 +292,11 @@ modinfo!(USER_HANDLES_TYPE, "parmtype=quota_uid_handles:ullong\0");
 modinfo!(
     USER_HANDLES_TEXT,
     "parm=quota_uid_handles:Handles that one user's files may hold (default 0: no limit)\0"
+);
+modinfo!(CLEAN_SHARE_TYPE, "parmtype=clean_share:ullong\0");
+modinfo!(
+    CLEAN_SHARE_TEXT,
+    "parm=clean_share:Per cent of one CPU's time for clearing free memory ahead (default 25)\0"
 );
 
 /// What the parameters ask for.

@@ -157,7 +157,7 @@ impl WorkItem for Waiting {
             return;
         }
         pool.count_apart(|apart| apart.quarantined -= this.pages);
-        // What the device wrote meanwhile is cleared by the ALLOC that gives it out again.
+        // What the device writes until then is cleared by the ALLOC that gives it out again.
         drop(this);
     }
 }
@@ -183,7 +183,10 @@ impl Shelter {
     }
 
     /// Keeps `memory` from everybody for as long as its pool says.
-    pub(crate) fn keep(self, memory: Memory) {
+    pub(crate) fn keep(self, mut memory: Memory) {
+        if let Some(block) = memory.block_mut() {
+            block.expose();
+        }
         let Some((pool, pages)) = memory
             .block()
             .map(|block| (block.pool().clone(), block.pages()))

@@ -5,7 +5,7 @@
 
 range=(start=0x40000000)
 bash selftests/module.sh
-bash qemu/guest/tests.sh contig -- abi abi32 alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority fragmentation slab slab-rust edu nvme
+bash qemu/guest/tests.sh contig -- abi abi32 alloc zero clean lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority fragmentation slab slab-rust edu nvme
 bash qemu/guest/tests.sh cma -- alloc zero cache move stack reclaim gup huge dmabuf edu nvme
 bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero cache move stack reserve gup huge dmabuf edu nvme
 for mode in wc uc; do
@@ -17,6 +17,9 @@ for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
 	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait
 done
+# Cleared by whoever asks, and by the worker as fast as it can.
+bash qemu/guest/tests.sh contig clean_share=0 -- clean
+bash qemu/guest/tests.sh contig clean_share=100 -- clean zero
 # What normal priority may not have, either.
 bash qemu/guest/tests.sh contig watermark_min=5 -- priority
 # Few enough buffers that a test can have them all.

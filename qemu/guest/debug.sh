@@ -13,9 +13,9 @@ echo clear >$leaks
 # What is about memory and locks; loading fifty times and the same again over each source take
 # long here, and find nothing that once does not.
 RB_LOADS=3 bash selftests/module.sh
-export RB_OFFSETS=2000 RB_MOVES=500 RB_RECLAIMS=60 RB_POOLS=2
+export RB_OFFSETS=2000 RB_MOVES=500 RB_RECLAIMS=60 RB_POOLS=2 RB_CLEAN_ROUNDS=500
 bash qemu/guest/tests.sh contig -- \
-	abi alloc zero lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority faults edu nvme
+	abi alloc zero clean lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority faults edu nvme
 RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- device sync disorder stale
 bash qemu/guest/tests.sh cma -- alloc zero cache nvme
 bash qemu/guest/tests.sh range start=0x40000000 cache=wc -- cache

@@ -149,6 +149,13 @@ impl Site {
         self.place.lock()
     }
 
+    /// From now on somebody can write to it.
+    pub(crate) fn soil(&self) {
+        if let Some(place) = (*self.place.lock()).as_mut() {
+            place.soil();
+        }
+    }
+
     /// Where it is, for as long as this is held.
     pub(crate) fn place(&self) -> Placed<'_> {
         Placed {
@@ -314,6 +321,13 @@ impl Resident for Site {
 }
 
 impl Place {
+    /// From now on somebody can write to it, or knows the address.
+    pub(super) fn soil(&mut self) {
+        if let Some(block) = self.memory.block_mut() {
+            block.soil();
+        }
+    }
+
     /// The first page frame, and how many there are.
     fn span(&self) -> Option<(Pfn, u64)> {
         let block = self.memory.block()?;

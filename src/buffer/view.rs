@@ -85,8 +85,8 @@ impl View {
         if self.buffer.is_stack() {
             return Err(NoPart::Stack);
         }
-        let guard = self.buffer.lock();
-        let place = guard.as_ref().ok_or(NoPart::Bounds)?;
+        let mut guard = self.buffer.lock();
+        let place = (*guard).as_mut().ok_or(NoPart::Bounds)?;
         if place.changing && self.shared.is_none() {
             return Err(NoPart::Changing);
         }
@@ -97,6 +97,7 @@ impl View {
         if size == 0 || size > room || offset % mm::UNIT != 0 || size % mm::UNIT != 0 {
             return Err(NoPart::Bounds);
         }
+        place.soil();
         // INVARIANT: Within what this view shows.
         Ok(Self {
             buffer: self.buffer.clone(),
@@ -192,6 +193,7 @@ impl View {
         }
         let frame = block.first().plus(first);
         place.holds = place.holds.checked_add(1).ok_or(EBUSY)?;
+        place.soil();
         self.buffer.note(place);
         // INVARIANT: One hold more was counted.
         Ok(Hold {

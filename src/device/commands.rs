@@ -331,6 +331,8 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         request.refused_watermark,
         request.refused_last,
     ] = pool.counts().all_refused();
+    request.dirty = pool.dirty();
+    [request.clean, request.cleared, request.cleared_ahead] = pool.counts().all_clean();
     request.free_blocks = [0; uapi::ORDERS];
     for (to, from) in request.free_blocks.iter_mut().zip(now.counters.free_blocks) {
         *to = from.into();

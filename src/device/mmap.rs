@@ -102,6 +102,9 @@ fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
         vma.try_clear_maywrite().map_err(|_| EACCES)?;
     }
     let buffer = view.buffer().clone();
+    if view.writable() {
+        buffer.soil();
+    }
     vma.set_dontexpand();
     vma.set_dontdump();
     buffer.count_mapping();

@@ -3,6 +3,7 @@
 //! What a pool gives: units that come back by being dropped.
 
 use super::{
+    dirty::Dirty,
     Ask,
     Pool, //
 };
@@ -31,6 +32,30 @@ pub(crate) struct Block {
     requested: u64,
     mode: Mode,
     movable: bool,
+    written: Written,
+}
+
+/// What may have become of what is in a block since it was clear.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Written {
+    /// Nobody was let near it.
+    Never,
+    /// Somebody could write to it, and can do so no longer when it goes back.
+    Once,
+    /// Somebody may still.
+    Still,
+}
+
+impl Written {
+    /// Notes what has to be cleared before `pages` pages from `first` on, which are about to go
+    /// back, are somebody else's.
+    fn note(self, dirty: &Dirty, first: Pfn, pages: u64) {
+        match self {
+            Self::Never => {}
+            Self::Once => dirty.soil(first, pages),
+            Self::Still => dirty.expose(first, pages),
+        }
+    }
 }
 
 impl Block {
@@ -44,6 +69,7 @@ impl Block {
             pool,
             requested,
             movable: false,
+            written: Written::Never,
         }
     }
 
@@ -81,23 +107,46 @@ impl Block {
         self.requested
     }
 
-    /// Fills all of it with zeroes. Owned and not shared yet: nobody can be looking.
+    /// Sees to it that all of it is zero. Owned and not shared yet: nobody can be looking.
     pub(crate) fn clear(&mut self) {
         self.zero(0, self.pages());
     }
 
-    /// Fills `pages` of it with zeroes, from the `from`th on.
+    /// The same for `pages` of it, from the `from`th on. Writes to what is dirty only.
     ///
     /// Nobody may be looking at these yet: the exclusive reference is to stand for that.
     pub(crate) fn zero(&mut self, from: u64, pages: u64) {
-        if from
+        let fits = from
             .checked_add(pages)
-            .is_some_and(|end| end <= self.pages())
-        {
+            .is_some_and(|end| end <= self.pages());
+        if !fits {
+            return;
+        }
+        let (first, dirty) = (self.first().plus(from), &self.pool.dirty);
+        let (mut at, end) = (first, first.plus(pages));
+        let mut cleared = 0;
+        while let Some((first, pages)) = dirty.next(at, end) {
             // SAFETY: The units of a run belong to whoever holds it, by the core's promise, and
             // nobody was told about these.
-            unsafe { self.pool.region.zero(self.first().plus(from), pages) };
+            unsafe { self.pool.region.zero(first, pages) };
+            cleared += pages;
+            at = first.plus(pages);
         }
+        if cleared > 0 {
+            dirty.wash(first, pages);
+        }
+        self.pool.counts.cleared(pages - cleared, cleared);
+    }
+
+    /// From now on somebody can write to it, or has an address that lets a device do so. To be said
+    /// before that is so. Whether anything is written, nobody can tell.
+    pub(crate) fn soil(&mut self) {
+        self.written = self.written.max(Written::Once);
+    }
+
+    /// The same, and nobody knows when that ends.
+    pub(crate) fn expose(&mut self) {
+        self.written = Written::Still;
     }
 
     /// Takes over what is in another block, as much as both hold, counted from the end that stays
@@ -110,6 +159,7 @@ impl Block {
         };
         // SAFETY: As above, and two runs never overlap.
         unsafe { self.pool.region.copy(start(from), start(self), pages) };
+        self.written = self.written.max(from.written);
     }
 
     /// Counts it as asked for with so many bytes, as if it had been.
@@ -140,12 +190,20 @@ impl Block {
             return false;
         }
         let mut state = self.pool.state.lock();
+        let mut still = None;
         if units > before && !state.supply.grow(run, direction, units, ask) {
-            return false;
+            // What is cleared ahead is free, too.
+            drop(state);
+            still = Some(self.pool.cleaning.lock());
+            state = self.pool.state.lock();
+            if !state.supply.grow(run, direction, units, ask) {
+                return false;
+            }
         }
         state.requested = state.requested - self.requested + ask.size;
         let short = state.supply.pressure();
         drop(state);
+        drop(still);
         self.pool.tell(short);
         let gained = match direction {
             Direction::Up => run.start() + before,
@@ -174,6 +232,7 @@ impl Block {
         };
         // INVARIANT: Counted, before they are somebody else's.
         self.pool.census.remove(Pfn(lost), fewer, self.movable);
+        self.written.note(&self.pool.dirty, Pfn(lost), fewer);
         let mut state = self.pool.state.lock();
         let less = fewer > 0 && state.supply.shrink(run, direction, units);
         if less || units == run.units() {
@@ -241,6 +300,8 @@ impl Drop for Block {
                 core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
                 return;
             }
+            self.written
+                .note(&self.pool.dirty, Pfn(run.start()), run.units());
             // INVARIANT: Counted, before it is somebody else's.
             self.pool
                 .census

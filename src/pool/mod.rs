@@ -11,11 +11,14 @@
 
 mod block;
 mod census;
+mod cleaner;
+mod dirty;
 mod reclaim;
 mod residents;
 mod supply;
 
 pub(crate) use block::Block;
+pub(crate) use cleaner::CLEAN_SHARE;
 pub(crate) use reclaim::{
     Effort,
     Failed,
@@ -34,6 +37,7 @@ pub(crate) use supply::{
 
 use self::{
     census::Census,
+    dirty::Dirty,
     supply::{
         Core,
         Scope,
@@ -144,6 +148,11 @@ pub(crate) struct Pool {
     releases: Atomic<u64>,
     counts: Counts,
     census: Census,
+    dirty: Dirty,
+    /// Up to which page it was cleared ahead, in this round.
+    cleaned_to: Atomic<u64>,
+    /// The module goes: nothing is to begin any more.
+    closing: Atomic<bool>,
     /// Grows with everything that is taken or given back.
     activity: Atomic<u64>,
     /// What that was when it was last looked whether the pool is idle.
@@ -156,6 +165,9 @@ pub(crate) struct Pool {
     /// Held while something is moved for others, as memory that is there twice.
     #[pin]
     moving: Mutex<()>,
+    /// Held while something free is being cleared, and so is not there. The innermost mutex.
+    #[pin]
+    cleaning: Mutex<()>,
     #[pin]
     state: SpinLock<State>,
     /// What those listen to who want to know of pressure.
@@ -167,11 +179,15 @@ pub(crate) struct Pool {
     /// Runs when the pool may be idle.
     #[pin]
     compaction: DelayedWork<Self, 1>,
+    /// Runs when there is something to be cleared.
+    #[pin]
+    clearing: DelayedWork<Self, 2>,
 }
 
 impl_has_delayed_work! {
     impl HasDelayedWork<Self> for Pool { self.turns }
     impl HasDelayedWork<Self, 1> for Pool { self.compaction }
+    impl HasDelayedWork<Self, 2> for Pool { self.clearing }
 }
 
 impl WorkItem<1> for Pool {
@@ -180,6 +196,16 @@ impl WorkItem<1> for Pool {
     fn run(this: Arc<Self>) {
         if this.compact() {
             this.compact_when_idle();
+        }
+    }
+}
+
+impl WorkItem<2> for Pool {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        if this.clean_a_slice() {
+            this.clean_soon();
         }
     }
 }
@@ -283,6 +309,7 @@ pub(crate) struct Counts {
     reclaimed: Atomic<u64>,
     reclaims_failed: [Atomic<u64>; 4],
     refused: [Atomic<u64>; 3],
+    clean: [Atomic<u64>; 3],
 }
 
 impl Counts {
@@ -298,6 +325,7 @@ impl Counts {
             reclaimed: Atomic::new(0),
             reclaims_failed: [const { Atomic::new(0) }; 4],
             refused: [const { Atomic::new(0) }; 3],
+            clean: [const { Atomic::new(0) }; 3],
         }
     }
 
@@ -354,6 +382,24 @@ impl Counts {
             Refused::LastBlock { .. } => 2,
         };
         self.refused[which].fetch_add(1, Relaxed);
+    }
+
+    /// Of pages that were to be clear, so many were, and so many had to be cleared.
+    fn cleared(&self, clean: u64, dirty: u64) {
+        let [hits, misses, _] = &self.clean;
+        hits.fetch_add(clean * mm::UNIT, Relaxed);
+        misses.fetch_add(dirty * mm::UNIT, Relaxed);
+    }
+
+    /// Pages were cleared before anybody asked for them.
+    fn cleaned_ahead(&self, pages: u64) {
+        self.clean[2].fetch_add(pages * mm::UNIT, Relaxed);
+    }
+
+    /// Bytes that were clear when they were to be, that had to be cleared then, and that were
+    /// cleared ahead.
+    pub(crate) fn all_clean(&self) -> [u64; 3] {
+        self.clean.each_ref().map(|count| count.load(Relaxed))
     }
 
     /// Blocks emptied on demand and in the background, bytes copied for them, and failures: since
@@ -426,6 +472,7 @@ impl Pool {
             .watermarks
             .map(|per_cent| pages * u64::from(per_cent) / 100);
         let census = Census::new(base, pages)?;
+        let dirty = Dirty::all(base, pages)?;
         let worker = Worker::new()?;
         let lingering = Lingering::new(worker.clone())?;
         Arc::pin_init(
@@ -439,13 +486,18 @@ impl Pool {
                 releases: Atomic::new(0),
                 counts: Counts::none(),
                 census,
+                dirty,
+                cleaned_to: Atomic::new(base),
+                closing: Atomic::new(false),
                 activity: Atomic::new(0),
                 seen: Atomic::new(0),
                 residents <- Residents::new(),
                 reclaiming <- new_mutex!((), "rust_buddy_reclaim"),
                 moving <- new_mutex!((), "rust_buddy_moving"),
+                cleaning <- new_mutex!((), "rust_buddy_cleaning"),
                 pressure <- Bell::new(),
                 compaction <- new_delayed_work!("rust_buddy::Compaction"),
+                clearing <- new_delayed_work!("rust_buddy::Clearing"),
                 state <- new_spinlock!(State {
                     supply: Supply::new(core, Watermarks { min, low, high }),
                     requested: 0,
@@ -523,9 +575,13 @@ impl Pool {
         if self.policy.compact_above < 1000 {
             self.compact_when_idle();
         }
+        self.clean_soon();
     }
 
     fn compact_when_idle(self: &Arc<Self>) {
+        if self.closing.load(Relaxed) {
+            return;
+        }
         // Refused if it is on its way already: then it looks itself whether that is still so.
         let _ = self
             .worker
@@ -542,6 +598,7 @@ impl Pool {
     /// Is more of what is free in small blocks than is good?
     fn is_fragmented(&self) -> bool {
         let large = Order::saturating(9).min(self.max_order).units();
+        let _still = self.cleaning.lock();
         let state = self.state.lock();
         state.supply.core().free_units() >= large
             && state.supply.unusable() > self.policy.compact_above
@@ -555,6 +612,11 @@ impl Pool {
     /// What nobody holds but somebody has pages of.
     pub(crate) fn lingering(&self) -> &Arc<Lingering> {
         &self.lingering
+    }
+
+    /// Bytes that somebody may have written, free or not.
+    pub(crate) fn dirty(&self) -> u64 {
+        self.dirty.count() * mm::UNIT
     }
 
     /// What was done to its buffers.
@@ -627,7 +689,7 @@ impl Pool {
     ) -> (
         SpinLockGuard<'_, State>,
         Result<Run, Refused>,
-        Option<MutexGuard<'_, ()>>,
+        Option<[MutexGuard<'_, ()>; 2]>,
     ) {
         self.activity.fetch_add(1, Relaxed);
         let mut state = self.state.lock();
@@ -637,9 +699,10 @@ impl Pool {
         }
         drop(state);
         // Before a refusal: what somebody had pages of may be free by now, and what moves is
-        // there twice for a moment, but not while nobody else can begin to.
+        // there twice for a moment, and what is cleared ahead not at all, but not while nobody else
+        // can begin to.
         self.lingering.sweep();
-        let still = self.moving.lock();
+        let still = [self.moving.lock(), self.cleaning.lock()];
         let mut state = self.state.lock();
         let outcome = state.take(ask);
         (state, outcome, Some(still))
@@ -717,9 +780,14 @@ impl Pool {
     }
 
     /// Before the module goes: nothing of the pool's will run later.
-    pub(crate) fn flush(&self) {
+    fn flush(&self) {
+        self.closing.store(true, Relaxed);
         self.worker.flush_delayed(&self.turns);
-        self.worker.flush_delayed(&self.compaction);
+        // Twice: what runs may have queued itself once more before it could know.
+        for _ in 0..2 {
+            self.worker.flush_delayed(&self.compaction);
+            self.worker.flush_delayed(&self.clearing);
+        }
         self.lingering.flush();
         // The last block that waited has let the module go, from code that may still run.
         self.worker.flush();
@@ -731,6 +799,7 @@ impl Pool {
 
     /// All counters of one moment.
     pub(crate) fn snapshot(&self) -> Snapshot {
+        let _still = self.cleaning.lock();
         let state = self.state.lock();
         let counters = state.supply.core().counters();
         Snapshot {
@@ -753,8 +822,27 @@ impl Pool {
     /// Takes as long as there are free blocks in between: ask for a part of the pool at a time.
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
+        let _still = self.cleaning.lock();
         let state = self.state.lock();
         state.supply.core().free_units_in(base + lo, base + hi)
+    }
+}
+
+/// What a pool does by itself. When this is dropped nothing of it runs any more, nor will later.
+pub(crate) struct Background(Arc<Pool>);
+
+impl Background {
+    /// Begins with it.
+    pub(crate) fn begin(pool: Arc<Pool>) -> Self {
+        // Nobody knows what the region holds.
+        pool.clean_soon();
+        Self(pool)
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.flush();
     }
 }
 

@@ -239,6 +239,7 @@ impl Pool {
         effort: &mut Effort,
     ) -> Result<(), Failed> {
         let missing = || {
+            let _still = self.cleaning.lock();
             let free = self.state.lock().supply.free_blocks(order);
             blocks.saturating_sub(free)
         };

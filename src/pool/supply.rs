@@ -135,6 +135,17 @@ impl Supply {
         run
     }
 
+    /// The `units` units from `lo` on, if they are free, for somebody who gives them back before
+    /// anybody can miss them: as far as watermarks go, they are free all the time.
+    pub(super) fn borrow(&mut self, lo: u64, units: u64) -> Option<Run> {
+        self.core.alloc_at(lo, units).ok()
+    }
+
+    /// The end of that.
+    pub(super) fn give_back(&mut self, run: Run) {
+        self.core.free(run);
+    }
+
     /// Gives units back.
     pub(super) fn free(&mut self, run: Run) {
         self.core.free(run);

@@ -340,6 +340,10 @@ structs! {
         refused_full: u64,
         refused_watermark: u64,
         refused_last: u64,
+        dirty: u64,
+        clean: u64,
+        cleared: u64,
+        cleared_ahead: u64,
     }
 
     /// A contiguous buffer, please.

@@ -206,6 +206,10 @@ struct rust_buddy_info {
  * @refused_full: (out) ALLOCs refused since nothing fitted
  * @refused_watermark: (out) ALLOCs refused for their priority
  * @refused_last: (out) ALLOCs refused the last large block
+ * @dirty:        (out) bytes that were written, or may have been, and are not cleared yet
+ * @clean:        (out) bytes that were clear already when they had to be
+ * @cleared:      (out) bytes that had to be cleared then, while somebody waited
+ * @cleared_ahead: (out) bytes that were cleared in the background
  */
 struct rust_buddy_pool_info {
 	struct rust_buddy_hdr hdr;
@@ -252,6 +256,10 @@ struct rust_buddy_pool_info {
 	__u64 refused_full;
 	__u64 refused_watermark;
 	__u64 refused_last;
+	__u64 dirty;
+	__u64 clean;
+	__u64 cleared;
+	__u64 cleared_ahead;
 };
 
 /*

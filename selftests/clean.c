@@ -1,0 +1,416 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What was never written is not cleared again, all that may have been is, and where
+ * there is time before anybody asks. That it is zero at first sight is for zero.c.
+ */
+#include <pthread.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#include "rb_test.h"
+
+#define SIZE	MiB(4)
+#define SHARE	"/sys/module/rust_buddy/parameters/clean_share"
+
+FIXTURE(clean) {
+	int fd;
+	bool ahead;
+	struct rust_buddy_pool_info base;
+};
+
+static struct rust_buddy_pool_info pool_of(int fd)
+{
+	struct rust_buddy_pool_info pool;
+
+	if (rb_pool_info(fd, 0, &pool))
+		abort();
+	return pool;
+}
+
+static int get_at(int fd, uint64_t size, uint64_t lo, struct rust_buddy_alloc *buf)
+{
+	memset(buf, 0, sizeof(*buf));
+	buf->size = size;
+	buf->lo = lo;
+	buf->flags = RUST_BUDDY_ALLOC_AT;
+	return rb_alloc_req(fd, buf);
+}
+
+/* Waits until the worker has nothing to do; how much is dirty then, all the same. */
+static uint64_t settled(int fd)
+{
+	uint64_t dirty = pool_of(fd).dirty;
+	int quiet = 0, tries;
+
+	for (tries = 0; quiet < 25 && tries < 3000; tries++) {
+		usleep(10000);
+		quiet = pool_of(fd).dirty == dirty ? quiet + 1 : 0;
+		dirty = pool_of(fd).dirty;
+	}
+	return dirty;
+}
+
+FIXTURE_SETUP(clean)
+{
+	char share[16] = "";
+	int fd = open(SHARE, O_RDONLY | O_CLOEXEC);
+	struct rust_buddy_alloc buf;
+
+	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
+	ASSERT_LE(0, fd);
+	ASSERT_LT(0, read(fd, share, sizeof(share) - 1));
+	close(fd);
+	self->ahead = atoi(share) > 0;
+	/* All of the pool is clear once somebody had all of it. */
+	if (get_at(self->fd, pool_of(self->fd).size, 0, &buf))
+		SKIP(return, "somebody has buffers");
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	self->base = pool_of(self->fd);
+	ASSERT_EQ(0ULL, self->base.dirty);
+}
+
+FIXTURE_TEARDOWN(clean)
+{
+	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
+	close(self->fd);
+}
+
+TEST_F(clean, what_nobody_wrote_is_not_cleared)
+{
+	struct rust_buddy_alloc buf;
+	struct rust_buddy_pool_info pool;
+	int i;
+
+	for (i = 0; i < 10; i++) {
+		ASSERT_EQ(0, get_at(self->fd, SIZE, 0, &buf));
+		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	}
+	pool = pool_of(self->fd);
+	EXPECT_EQ(0ULL, pool.dirty);
+	EXPECT_EQ(self->base.cleared, pool.cleared);
+	EXPECT_EQ(self->base.clean + 10 * SIZE, pool.clean);
+}
+
+/* Each way in which somebody can come to write: whether he did, nobody knows. */
+static void only_mapped(struct __test_metadata *_metadata, int fd, struct rust_buddy_alloc *buf)
+{
+	void *mem = rb_map(fd, buf, PROT_READ);
+
+	ASSERT_TRUE(mem != MAP_FAILED);
+	munmap(mem, buf->granted);
+}
+
+static void page_mapped(struct __test_metadata *_metadata, int fd, struct rust_buddy_alloc *buf)
+{
+	void *mem = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, buf->offset);
+
+	ASSERT_TRUE(mem != MAP_FAILED);
+	munmap(mem, 4096);
+}
+
+static void told(struct __test_metadata *_metadata, int fd, struct rust_buddy_alloc *buf)
+{
+	uint64_t address;
+
+	ASSERT_EQ(0, rb_pin(fd, buf->handle, &address));
+	ASSERT_EQ(0, rb_unpin(fd, buf->handle));
+}
+
+static void exported(struct __test_metadata *_metadata, int fd, struct rust_buddy_alloc *buf)
+{
+	int dmabuf;
+
+	dmabuf = rb_export(fd, buf->handle, 0, 0, O_CLOEXEC | O_RDWR);
+	ASSERT_LE(0, dmabuf);
+	close(dmabuf);
+}
+
+static void moved(struct __test_metadata *_metadata, int fd, struct rust_buddy_alloc *buf)
+{
+	struct rust_buddy_migrate req;
+	uint64_t *mem = rb_map(fd, buf, PROT_READ | PROT_WRITE);
+
+	ASSERT_TRUE(mem != MAP_FAILED);
+	fill(mem, buf->granted, 1);
+	ASSERT_EQ(0, rb_migrate(fd, buf->handle, 0, 0, 0, &req));
+	munmap(mem, buf->granted);
+}
+
+TEST_F(clean, what_may_have_been_written_is_dirty)
+{
+	static void (*const ways[])(struct __test_metadata *_metadata, int fd,
+				    struct rust_buddy_alloc *buf) = {
+		only_mapped, page_mapped, told, exported,
+	};
+	struct rust_buddy_alloc buf;
+	struct rust_buddy_pool_info before, after;
+	unsigned int i;
+
+	for (i = 0; i < ARRAY_SIZE(ways); i++) {
+		ASSERT_EQ(0, get_at(self->fd, SIZE, 0, &buf));
+		ways[i](_metadata, self->fd, &buf);
+		before = pool_of(self->fd);
+		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+		/* The worker may have begun, but what it does it counts. */
+		if (!self->ahead)
+			EXPECT_EQ(SIZE, pool_of(self->fd).dirty) TH_LOG("way %u", i);
+		ASSERT_EQ(0, get_at(self->fd, SIZE, 0, &buf));
+		after = pool_of(self->fd);
+		EXPECT_EQ(SIZE, after.cleared + after.cleared_ahead -
+			  before.cleared - before.cleared_ahead) TH_LOG("way %u", i);
+		EXPECT_EQ(0ULL, after.dirty);
+		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	}
+}
+
+/* Both where it was and where it went to. */
+TEST_F(clean, what_moved_leaves_two_places_dirty)
+{
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_alloc buf;
+
+	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
+		SKIP(return, "this pool's buffers never move");
+	ASSERT_EQ(0, rb_alloc(self->fd, SIZE, 0, "", &buf));
+	moved(_metadata, self->fd, &buf);
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	if (self->ahead)
+		settled(self->fd);
+	pool = pool_of(self->fd);
+	EXPECT_EQ(2 * SIZE, pool.dirty + pool.cleared_ahead - self->base.cleared_ahead);
+	ASSERT_EQ(0, get_at(self->fd, pool.size, 0, &buf));
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+}
+
+TEST_F(clean, only_what_is_dirty_is_cleared)
+{
+	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_alloc buf;
+	uint64_t at, *mem;
+
+	if (self->ahead)
+		SKIP(return, "clean_share is not 0");
+	/* Pages here and there: at both ends of what a word of bits tells of, and across. */
+	for (at = 0; at < SIZE; at += at / 2 / 4096 * 4096 + KiB(12)) {
+		ASSERT_EQ(0, get_at(self->fd, KiB(8), at, &buf));
+		mem = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
+		ASSERT_TRUE(mem != MAP_FAILED);
+		fill(mem, buf.granted, at + 1);
+		munmap(mem, buf.granted);
+		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	}
+	before = pool_of(self->fd);
+	EXPECT_LT(0ULL, before.dirty);
+	EXPECT_GT(SIZE, before.dirty);
+	ASSERT_EQ(0, get_at(self->fd, 2 * SIZE, 0, &buf));
+	after = pool_of(self->fd);
+	EXPECT_EQ(before.dirty, after.cleared - before.cleared);
+	EXPECT_EQ(2 * SIZE - before.dirty, after.clean - before.clean);
+	EXPECT_EQ(0ULL, after.dirty);
+	mem = rb_map(self->fd, &buf, PROT_READ);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	EXPECT_TRUE(zeroed(mem, 2 * SIZE));
+	munmap(mem, buf.granted);
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+}
+
+/* The tail that a buffer gives up is dirty, and clear when it has it again. */
+TEST_F(clean, resized)
+{
+	struct rust_buddy_alloc buf = { .size = SIZE, .max_size = SIZE };
+	struct rust_buddy_resize now;
+	char *mem;
+
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
+	mem = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	fill(mem, SIZE, 3);
+	ASSERT_EQ(0, rb_resize(self->fd, buf.handle, SIZE / 4, 0, &now));
+	if (!self->ahead)
+		EXPECT_EQ(SIZE / 4 * 3, pool_of(self->fd).dirty);
+	ASSERT_EQ(0, rb_resize(self->fd, buf.handle, SIZE, 0, &now));
+	EXPECT_EQ(0ULL, pool_of(self->fd).dirty);
+	EXPECT_TRUE(filled(mem, SIZE / 4, 3));
+	EXPECT_TRUE(zeroed(mem + SIZE / 4, SIZE / 4 * 3));
+	munmap(mem, SIZE);
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+}
+
+TEST_F_TIMEOUT(clean, the_worker_clears_it_ahead, SLOW)
+{
+	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_alloc buf;
+	void *mem;
+
+	ASSERT_EQ(0, get_at(self->fd, SIZE, MiB(1), &buf));
+	mem = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	fill(mem, SIZE, 7);
+	munmap(mem, SIZE);
+	/* What is still in use stays as it is. */
+	EXPECT_EQ(0ULL, settled(self->fd));
+	before = pool_of(self->fd);
+	EXPECT_EQ(self->base.cleared_ahead, before.cleared_ahead);
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	EXPECT_EQ(self->ahead ? 0 : SIZE, settled(self->fd));
+	EXPECT_EQ(before.cleared_ahead + (self->ahead ? SIZE : 0),
+		  pool_of(self->fd).cleared_ahead);
+	ASSERT_EQ(0, get_at(self->fd, SIZE, MiB(1), &buf));
+	after = pool_of(self->fd);
+	EXPECT_EQ(before.cleared + (self->ahead ? 0 : SIZE), after.cleared);
+	mem = rb_map(self->fd, &buf, PROT_READ);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	EXPECT_TRUE(zeroed(mem, SIZE));
+	munmap(mem, SIZE);
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+}
+
+/* A device may still write to what a dead client had pinned: what was cleared ahead of time may
+ * not be clear any more when somebody gets it.
+ */
+TEST_F_TIMEOUT(clean, what_a_device_may_write_to_is_cleared_last, SLOW)
+{
+	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_alloc buf;
+	uint64_t address;
+	int fd = rb_open(RB_DEV_PHYS);
+
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, get_at(fd, SIZE, 0, &buf));
+	ASSERT_EQ(0, rb_pin(fd, buf.handle, &address));
+	close(fd);
+	ASSERT_STREQ("", pool_settles(self->fd, &self->base));
+	EXPECT_EQ(SIZE, settled(self->fd));
+	before = pool_of(self->fd);
+	EXPECT_EQ(self->base.cleared_ahead, before.cleared_ahead);
+	ASSERT_EQ(0, get_at(self->fd, SIZE, 0, &buf));
+	after = pool_of(self->fd);
+	EXPECT_EQ(before.cleared + SIZE, after.cleared);
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	/* And that was that. */
+	EXPECT_EQ(0ULL, pool_of(self->fd).dirty);
+}
+
+/* Two clients write to all that they get, while the worker clears what they give back. */
+struct writer {
+	int fd;
+	uint64_t seed;
+	unsigned int rounds;
+	bool failed;
+};
+
+static void *write_and_free(void *arg)
+{
+	struct writer *w = arg;
+	unsigned int i;
+
+	for (i = 0; i < w->rounds; i++) {
+		uint64_t size = 4096ULL << rnd(&w->seed) % 9;
+		struct rust_buddy_alloc buf;
+		void *mem;
+
+		if (rb_alloc(w->fd, size, 0, "", &buf))
+			goto failed;
+		mem = rb_map(w->fd, &buf, PROT_READ | PROT_WRITE);
+		if (mem == MAP_FAILED || !zeroed(mem, size))
+			goto failed;
+		fill(mem, size, i + 1);
+		munmap(mem, size);
+		if (rb_free(w->fd, buf.handle))
+			goto failed;
+		if (rnd(&w->seed) % 64 == 0)
+			usleep(30000);
+	}
+	return NULL;
+failed:
+	w->failed = true;
+	return NULL;
+}
+
+TEST_F_TIMEOUT(clean, under_two_writers, SLOW)
+{
+	struct writer writers[2] = {};
+	pthread_t threads[2];
+	int i;
+
+	for (i = 0; i < 2; i++) {
+		writers[i].fd = self->fd;
+		writers[i].seed = i + 1;
+		writers[i].rounds = env_number("RB_CLEAN_ROUNDS", 3000);
+		ASSERT_EQ(0, pthread_create(&threads[i], NULL, write_and_free, &writers[i]));
+	}
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(0, pthread_join(threads[i], NULL));
+		EXPECT_FALSE(writers[i].failed);
+	}
+	if (self->ahead) {
+		EXPECT_EQ(0ULL, settled(self->fd));
+		EXPECT_LT(self->base.cleared_ahead, pool_of(self->fd).cleared_ahead);
+	}
+}
+
+/*
+ * Frames of a camera and its like, every 30 ms: twelve of 2 MiB, each written, and given
+ * back twelve frames later, with a small buffer of control data. The next one is asked for
+ * at once, which gets the very frame that was just given back, or at the next tick. How
+ * much of what is handed out is clear already? A figure; but there must be a difference.
+ */
+static uint64_t frames(struct __test_metadata *_metadata, int fd, bool at_once, bool ahead)
+{
+	struct rust_buddy_alloc frames[12] = {}, control;
+	struct rust_buddy_pool_info before = pool_of(fd), after;
+	uint64_t clean, cleared;
+	unsigned int i;
+	void *mem;
+
+	for (i = 0; i < 100; i++) {
+		struct rust_buddy_alloc *frame = &frames[i % ARRAY_SIZE(frames)];
+
+		/* The first twelve fill the queue. */
+		if (i == ARRAY_SIZE(frames))
+			before = pool_of(fd);
+		if (at_once)
+			usleep(30000);
+		if (frame->handle)
+			ASSERT_EQ(0, rb_free(fd, frame->handle));
+		if (!at_once)
+			usleep(30000);
+		ASSERT_EQ(0, rb_alloc(fd, MiB(2), 0, "frame", frame));
+		ASSERT_EQ(0, rb_alloc(fd, KiB(16), 0, "control", &control));
+		mem = rb_map(fd, frame, PROT_READ | PROT_WRITE);
+		ASSERT_TRUE(mem != MAP_FAILED);
+		memset(mem, i + 1, MiB(2));
+		munmap(mem, MiB(2));
+		mem = rb_map(fd, &control, PROT_READ | PROT_WRITE);
+		ASSERT_TRUE(mem != MAP_FAILED);
+		memset(mem, i + 1, KiB(16));
+		munmap(mem, KiB(16));
+		ASSERT_EQ(0, rb_free(fd, control.handle));
+	}
+	after = pool_of(fd);
+	for (i = 0; i < ARRAY_SIZE(frames); i++)
+		ASSERT_EQ(0, rb_free(fd, frames[i].handle));
+	clean = after.clean - before.clean;
+	cleared = after.cleared - before.cleared;
+	figure_begin("clean_frames");
+	figure_number("ahead", ahead);
+	figure_number("asked_at_once", at_once);
+	figure_number("clean_bytes", clean);
+	figure_number("cleared_bytes", cleared);
+	figure_number("clean_permille", clean * 1000 / (clean + cleared));
+	figure_end();
+	return clean * 1000 / (clean + cleared);
+}
+
+TEST_F_TIMEOUT(clean, frames, SLOW)
+{
+	uint64_t at_once = frames(_metadata, self->fd, true, self->ahead);
+	uint64_t later = frames(_metadata, self->fd, false, self->ahead);
+
+	if (self->ahead)
+		EXPECT_LT(at_once, later);
+	if (!self->ahead)
+		EXPECT_EQ(0ULL, at_once + later);
+}
+
+TEST_HARNESS_MAIN

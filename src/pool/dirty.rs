@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which pages of a pool hold what somebody may have written, and so have to be cleared before
+//! somebody else sees them.
+//!
+//! A bit for each page. Only who owns a page, as a [`Block`](super::Block) or before giving it back,
+//! changes its bits, so that these never change between looking and doing; but a word holds the bits
+//! of several owners, and so is added to and taken from atomically. Above that, a bit says whether a
+//! word has any: it may say so when there are none any more, since of a word that is not all his own
+//! nobody can say that.
+
+use crate::mm::Pfn;
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    }, //
+};
+
+const BITS: u64 = u64::BITS as u64;
+
+/// Pages that were written, and which of them a device may still be writing to.
+pub(super) struct Dirty {
+    base: u64,
+    pages: KVVec<Atomic<u64>>,
+    /// Of a block whose holder died with a pin on it. Only ALLOC clears these: what is cleared
+    /// ahead of time may not be clear any more by then.
+    exposed: KVVec<Atomic<u64>>,
+    /// Which words of `pages` are not zero.
+    words: KVVec<Atomic<u64>>,
+    count: Atomic<u64>,
+}
+
+fn zeroes(bits: u64) -> Result<KVVec<Atomic<u64>>> {
+    let len = bits.div_ceil(BITS) as usize;
+    let mut words = KVVec::with_capacity(len, GFP_KERNEL)?;
+    for _ in 0..len {
+        words.push(Atomic::new(0), GFP_KERNEL)?;
+    }
+    Ok(words)
+}
+
+/// The bits `[from, to)` by words: each one's number and mask.
+fn words_of(from: u64, to: u64) -> impl Iterator<Item = (usize, u64)> {
+    let mut at = from;
+    core::iter::from_fn(move || {
+        let len = (BITS - at % BITS).min(to.checked_sub(at).filter(|&left| left > 0)?);
+        let mask = (u64::MAX >> (BITS - len)) << (at % BITS);
+        let word = (at / BITS) as usize;
+        at += len;
+        Some((word, mask))
+    })
+}
+
+/// Sets those bits of `mask`, which are the caller's, that are not set; returns which these were.
+fn set(word: &Atomic<u64>, mask: u64) -> u64 {
+    let new = mask & !word.load(Relaxed);
+    if new != 0 {
+        // No carry: all of them are zero, and nobody else changes them.
+        word.fetch_add(new, Relaxed);
+    }
+    new
+}
+
+/// The other way round.
+fn unset(word: &Atomic<u64>, mask: u64) -> u64 {
+    let old = mask & word.load(Relaxed);
+    if old != 0 {
+        word.fetch_sub(old, Relaxed);
+    }
+    old
+}
+
+impl Dirty {
+    /// All of `pages` pages from `base` on: nobody knows what is in there.
+    pub(super) fn all(base: u64, pages: u64) -> Result<Self> {
+        let words = zeroes(pages)?;
+        let this = Self {
+            base,
+            exposed: zeroes(pages)?,
+            words: zeroes(words.len() as u64)?,
+            pages: words,
+            count: Atomic::new(0),
+        };
+        this.soil(Pfn(base), pages);
+        Ok(this)
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
+    /// Pages were written, or may have been.
+    pub(super) fn soil(&self, first: Pfn, pages: u64) {
+        let from = first.0 - self.base;
+        for (i, mask) in words_of(from, from + pages) {
+            if let (Some(word), Some(upper)) = (self.pages.get(i), self.words.get(i / 64)) {
+                let new = set(word, mask);
+                self.count.fetch_add(u64::from(new.count_ones()), Relaxed);
+                // Others may be setting the same bit, or others of the same word.
+                let bit = 1 << (i % 64);
+                let mut seen = upper.load(Relaxed);
+                while seen & bit == 0 {
+                    match upper.cmpxchg(seen, seen | bit, Relaxed) {
+                        Ok(_) => break,
+                        Err(now) => seen = now,
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same for a device that may go on writing.
+    pub(super) fn expose(&self, first: Pfn, pages: u64) {
+        self.soil(first, pages);
+        let from = first.0 - self.base;
+        for (i, mask) in words_of(from, from + pages) {
+            if let Some(word) = self.exposed.get(i) {
+                set(word, mask);
+            }
+        }
+    }
+
+    /// Pages are clear; and nobody else writes to them any more.
+    pub(super) fn wash(&self, first: Pfn, pages: u64) {
+        let from = first.0 - self.base;
+        for (i, mask) in words_of(from, from + pages) {
+            if let (Some(word), Some(exposed)) = (self.pages.get(i), self.exposed.get(i)) {
+                let old = unset(word, mask);
+                self.count.fetch_sub(u64::from(old.count_ones()), Relaxed);
+                unset(exposed, mask);
+                if mask == u64::MAX {
+                    self.forget_word(i);
+                }
+            }
+        }
+    }
+
+    /// The word is all the caller's own, and zero.
+    fn forget_word(&self, i: usize) {
+        let Some(upper) = self.words.get(i / 64) else {
+            return;
+        };
+        let bit = 1 << (i % 64);
+        let mut seen = upper.load(Relaxed);
+        while seen & bit != 0 {
+            match upper.cmpxchg(seen, seen & !bit, Relaxed) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// The first dirty pages of `[from, to)`, as many as are side by side.
+    pub(super) fn next(&self, from: Pfn, to: Pfn) -> Option<(Pfn, u64)> {
+        self.run(from, to, |i| {
+            self.pages.get(i).map(|word| word.load(Relaxed))
+        })
+    }
+
+    /// The same, only those that nobody can be writing to any more.
+    pub(super) fn next_quiet(&self, from: Pfn, to: Pfn) -> Option<(Pfn, u64)> {
+        self.run(from, to, |i| {
+            let (word, exposed) = (self.pages.get(i)?, self.exposed.get(i)?);
+            Some(word.load(Relaxed) & !exposed.load(Relaxed))
+        })
+    }
+
+    fn run(&self, from: Pfn, to: Pfn, word: impl Fn(usize) -> Option<u64>) -> Option<(Pfn, u64)> {
+        let (mut at, end) = (from.0 - self.base, to.0 - self.base);
+        let mut found = None;
+        while at < end {
+            let (i, bit) = ((at / BITS) as usize, at % BITS);
+            let upper = self.words.get(i / 64)?.load(Relaxed) >> (i % 64);
+            if upper & 1 == 0 {
+                if let Some(start) = found {
+                    return Some((Pfn(self.base + start), at - start));
+                }
+                // To the next word that may have some, or beyond those that this one tells of.
+                let words = upper.trailing_zeros().min(64 - (i % 64) as u32);
+                at = (i as u64 + u64::from(words)) * BITS;
+                continue;
+            }
+            let bits = word(i)? >> bit;
+            match found {
+                None if bits == 0 => at += BITS - bit,
+                None => {
+                    at += u64::from(bits.trailing_zeros());
+                    found = (at < end).then_some(at);
+                }
+                Some(start) => {
+                    // What was shifted in is zero, and no end.
+                    let more = u64::from(bits.trailing_ones()).min(BITS - bit);
+                    at += more;
+                    if more < BITS - bit {
+                        return Some((Pfn(self.base + start), at.min(end) - start));
+                    }
+                }
+            }
+        }
+        found.map(|start| (Pfn(self.base + start), end - start))
+    }
+}
