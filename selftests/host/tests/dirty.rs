@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is known of dirty pages, against a plain list of them; and by two owners of neighbouring
+//! pages at once.
+
+#[path = "../../../src/pool/dirty.rs"]
+mod dirty;
+
+mod mm {
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub(crate) struct Pfn(pub(crate) u64);
+}
+
+use dirty::Dirty;
+use mm::Pfn;
+use proptest::prelude::*;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Page {
+    Clean,
+    Dirty,
+    Exposed,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Soil,
+    Expose,
+    Wash,
+}
+
+fn apply(dirty: &Dirty, what: What, first: u64, pages: u64) {
+    match what {
+        What::Soil => dirty.soil(Pfn(first), pages),
+        What::Expose => dirty.expose(Pfn(first), pages),
+        What::Wash => dirty.wash(Pfn(first), pages),
+    }
+}
+
+fn after(what: What, page: Page) -> Page {
+    match (what, page) {
+        (What::Wash, _) => Page::Clean,
+        (What::Expose, _) | (What::Soil, Page::Exposed) => Page::Exposed,
+        (What::Soil, _) => Page::Dirty,
+    }
+}
+
+/// The first run of pages from `from` on of which `is` is true.
+fn run(
+    pages: &[Page],
+    from: usize,
+    to: usize,
+    is: impl Fn(Page) -> bool,
+) -> Option<(usize, usize)> {
+    let start = (from..to).find(|&i| is(pages[i]))?;
+    let end = (start..to).find(|&i| !is(pages[i])).unwrap_or(to);
+    Some((start, end - start))
+}
+
+fn what() -> impl Strategy<Value = What> {
+    prop_oneof![
+        4 => Just(What::Soil),
+        1 => Just(What::Expose),
+        5 => Just(What::Wash),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn knows_every_page(
+        base in 0u64..1000,
+        len in 1usize..9000,
+        steps in proptest::collection::vec((what(), 0.0..1.0f64, 0.0..1.0f64), 0..60),
+        looks in proptest::collection::vec((0.0..1.0f64, 0.0..1.0f64), 1..20),
+    ) {
+        let part = |of: f64, most: usize| ((most as f64 * of) as usize).min(most);
+        let dirty = Dirty::all(base, len as u64).unwrap();
+        let mut pages = vec![Page::Dirty; len];
+        for (what, at, size) in steps {
+            let first = part(at, len - 1);
+            // Small ones mostly, all sometimes.
+            let size = part(size * size * size, len - first);
+            apply(&dirty, what, base + first as u64, size as u64);
+            for page in &mut pages[first..first + size] {
+                *page = after(what, *page);
+            }
+        }
+        let count = pages.iter().filter(|&&page| page != Page::Clean).count();
+        prop_assert_eq!(dirty.count(), count as u64);
+        for (at, size) in looks {
+            let from = part(at, len);
+            let to = from + part(size, len - from);
+            let pfn = |i: usize| Pfn(base + i as u64);
+            let seen = |found: Option<(Pfn, u64)>| {
+                found.map(|(first, pages)| ((first.0 - base) as usize, pages as usize))
+            };
+            prop_assert_eq!(
+                seen(dirty.next(pfn(from), pfn(to))),
+                run(&pages, from, to, |page| page != Page::Clean)
+            );
+            prop_assert_eq!(
+                seen(dirty.next_quiet(pfn(from), pfn(to))),
+                run(&pages, from, to, |page| page == Page::Dirty)
+            );
+        }
+    }
+}
+
+/// The threads' pages lie in the same words, and now and then one has a word of his own.
+#[test]
+fn neighbours_do_not_disturb_each_other() {
+    const LEN: u64 = 640;
+    const OWNERS: u64 = 2;
+    let owner = |page: u64| if page / 64 == 3 { 0 } else { page / 5 % OWNERS };
+    let dirty = Dirty::all(0, LEN).unwrap();
+    let known: Vec<Vec<Page>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..OWNERS)
+            .map(|me| {
+                let dirty = &dirty;
+                scope.spawn(move || {
+                    let mut pages = vec![Page::Dirty; LEN as usize];
+                    let mut seed = me + 1;
+                    for _ in 0..300_000 {
+                        seed = seed
+                            .wrapping_mul(6364136223846793005)
+                            .wrapping_add(1442695040888963407);
+                        let first = (seed >> 33) % LEN;
+                        let what = match (seed >> 20) % 8 {
+                            0 => What::Expose,
+                            1..=3 => What::Soil,
+                            _ => What::Wash,
+                        };
+                        let mine =
+                            (first..LEN).take_while(|&page| owner(page) == me).count() as u64;
+                        apply(dirty, what, first, mine);
+                        for page in first..first + mine {
+                            let page = &mut pages[page as usize];
+                            *page = after(what, *page);
+                        }
+                        // What is mine is as I left it, whatever the other does.
+                        if mine > 0 {
+                            let found = dirty.next(Pfn(first), Pfn(first + mine));
+                            assert_eq!(found.is_some(), !matches!(what, What::Wash));
+                        }
+                    }
+                    pages
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .collect()
+    });
+    for page in 0..LEN {
+        let is = known[owner(page) as usize][page as usize];
+        let (at, next) = (Pfn(page), Pfn(page + 1));
+        assert_eq!(
+            dirty.next(at, next).is_some(),
+            is != Page::Clean,
+            "page {page}"
+        );
+        assert_eq!(
+            dirty.next_quiet(at, next).is_some(),
+            is == Page::Dirty,
+            "page {page}"
+        );
+    }
+}
