@@ -31,6 +31,12 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::SpinLock,
+    time::{
+        delay::fsleep,
+        Delta,
+        Instant,
+        Monotonic, //
+    },
     types::Opaque, //
 };
 
@@ -40,6 +46,16 @@ module! {
     authors: ["The rust_buddy maintainers"],
     description: "Instructions of rust_buddy's allocator and of the kernel's",
     license: "GPL",
+    params: {
+        contig: u32 {
+            default: 1,
+            description: "Measure alloc_contig_pages, which takes long (default 1)",
+        },
+        tail_seconds: u32 {
+            default: 0,
+            description: "Instead, how long single requests take: for so long a row (default 0)",
+        },
+    },
 }
 
 const PAGE: usize = 4096;
@@ -266,6 +282,51 @@ fn gpu_buddy(report: &Report, bytes: usize, half: bool) -> Result {
     Ok(())
 }
 
+/// `alloc_contig_pages()` and back; none if there was none.
+struct Contig(NonNull<bindings::page>, c_ulong);
+
+impl Contig {
+    fn new(pages: c_ulong) -> Option<Self> {
+        let gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN;
+        // SAFETY: May be called anywhere that may sleep; node 0 is there.
+        let page = unsafe { bindings::alloc_contig_pages_noprof(pages, gfp, 0, null_mut()) };
+        Some(Self(NonNull::new(page)?, pages))
+    }
+}
+
+impl Drop for Contig {
+    fn drop(&mut self) {
+        // SAFETY: Set at boot, and never changed: where the page structs are.
+        let map = unsafe { bindings::vmemmap_base } as usize;
+        let number = (self.0.as_ptr() as usize - map) / size_of::<bindings::page>();
+        // SAFETY: Allocated in `new`.
+        unsafe { bindings::free_contig_range(number as c_ulong, self.1) };
+    }
+}
+
+/// The same with `cma_alloc()`, of the default area.
+struct Cma(NonNull<c_void>, c_ulong);
+
+impl Cma {
+    fn new(pages: c_ulong) -> Option<Self> {
+        // SAFETY: May be asked for no device.
+        let area = unsafe { dev_get_cma_area(null_mut()) };
+        if area.is_null() {
+            return None;
+        }
+        // SAFETY: The default area, which is there for ever.
+        let page = unsafe { cma_alloc(area, pages, pages.trailing_zeros().min(9), true) };
+        Some(Self(NonNull::new(page)?, pages))
+    }
+}
+
+impl Drop for Cma {
+    fn drop(&mut self) {
+        // SAFETY: Allocated in `new`, from that area.
+        unsafe { cma_release(dev_get_cma_area(null_mut()), self.0.as_ptr(), self.1) };
+    }
+}
+
 /// What takes memory from the whole system.
 fn system(report: &Report, bytes: usize, device: NonNull<bindings::device>) {
     let pages = (bytes / PAGE) as c_ulong;
@@ -279,32 +340,12 @@ fn system(report: &Report, bytes: usize, device: NonNull<bindings::device>) {
         }
         !page.is_null()
     });
-    report.show("alloc_contig_pages", "system", bytes, || {
-        let gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN;
-        // SAFETY: As above; node 0 is there.
-        let page = unsafe { bindings::alloc_contig_pages_noprof(pages, gfp, 0, null_mut()) };
-        if !page.is_null() {
-            // SAFETY: Set at boot, and never changed: where the page structs are.
-            let map = unsafe { bindings::vmemmap_base } as usize;
-            let number = (page as usize - map) / size_of::<bindings::page>();
-            // SAFETY: Just allocated.
-            unsafe { bindings::free_contig_range(number as c_ulong, pages) };
-        }
-        !page.is_null()
-    });
-    // SAFETY: May be asked for no device.
-    let area = unsafe { dev_get_cma_area(null_mut()) };
-    if !area.is_null() {
-        report.show("cma_alloc", "system", bytes, || {
-            // SAFETY: The default area, which is there for ever.
-            let page = unsafe { cma_alloc(area, pages, order.min(9), true) };
-            if !page.is_null() {
-                // SAFETY: Just allocated.
-                unsafe { cma_release(area, page, pages) };
-            }
-            !page.is_null()
+    if module_parameters::contig.value() != 0 {
+        report.show("alloc_contig_pages", "system", bytes, || {
+            Contig::new(pages).is_some()
         });
     }
+    report.show("cma_alloc", "system", bytes, || Cma::new(pages).is_some());
     report.show("dma_alloc_coherent", "system", bytes, || {
         let mut address = 0;
         let device = device.as_ptr();
@@ -320,10 +361,55 @@ fn system(report: &Report, bytes: usize, device: NonNull<bindings::device>) {
     });
 }
 
+/// Requests in each row of [`tail`], if there is time for as many.
+const REQUESTS: usize = 10_000;
+
+/// One request after the other, for at most `seconds`: how many were served, and in what time.
+fn tail<T>(what: &str, bytes: usize, seconds: u32, take: impl Fn(c_ulong) -> Option<T>) -> Result {
+    let mut samples = KVVec::with_capacity(REQUESTS, GFP_KERNEL)?;
+    let begin = Instant::<Monotonic>::now();
+    let mut served = 0;
+    while samples.len() < REQUESTS && begin.elapsed().as_millis() < i64::from(seconds) * 1000 {
+        let start = Instant::<Monotonic>::now();
+        let got = take((bytes / PAGE) as c_ulong);
+        samples.push(start.elapsed().as_nanos(), GFP_KERNEL)?;
+        served += usize::from(got.is_some());
+        drop(got);
+        // The others, whose memory this is, go on meanwhile.
+        fsleep(Delta::from_micros(50));
+    }
+    samples.sort_unstable();
+    let part = |of: usize| {
+        let at = (samples.len() * of).div_ceil(10_000).saturating_sub(1);
+        samples.get(at).copied().unwrap_or(0)
+    };
+    pr_info!(
+        "{{\"bench\": \"tail\", \"what\": \"{}\", \"bytes\": {}, \"requests\": {}, \
+         \"served\": {}, \"p50_ns\": {}, \"p99_ns\": {}, \"p99.99_ns\": {}, \"max_ns\": {}}}\n",
+        what,
+        bytes,
+        samples.len(),
+        served,
+        part(5_000),
+        part(9_900),
+        part(9_999),
+        part(10_000),
+    );
+    Ok(())
+}
+
 struct Bench;
 
 impl kernel::Module for Bench {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        let seconds = module_parameters::tail_seconds.value();
+        if seconds > 0 {
+            for bytes in [64 << 10, 2 << 20, 16 << 20] {
+                tail("cma_alloc", bytes, seconds, Cma::new)?;
+                tail("alloc_contig_pages", bytes, seconds, Contig::new)?;
+            }
+            return Ok(Self);
+        }
         // SAFETY: The name is a string, and no callbacks are wanted.
         let faux = unsafe {
             bindings::faux_device_create(c"rust_buddy_bench".as_char_ptr(), null_mut(), null())

@@ -7,6 +7,9 @@
 #   bench.sh         both, some minutes; tables and JSON, which are kept in a log
 #   bench.sh quick   the host's smallest size only
 #   bench.sh kernel  the guest only
+#   bench.sh tail    single requests in a guest whose memory is full and in pieces
+#   bench.sh guard   our instructions, against those in bench/instructions.txt: fails when 5 %
+#                    more are needed, or others come near; with "write": puts them there
 #   bench.sh lint    clippy
 #
 # docs/benchmarks.md says what is measured and how.
@@ -20,16 +23,24 @@ cargo_bench() {
 	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-bench" cargo "$@"
 }
 
-# Of two boots, with and without the kernel clearing what it gives: what each pair of
-# alloc and free takes. Exact, so once is enough.
-kernel_bench() {
-	local rel args log
+build_kernel_bench() {
+	local rel args
 	rel=$(krel)
 	args=(-C "$RB_TREE" M="$RB_TOP/bench" MO="$RB_BUILD/bench" "LOCALVERSION=+${rel#*+}")
 	mkdir -p "$RB_BUILD/bench"
 	qemu/build.sh
 	step bench-kernel "building the kernel's benchmark" qemu/enter.sh make "${args[@]}" modules
-	qemu/enter.sh cc -O2 -Wall -Wextra -Werror -Isrc/uapi bench/calls.c -o "$RB_BUILD/bench/calls"
+	for program in calls tail pressure; do
+		qemu/enter.sh cc -O2 -Wall -Wextra -Werror -Isrc/uapi "bench/$program.c" \
+			-o "$RB_BUILD/bench/$program"
+	done
+}
+
+# Of two boots, with and without the kernel clearing what it gives: what each pair of
+# alloc and free takes. Exact, so once is enough.
+kernel_bench() {
+	local log
+	build_kernel_bench
 	for clear in 0 1; do
 		qemu/boot.sh bench --icount --quiet --append "cma=256M init_on_alloc=$clear" --timeout 600 \
 			-- bash qemu/guest/bench.sh
@@ -43,10 +54,57 @@ kernel_bench() {
 	done
 }
 
+# What a request takes while others have all memory and go on using it.
+tail_bench() {
+	local disk=$RB_CACHE/out/pressure.img
+	build_kernel_bench
+	mkdir -p "$RB_CACHE/out"
+	truncate -s 1G "$disk"
+	qemu/boot.sh tail --quiet --nvme "$disk" --append "cma=256M init_on_alloc=0" --timeout 1800 \
+		-- bash qemu/guest/tail.sh 120
+	rm -f "$disk"
+	grep -a '"bench"\|^pressure' "$RB_CACHE/out/tail/log"
+	awk -F'"' '/"bench"/ {
+		split($0, part, /[:,}]/)
+		gsub(/[:, ]/, "", $11); gsub(/[:, ]/, "", $13); gsub(/[:, ]/, "", $15)
+		gsub(/[:, ]/, "", $17); gsub(/[:, ]/, "", $19); gsub(/[:, ]/, "", $21); gsub(/[:, }]/, "", $23)
+		printf "%6d KiB  %-22s %6d of %6d  p50 %9.1f  p99 %9.1f  p99.99 %9.1f  max %9.1f us\n",
+		       $11 / 1024, $8, $15, $13, $17 / 1000, $19 / 1000, $21 / 1000, $23 / 1000
+	}' "$RB_CACHE/out/tail/log"
+}
+
+# Which kernel and compiler counts are of: others' are no measure.
+made_by() { echo "$(krel), $(qemu/enter.sh rustc --version | cut -d ' ' -f 1,2)"; }
+
+# The same counts once more, ours only, against those that are committed.
+guard() {
+	local known=bench/instructions.txt now=$RB_CACHE/out/guard/counts
+	if [ "${1:-}" != write ] && [ "$(sed -n 's/^# of //p' $known)" != "$(made_by)" ]; then
+		say "skipped: $known has none of $(made_by)"
+		exit 4
+	fi
+	build_kernel_bench
+	qemu/boot.sh guard --icount --quiet --append "cma=256M init_on_alloc=0" --timeout 600 -- \
+		bash qemu/guest/bench.sh contig=0
+	awk -f qemu/counts.awk "$RB_CACHE/out/guard/log" >"$now"
+	if [ "${1:-}" = write ]; then
+		{ sed '/^# of /,$d' $known; echo "# of $(made_by)"; cat "$now"; } >"$now.new"
+		mv "$now.new" $known
+		return
+	fi
+	awk -v name="$known" -f qemu/guard.awk $known "$now"
+}
+
 manifest=selftests/host/bench/Cargo.toml
 case ${1:-} in
 kernel)
 	kernel_bench
+	;;
+guard)
+	guard "${2:-}"
+	;;
+tail)
+	tail_bench
 	;;
 "" | quick)
 	say "building the benchmark"
@@ -56,12 +114,15 @@ kernel)
 		"load $(cut -d ' ' -f 1 /proc/loadavg)"
 	cargo_bench run --locked --release --manifest-path "$manifest" --quiet -- "$@" |
 		tee "$RB_LOGS/bench.log"
-	[ -n "${1:-}" ] || kernel_bench
+	if [ -z "${1:-}" ]; then
+		kernel_bench
+		tail_bench
+	fi
 	;;
 lint)
 	cargo_bench clippy --locked --manifest-path "$manifest" -- -D warnings
 	;;
 *)
-	die "usage: bench.sh [quick|kernel|lint]"
+	die "usage: bench.sh [quick|kernel|tail|guard|lint]"
 	;;
 esac

@@ -63,6 +63,24 @@ else
 	trouble "fuzzing the core"
 fi
 
+# As many instructions as before, no more. Of another kernel or compiler nobody knows how many.
+counts() {
+	local rc=0
+	qemu/bench.sh guard || rc=$?
+	[ "$rc" -eq 4 ] || return "$rc"
+}
+if [ -n "${KERNEL:-}" ]; then
+	say "skipped: counting instructions, of a kernel that is not the reference"
+	skipped=$((skipped + 1))
+elif ! try counts "counting instructions" counts; then
+	trouble "counting instructions: $(tail -n 2 "$RB_LOGS/counts.log" | tr '\n' ' ')"
+elif grep 'skipped: ' "$RB_LOGS/counts.log" >&2; then
+	skipped=$((skipped + 1))
+else
+	tail -n 1 "$RB_LOGS/counts.log"
+	pass
+fi
+
 # What make install puts where.
 installs() {
 	local to=$RB_CACHE/out/install file kbuild_args=

@@ -932,15 +932,10 @@ static void note(struct actor *a, struct call *c)
 		break;
 	}
 	if (why && c->nr == BUFFER_INFO)
-		wrong(a, "BUFFER_INFO: what was answered %s: %ju/%ju, order %u, window %ju, "
-		      "generation %ju, flags %#x, pins %u; known are %ju/%ju, order %u, window "
-		      "%ju, generation %ju, flags %#x, pins %u", why,
-		      (uintmax_t)c->req.buffer.size, (uintmax_t)c->req.buffer.granted,
-		      c->req.buffer.order, (uintmax_t)c->req.buffer.max_size,
-		      (uintmax_t)c->req.buffer.generation, c->req.buffer.flags,
-		      c->req.buffer.pins, (uintmax_t)s->req.size, (uintmax_t)s->req.granted,
-		      s->req.order, (uintmax_t)s->max_size, (uintmax_t)s->generation,
-		      s->req.flags, s->pins);
+		wrong(a, "BUFFER_INFO: answered %s: %ju of %ju, order %u; not %ju of %ju, %u",
+		      why, (uintmax_t)c->req.buffer.size, (uintmax_t)c->req.buffer.granted,
+		      c->req.buffer.order, (uintmax_t)s->req.size, (uintmax_t)s->req.granted,
+		      s->req.order);
 	else if (why)
 		wrong(a, "%s: what was answered %s", count_names[c->nr], why);
 }

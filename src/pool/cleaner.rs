@@ -2,10 +2,10 @@
 
 //! Clearing what is free before somebody asks for it.
 //!
-//! A worker takes a piece of at most 2 MiB out of the pool as if it were a client, clears it outside
-//! of all spinlocks, and gives it back; nobody sees it missing, since who counts, or would be
-//! refused, waits for that piece. It works for a part of each time slice only, and lets everybody
-//! else go first between two pieces.
+//! A worker takes a piece of at most 2 MiB out of the pool as if it were a client, clears it under
+//! no spinlock, and gives it back; nobody sees it missing, since who counts, or would be refused,
+//! waits for that piece. It works for a part of each time slice only, and lets everybody else go
+//! first between two pieces.
 
 use super::Pool;
 use crate::mm::Pfn;
@@ -93,7 +93,7 @@ impl Pool {
         false
     }
 
-    /// Clears the `pages` dirty pages from `first` on, or as many of them as are free from there on.
+    /// Clears the `pages` dirty pages from `first` on, or as many of them as are free there.
     /// Returns where to go on.
     fn clean(self: &Arc<Self>, first: Pfn, pages: u64) -> Pfn {
         // As itself: somebody may be waiting for what is held here.

@@ -115,8 +115,8 @@ pub(crate) struct Policy {
     pub(crate) compact_above: u32,
 }
 
-/// Pages of living blocks that no client has as a buffer. What counts a block here does so while the
-/// block lives, so that this is never more than there is.
+/// Pages of living blocks that no client has as a buffer. A block is counted here only while it
+/// lives, so that this is never more than there is.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Apart {
     pub(crate) quarantined: u64,
@@ -682,14 +682,14 @@ impl Pool {
         outcome.map(|run| self.block(run, ask))
     }
 
-    /// What came of it, the lock under which it did, and one to let go after that.
+    /// What came of it, the lock under which it did, and those to let go after that.
     fn attempt(
         &self,
         ask: &Ask,
     ) -> (
         SpinLockGuard<'_, State>,
         Result<Run, Refused>,
-        Option<[MutexGuard<'_, ()>; 2]>,
+        Option<Still<'_>>,
     ) {
         self.activity.fetch_add(1, Relaxed);
         let mut state = self.state.lock();
@@ -702,7 +702,10 @@ impl Pool {
         // there twice for a moment, and what is cleared ahead not at all, but not while nobody else
         // can begin to.
         self.lingering.sweep();
-        let still = [self.moving.lock(), self.cleaning.lock()];
+        let still = Still {
+            _moving: self.moving.lock(),
+            _cleaning: self.cleaning.lock(),
+        };
         let mut state = self.state.lock();
         let outcome = state.take(ask);
         (state, outcome, Some(still))
@@ -826,6 +829,12 @@ impl Pool {
         let state = self.state.lock();
         state.supply.core().free_units_in(base + lo, base + hi)
     }
+}
+
+/// As long as this is held nothing of a pool is there twice, and nothing that is free is not there.
+struct Still<'a> {
+    _cleaning: MutexGuard<'a, ()>,
+    _moving: MutexGuard<'a, ()>,
 }
 
 /// What a pool does by itself. When this is dropped nothing of it runs any more, nor will later.

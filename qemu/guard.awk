@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# Known counts, then those of now, as counts.awk prints them: ours may not be 5 % more than they
+# were, and have to be far below what takes memory from the whole system. Fewer are good news,
+# which want to be committed.
+
+/^#/ || NF < 4 { next }
+{
+	count = $3
+	what = $4
+	for (i = 5; i <= NF; i++)
+		what = what " " $i
+	key = what ", " $1 " bytes, " $2
+}
+FNR == NR { known[key] = count; next }
+{ now[key] = count }
+what == "cma_alloc" { cma[$1] = count }
+what ~ /^core/ && count > most[$1] { most[$1] = count }
+END {
+	for (key in known) {
+		if (key !~ /^(core|ALLOC|INFO)/)
+			continue
+		compared++
+		if (!(key in now)) {
+			print "not measured: " key
+			bad++
+		} else if (now[key] > known[key] * 1.05) {
+			print key ": " now[key] " instructions, " known[key] " in " name
+			bad++
+		} else if (now[key] < known[key] * 0.95) {
+			print key ": only " now[key] " instructions, " known[key] " in " name
+		}
+	}
+	for (bytes in most) {
+		if (most[bytes] * 5 > cma[bytes]) {
+			print bytes " bytes: " most[bytes] " instructions, cma_alloc " cma[bytes]
+			bad++
+		}
+		compared++
+	}
+	print compared " counts compared, " bad + 0 " too high"
+	exit !compared || bad > 0
+}
