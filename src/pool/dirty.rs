@@ -4,10 +4,10 @@
 //! somebody else sees them.
 //!
 //! A bit for each page. Only who owns a page, as a [`Block`](super::Block) or before giving it
-//! back, changes its bits, so that these never change between looking and doing; but a word holds bits of
-//! several owners, and so is added to and taken from atomically. Above that, a bit says whether a
-//! word has any: it may say so when there are none any more, since who has only a part of a word
-//! can't know.
+//! back, changes its bits, so that these never change between looking and doing; but a word holds
+//! bits of several owners, and so is added to and taken from atomically. Above that, a bit says
+//! whether a word has any: it may say so when there are none any more, since who has only a part of
+//! a word can't know.
 
 use crate::mm::Pfn;
 use kernel::{
