@@ -10,6 +10,7 @@
 #include "../selftests/rb.h"
 
 #define SAMPLES	101
+#define MANY	64
 
 static uint64_t samples[SAMPLES];
 
@@ -66,6 +67,58 @@ static int ours(int fd, uint64_t bytes)
 	return 0;
 }
 
+static struct rust_buddy_alloc allocs[MANY];
+static struct rust_buddy_free frees[MANY];
+
+/* One of MANY that are there at once, by calls of their own. */
+static int apart(int fd, uint64_t bytes)
+{
+	uint64_t start;
+	int i, j;
+
+	for (i = 0; i < SAMPLES; i++) {
+		memset(allocs, 0, sizeof(allocs));
+		for (j = 0; j < MANY; j++)
+			allocs[j].size = bytes;
+		start = __rdtsc();
+		for (j = 0; j < MANY; j++)
+			if (rb_alloc_req(fd, &allocs[j]))
+				return -1;
+		for (j = 0; j < MANY; j++)
+			if (rb_free(fd, allocs[j].handle))
+				return -1;
+		samples[i] = (__rdtsc() - start) / MANY;
+	}
+	show("ALLOC and FREE, 64 apart", bytes);
+	return 0;
+}
+
+/* The same in a batch. */
+static int batched(int fd, uint64_t bytes)
+{
+	struct rust_buddy_batch req;
+	uint64_t start;
+	int i, j;
+
+	for (i = 0; i < SAMPLES; i++) {
+		memset(allocs, 0, sizeof(allocs));
+		for (j = 0; j < MANY; j++)
+			allocs[j].size = bytes;
+		start = __rdtsc();
+		if (rb_batch(fd, _IOC_NR(RUST_BUDDY_IOC_ALLOC), allocs, MANY, sizeof(*allocs),
+			     RUST_BUDDY_BATCH_ALL, &req))
+			return -1;
+		for (j = 0; j < MANY; j++)
+			frees[j].handle = allocs[j].handle;
+		if (rb_batch(fd, _IOC_NR(RUST_BUDDY_IOC_FREE), frees, MANY, sizeof(*frees),
+			     RUST_BUDDY_BATCH_ALL, &req))
+			return -1;
+		samples[i] = (__rdtsc() - start) / MANY;
+	}
+	show("ALLOC and FREE, 64 in a batch", bytes);
+	return 0;
+}
+
 static int theirs(int heap, uint64_t bytes)
 {
 	uint64_t start;
@@ -97,7 +150,8 @@ int main(void)
 	}
 	nothing(fd);
 	for (i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
-		if (ours(fd, sizes[i]) || theirs(heap, sizes[i])) {
+		if (ours(fd, sizes[i]) || theirs(heap, sizes[i]) ||
+		    (sizes[i] < MiB(1) && (apart(fd, sizes[i]) || batched(fd, sizes[i])))) {
 			perror("a buffer");
 			return 1;
 		}

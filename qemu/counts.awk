@@ -3,7 +3,7 @@
 # From the benchmark's lines of JSON to one line a count: bytes, state, instructions, what.
 
 function field(name,    part) {
-	if (!match($0, "\"" name "\": \"?[^\",}]*(, lowest)?"))
+	if (!match($0, "\"" name "\": \"?[^\",}]*(, (lowest|64 in a batch|64 apart))?"))
 		return "-"
 	part = substr($0, RSTART, RLENGTH)
 	sub(/^"[a-z]*": "?/, "", part)

@@ -14,7 +14,7 @@
 enum {
 	NR_INFO, NR_POOL_INFO, NR_ALLOC, NR_FREE, NR_PIN, NR_UNPIN, NR_BUFFER_INFO,
 	NR_EXPORT, NR_IMPORT, NR_SYNC, NR_MIGRATE, NR_RESIZE, NR_RECLAIM,
-	NR_RESERVE, NR_RELEASE, NRS
+	NR_RESERVE, NR_RELEASE, NR_BATCH, NRS
 };
 
 static const size_t sizes[NRS] = {
@@ -33,6 +33,7 @@ static const size_t sizes[NRS] = {
 	[NR_RECLAIM]	 = sizeof(struct rust_buddy_reclaim),
 	[NR_RESERVE]	 = sizeof(struct rust_buddy_reserve),
 	[NR_RELEASE]	 = sizeof(struct rust_buddy_release),
+	[NR_BATCH]	 = sizeof(struct rust_buddy_batch),
 };
 
 union request {
@@ -52,6 +53,7 @@ union request {
 	struct rust_buddy_reclaim reclaim;
 	struct rust_buddy_reserve reserve;
 	struct rust_buddy_release release;
+	struct rust_buddy_batch batch;
 };
 
 /* Once published, no number may ever change. */
@@ -73,6 +75,7 @@ TEST(layout)
 	EXPECT_EQ(72U, sizeof(struct rust_buddy_reclaim));
 	EXPECT_EQ(88U, sizeof(struct rust_buddy_reserve));
 	EXPECT_EQ(24U, sizeof(struct rust_buddy_release));
+	EXPECT_EQ(56U, sizeof(struct rust_buddy_batch));
 
 	EXPECT_EQ(24U, offsetof(struct rust_buddy_info, features));
 	EXPECT_EQ(56U, offsetof(struct rust_buddy_info, max_window));
@@ -102,6 +105,7 @@ TEST(layout)
 	EXPECT_EQ(0xc048bd0cU, (__u32)RUST_BUDDY_IOC_RECLAIM);
 	EXPECT_EQ(0xc058bd0dU, (__u32)RUST_BUDDY_IOC_RESERVE);
 	EXPECT_EQ(0xc018bd0eU, (__u32)RUST_BUDDY_IOC_RELEASE);
+	EXPECT_EQ(0xc038bd0fU, (__u32)RUST_BUDDY_IOC_BATCH);
 }
 
 /*
@@ -113,6 +117,7 @@ FIXTURE(call) {
 	uint64_t sentinel;
 	uint64_t subject;	/* the buffer that the call could change */
 	uint64_t reserved;	/* or the range */
+	struct rust_buddy_alloc batch[2];
 	int dmabuf;
 	struct state base;
 	struct state before;	/* after prepare() */
@@ -237,6 +242,13 @@ FIXTURE_VARIANT_ADD(call, release) {
 	.shortest = sizeof(struct rust_buddy_release),
 	.bare_err = -ENOENT,
 	.bare_why = RUST_BUDDY_WHY_HANDLE,
+};
+
+FIXTURE_VARIANT_ADD(call, batch) {
+	.nr = NR_BATCH,
+	.shortest = offsetof(struct rust_buddy_batch, reserved),
+	.bare_err = -EINVAL,
+	.bare_why = RUST_BUDDY_WHY_SHORT,
 };
 
 FIXTURE_SETUP(call)
@@ -365,6 +377,17 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		req.release.handle = address;
 		self->reserved = address;
 		break;
+	case NR_BATCH:
+		memset(self->batch, 0, sizeof(self->batch));
+		self->batch[0].size = KiB(4);
+		self->batch[1].size = KiB(20);
+		req.batch.entries = (uintptr_t)self->batch;
+		req.batch.count = 2;
+		req.batch.stride = sizeof(*self->batch);
+		req.batch.command = NR_ALLOC;
+		req.batch.flags = RUST_BUDDY_BATCH_ALL;
+		req.batch.reserved = 0;
+		break;
 	}
 	memcpy(at, &req, sizes[nr]);
 	self->before = state_of(self->fd, self->subject);
@@ -409,6 +432,12 @@ static void settle(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		memcpy(&handle, (const char *)at + offsetof(struct rust_buddy_reserve, handle),
 		       sizeof(handle));
 		ASSERT_EQ(0, rb_release(self->fd, handle));
+		break;
+	case NR_BATCH:
+		if (ret)
+			break;
+		ASSERT_EQ(0, rb_free(self->fd, self->batch[0].handle));
+		ASSERT_EQ(0, rb_free(self->fd, self->batch[1].handle));
 		break;
 	case NR_RELEASE:
 		if (ret)
@@ -861,7 +890,7 @@ static void taken(struct __test_metadata *_metadata, FIXTURE_DATA(node) *self,
 
 TEST_F(node, info)
 {
-	const __u64 known = 2 * RUST_BUDDY_FEAT_PRIORITY - 1;
+	const __u64 known = 2 * RUST_BUDDY_FEAT_BATCH - 1;
 	struct rust_buddy_info again;
 
 	EXPECT_EQ((__u32)RUST_BUDDY_ABI_VERSION, self->info.abi_version);

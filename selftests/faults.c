@@ -96,6 +96,7 @@ enum call {
 	RECLAIM,
 	RESERVE,
 	RELEASE,
+	BATCH,
 };
 
 FIXTURE(fault)
@@ -110,6 +111,7 @@ FIXTURE(fault)
 	int dmabuf;
 	uint64_t imported;
 	uint64_t reserved;
+	struct rust_buddy_alloc batch[3];
 };
 
 FIXTURE_VARIANT(fault)
@@ -144,6 +146,7 @@ FIXTURE_VARIANT_ADD(fault, resize) { .call = RESIZE };
 FIXTURE_VARIANT_ADD(fault, reclaim) { .call = RECLAIM };
 FIXTURE_VARIANT_ADD(fault, reserve) { .call = RESERVE, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, release) { .call = RELEASE };
+FIXTURE_VARIANT_ADD(fault, batch) { .call = BATCH, .err = -ENOMEM };
 
 FIXTURE_SETUP(fault)
 {
@@ -234,6 +237,7 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		struct rust_buddy_reclaim reclaim;
 		struct rust_buddy_reserve reserve;
 		struct rust_buddy_release release;
+		struct rust_buddy_batch batch;
 	} u;
 	struct dma_heap_allocation_data data = {
 		.len = KiB(20), .fd_flags = O_RDWR | O_CLOEXEC,
@@ -335,6 +339,17 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		u.release.handle = self->reserved;
 		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_RELEASE, &u);
 		break;
+	case BATCH:
+		memset(self->batch, 0, sizeof(self->batch));
+		for (fd = 0; fd < 3; fd++)
+			self->batch[fd].size = KiB(20);
+		u.batch.entries = (uintptr_t)self->batch;
+		u.batch.count = 3;
+		u.batch.stride = sizeof(*self->batch);
+		u.batch.command = _IOC_NR(RUST_BUDDY_IOC_ALLOC);
+		u.batch.flags = RUST_BUDDY_BATCH_ALL;
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_BATCH, &u);
+		break;
 	case HEAP:
 		ret = raw_ioctl(self->heap, DMA_HEAP_IOCTL_ALLOC, &data);
 		self->dmabuf = data.fd;
@@ -385,6 +400,10 @@ static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_bud
 	case IMPORT:
 		close(self->dmabuf);
 		return rb_free(self->fd, self->imported);
+	case BATCH:
+		return rb_free(self->fd, self->batch[0].handle) |
+		       rb_free(self->fd, self->batch[1].handle) |
+		       rb_free(self->fd, self->batch[2].handle);
 	case ALLOC:
 	case ALLOC_PLACED:
 	case ALLOC_GUP:

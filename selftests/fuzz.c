@@ -37,7 +37,7 @@
 
 enum {
 	INFO, POOL_INFO, ALLOC, FREE, PIN, UNPIN, BUFFER_INFO, EXPORT, IMPORT, SYNC, MIGRATE,
-	RESIZE, RECLAIM, RESERVE, RELEASE, COMMANDS
+	RESIZE, RECLAIM, RESERVE, RELEASE, BATCH, COMMANDS
 };
 
 enum count {
@@ -59,7 +59,8 @@ enum count {
 
 static const char * const count_names[COUNTS] = {
 	"info", "pool_info", "alloc", "free", "pin", "unpin", "buffer_info", "export", "import",
-	"sync", "migrate", "resize", "reclaim", "reserve", "release", "other_commands", "mmap",
+	"sync", "migrate", "resize", "reclaim", "reserve", "release", "batch", "other_commands",
+	"mmap",
 	"succeeded", "refused",
 	"efault_e2big", "enotty", "signals", "forks", "opens", "zero_checks", "pattern_checks",
 };
@@ -72,7 +73,7 @@ static const size_t sizes[] = {
 	sizeof(struct rust_buddy_import), sizeof(struct rust_buddy_sync),
 	sizeof(struct rust_buddy_migrate), sizeof(struct rust_buddy_resize),
 	sizeof(struct rust_buddy_reclaim), sizeof(struct rust_buddy_reserve),
-	sizeof(struct rust_buddy_release),
+	sizeof(struct rust_buddy_release), sizeof(struct rust_buddy_batch),
 };
 
 /* The fields that success writes, beyond the head. */
@@ -99,6 +100,7 @@ static const struct {
 	{ RECLAIM, FROM(reclaim, place), UP_TO(reclaim, place) },
 	{ RECLAIM, FROM(reclaim, copied), UP_TO(reclaim, gained) },
 	{ RESERVE, FROM(reserve, handle), UP_TO(reserve, copied) },
+	{ BATCH, FROM(batch, done), UP_TO(batch, failed) },
 };
 
 /* The errno of each reason, as the header has it; a few reasons have a second one. */
@@ -107,7 +109,7 @@ static const int errno_of[] = {
 	ENOENT, EBUSY, EINVAL, EPERM, ENOMEM, ENOSPC, EMFILE, EOVERFLOW, EINVAL, EDQUOT, EDQUOT,
 	EINVAL, EBADF, EXDEV, EMFILE, EOPNOTSUPP, EOPNOTSUPP, ERANGE, ENODEV, EIO, EACCES,
 	EOPNOTSUPP, EBUSY, EBUSY, EOPNOTSUPP, EPERM, EPERM, ENOSPC, ENOSPC, EINVAL, EBUSY, ENOSPC,
-	EAGAIN, EINTR,
+	EAGAIN, EINTR, EFAULT, EINVAL, EINVAL, ECANCELED,
 };
 
 static bool errno_fits(int err, uint32_t reason)
@@ -115,7 +117,8 @@ static bool errno_fits(int err, uint32_t reason)
 	if (reason >= ARRAY_SIZE(errno_of))
 		return false;
 	return err == errno_of[reason] || (reason == RUST_BUDDY_WHY_FD && err == EINVAL) ||
-	       (reason == RUST_BUDDY_WHY_FILES && err == ENFILE);
+	       (reason == RUST_BUDDY_WHY_FILES && err == ENFILE) ||
+	       (reason == RUST_BUDDY_WHY_ENTRIES && err == E2BIG);
 }
 
 union request {
@@ -133,6 +136,7 @@ union request {
 	struct rust_buddy_resize resize;
 	struct rust_buddy_reclaim reclaim;
 	struct rust_buddy_reserve reserve;
+	struct rust_buddy_batch batch;
 	unsigned char bytes[16384];	/* as much as a command can say */
 };
 
@@ -643,6 +647,21 @@ static uint32_t reserve_reason(const struct rust_buddy_reserve *r, size_t size)
 								    ANYTHING;
 }
 
+static uint32_t batch_reason(const struct rust_buddy_batch *r, size_t size)
+{
+	if (size < offsetof(struct rust_buddy_batch, reserved))
+		return RUST_BUDDY_WHY_SHORT;
+	if (r->reserved)
+		return RUST_BUDDY_WHY_RESERVED;
+	if (r->flags & ~RUST_BUDDY_BATCH_ALL)
+		return RUST_BUDDY_WHY_FLAGS;
+	if (!r->count || r->count > RUST_BUDDY_BATCH_MAX ||
+	    r->stride < sizeof(struct rust_buddy_hdr) ||
+	    r->stride > RUST_BUDDY_BATCH_STRIDE_MAX)
+		return RUST_BUDDY_WHY_COUNT;
+	return r->command != ALLOC && r->command != FREE ? RUST_BUDDY_WHY_COMMAND : ANYTHING;
+}
+
 /* Why a call has to be refused; 0 if it must not be, ANYTHING if others decide. */
 static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 			   const union request *req, size_t size)
@@ -679,6 +698,8 @@ static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 		return reclaim_reason(&req->reclaim);
 	if (nr == RESERVE)
 		return reserve_reason(&req->reserve, size);
+	if (nr == BATCH)
+		return batch_reason(&req->batch, size);
 	if (nr == RELEASE)
 		return ANYTHING;
 	if (nr == ALLOC)
@@ -960,6 +981,8 @@ static bool for_answer(int nr, size_t at, int err)
 {
 	unsigned int i;
 
+	if (nr == BATCH)
+		return at >= FROM(batch, done) && at < UP_TO(batch, failed);
 	if (err && err != ENOSPC && err != EBUSY && err != EAGAIN && err != EINTR)
 		return false;
 	if (err)
@@ -1815,6 +1838,64 @@ static void do_empty(struct actor *a)
 		call_handle(a, c.client, RELEASE, odd(a), &c);
 }
 
+/*
+ * Some ALLOCs at once, and their FREEs: those that were served, which for a client of this
+ * thread's own are all that it says.
+ */
+static void do_batch(struct actor *a)
+{
+	struct rust_buddy_alloc allocs[8] = {}, were[8];
+	struct rust_buddy_free frees[8] = {};
+	unsigned int i, served = 0;
+	struct call c;
+
+	c.client = any_client(a);
+	c.nr = BATCH;
+	memset(c.req.bytes, 0, sizes[BATCH]);
+	c.req.batch.entries = (uintptr_t)allocs;
+	c.req.batch.count = 1 + below(a, ARRAY_SIZE(allocs));
+	c.req.batch.stride = sizeof(*allocs);
+	c.req.batch.command = ALLOC;
+	c.req.batch.flags = one_in(a, 16) ? 1U << below(a, 32) : below(a, 2);
+	for (i = 0; i < c.req.batch.count; i++) {
+		allocs[i].size = one_in(a, 16) ? odd(a) : random_size(a);
+		allocs[i].flags = one_in(a, 32) ? 1U << below(a, 32) : 0;
+	}
+	memcpy(were, allocs, sizeof(were));
+	/* What has no end, or none that anybody can read. */
+	if (one_in(a, 32))
+		c.req.batch.entries |= 1ULL << 63;
+	if (one_in(a, 32))
+		c.req.batch.count |= 1U << (10 + below(a, 22));
+	if (one_in(a, 32))
+		c.req.batch.reserved = odd(a);
+	twist(a, &c);
+	call(a, &c);
+	for (i = 0; i < ARRAY_SIZE(allocs); i++)
+		if (allocs[i].handle)
+			frees[served++].handle = allocs[i].handle;
+	if (c.ret && served)
+		wrong(a, "a batch was refused (%d), and gave %u handles", c.ret, served);
+	if (c.ret == -EFAULT && memcmp(allocs, were, sizeof(were)))
+		wrong(a, "a batch could not be answered, and some of it was");
+	if (!c.ret && c.size >= sizes[BATCH] && served != c.req.batch.done)
+		wrong(a, "a batch served %u and says %u", served, c.req.batch.done);
+	if (!served)
+		return;
+	memset(c.req.bytes, 0, sizes[BATCH]);
+	c.req.batch.entries = (uintptr_t)frees;
+	c.req.batch.count = served;
+	c.req.batch.stride = sizeof(*frees);
+	c.req.batch.command = FREE;
+	c.req.batch.flags = RUST_BUDDY_BATCH_ALL;
+	c.cmd = 0;
+	c.size = sizes[BATCH];
+	c.where = PLAIN;
+	call(a, &c);
+	if (c.client->own && (c.ret || c.req.batch.done != served))
+		wrong(a, "%u FREEs in a batch: %d, after %u", served, c.ret, c.req.batch.done);
+}
+
 /* Not even the shape of a request. */
 static void do_garbage(struct actor *a)
 {
@@ -1835,6 +1916,9 @@ static void do_garbage(struct actor *a)
 	/* What outlives all files would stay when this is over. */
 	if (c.nr == RESERVE)
 		c.req.reserve.flags &= ~RUST_BUDDY_RESERVE_PERSIST;
+	/* Nor may it write just anywhere. */
+	if (c.nr == BATCH)
+		c.req.batch.entries |= 1ULL << 63;
 	call(a, &c);
 }
 
@@ -2269,7 +2353,10 @@ static void step(struct actor *a)
 	case 137:
 		do_sync(a);
 		break;
-	case 138 ... 143:
+	case 138 ... 139:
+		do_batch(a);
+		break;
+	case 140 ... 143:
 		do_change(a);
 		break;
 	case 144 ... 145:

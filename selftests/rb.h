@@ -220,6 +220,19 @@ static inline int rb_reserve(int fd, uint64_t lo, uint64_t hi, uint32_t flags, c
 	return ret;
 }
 
+/* All of @count requests of @stride bytes each, or as many as can be. */
+static inline int rb_batch(int fd, unsigned int nr, void *entries, uint32_t count, uint32_t stride,
+			   uint32_t flags, struct rust_buddy_batch *req)
+{
+	memset(req, 0, sizeof(*req));
+	req->entries = (uintptr_t)entries;
+	req->count = count;
+	req->stride = stride;
+	req->command = nr;
+	req->flags = flags;
+	return rb_ioctl(fd, RUST_BUDDY_IOC_BATCH, req);
+}
+
 static inline int rb_release(int fd, uint64_t handle)
 {
 	struct rust_buddy_release req = { .handle = handle };

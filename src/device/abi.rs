@@ -54,23 +54,41 @@ pub(super) fn answer<T: Request, U>(
     handle: impl FnOnce(&mut T) -> Result<U, Refusal>,
     finish: impl FnOnce(U, Delivered),
 ) -> Result<isize> {
+    answer_both(
+        arg,
+        size,
+        |request| handle(request).map_err(|refusal| (refusal, ())),
+        |outcome, delivered| {
+            if let Ok(done) = outcome {
+                finish(done, delivered);
+            }
+        },
+    )
+}
+
+/// The same where a refusal, too, leaves something that is to be undone if nobody learns of it.
+pub(super) fn answer_both<T: Request, U, E>(
+    arg: usize,
+    size: usize,
+    handle: impl FnOnce(&mut T) -> Result<U, (Refusal, E)>,
+    finish: impl FnOnce(Result<U, E>, Delivered),
+) -> Result<isize> {
     if size < size_of::<Header>() {
         return Err(EINVAL);
     }
-    let memory = || UserSlice::new(UserPtr::from_addr(arg), size);
-    let (mut reader, mut writer) = memory().reader_writer();
+    let at = UserPtr::from_addr(arg);
+    let memory = || UserSlice::new(at, size);
+    let mut writer = memory().writer();
     let mut request = T::new_zeroed();
     let shared = size.min(size_of::<T>());
-    let bytes = request.as_mut_bytes().get_mut(..shared).ok_or(EINVAL)?;
-    reader.read_slice(bytes)?;
-    expect_zeroes(reader)?;
+    read(at, size, &mut request)?;
 
     let before = request;
     let outcome = handle(&mut request);
     let header = request.header();
     (header.ret, header.reason) = match &outcome {
         Ok(_) => (0, uapi::WHY_NONE),
-        Err(refusal) => (refusal.errno.to_errno(), refusal.reason),
+        Err((refusal, _)) => (refusal.errno.to_errno(), refusal.reason),
     };
     let written = request
         .as_bytes()
@@ -84,18 +102,34 @@ pub(super) fn answer<T: Request, U>(
             let _ = memory().writer().write_slice(bytes);
         }
     }
+    let delivered = if written.is_ok() {
+        Delivered::Yes
+    } else {
+        Delivered::No
+    };
     match outcome {
         Ok(done) => {
-            let delivered = if written.is_ok() {
-                Delivered::Yes
-            } else {
-                Delivered::No
-            };
-            finish(done, delivered);
+            finish(Ok(done), delivered);
             written.map(|()| 0)
         }
-        Err(refusal) => written.and(Err(refusal.errno)),
+        Err((refusal, left)) => {
+            finish(Err(left), delivered);
+            written.and(Err(refusal.errno))
+        }
     }
+}
+
+/// Reads a request of `size` bytes at `at`, of which `into` may have more or less.
+///
+/// # Errors
+///
+/// `EFAULT`; `E2BIG` if it has more, and that is not zero.
+pub(super) fn read<T: Request>(at: UserPtr, size: usize, into: &mut T) -> Result {
+    let mut reader = UserSlice::new(at, size).reader();
+    let shared = size.min(size_of::<T>());
+    let bytes = into.as_mut_bytes().get_mut(..shared).ok_or(EINVAL)?;
+    reader.read_slice(bytes)?;
+    expect_zeroes(reader)
 }
 
 /// What a newer caller knows and this module does not must be zero: its old meaning.

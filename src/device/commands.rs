@@ -9,6 +9,7 @@ use super::{
         Refusal, //
     },
     alloc,
+    batch,
     change,
     client::{
         Client,
@@ -32,6 +33,7 @@ use crate::pool::{
 use crate::uapi::{
     self,
     Alloc,
+    Batch,
     BufferInfo,
     Export,
     Free,
@@ -94,6 +96,19 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
             |nodes, delivered| {
                 if delivered == Delivered::No {
                     client.insert(nodes);
+                }
+            },
+        ),
+        Batch::NR => abi::answer_both(
+            arg,
+            size,
+            |request| {
+                may_change(file).map_err(|refusal| (refusal, None))?;
+                batch::batch(client, request, size)
+            },
+            |outcome, delivered| {
+                if let Some(served) = outcome.map_or_else(|left| left, Some) {
+                    served.finish(delivered);
                 }
             },
         ),
@@ -262,7 +277,8 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
         | uapi::FEAT_STACK
         | uapi::FEAT_RESERVE
         | uapi::FEAT_RECLAIM
-        | uapi::FEAT_PRIORITY;
+        | uapi::FEAT_PRIORITY
+        | uapi::FEAT_BATCH;
     if client.addresses() == Addresses::Shown {
         request.features |= uapi::FEAT_PIN;
     }
@@ -368,7 +384,7 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
     Ok(())
 }
 
-fn free(client: &Client, request: &mut Free) -> Result<Nodes, Refusal> {
+pub(super) fn free(client: &Client, request: &mut Free) -> Result<Nodes, Refusal> {
     let mut table = client.table();
     let entry = entry(&table, request.handle)?;
     if !entry.pins.are_none() {

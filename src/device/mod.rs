@@ -9,6 +9,7 @@
 mod abi;
 mod access;
 mod alloc;
+mod batch;
 mod change;
 mod client;
 mod commands;

@@ -166,6 +166,14 @@ constants! {
     WHY_RIVAL: u32 = 44;
     /// A signal came.
     WHY_SIGNAL: u32 = 45;
+    /// The requests of a batch can't be read, or not be answered.
+    WHY_ENTRIES: u32 = 46;
+    /// No requests, too many, or none of that size.
+    WHY_COUNT: u32 = 47;
+    /// There are no batches of that command.
+    WHY_COMMAND: u32 = 48;
+    /// Another request of the batch was refused.
+    WHY_UNDONE: u32 = 49;
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;
@@ -195,6 +203,8 @@ constants! {
     FEAT_RECLAIM: u64 = 1 << 12;
     /// Priorities and pressure are there.
     FEAT_PRIORITY: u64 = 1 << 13;
+    /// BATCH is there.
+    FEAT_BATCH: u64 = 1 << 14;
 
     /// A pool of memory.
     KIND_MEMORY: u32 = 1;
@@ -272,6 +282,13 @@ constants! {
 
     /// It outlives the file.
     RESERVE_PERSIST: u32 = 1 << 0;
+
+    /// All of them or none.
+    BATCH_ALL: u32 = 1 << 0;
+    /// Requests in a batch.
+    BATCH_MAX: u32 = 1024;
+    /// Bytes from one to the next.
+    BATCH_STRIDE_MAX: u32 = 4096;
 }
 
 structs! {
@@ -492,6 +509,19 @@ structs! {
         copied: u64,
     }
 
+    /// Many at once.
+    Batch = "rust_buddy_batch" {
+        hdr: Header,
+        entries: u64,
+        count: u32,
+        stride: u32,
+        command: u32,
+        flags: u32,
+        done: u32,
+        failed: u32,
+        reserved: u64,
+    }
+
     /// In use again.
     Release = "rust_buddy_release" {
         hdr: Header,
@@ -541,4 +571,5 @@ requests! {
     12 => Reclaim,
     13 => Reserve,
     14 => Release,
+    15 => Batch,
 }

@@ -85,6 +85,10 @@
 #define RUST_BUDDY_WHY_BOUND		43	/* ENOSPC: more would have to be copied */
 #define RUST_BUDDY_WHY_RIVAL		44	/* EAGAIN: others took it meanwhile */
 #define RUST_BUDDY_WHY_SIGNAL		45	/* EINTR: a signal came meanwhile */
+#define RUST_BUDDY_WHY_ENTRIES		46	/* EFAULT, E2BIG: a batch's requests */
+#define RUST_BUDDY_WHY_COUNT		47	/* EINVAL: no requests, too many, or of no size */
+#define RUST_BUDDY_WHY_COMMAND		48	/* EINVAL: there are no batches of that */
+#define RUST_BUDDY_WHY_UNDONE		49	/* ECANCELED: for another of the batch */
 
 /*
  * The head of every request.
@@ -113,6 +117,7 @@ struct rust_buddy_hdr {
 #define RUST_BUDDY_FEAT_RESERVE	(1ULL << 11)	/* RESERVE and RELEASE */
 #define RUST_BUDDY_FEAT_RECLAIM	(1ULL << 12)	/* RECLAIM and RUST_BUDDY_ALLOC_RECLAIM */
 #define RUST_BUDDY_FEAT_PRIORITY (1ULL << 13)	/* RUST_BUDDY_ALLOC_LOW and HIGH, pressure */
+#define RUST_BUDDY_FEAT_BATCH	(1ULL << 14)	/* BATCH */
 
 /*
  * RUST_BUDDY_IOC_INFO: what this module is.
@@ -588,6 +593,40 @@ struct rust_buddy_release {
 	__u64 handle;
 };
 
+/* rust_buddy_batch.flags */
+#define RUST_BUDDY_BATCH_ALL		(1U << 0)	/* all of them or none */
+
+#define RUST_BUDDY_BATCH_MAX		1024	/* requests */
+#define RUST_BUDDY_BATCH_STRIDE_MAX	4096	/* bytes */
+
+/*
+ * RUST_BUDDY_IOC_BATCH: many ALLOCs, or many FREEs, one after the other as if each had
+ * come alone. Each request's hdr says what came of it. Without ALL those that can be
+ * served are, and the call fails only if none can, with what the first says; with ALL
+ * the first that is refused ends it, nothing was done, and all others are ECANCELED.
+ * None of it is to be seen before all is done. ALLOC_WAIT is for single requests.
+ * @entries:  (in) address of the first request
+ * @count:    (in) requests, at least 1, at most BATCH_MAX
+ * @stride:   (in) bytes from one request to the next, and so what the caller has of
+ *            each struct
+ * @command:  (in) the number of their command: _IOC_NR() of ALLOC's or FREE's
+ * @flags:    (in) RUST_BUDDY_BATCH_*
+ * @done:     (out) requests that were served
+ * @failed:   (out) the first that was refused, counted from 0; @count if none was
+ * @reserved: zero
+ */
+struct rust_buddy_batch {
+	struct rust_buddy_hdr hdr;
+	__u64 entries;
+	__u32 count;
+	__u32 stride;
+	__u32 command;
+	__u32 flags;
+	__u32 done;
+	__u32 failed;
+	__u64 reserved;
+};
+
 #define RUST_BUDDY_IOC_MAGIC	0xBD
 
 #define RUST_BUDDY_IOC_INFO \
@@ -620,5 +659,7 @@ struct rust_buddy_release {
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 13, struct rust_buddy_reserve)
 #define RUST_BUDDY_IOC_RELEASE \
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 14, struct rust_buddy_release)
+#define RUST_BUDDY_IOC_BATCH \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 15, struct rust_buddy_batch)
 
 #endif /* _UAPI_LINUX_RUST_BUDDY_H */

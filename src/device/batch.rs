@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! BATCH: many ALLOCs, or many FREEs, in one call.
+//!
+//! All requests are read first, then served one after the other as if each had come alone, then all
+//! are answered, and only then does any of it become final: so that nothing has happened when the
+//! caller can't be told.
+
+use super::{
+    abi::{
+        self,
+        Delivered,
+        Refusal, //
+    },
+    alloc::{
+        self,
+        Pending, //
+    },
+    client::{
+        Client,
+        Nodes, //
+    },
+    commands, //
+};
+use crate::uapi::{
+    self,
+    Alloc,
+    Batch,
+    Free,
+    Header,
+    Request, //
+};
+use kernel::{
+    prelude::*,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
+};
+
+/// One of the requests: as it came, as it is answered, and what was done for it.
+struct Part<T, U> {
+    came: T,
+    answer: T,
+    done: Option<U>,
+}
+
+/// Requests in user memory, `stride` bytes each.
+pub(super) struct Parts<T: Request, U> {
+    parts: KVVec<Part<T, U>>,
+    at: usize,
+    stride: usize,
+}
+
+impl<T: Request, U> Parts<T, U> {
+    /// Reads all of them.
+    fn read(request: &Batch) -> Result<Self, Refusal> {
+        let unreadable = |error| Refusal::new(error, uapi::WHY_ENTRIES);
+        let (at, stride) = (request.entries as usize, request.stride as usize);
+        let mut this = Self {
+            parts: KVVec::with_capacity(request.count as usize, GFP_KERNEL)?,
+            at,
+            stride,
+        };
+        for i in 0..request.count as usize {
+            let mut came = T::new_zeroed();
+            abi::read(this.place(i), stride, &mut came).map_err(unreadable)?;
+            let part = Part {
+                came,
+                answer: came,
+                done: None,
+            };
+            this.parts.push(part, GFP_KERNEL)?;
+        }
+        Ok(this)
+    }
+
+    fn place(&self, i: usize) -> UserPtr {
+        UserPtr::from_addr(self.at.wrapping_add(i * self.stride))
+    }
+
+    /// Bytes of each that both sides know.
+    fn shared(&self) -> usize {
+        self.stride.min(size_of::<T>())
+    }
+
+    /// Writes all answers, or puts back what was there if that can't be.
+    fn write(&self) -> Result<(), Refusal> {
+        let written = self.each(|part| &part.answer);
+        if written.is_err() {
+            self.restore();
+        }
+        written.map_err(|error| Refusal::new(error, uapi::WHY_ENTRIES))
+    }
+
+    /// Puts back what was there, as far as that can be written.
+    fn restore(&self) {
+        let _ = self.each(|part| &part.came);
+    }
+
+    fn each(&self, which: impl Fn(&Part<T, U>) -> &T) -> Result {
+        for (i, part) in self.parts.iter().enumerate() {
+            let bytes = which(part).as_bytes().get(..self.shared()).ok_or(EINVAL)?;
+            UserSlice::new(self.place(i), bytes.len())
+                .writer()
+                .write_slice(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Serves and answers them. Nothing is final yet: nor, where all are refused, that each has
+    /// been told so.
+    fn serve(
+        mut self,
+        request: &mut Batch,
+        mut serve: impl FnMut(&mut T) -> Result<U, Refusal>,
+        finish: fn(U, Delivered),
+    ) -> Result<Self, (Refusal, Option<Self>)> {
+        let all = request.flags & uapi::BATCH_ALL != 0;
+        let mut first = None;
+        request.done = 0;
+        request.failed = request.count;
+        for (i, part) in (0..).zip(&mut self.parts) {
+            // A batch may take long; a single request goes on to its end.
+            let outcome = match kernel::current!().signal_pending() && i > 0 {
+                true => Err(Refusal::new(EINTR, uapi::WHY_SIGNAL)),
+                false => serve(&mut part.answer),
+            };
+            match outcome {
+                Ok(done) => {
+                    say(&mut part.answer, None);
+                    part.done = Some(done);
+                    request.done += 1;
+                }
+                Err(refusal) => {
+                    say(&mut part.answer, Some(&refusal));
+                    if first.is_none() {
+                        request.failed = i;
+                        first = Some(refusal);
+                    }
+                    if all {
+                        break;
+                    }
+                }
+            }
+        }
+        let refused = match first {
+            Some(refusal) if all || request.done == 0 => refusal,
+            _ => {
+                return match self.write() {
+                    Ok(()) => Ok(self),
+                    Err(refusal) => {
+                        self.undo(finish);
+                        Err((refusal, None))
+                    }
+                }
+            }
+        };
+        // None, then: each of the others is told that it is not for its own sake.
+        request.done = 0;
+        self.undo(finish);
+        for (i, part) in (0..).zip(&mut self.parts) {
+            if all && i != request.failed {
+                part.answer = part.came;
+                let undone = Refusal::new(ECANCELED, uapi::WHY_UNDONE);
+                say(&mut part.answer, Some(&undone));
+            }
+        }
+        match self.write() {
+            Ok(()) => Err((refused, Some(self))),
+            Err(refusal) => Err((refusal, None)),
+        }
+    }
+
+    /// Takes back what was done, the last first.
+    fn undo(&mut self, finish: fn(U, Delivered)) {
+        for part in self.parts.iter_mut().rev() {
+            if let Some(done) = part.done.take() {
+                finish(done, Delivered::No);
+            }
+        }
+    }
+
+    /// Makes it final; or takes it back, and the answers with it, if nobody learnt of it.
+    fn finish(mut self, delivered: Delivered, finish: fn(U, Delivered)) {
+        if delivered == Delivered::No {
+            self.restore();
+            return self.undo(finish);
+        }
+        for part in &mut self.parts {
+            if let Some(done) = part.done.take() {
+                finish(done, Delivered::Yes);
+            }
+        }
+    }
+}
+
+/// What a request's head says of its outcome.
+fn say<T: Request>(request: &mut T, refusal: Option<&Refusal>) {
+    let header = request.header();
+    (header.ret, header.reason) = match refusal {
+        None => (0, uapi::WHY_NONE),
+        Some(refusal) => (refusal.errno.to_errno(), refusal.reason),
+    };
+}
+
+/// A FREE, before the caller knows.
+pub(super) struct Freed<'a> {
+    client: &'a Client,
+    nodes: Nodes,
+}
+
+impl Freed<'_> {
+    fn finish(self, delivered: Delivered) {
+        if delivered == Delivered::No {
+            self.client.insert(self.nodes);
+        }
+    }
+}
+
+/// A batch that was served, before the caller knows.
+pub(super) enum Served<'a> {
+    Alloc(Parts<Alloc, Pending<'a>>),
+    Free(Parts<Free, Freed<'a>>),
+}
+
+/// Bytes of the struct that a caller must have: how many were served has to be told.
+const ROOM: usize = core::mem::offset_of!(Batch, reserved);
+
+impl Served<'_> {
+    /// Makes it final, or undoes it if nobody learnt of it.
+    pub(super) fn finish(self, delivered: Delivered) {
+        match self {
+            Self::Alloc(parts) => parts.finish(delivered, Pending::finish),
+            Self::Free(parts) => parts.finish(delivered, Freed::finish),
+        }
+    }
+}
+
+/// Serves BATCH.
+///
+/// # Errors
+///
+/// With what was refused one by one, and is to be finished, too.
+pub(super) fn batch<'a>(
+    client: &'a Client,
+    request: &mut Batch,
+    size: usize,
+) -> Result<Served<'a>, (Refusal, Option<Served<'a>>)> {
+    check(request, size).map_err(|refusal| (refusal, None))?;
+    let stride = request.stride as usize;
+    let alone = |refusal| (refusal, None);
+    if request.command == Free::NR {
+        return Parts::read(request)
+            .map_err(alone)?
+            .serve(
+                request,
+                |free: &mut Free| {
+                    let nodes = commands::free(client, free)?;
+                    Ok(Freed { client, nodes })
+                },
+                Freed::finish,
+            )
+            .map(Served::Free)
+            .map_err(|(refusal, parts)| (refusal, parts.map(Served::Free)));
+    }
+    Parts::read(request)
+        .map_err(alone)?
+        .serve(
+            request,
+            |alloc: &mut Alloc| {
+                // One client waits for one thing.
+                if alloc.flags & uapi::ALLOC_WAIT != 0 {
+                    return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+                }
+                alloc::alloc(client, alloc, stride)
+            },
+            Pending::finish,
+        )
+        .map(Served::Alloc)
+        .map_err(|(refusal, parts)| (refusal, parts.map(Served::Alloc)))
+}
+
+/// Is it one at all?
+fn check(request: &Batch, size: usize) -> Result<(), Refusal> {
+    if size < ROOM {
+        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+    }
+    if request.reserved != 0 {
+        return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
+    }
+    if request.flags & !uapi::BATCH_ALL != 0 {
+        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+    }
+    let least = size_of::<Header>() as u32;
+    if !(1..=uapi::BATCH_MAX).contains(&request.count)
+        || !(least..=uapi::BATCH_STRIDE_MAX).contains(&request.stride)
+    {
+        return Err(Refusal::new(EINVAL, uapi::WHY_COUNT));
+    }
+    match request.command {
+        Alloc::NR | Free::NR => Ok(()),
+        _ => Err(Refusal::new(EINVAL, uapi::WHY_COMMAND)),
+    }
+}
