@@ -74,6 +74,12 @@ impl Worker {
         Ok(Arc::new(worker, GFP_KERNEL)?)
     }
 
+    /// Ranks what calls this, on such a queue, which has no niceness of its own.
+    pub(crate) fn be_nice(nice: c_long) {
+        // SAFETY: The current task lives.
+        unsafe { bindings::set_user_nice(kernel::current!().as_ptr(), nice) };
+    }
+
     /// Waits until what runs now has run to its end.
     pub(crate) fn flush(&self) {
         // SAFETY: By the type invariants.

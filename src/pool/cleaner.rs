@@ -9,9 +9,8 @@
 
 use super::Pool;
 use crate::mm::Pfn;
+use crate::quarantine::Worker;
 use kernel::{
-    bindings,
-    prelude::*,
     sync::{
         atomic::{
             Atomic,
@@ -41,21 +40,15 @@ struct Humble;
 
 impl Humble {
     fn now() -> Self {
-        nice(19);
+        Worker::be_nice(19);
         Self
     }
 }
 
 impl Drop for Humble {
     fn drop(&mut self) {
-        nice(0);
+        Worker::be_nice(0);
     }
-}
-
-/// For a worker of the module's own queue, which has no niceness of its own.
-fn nice(nice: c_long) {
-    // SAFETY: The current task lives.
-    unsafe { bindings::set_user_nice(kernel::current!().as_ptr(), nice) };
 }
 
 impl Pool {
@@ -97,11 +90,10 @@ impl Pool {
     /// Returns where to go on.
     fn clean(self: &Arc<Self>, first: Pfn, pages: u64) -> Pfn {
         // As itself: somebody may be waiting for what is held here.
-        nice(0);
+        Worker::be_nice(0);
         let turn = self.reclaiming.lock();
         let still = self.cleaning.lock();
         let mut len = pages;
-        let mut cleared = 0;
         while len > 0 {
             // One lock, and not one for each attempt that fails.
             let run = self.state.lock().supply.borrow(first.0, len);
@@ -114,8 +106,9 @@ impl Pool {
             while let Some((first, pages)) = self.dirty.next_quiet(from, Pfn(run.end())) {
                 // SAFETY: The units of a run belong to whoever holds it, by the core's promise.
                 unsafe { self.region.zero(first, pages) };
+                // First: who sees that nothing is dirty any more sees what was done about it.
+                self.counts.cleaned_ahead(pages);
                 self.dirty.wash(first, pages);
-                cleared += pages;
                 from = first.plus(pages);
             }
             self.state.lock().supply.give_back(run);
@@ -134,8 +127,7 @@ impl Pool {
         };
         drop(still);
         drop(turn);
-        nice(19);
-        self.counts.cleaned_ahead(cleared);
+        Worker::be_nice(19);
         if len > 0 {
             // Who looked meanwhile may have been sent to wait.
             self.wake_if_wanted();
