@@ -71,7 +71,7 @@ static struct rust_buddy_alloc allocs[MANY];
 static struct rust_buddy_free frees[MANY];
 
 /* One of MANY that are there at once, by calls of their own. */
-static int apart(int fd, uint64_t bytes)
+static int one_by_one(int fd, uint64_t bytes)
 {
 	uint64_t start;
 	int i, j;
@@ -151,7 +151,7 @@ int main(void)
 	nothing(fd);
 	for (i = 0; i < sizeof(sizes) / sizeof(*sizes); i++) {
 		if (ours(fd, sizes[i]) || theirs(heap, sizes[i]) ||
-		    (sizes[i] < MiB(1) && (apart(fd, sizes[i]) || batched(fd, sizes[i])))) {
+		    (sizes[i] < MiB(1) && (one_by_one(fd, sizes[i]) || batched(fd, sizes[i])))) {
 			perror("a buffer");
 			return 1;
 		}
