@@ -283,6 +283,9 @@ fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<Ask, Refusal> {
     if request.size == 0 || request.size > pool.size() {
         return Err(Refusal::new(EINVAL, uapi::WHY_SIZE));
     }
+    let align = align(request.align, at, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_ALIGN))?;
+    let spot = spot(request.flags, (request.lo, request.hi), request.size, pool)
+        .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?;
     Ok(Ask {
         size: request.size,
         extent: if request.flags & uapi::ALLOC_EXACT != 0 {
@@ -290,14 +293,11 @@ fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<Ask, Refusal> {
         } else {
             Extent::Block
         },
-        align: align(request.align, at, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_ALIGN))?,
-        spot: settled(
-            spot(request.flags, (request.lo, request.hi), request.size, pool)
-                .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?,
-            is_to_stay(client, request.flags),
-        ),
+        align,
+        spot: settled(spot, is_to_stay(client, request.flags)),
         limit: limit(request.max_address, pool),
         priority: priority(request.flags),
+        strict: spot.is_strict(),
     })
 }
 

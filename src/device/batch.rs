@@ -150,6 +150,7 @@ impl<T: Request, U> Parts<T, U> {
                 return match self.write() {
                     Ok(()) => Ok(self),
                     Err(refusal) => {
+                        request.done = 0;
                         self.undo(finish);
                         Err((refusal, None))
                     }

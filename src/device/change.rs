@@ -116,6 +116,7 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<Moved, R
         size: bytes,
         extent: Extent::Exact,
         spot,
+        strict: spot.is_strict(),
         ..ask
     };
     if !whole.can_reach() {
@@ -132,6 +133,7 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<Moved, R
     let recorded = Ask {
         spot,
         extent,
+        strict: spot.is_strict(),
         ..ask
     };
     let old = change.move_to(block, recorded);

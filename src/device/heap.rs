@@ -218,6 +218,7 @@ impl HeapFile {
             spot: all,
             limit: pool.size() / mm::UNIT,
             priority: Priority::Normal,
+            strict: false,
         };
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
         let window = hub.offsets.take(block.pages())?;

@@ -237,6 +237,7 @@ fn ask(lo: u64, hi: u64, pool: &Pool) -> Option<Ask> {
         spot: Spot::At(lo / mm::UNIT),
         limit: pool.size() / mm::UNIT,
         priority: Priority::High,
+        strict: false,
     })
 }
 

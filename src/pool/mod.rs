@@ -239,6 +239,20 @@ pub(crate) struct Ask {
     /// Units from the pool's start on that it may use, wherever it lands.
     pub(crate) limit: u64,
     pub(crate) priority: Priority,
+    /// The client asked for the lowest place, or the highest: what is being cleared ahead is not to
+    /// be passed over.
+    pub(crate) strict: bool,
+}
+
+impl Spot {
+    /// Is it the one place that there is?
+    pub(crate) fn is_strict(&self) -> bool {
+        match self {
+            Self::Within { place, .. } => *place != Place::Any,
+            // That is refused, and looked at once more.
+            Self::At(_) => false,
+        }
+    }
 }
 
 impl Ask {
@@ -692,19 +706,25 @@ impl Pool {
         Option<Still<'_>>,
     ) {
         self.activity.fetch_add(1, Relaxed);
+        let still = ask.strict.then(|| Still {
+            _cleaning: self.cleaning.lock(),
+            _moving: None,
+        });
         let mut state = self.state.lock();
         let outcome = state.take(ask);
         if outcome.is_ok() {
-            return (state, outcome, None);
+            return (state, outcome, still);
         }
         drop(state);
+        drop(still);
         // Before a refusal: what somebody had pages of may be free by now, and what moves is
         // there twice for a moment, and what is cleared ahead not at all, but not while nobody else
         // can begin to.
         self.lingering.sweep();
+        let moving = self.moving.lock();
         let still = Still {
-            _moving: self.moving.lock(),
             _cleaning: self.cleaning.lock(),
+            _moving: Some(moving),
         };
         let mut state = self.state.lock();
         let outcome = state.take(ask);
@@ -831,10 +851,11 @@ impl Pool {
     }
 }
 
-/// As long as this is held nothing of a pool is there twice, and nothing that is free is not there.
+/// As long as this is held nothing that is free is missing, and, where it says so, nothing is there
+/// twice.
 struct Still<'a> {
     _cleaning: MutexGuard<'a, ()>,
-    _moving: MutexGuard<'a, ()>,
+    _moving: Option<MutexGuard<'a, ()>>,
 }
 
 /// What a pool does by itself. When this is dropped nothing of it runs any more, nor will later.
