@@ -209,9 +209,9 @@ pub(crate) fn heap() -> Result<Option<&'static CStr>> {
     })
 }
 
-/// A number that root may change at any time: the kernel writes the number where `$limit` is.
-macro_rules! limit_parameter {
-    ($name:ident, $text:literal, $limit:expr) => {
+/// A number that root may change at any time: the kernel writes the number where `$number` is.
+macro_rules! writable_parameter {
+    ($name:ident, $text:literal, $number:expr) => {
         #[link_section = "__param"]
         #[used]
         static $name: KernelParam = KernelParam::new(bindings::kernel_param {
@@ -222,21 +222,21 @@ macro_rules! limit_parameter {
             level: -1,
             flags: 0,
             __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 {
-                arg: (&raw const $limit).cast_mut().cast(),
+                arg: (&raw const $number).cast_mut().cast(),
             },
         });
     };
 }
 
-limit_parameter!(CLIENT_BYTES, c"quota_client_bytes", quota::CLIENT.bytes);
-limit_parameter!(
+writable_parameter!(CLIENT_BYTES, c"quota_client_bytes", quota::CLIENT.bytes);
+writable_parameter!(
     CLIENT_HANDLES,
     c"quota_client_handles",
     quota::CLIENT.handles
 );
-limit_parameter!(USER_BYTES, c"quota_uid_bytes", quota::USER.bytes);
-limit_parameter!(USER_HANDLES, c"quota_uid_handles", quota::USER.handles);
-limit_parameter!(CLEAN_SHARE, c"clean_share", pool::CLEAN_SHARE);
+writable_parameter!(USER_BYTES, c"quota_uid_bytes", quota::USER.bytes);
+writable_parameter!(USER_HANDLES, c"quota_uid_handles", quota::USER.handles);
+writable_parameter!(CLEAN_SHARE, c"clean_share", pool::CLEAN_SHARE);
 
 /// A line for modinfo(8).
 macro_rules! modinfo {
