@@ -3,6 +3,9 @@
  * Many ALLOCs and FREEs in one call: as if each had come alone, or all or none; and
  * nothing has happened when the caller can't be told.
  */
+#include <signal.h>
+#include <sys/time.h>
+
 #include "rb_test.h"
 
 #define NR_ALLOC	_IOC_NR(RUST_BUDDY_IOC_ALLOC)
@@ -199,6 +202,53 @@ TEST_F(batch, all_or_none)
 	EXPECT_EQ(3U, self->req.failed);
 	EXPECT_POOL(self->fd, &before);
 	EXPECT_EQ(0, frees(self, MANY, ALL));
+}
+
+static volatile sig_atomic_t alarms;
+
+static void on_alarm(int number)
+{
+	alarms += number == SIGALRM;
+}
+
+/* What came before the signal is served, and the rest is told why it is not; with ALL none is. */
+TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
+{
+	const struct itimerval soon = { .it_value.tv_usec = 500 };
+	struct sigaction action = { .sa_handler = on_alarm };
+	uint32_t i, flags, ended = 0;
+	int ret, tries;
+
+	ASSERT_EQ(0, sigaction(SIGALRM, &action, NULL));
+	for (tries = 0; tries < 1000 && ended < 20; tries++) {
+		flags = tries % 2 ? ALL : 0;
+		ask(self, MANY, KiB(4));
+		ASSERT_EQ(0, setitimer(ITIMER_REAL, &soon, NULL));
+		ret = allocs(self, MANY, flags);
+		if (flags && ret) {
+			ASSERT_EQ(-EINTR, ret);
+			ASSERT_EQ((uint32_t)RUST_BUDDY_WHY_SIGNAL, self->req.hdr.reason);
+			ASSERT_EQ(0U, self->req.done);
+			EXPECT_POOL(self->fd, &self->base);
+			ended++;
+			continue;
+		}
+		ASSERT_EQ(0, ret);
+		ASSERT_EQ(self->req.failed, self->req.done);
+		for (i = 0; i < MANY; i++) {
+			bool served = i < self->req.done;
+
+			ASSERT_EQ(served ? 0 : -EINTR, self->allocs[i].hdr.ret);
+			ASSERT_EQ(served ? 0U : RUST_BUDDY_WHY_SIGNAL,
+				  self->allocs[i].hdr.reason);
+		}
+		ended += self->req.done < MANY;
+		/* The timer is over, or comes to a call that it can't end. */
+		while (alarms <= tries)
+			usleep(100);
+		ASSERT_EQ(0, frees(self, MANY, ALL));
+	}
+	EXPECT_EQ(20U, ended);
 }
 
 /* What is odd is refused as a whole, and changes nothing. */

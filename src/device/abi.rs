@@ -44,6 +44,15 @@ pub(super) enum Delivered {
     No,
 }
 
+/// Has the head of a request say what came of it.
+pub(super) fn say<T: Request>(request: &mut T, refusal: Option<&Refusal>) {
+    let header = request.header();
+    (header.ret, header.reason) = match refusal {
+        None => (0, uapi::WHY_NONE),
+        Some(refusal) => (refusal.errno.to_errno(), refusal.reason),
+    };
+}
+
 /// Reads a request of `size` bytes at `arg`, lets `handle` fill it in, and writes it back.
 ///
 /// What `handle` did becomes final, or is undone, in `finish`, which learns whether the caller got
@@ -85,11 +94,10 @@ pub(super) fn answer_both<T: Request, U, E>(
 
     let before = request;
     let outcome = handle(&mut request);
-    let header = request.header();
-    (header.ret, header.reason) = match &outcome {
-        Ok(_) => (0, uapi::WHY_NONE),
-        Err((refusal, _)) => (refusal.errno.to_errno(), refusal.reason),
-    };
+    say(
+        &mut request,
+        outcome.as_ref().err().map(|(refusal, _)| refusal),
+    );
     let written = request
         .as_bytes()
         .get(..shared)

@@ -16,11 +16,11 @@ use super::{
         self,
         Pending, //
     },
-    client::{
-        Client,
-        Nodes, //
-    },
-    commands, //
+    client::Client,
+    commands::{
+        self,
+        Freed, //
+    }, //
 };
 use crate::uapi::{
     self,
@@ -128,12 +128,12 @@ impl<T: Request, U> Parts<T, U> {
             };
             match outcome {
                 Ok(done) => {
-                    say(&mut part.answer, None);
+                    abi::say(&mut part.answer, None);
                     part.done = Some(done);
                     request.done += 1;
                 }
                 Err(refusal) => {
-                    say(&mut part.answer, Some(&refusal));
+                    abi::say(&mut part.answer, Some(&refusal));
                     if first.is_none() {
                         request.failed = i;
                         first = Some(refusal);
@@ -164,7 +164,7 @@ impl<T: Request, U> Parts<T, U> {
             if all && i != request.failed {
                 part.answer = part.came;
                 let undone = Refusal::new(ECANCELED, uapi::WHY_UNDONE);
-                say(&mut part.answer, Some(&undone));
+                abi::say(&mut part.answer, Some(&undone));
             }
         }
         match self.write() {
@@ -192,29 +192,6 @@ impl<T: Request, U> Parts<T, U> {
             if let Some(done) = part.done.take() {
                 finish(done, Delivered::Yes);
             }
-        }
-    }
-}
-
-/// What a request's head says of its outcome.
-fn say<T: Request>(request: &mut T, refusal: Option<&Refusal>) {
-    let header = request.header();
-    (header.ret, header.reason) = match refusal {
-        None => (0, uapi::WHY_NONE),
-        Some(refusal) => (refusal.errno.to_errno(), refusal.reason),
-    };
-}
-
-/// A FREE, before the caller knows.
-pub(super) struct Freed<'a> {
-    client: &'a Client,
-    nodes: Nodes,
-}
-
-impl Freed<'_> {
-    fn finish(self, delivered: Delivered) {
-        if delivered == Delivered::No {
-            self.client.insert(self.nodes);
         }
     }
 }
@@ -256,10 +233,7 @@ pub(super) fn batch<'a>(
             .map_err(alone)?
             .serve(
                 request,
-                |free: &mut Free| {
-                    let nodes = commands::free(client, free)?;
-                    Ok(Freed { client, nodes })
-                },
+                |free: &mut Free| commands::free(client, free),
                 Freed::finish,
             )
             .map(Served::Free)

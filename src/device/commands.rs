@@ -93,11 +93,7 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
                 may_change(file)?;
                 free(client, request)
             },
-            |nodes, delivered| {
-                if delivered == Delivered::No {
-                    client.insert(nodes);
-                }
-            },
+            Freed::finish,
         ),
         Batch::NR => abi::answer_both(
             arg,
@@ -384,11 +380,27 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
     Ok(())
 }
 
-pub(super) fn free(client: &Client, request: &mut Free) -> Result<Nodes, Refusal> {
+pub(super) fn free<'a>(client: &'a Client, request: &mut Free) -> Result<Freed<'a>, Refusal> {
     let mut table = client.table();
     let entry = entry(&table, request.handle)?;
     if !entry.pins.are_none() {
         return Err(Refusal::new(EBUSY, uapi::WHY_PINNED));
     }
-    table.remove(request.handle).ok_or_else(no_such_handle)
+    let nodes = table.remove(request.handle).ok_or_else(no_such_handle)?;
+    Ok(Freed { client, nodes })
+}
+
+/// A handle that was given up, before the caller knows.
+pub(super) struct Freed<'a> {
+    client: &'a Client,
+    nodes: Nodes,
+}
+
+impl Freed<'_> {
+    /// Lets the buffer go, or gives the handle back if nobody learnt of it.
+    pub(super) fn finish(self, delivered: Delivered) {
+        if delivered == Delivered::No {
+            self.client.insert(self.nodes);
+        }
+    }
 }
