@@ -70,6 +70,15 @@ static int ours(int fd, uint64_t bytes)
 static struct rust_buddy_alloc allocs[MANY];
 static struct rust_buddy_free frees[MANY];
 
+static void ask_for_many(uint64_t bytes)
+{
+	int i;
+
+	memset(allocs, 0, sizeof(allocs));
+	for (i = 0; i < MANY; i++)
+		allocs[i].size = bytes;
+}
+
 /* One of MANY that are there at once, by calls of their own. */
 static int one_by_one(int fd, uint64_t bytes)
 {
@@ -77,9 +86,7 @@ static int one_by_one(int fd, uint64_t bytes)
 	int i, j;
 
 	for (i = 0; i < SAMPLES; i++) {
-		memset(allocs, 0, sizeof(allocs));
-		for (j = 0; j < MANY; j++)
-			allocs[j].size = bytes;
+		ask_for_many(bytes);
 		start = __rdtsc();
 		for (j = 0; j < MANY; j++)
 			if (rb_alloc_req(fd, &allocs[j]))
@@ -101,9 +108,7 @@ static int batched(int fd, uint64_t bytes)
 	int i, j;
 
 	for (i = 0; i < SAMPLES; i++) {
-		memset(allocs, 0, sizeof(allocs));
-		for (j = 0; j < MANY; j++)
-			allocs[j].size = bytes;
+		ask_for_many(bytes);
 		start = __rdtsc();
 		if (rb_batch(fd, _IOC_NR(RUST_BUDDY_IOC_ALLOC), allocs, MANY, sizeof(*allocs),
 			     RUST_BUDDY_BATCH_ALL, &req))
