@@ -242,6 +242,70 @@ TEST_F(clean, resized)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
+/* Dirty while it is in use: nothing of it is counted, and the place that it left is cleared. */
+TEST_F_TIMEOUT(clean, what_a_buffer_leaves_is_cleared_ahead, SLOW)
+{
+	struct rust_buddy_alloc buf = { .size = SIZE, .max_size = SIZE };
+	struct rust_buddy_migrate to;
+	struct rust_buddy_resize now;
+	uint64_t *mem;
+
+	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
+		SKIP(return, "this pool's buffers never move");
+	/* Where it is going to be somebody has written to, too. */
+	ASSERT_EQ(0, get_at(self->fd, SIZE, MiB(8), &buf));
+	page_mapped(_metadata, self->fd, &buf);
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	buf = (struct rust_buddy_alloc){ .size = SIZE, .max_size = SIZE };
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
+	mem = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	fill(mem, SIZE, 5);
+	ASSERT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT, MiB(8), 0, &to));
+	if (self->ahead)
+		EXPECT_EQ(0ULL, settled(self->fd, 0));
+	if (!self->ahead)
+		EXPECT_EQ(SIZE, later(self->fd));
+	ASSERT_EQ(0, rb_resize(self->fd, buf.handle, SIZE / 2, 0, &now));
+	if (self->ahead)
+		EXPECT_EQ(0ULL, settled(self->fd, 0));
+	if (!self->ahead)
+		EXPECT_EQ(SIZE + SIZE / 2, later(self->fd));
+	EXPECT_TRUE(filled(mem, SIZE / 2, 5));
+	munmap(mem, SIZE);
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+}
+
+/*
+ * With a share of 1 % the worker rests 99 times as long as it works. To clear 48 MiB takes
+ * a millisecond at the very least, where memory is as fast as it gets.
+ */
+TEST_F_TIMEOUT(clean, no_more_than_its_share, SLOW)
+{
+	struct rust_buddy_alloc buf;
+	struct timespec from, to;
+	char share[16] = "";
+	int64_t ms;
+	int fd = open(SHARE, O_RDWR | O_CLOEXEC);
+
+	if (self->base.size < MiB(48))
+		SKIP(return, "the pool has less than 48 MiB");
+	ASSERT_LE(0, fd);
+	ASSERT_LT(0, pread(fd, share, sizeof(share) - 1, 0));
+	ASSERT_EQ(1, pwrite(fd, "1", 1, 0));
+	ASSERT_EQ(0, get_at(self->fd, MiB(48), 0, &buf));
+	page_mapped(_metadata, self->fd, &buf);
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	EXPECT_EQ(0ULL, settled(self->fd, 0));
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	ms = (to.tv_sec - from.tv_sec) * 1000 + (to.tv_nsec - from.tv_nsec) / 1000000;
+	EXPECT_LE(100, ms);
+	TH_LOG("48 MiB took %jd ms", (intmax_t)ms);
+	ASSERT_LT(0, pwrite(fd, share, strlen(share), 0));
+	close(fd);
+}
+
 TEST_F_TIMEOUT(clean, the_worker_clears_it_ahead, SLOW)
 {
 	struct rust_buddy_pool_info before, after;

@@ -49,11 +49,14 @@ enum Written {
 impl Written {
     /// Notes what has to be cleared before `pages` pages from `first` on, which are about to go
     /// back, are somebody else's.
-    fn note(self, dirty: &Dirty, first: Pfn, pages: u64) {
+    fn note(self, pool: &Arc<Pool>, first: Pfn, pages: u64) {
         match self {
             Self::Never => {}
-            Self::Once => dirty.soil(first, pages),
-            Self::Still => dirty.expose(first, pages),
+            Self::Once => {
+                pool.dirty.soil(first, pages);
+                pool.clean_soon();
+            }
+            Self::Still => pool.dirty.expose(first, pages),
         }
     }
 }
@@ -116,24 +119,14 @@ impl Block {
     ///
     /// Nobody may be looking at these yet: the exclusive reference is to stand for that.
     pub(crate) fn zero(&mut self, from: u64, pages: u64) {
-        let fits = from
-            .checked_add(pages)
-            .is_some_and(|end| end <= self.pages());
-        if !fits {
+        let first = self.first().plus(from);
+        let end = first.plus(pages);
+        let Some(run) = self.run.as_mut().filter(|run| end.0 <= run.end()) else {
             return;
-        }
-        let (first, dirty) = (self.first().plus(from), &self.pool.dirty);
-        let (mut at, end) = (first, first.plus(pages));
-        let mut cleared = 0;
-        while let Some((first, pages)) = dirty.next(at, end) {
-            // SAFETY: The units of a run belong to whoever holds it, by the core's promise, and
-            // nobody was told about these.
-            unsafe { self.pool.region.zero(first, pages) };
-            cleared += pages;
-            at = first.plus(pages);
-        }
+        };
+        let cleared = self.pool.clear(run, first, end, Dirty::next);
         if cleared > 0 {
-            dirty.wash(first, pages);
+            self.pool.dirty.wash(first, pages);
         }
         self.pool.counts.cleared(pages - cleared, cleared);
     }
@@ -159,7 +152,9 @@ impl Block {
         };
         // SAFETY: As above, and two runs never overlap.
         unsafe { self.pool.region.copy(start(from), start(self), pages) };
+        // What may have been written there may have been here; if nothing was, all of it is zero.
         self.written = self.written.max(from.written);
+        self.pool.dirty.wash(start(self), pages);
     }
 
     /// Counts it as asked for with so many bytes, as if it had been.
@@ -189,8 +184,9 @@ impl Block {
         if !fits {
             return false;
         }
-        let mut state = self.pool.state.lock();
+        // Before the spinlock, so that it goes after that.
         let mut still = None;
+        let mut state = self.pool.state.lock();
         if units > before && !state.supply.grow(run, direction, units, ask) {
             // What is cleared ahead is free, too.
             drop(state);
@@ -232,7 +228,7 @@ impl Block {
         };
         // INVARIANT: Counted, before they are somebody else's.
         self.pool.census.remove(Pfn(lost), fewer, self.movable);
-        self.written.note(&self.pool.dirty, Pfn(lost), fewer);
+        self.written.note(&self.pool, Pfn(lost), fewer);
         let mut state = self.pool.state.lock();
         let less = fewer > 0 && state.supply.shrink(run, direction, units);
         if less || units == run.units() {
@@ -300,8 +296,7 @@ impl Drop for Block {
                 core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
                 return;
             }
-            self.written
-                .note(&self.pool.dirty, Pfn(run.start()), run.units());
+            self.written.note(&self.pool, Pfn(run.start()), run.units());
             // INVARIANT: Counted, before it is somebody else's.
             self.pool
                 .census

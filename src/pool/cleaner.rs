@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Clearing what is free before somebody asks for it.
+//! Clearing: what somebody is to get, and what is free before anybody asks for it.
 //!
 //! A worker takes a piece of at most 2 MiB out of the pool as if it were a client, clears it under
-//! no spinlock, and gives it back; nobody sees it missing, since who counts, or would be refused,
-//! waits for that piece. It works for a part of each time slice only, and lets everybody else go
-//! first between two pieces.
+//! no spinlock, and gives it back; nobody sees it missing, since who counts, would be refused or
+//! asks for an end waits for that piece. It rests in proportion to the time that it took, and lets
+//! everybody else go first between two pieces.
 
-use super::Pool;
+use super::{
+    dirty::Dirty,
+    Pool, //
+};
+use crate::buddy::Run;
 use crate::mm::Pfn;
 use crate::quarantine::Worker;
 use kernel::{
@@ -28,8 +32,12 @@ use kernel::{
 /// Pages that are cleared in one go, on a boundary of as many: 2 MiB.
 const PIECE: u64 = 512;
 
-/// Of each slice the worker uses its share and rests for the others'.
+/// How long after something became dirty the worker begins; and when, at the latest, what it has
+/// used of that time is its share of it.
 const SLICE_MS: u32 = 20;
+
+/// A rest is not longer than that, so that who changes the share sees it soon.
+const REST_MS: i64 = 1000;
 
 /// How much of one CPU's time goes into this, in per cent; 100 and more is all of it. Whoever gives
 /// memory back has the worker look for it.
@@ -51,9 +59,36 @@ impl Drop for Humble {
     }
 }
 
+/// Which dirty pages are to be cleared: all, or only those that nobody can be writing to.
+pub(super) type Which = fn(&Dirty, Pfn, Pfn) -> Option<(Pfn, u64)>;
+
 impl Pool {
+    /// Clears those of the pages `[from, to)` of `run` that are dirty and `which` finds; returns how
+    /// many these were. May sleep. Nobody else may use any of them: the exclusive reference is to
+    /// stand for that.
+    pub(super) fn clear(&self, run: &mut Run, from: Pfn, to: Pfn, which: Which) -> u64 {
+        if from.0 < run.start() || to.0 > run.end() {
+            return 0;
+        }
+        let mut at = from;
+        let mut cleared = 0;
+        while let Some((first, pages)) = which(&self.dirty, at, to) {
+            // SAFETY: The units of a run belong to whoever holds it, by the core's promise, and
+            // these are some of them.
+            unsafe { self.region.zero(first, pages) };
+            at = first.plus(pages);
+            cleared += pages;
+        }
+        cleared
+    }
+
     /// Has the worker look for what is to be cleared, soon.
     pub(super) fn clean_soon(self: &Arc<Self>) {
+        self.clean_after(SLICE_MS);
+    }
+
+    /// The same after so many milliseconds.
+    pub(super) fn clean_after(self: &Arc<Self>, ms: u32) {
         if CLEAN_SHARE.load(Relaxed) == 0 || self.closing.load(Relaxed) {
             return;
         }
@@ -61,29 +96,32 @@ impl Pool {
         let _ = self
             .worker
             .queue()
-            .enqueue_delayed::<_, 2>(self.clone(), msecs_to_jiffies(SLICE_MS));
+            .enqueue_delayed::<_, 2>(self.clone(), msecs_to_jiffies(ms));
     }
 
-    /// Clears until its share of a slice is over. Says whether there is more to do.
-    pub(super) fn clean_a_slice(self: &Arc<Self>) -> bool {
+    /// Clears until its share of a slice is over. Says for how many milliseconds to rest if there is
+    /// more to do.
+    pub(super) fn clean_a_slice(self: &Arc<Self>) -> Option<u32> {
         let begin = Instant::<Monotonic>::now();
         // CAST: At most 100.
-        let share = CLEAN_SHARE.load(Relaxed).min(100) as i64;
-        let share = i64::from(SLICE_MS) * 1_000_000 * share / 100;
-        let humble = Humble::now();
+        let share = CLEAN_SHARE.load(Relaxed).clamp(1, 100) as i64;
+        let slice = i64::from(SLICE_MS) * 1_000_000 * share / 100;
+        let _humble = Humble::now();
         let end = Pfn(self.base() + self.region.pages());
         let mut at = Pfn(self.cleaned_to.load(Relaxed));
         while let Some((first, pages)) = self.dirty.next_quiet(at, end) {
-            if begin.elapsed().as_nanos() >= share || self.closing.load(Relaxed) {
+            let used = begin.elapsed().as_nanos();
+            if used >= slice || self.closing.load(Relaxed) {
                 self.cleaned_to.store(first.0, Relaxed);
-                return true;
+                let rest = used.checked_div(share).unwrap_or(0) * (100 - share) / 1_000_000;
+                // CAST: At most `REST_MS`.
+                return Some(rest.min(REST_MS) as u32);
             }
             let pages = pages.min(PIECE - first.0 % PIECE);
             at = self.clean(first, pages);
         }
-        drop(humble);
         self.cleaned_to.store(self.base(), Relaxed);
-        false
+        None
     }
 
     /// Clears the `pages` dirty pages from `first` on, or as many of them as are free there.
@@ -95,22 +133,17 @@ impl Pool {
         let still = self.cleaning.lock();
         let mut len = pages;
         while len > 0 {
-            // One lock, and not one for each attempt that fails.
             let run = self.state.lock().supply.borrow(first.0, len);
-            let Some(run) = run else {
+            let Some(mut run) = run else {
                 len /= 2;
                 continue;
             };
-            let mut from = first;
-            // Not those that have been exposed since they were looked at.
-            while let Some((first, pages)) = self.dirty.next_quiet(from, Pfn(run.end())) {
-                // SAFETY: The units of a run belong to whoever holds it, by the core's promise.
-                unsafe { self.region.zero(first, pages) };
-                // First: who sees that nothing is dirty any more sees what was done about it.
-                self.counts.cleaned_ahead(pages);
-                self.dirty.wash(first, pages);
-                from = first.plus(pages);
-            }
+            let end = Pfn(run.end());
+            // Not those that have been exposed since they were looked at. Counted before they are
+            // clean: who sees that nothing is dirty any more sees what was done about it.
+            let cleared = self.clear(&mut run, first, end, Dirty::next_quiet);
+            self.counts.cleaned_ahead(cleared);
+            self.dirty.wash_quiet(first, end);
             self.state.lock().supply.give_back(run);
             break;
         }

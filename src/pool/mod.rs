@@ -204,8 +204,8 @@ impl WorkItem<2> for Pool {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        if this.clean_a_slice() {
-            this.clean_soon();
+        if let Some(rest) = this.clean_a_slice() {
+            this.clean_after(rest);
         }
     }
 }
@@ -245,11 +245,11 @@ pub(crate) struct Ask {
 }
 
 impl Spot {
-    /// Is it the one place that there is?
+    /// Is it the lowest or the highest place that fits, and no other?
     pub(crate) fn is_strict(&self) -> bool {
         match self {
             Self::Within { place, .. } => *place != Place::Any,
-            // That is refused, and looked at once more.
+            // That is refused first, and then looked at once more.
             Self::At(_) => false,
         }
     }
@@ -589,7 +589,6 @@ impl Pool {
         if self.policy.compact_above < 1000 {
             self.compact_when_idle();
         }
-        self.clean_soon();
     }
 
     fn compact_when_idle(self: &Arc<Self>) {
