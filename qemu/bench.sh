@@ -47,10 +47,7 @@ kernel_bench() {
 		log=$RB_CACHE/out/bench/log
 		grep -a '"bench"' "$log"
 		say "instructions for alloc and free, init_on_alloc=$clear:"
-		awk -F'"' '/"bench"/ {
-			n = split($0, part, /[:,}]/)
-			printf "%8d KiB  %-7s %-20s %9d\n", part[4] / 1024, $10, $14, part[n - 3]
-		}' "$log"
+		awk -f qemu/json.awk -f qemu/table.awk "$log"
 	done
 }
 
@@ -64,13 +61,7 @@ tail_bench() {
 		-- bash qemu/guest/tail.sh 120
 	rm -f "$disk"
 	grep -a '"bench"\|^pressure' "$RB_CACHE/out/tail/log"
-	awk -F'"' '/"bench"/ {
-		split($0, part, /[:,}]/)
-		gsub(/[:, ]/, "", $11); gsub(/[:, ]/, "", $13); gsub(/[:, ]/, "", $15)
-		gsub(/[:, ]/, "", $17); gsub(/[:, ]/, "", $19); gsub(/[:, ]/, "", $21); gsub(/[:, }]/, "", $23)
-		printf "%6d KiB  %-22s %6d of %6d  p50 %9.1f  p99 %9.1f  p99.99 %9.1f  max %9.1f us\n",
-		       $11 / 1024, $8, $15, $13, $17 / 1000, $19 / 1000, $21 / 1000, $23 / 1000
-	}' "$RB_CACHE/out/tail/log"
+	awk -f qemu/json.awk -f qemu/table.awk "$RB_CACHE/out/tail/log"
 }
 
 # Which kernel and compiler counts are of: others' are no measure.
@@ -86,9 +77,9 @@ guard() {
 	build_kernel_bench
 	qemu/boot.sh guard --icount --quiet --append "cma=256M init_on_alloc=0" --timeout 600 -- \
 		bash qemu/guest/bench.sh contig=0
-	awk -f qemu/counts.awk "$RB_CACHE/out/guard/log" >"$now"
+	awk -f qemu/json.awk -f qemu/counts.awk "$RB_CACHE/out/guard/log" >"$now"
 	if [ "${1:-}" = write ]; then
-		{ sed '/^# of /,$d' $known; echo "# of $(made_by)"; cat "$now"; } >"$now.new"
+		{ sed '/^# of /,$d' $known; echo "# of $(made_by)"; grep -E ' (core|ALLOC|INFO)' "$now"; } >"$now.new"
 		mv "$now.new" $known
 		return
 	fi

@@ -105,7 +105,7 @@ run() {
 	rc=${PIPESTATUS[0]}
 }
 run
-if [ ! -e "$out/begun" ]; then
+if [ ! -e "$out/begun" ] && [ "$rc" -ne 124 ] && [ "$rc" -ne 137 ]; then
 	# A kernel that never came to our script: TCG can lose a timer of a CPU that just started.
 	say "  the guest did not come up (exit $rc): once more"
 	tail -n 5 "$out/console" >&2

@@ -31,7 +31,7 @@ judge() {
 format() {
 	# The kernel's settings name some that only a nightly rustfmt knows; it says so.
 	qemu/enter.sh rustfmt --check --edition 2021 --config-path "$RB_TREE/.rustfmt.toml" \
-		rust_buddy.rs selftests/host/src/*.rs selftests/host/tests/*.rs \
+		rust_buddy.rs selftests/host/src/*.rs selftests/host/tests/*.rs selftests/host/kernel/src/*.rs \
 		selftests/host/fuzz/fuzz_targets/*.rs selftests/host/bench/src/*.rs lib/src/*.rs lib/examples/*.rs \
 		bench/*.rs
 }

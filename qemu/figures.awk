@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Reads what the test programs printed and gathers what they measured: each figure once,
-# in words and as a line of JSON. The sweeps of faults become one.
+# in words and as a line of JSON. The sweeps of faults become one. With json.awk.
 
 { at = index($0, "{\"") }
 !at || !/"(figure|sweep)":/ || seen[substr($0, at)]++ { next }
 /"sweep":/ {
 	sweeps++
-	faults += number("faults")
-	survived += number("survived")
+	faults += field("faults")
+	survived += field("survived")
 	next
 }
 { show(substr($0, at)) }
@@ -16,10 +16,6 @@ END {
 	if (sweeps)
 		show(sprintf("{\"figure\": \"faults\", \"sweeps\": %d, \"injected\": %d, \"survived\": %d}",
 			     sweeps, faults, survived))
-}
-function number(name,    part) {
-	split($0, part, "\"" name "\": ")
-	return part[2] + 0
 }
 function show(json,    words) {
 	words = json

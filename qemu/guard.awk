@@ -18,8 +18,6 @@ what == "cma_alloc" { cma[$1] = count }
 what ~ /^core/ && count > most[$1] { most[$1] = count }
 END {
 	for (key in known) {
-		if (key !~ /^(core|ALLOC|INFO)/)
-			continue
 		compared++
 		if (!(key in now)) {
 			print "not measured: " key

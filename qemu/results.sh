@@ -46,7 +46,7 @@ try() { (step "$@"); }
 # The figures, the failures, and the one line; the exit code says the same.
 finish() {
 	local line
-	[ ${#logs[@]} -eq 0 ] || awk -f qemu/figures.awk "${logs[@]}"
+	[ ${#logs[@]} -eq 0 ] || awk -f qemu/json.awk -f qemu/figures.awk "${logs[@]}"
 	for line in "${failures[@]}"; do
 		echo "failed: $line"
 	done

@@ -604,7 +604,7 @@ struct rust_buddy_release {
  * come alone. Each request's hdr says what came of it. Without ALL those that can be
  * served are, and the call fails only if none can, with what the first says; with ALL
  * the first that is refused ends it, nothing was done, and all others are ECANCELED.
- * None of it is to be seen before all is done. ALLOC_WAIT is for single requests.
+ * No handle of it is good before all is done. ALLOC_WAIT is for single requests.
  * @entries:  (in) address of the first request
  * @count:    (in) requests, at least 1, at most BATCH_MAX
  * @stride:   (in) bytes from one request to the next, and so what the caller has of
