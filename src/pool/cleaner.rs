@@ -63,8 +63,8 @@ impl Drop for Humble {
 pub(super) type Which = fn(&Dirty, Pfn, Pfn) -> Option<(Pfn, u64)>;
 
 impl Pool {
-    /// Clears those of the pages `[from, to)` of `run` that are dirty and `which` finds; returns how
-    /// many these were. May sleep. Nobody else may use any of them: the exclusive reference is to
+    /// Clears those of the pages `[from, to)` of `run` that are dirty and `which` finds; returns
+    /// how many these were. May sleep. Nobody else may use any of them: the exclusive reference is to
     /// stand for that.
     pub(super) fn clear(&self, run: &mut Run, from: Pfn, to: Pfn, which: Which) -> u64 {
         if from.0 < run.start() || to.0 > run.end() {
@@ -99,8 +99,8 @@ impl Pool {
             .enqueue_delayed::<_, 2>(self.clone(), msecs_to_jiffies(ms));
     }
 
-    /// Clears until its share of a slice is over. Says for how many milliseconds to rest if there is
-    /// more to do.
+    /// Clears until its share of a slice is over. Says for how many milliseconds to rest if there
+    /// is more to do.
     pub(super) fn clean_a_slice(self: &Arc<Self>) -> Option<u32> {
         let begin = Instant::<Monotonic>::now();
         // CAST: At most 100.

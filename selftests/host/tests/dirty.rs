@@ -27,6 +27,7 @@ enum What {
     Soil,
     Expose,
     Wash,
+    WashQuiet,
 }
 
 fn apply(dirty: &Dirty, what: What, first: u64, pages: u64) {
@@ -34,12 +35,14 @@ fn apply(dirty: &Dirty, what: What, first: u64, pages: u64) {
         What::Soil => dirty.soil(Pfn(first), pages),
         What::Expose => dirty.expose(Pfn(first), pages),
         What::Wash => dirty.wash(Pfn(first), pages),
+        What::WashQuiet => dirty.wash_quiet(Pfn(first), Pfn(first + pages)),
     }
 }
 
 fn after(what: What, page: Page) -> Page {
     match (what, page) {
-        (What::Wash, _) => Page::Clean,
+        (What::Wash, _) | (What::WashQuiet, Page::Clean | Page::Dirty) => Page::Clean,
+        (What::WashQuiet, Page::Exposed) => Page::Exposed,
         (What::Expose, _) | (What::Soil, Page::Exposed) => Page::Exposed,
         (What::Soil, _) => Page::Dirty,
     }
@@ -61,7 +64,8 @@ fn what() -> impl Strategy<Value = What> {
     prop_oneof![
         4 => Just(What::Soil),
         1 => Just(What::Expose),
-        5 => Just(What::Wash),
+        4 => Just(What::Wash),
+        2 => Just(What::WashQuiet),
     ]
 }
 
