@@ -64,8 +64,8 @@ pub(super) type Which = fn(&Dirty, Pfn, Pfn) -> Option<(Pfn, u64)>;
 
 impl Pool {
     /// Clears those of the pages `[from, to)` of `run` that are dirty and `which` finds; returns
-    /// how many these were. May sleep. Nobody else may use any of them: the exclusive reference is to
-    /// stand for that.
+    /// how many these were. May sleep. Nobody else may use any of them: the exclusive reference is
+    /// to stand for that.
     pub(super) fn clear(&self, run: &mut Run, from: Pfn, to: Pfn, which: Which) -> u64 {
         if from.0 < run.start() || to.0 > run.end() {
             return 0;
