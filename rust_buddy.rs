@@ -19,6 +19,8 @@ mod debugfs;
 mod device;
 #[path = "src/linger.rs"]
 mod linger;
+#[path = "src/magazine/mod.rs"]
+pub mod magazine;
 #[path = "src/memory.rs"]
 mod memory;
 #[path = "src/mm.rs"]

@@ -14,12 +14,16 @@
 
 #[path = "../src/buddy/mod.rs"]
 pub mod buddy;
+#[path = "../src/magazine/mod.rs"]
+pub mod magazine;
 
 use buddy::{
     storage_len,
     Buddy,
+    Order,
     Place,
-    Request, //
+    Request,
+    Run, //
 };
 use core::ptr::{
     null,
@@ -28,6 +32,10 @@ use core::ptr::{
 };
 use kernel::{
     bindings,
+    cpu::{
+        nr_cpu_ids,
+        CpuId, //
+    },
     new_spinlock,
     prelude::*,
     sync::SpinLock,
@@ -38,6 +46,13 @@ use kernel::{
         Monotonic, //
     },
     types::Opaque, //
+};
+use magazine::{
+    End,
+    Lock,
+    Magazine,
+    Source,
+    Tally, //
 };
 
 module! {
@@ -66,6 +81,31 @@ const SIZES: [usize; 3] = [PAGE, 64 << 10, 2 << 20];
 const SAMPLES: usize = 201;
 
 type Core = Buddy<KVVec<u64>>;
+type Slots = KVVec<Option<Run>>;
+
+/// What is behind the magazines.
+struct Stock(Core);
+
+impl Source for Stock {
+    fn take(&mut self, _end: End, order: Order) -> Option<Run> {
+        self.0.alloc(&Request::new(order.units())).ok()
+    }
+
+    fn give(&mut self, run: Run) {
+        self.0.free(run);
+    }
+
+    fn note(&mut self, _tally: Tally) {}
+}
+
+/// One CPU's.
+struct Mine(Pin<KBox<SpinLock<Magazine<Slots>>>>);
+
+impl Lock<Magazine<Slots>> for Mine {
+    fn with<R>(&self, f: impl FnOnce(&mut Magazine<Slots>) -> R) -> R {
+        f(&mut self.0.lock())
+    }
+}
 
 extern "C" {
     fn gen_pool_create(min_alloc_order: c_int, nid: c_int) -> *mut c_void;
@@ -166,8 +206,8 @@ fn ours(report: &Report, bytes: usize, half: bool) -> Result {
             core.free(run);
         }
     }
-    let core = KBox::pin_init(new_spinlock!(core, "rust_buddy_bench"), GFP_KERNEL)?;
-    let core: &SpinLock<Core> = &core;
+    let core = KBox::pin_init(new_spinlock!(Stock(core), "rust_buddy_bench"), GFP_KERNEL)?;
+    let core: &SpinLock<Stock> = &core;
     let state = if half { "half" } else { "empty" };
     // What of the below is the lock's.
     report.show("two locks", state, bytes, || {
@@ -179,13 +219,50 @@ fn ours(report: &Report, bytes: usize, half: bool) -> Result {
     for (what, place) in places {
         let request = Request { place, ..request };
         report.show(what, state, bytes, || {
-            let run = core.lock().alloc(&request);
-            run.map(|run| core.lock().free(run)).is_ok()
+            let run = core.lock().0.alloc(&request);
+            run.map(|run| core.lock().give(run)).is_ok()
         });
     }
+    at_hand(report, bytes, state, core)?;
     while let Some(run) = kept.pop() {
-        core.lock().free(run);
+        core.lock().give(run);
     }
+    Ok(())
+}
+
+/// The same through magazines, as a pool has them.
+fn at_hand(report: &Report, bytes: usize, state: &str, core: &SpinLock<Stock>) -> Result {
+    let mut magazines = KVec::new();
+    for _ in 0..nr_cpu_ids() {
+        let mut slots = Slots::new();
+        for _ in 0..magazine::SLOTS {
+            slots.push(None, GFP_KERNEL)?;
+        }
+        let magazine = new_spinlock!(Magazine::new(slots, 1 << 11), "rust_buddy_magazine");
+        magazines.push(Mine(KBox::pin_init(magazine, GFP_KERNEL)?), GFP_KERNEL)?;
+    }
+    let mine = || magazines.get(CpuId::current().as_u32() as usize);
+    let order = Order::covering((bytes / PAGE) as u64).ok_or(EINVAL)?;
+    let take = || {
+        let mine = mine()?;
+        let bytes = bytes as u64;
+        if let Some(run) = mine.with(|magazine| magazine.take(End::Low, order, bytes)) {
+            return Some(run);
+        }
+        let mut core = core.lock();
+        magazine::refill(mine, &mut *core, End::Low, order);
+        core.take(End::Low, order)
+    };
+    report.show("magazine", state, bytes, || {
+        let (Some(run), Some(mine)) = (take(), mine()) else {
+            return false;
+        };
+        if let Err(run) = mine.with(|magazine| magazine.put(End::Low, run, bytes as u64)) {
+            core.lock().give(run);
+        }
+        true
+    });
+    magazine::shut_at_once(&magazines, &mut *core.lock());
     Ok(())
 }
 

@@ -79,7 +79,7 @@ guard() {
 		bash qemu/guest/bench.sh contig=0
 	awk -f qemu/json.awk -f qemu/counts.awk "$RB_CACHE/out/guard/log" >"$now"
 	if [ "${1:-}" = write ]; then
-		{ sed '/^# of /,$d' $known; echo "# of $(made_by)"; grep -E ' (core|ALLOC|INFO)' "$now"; } >"$now.new"
+		{ sed '/^# of /,$d' $known; echo "# of $(made_by)"; grep -E ' (core|magazine|ALLOC|INFO)' "$now"; } >"$now.new"
 		mv "$now.new" $known
 		return
 	fi

@@ -147,8 +147,8 @@ impl Run {
         self.start + self.units
     }
 
-    /// Is it one block?
-    pub(super) fn is_block(&self) -> bool {
+    /// Is it one block, on its boundary?
+    pub fn is_block(&self) -> bool {
         self.units.is_power_of_two() && self.start & (self.units - 1) == 0
     }
 

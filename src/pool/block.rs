@@ -13,6 +13,7 @@ use crate::buddy::{
     Run, //
 };
 use crate::cache::Mode;
+use crate::magazine::End;
 use crate::mm::Pfn;
 use crate::quarantine::ModuleRef;
 use kernel::{
@@ -33,6 +34,8 @@ pub(crate) struct Block {
     mode: Mode,
     movable: bool,
     written: Written,
+    /// It may go to who asks for the same next, without the pool's lock.
+    end: Option<End>,
 }
 
 /// What may have become of what is in a block since it was clear.
@@ -62,8 +65,9 @@ impl Written {
 }
 
 impl Block {
-    /// Of units that were just taken out of `pool`, asked for with `requested` bytes.
-    pub(super) fn new(pool: Arc<Pool>, run: Run, requested: u64) -> Self {
+    /// Of units that were just taken out of `pool`, asked for with `requested` bytes, wherever they
+    /// are if an `end` is named.
+    pub(super) fn new(pool: Arc<Pool>, run: Run, requested: u64, end: Option<End>) -> Self {
         pool.census.add(Pfn(run.start()), run.units(), false);
         // INVARIANT: Counted.
         Self {
@@ -73,6 +77,7 @@ impl Block {
             requested,
             movable: false,
             written: Written::Never,
+            end,
         }
     }
 
@@ -160,7 +165,7 @@ impl Block {
     /// Counts it as asked for with so many bytes, as if it had been.
     pub(crate) fn set_requested(&mut self, bytes: u64) {
         let mut state = self.pool.state.lock();
-        state.requested = state.requested - self.requested + bytes;
+        state.recount(self.requested, bytes);
         drop(state);
         self.requested = bytes;
     }
@@ -188,15 +193,16 @@ impl Block {
         let mut still = None;
         let mut state = self.pool.state.lock();
         if units > before && !state.supply.grow(run, direction, units, ask) {
-            // What is cleared ahead is free, too.
+            // What is cleared ahead or at hand is free, too.
             drop(state);
-            still = Some(self.pool.cleaning.lock());
+            still = Some(self.pool.still());
             state = self.pool.state.lock();
             if !state.supply.grow(run, direction, units, ask) {
                 return false;
             }
         }
-        state.requested = state.requested - self.requested + ask.size;
+        state.recount(self.requested, ask.size);
+        state.note(&self.pool.magazines);
         let short = state.supply.pressure();
         drop(state);
         drop(still);
@@ -232,9 +238,10 @@ impl Block {
         let mut state = self.pool.state.lock();
         let less = fewer > 0 && state.supply.shrink(run, direction, units);
         if less || units == run.units() {
-            state.requested = state.requested - self.requested + size;
+            state.recount(self.requested, size);
             self.requested = size;
         }
+        state.note(&self.pool.magazines);
         let wake = less && !state.wishes.is_empty();
         drop(state);
         if wake {
@@ -290,6 +297,7 @@ impl Block {
 impl Drop for Block {
     /// May sleep, if it is in a mode of its own.
     fn drop(&mut self) {
+        let plain = self.mode == self.pool.region.resting_mode();
         let reset = self.reset_mode();
         if let Some(run) = self.run.take() {
             if reset.is_err() {
@@ -301,10 +309,23 @@ impl Drop for Block {
             self.pool
                 .census
                 .remove(Pfn(run.start()), run.units(), self.movable);
+            // Only what is clear: what is not is for the worker to find.
+            let end = self.end.filter(|_| self.written == Written::Never && plain);
+            let run = match end {
+                Some(end) => match self.pool.put_at_hand(end, run, self.requested) {
+                    Ok(()) => return,
+                    Err(run) => run,
+                },
+                None => run,
+            };
+            let order = run.order();
             let mut state = self.pool.state.lock();
             state.supply.free(run);
-            state.requested -= self.requested;
-            state.blocks -= 1;
+            state.uncount(self.requested);
+            if let Some(end) = end {
+                self.pool.make_room(&mut state, end, order);
+            }
+            state.note(&self.pool.magazines);
             let somebody_waits = !state.wishes.is_empty();
             drop(state);
             if somebody_waits {

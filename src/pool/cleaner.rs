@@ -106,6 +106,8 @@ impl Pool {
         // CAST: At most 100.
         let share = CLEAN_SHARE.load(Relaxed).clamp(1, 100) as i64;
         let slice = i64::from(SLICE_MS) * 1_000_000 * share / 100;
+        // What is at hand may be dirty, too.
+        drop(self.gather());
         let _humble = Humble::now();
         let end = Pfn(self.base() + self.region.pages());
         let mut at = Pfn(self.cleaned_to.load(Relaxed));
@@ -144,7 +146,7 @@ impl Pool {
             let cleared = self.clear(&mut run, first, end, Dirty::next_quiet);
             self.counts.cleaned_ahead(cleared);
             self.dirty.wash_quiet(first, end);
-            self.state.lock().supply.give_back(run);
+            self.state.lock().supply.free(run);
             break;
         }
         let next = if len > 0 {

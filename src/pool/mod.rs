@@ -4,7 +4,8 @@
 //!
 //! What a pool gives is a [`Block`], which returns by being dropped and in no other way.
 //!
-//! Lock order: the pool's lock is the innermost. Only the allocator runs under it, O(orders), and
+//! Lock order: the pool's lock is the innermost, but for the magazines'. Only the allocator runs
+//! under it, O(orders), and
 //! the queue of who waits, a few wishes at a time; clearing memory, user memory, the kernel's own
 //! allocations and waking stay outside. Whose turn it is to empty a part of the pool is decided
 //! before anything else is locked.
@@ -13,6 +14,7 @@ mod block;
 mod census;
 mod cleaner;
 mod dirty;
+mod magazines;
 mod reclaim;
 mod residents;
 mod supply;
@@ -38,6 +40,10 @@ pub(crate) use supply::{
 use self::{
     census::Census,
     dirty::Dirty,
+    magazines::{
+        Gathered,
+        Magazines, //
+    },
     supply::{
         Core,
         Scope,
@@ -59,6 +65,7 @@ use crate::buddy::{
     Run, //
 };
 use crate::linger::Lingering;
+use crate::magazine::End;
 use crate::mm;
 use crate::quarantine::{
     Term,
@@ -127,10 +134,15 @@ pub(crate) struct Apart {
 /// What is under the lock.
 struct State {
     supply: Supply,
-    /// Bytes that living blocks were asked for: finer than the core's units.
+    /// Bytes that living blocks were asked for: finer than the core's units. Like `blocks`, modulo
+    /// 2^64 as long as magazines have a part of it.
     requested: u64,
     /// Living blocks.
     blocks: u64,
+    /// How often anything came out of a magazine or went into one.
+    uses: u64,
+    /// Magazines are shut by what was free when that changed last, or by who waits.
+    kept_shut: bool,
     apart: Apart,
     wishes: Wishes,
 }
@@ -148,6 +160,7 @@ pub(crate) struct Pool {
     releases: Atomic<u64>,
     counts: Counts,
     census: Census,
+    magazines: Magazines,
     dirty: Dirty,
     /// Up to which page it was cleared ahead, in this round.
     cleaned_to: Atomic<u64>,
@@ -487,6 +500,7 @@ impl Pool {
             .map(|per_cent| pages * u64::from(per_cent) / 100);
         let census = Census::new(base, pages)?;
         let dirty = Dirty::all(base, pages)?;
+        let magazines = Magazines::new(pages)?;
         let worker = Worker::new()?;
         let lingering = Lingering::new(worker.clone())?;
         Arc::pin_init(
@@ -500,6 +514,7 @@ impl Pool {
                 releases: Atomic::new(0),
                 counts: Counts::none(),
                 census,
+                magazines,
                 dirty,
                 cleaned_to: Atomic::new(base),
                 closing: Atomic::new(false),
@@ -516,6 +531,8 @@ impl Pool {
                     supply: Supply::new(core, Watermarks { min, low, high }),
                     requested: 0,
                     blocks: 0,
+                    uses: 0,
+                    kept_shut: false,
                     apart: Apart::default(),
                     wishes: Wishes::new(),
                 }, "rust_buddy_pool"),
@@ -604,14 +621,15 @@ impl Pool {
 
     /// Was anything taken or given back since this was last called?
     fn is_busy(&self) -> bool {
-        let now = self.activity.load(Relaxed);
+        let at_hand = self.state.lock().uses;
+        let now = self.activity.load(Relaxed).wrapping_add(at_hand);
         self.seen.xchg(now, Relaxed) != now
     }
 
     /// Is more of what is free in small blocks than is good?
     fn is_fragmented(&self) -> bool {
         let large = Order::saturating(9).min(self.max_order).units();
-        let _still = self.cleaning.lock();
+        let _still = self.still();
         let state = self.state.lock();
         state.supply.core().free_units() >= large
             && state.supply.unusable() > self.policy.compact_above
@@ -659,7 +677,11 @@ impl Pool {
     ///
     /// As [`Refused`] says; the pool is then as it was.
     pub(crate) fn alloc(self: &Arc<Self>, ask: &Ask) -> Result<Block, Refused> {
-        let (state, outcome, still) = self.attempt(ask);
+        let hand = self.at_hand(ask);
+        if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
+            return Ok(self.block(run, ask));
+        }
+        let (state, outcome, still) = self.attempt(ask, hand);
         let short = state.supply.pressure();
         drop(state);
         drop(still);
@@ -679,11 +701,17 @@ impl Pool {
         ask: &Ask,
         room: Option<Room>,
     ) -> Result<Block, Refused> {
-        let (mut state, outcome, still) = self.attempt(ask);
+        let hand = self.at_hand(ask);
+        // While anybody waits for anything, this client included, nothing is at hand.
+        if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
+            return Ok(self.block(run, ask));
+        }
+        let (mut state, outcome, still) = self.attempt(ask, hand);
         let change = match (room, &outcome) {
             (Some(room), Err(_)) => state.wishes.put(waiter, ask, room),
             _ => state.wishes.remove(waiter),
         };
+        state.note(&self.magazines);
         let short = state.supply.pressure();
         drop(state);
         drop(still);
@@ -695,43 +723,56 @@ impl Pool {
         outcome.map(|run| self.block(run, ask))
     }
 
-    /// What came of it, the lock under which it did, and those to let go after that.
+    /// What came of it, the lock under which it did, and those to let go after that. What may be at
+    /// `hand` is got ready for the next time.
     fn attempt(
         &self,
         ask: &Ask,
+        hand: Option<(End, Order)>,
     ) -> (
         SpinLockGuard<'_, State>,
         Result<Run, Refused>,
         Option<Still<'_>>,
     ) {
         self.activity.fetch_add(1, Relaxed);
-        let still = ask.strict.then(|| Still {
-            _cleaning: self.cleaning.lock(),
-            _moving: None,
-        });
+        let still = ask.strict.then(|| self.still());
         let mut state = self.state.lock();
         let outcome = state.take(ask);
         if outcome.is_ok() {
+            if let Some(hand) = hand {
+                self.refill(&mut state, hand);
+            }
+            state.note(&self.magazines);
             return (state, outcome, still);
         }
         drop(state);
         drop(still);
         // Before a refusal: what somebody had pages of may be free by now, and what moves is
-        // there twice for a moment, and what is cleared ahead not at all, but not while nobody else
-        // can begin to.
+        // there twice for a moment, and what is cleared ahead or at hand not at all, but not while
+        // nobody else can begin to.
         self.lingering.sweep();
         let moving = self.moving.lock();
-        let still = Still {
-            _cleaning: self.cleaning.lock(),
-            _moving: Some(moving),
-        };
+        let mut still = self.still();
+        still._moving = Some(moving);
         let mut state = self.state.lock();
         let outcome = state.take(ask);
+        state.note(&self.magazines);
         (state, outcome, Some(still))
     }
 
+    /// Has nothing that is free be missing.
+    fn still(&self) -> Still<'_> {
+        let cleaning = self.cleaning.lock();
+        Still {
+            _gathered: self.gather(),
+            _cleaning: cleaning,
+            _moving: None,
+        }
+    }
+
     fn block(self: &Arc<Self>, run: Run, ask: &Ask) -> Block {
-        Block::new(self.clone(), run, ask.size)
+        let end = self.at_hand(ask).map(|(end, _)| end);
+        Block::new(self.clone(), run, ask.size, end)
     }
 
     /// Wakes those who want to know of pressure, if there is some. Outside of the lock.
@@ -743,7 +784,10 @@ impl Pool {
 
     /// A client waits no longer.
     pub(crate) fn forget(self: &Arc<Self>, waiter: &Waiter) {
-        let change = self.state.lock().wishes.remove(waiter);
+        let mut state = self.state.lock();
+        let change = state.wishes.remove(waiter);
+        state.note(&self.magazines);
+        drop(state);
         self.settle(change, None);
     }
 
@@ -821,7 +865,7 @@ impl Pool {
 
     /// All counters of one moment.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let _still = self.cleaning.lock();
+        let _still = self.still();
         let state = self.state.lock();
         let counters = state.supply.core().counters();
         Snapshot {
@@ -844,7 +888,7 @@ impl Pool {
     /// Takes as long as there are free blocks in between: ask for a part of the pool at a time.
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
-        let _still = self.cleaning.lock();
+        let _still = self.still();
         let state = self.state.lock();
         state.supply.core().free_units_in(base + lo, base + hi)
     }
@@ -853,6 +897,7 @@ impl Pool {
 /// As long as this is held nothing that is free is missing, and, where it says so, nothing is there
 /// twice.
 struct Still<'a> {
+    _gathered: Gathered<'a>,
     _cleaning: MutexGuard<'a, ()>,
     _moving: Option<MutexGuard<'a, ()>>,
 }
@@ -879,6 +924,7 @@ impl Drop for Background {
 impl PinnedDrop for Pool {
     /// The last look before the memory goes back: a block that is missing now is lost for good.
     fn drop(self: Pin<&mut Self>) {
+        let _gathered = self.gather();
         let state = self.state.lock();
         let missing = self.region.pages() - state.supply.core().free_units();
         let fault = state.supply.core().validate().err();
@@ -892,16 +938,31 @@ impl State {
     /// Units for `ask`.
     fn take(&mut self, ask: &Ask) -> Result<Run, Refused> {
         let run = self.supply.take(ask)?;
-        self.requested += ask.size;
-        self.blocks += 1;
+        self.count(ask.size);
         Ok(run)
     }
 
     /// The same for what moves, in `scope`, out of no block of more than `limit`.
     fn take_for_move(&mut self, ask: &Ask, scope: Scope, limit: Order) -> Option<Run> {
         let run = self.supply.take_for_move(ask, scope, limit)?;
-        self.requested += ask.size;
-        self.blocks += 1;
+        self.count(ask.size);
         Some(run)
+    }
+
+    /// One block more, that was asked for with so many bytes.
+    fn count(&mut self, bytes: u64) {
+        self.requested = self.requested.wrapping_add(bytes);
+        self.blocks = self.blocks.wrapping_add(1);
+    }
+
+    /// One less.
+    fn uncount(&mut self, bytes: u64) {
+        self.requested = self.requested.wrapping_sub(bytes);
+        self.blocks = self.blocks.wrapping_sub(1);
+    }
+
+    /// What was asked for with `before` bytes is so with `bytes` now.
+    fn recount(&mut self, before: u64, bytes: u64) {
+        self.requested = self.requested.wrapping_sub(before).wrapping_add(bytes);
     }
 }

@@ -11,6 +11,7 @@
 
 use super::{
     census::AREA,
+    magazines::Gathered,
     supply::Scope,
     Ask,
     Block,
@@ -140,11 +141,10 @@ impl Way<'_> {
             extent: Extent::Exact,
             ..*ask
         };
-        let run = self
-            .pool
-            .state
-            .lock()
-            .take_for_move(&ask, Scope::Outside, self.limit);
+        let mut state = self.pool.state.lock();
+        let run = state.take_for_move(&ask, Scope::Outside, self.limit);
+        state.note(&self.pool.magazines);
+        drop(state);
         Ok(self.pool.block(run.ok_or(Stays::Full)?, &ask))
     }
 }
@@ -154,13 +154,20 @@ struct Fence<'a> {
     pool: &'a Arc<Pool>,
     lo: u64,
     hi: u64,
+    _gathered: Gathered<'a>,
 }
 
 impl<'a> Fence<'a> {
     /// Around the units `[lo, hi)`, by whoever has the turn.
     fn raise(pool: &'a Arc<Pool>, _turn: &MutexGuard<'_, ()>, lo: u64, hi: u64) -> Self {
+        let gathered = pool.gather();
         pool.state.lock().supply.fence_off(lo, hi);
-        Self { pool, lo, hi }
+        Self {
+            pool,
+            lo,
+            hi,
+            _gathered: gathered,
+        }
     }
 
     fn stands(&self) -> bool {
@@ -212,6 +219,7 @@ impl<'a> Fence<'a> {
     fn take(&self, ask: &Ask) -> Result<Block, Failed> {
         let mut state = self.pool.state.lock();
         let run = state.take_for_move(ask, Scope::Inside, Order::MAX);
+        state.note(&self.pool.magazines);
         drop(state);
         run.map(|run| self.pool.block(run, ask))
             .ok_or(Failed::Rival)
@@ -239,7 +247,7 @@ impl Pool {
         effort: &mut Effort,
     ) -> Result<(), Failed> {
         let missing = || {
-            let _still = self.cleaning.lock();
+            let _still = self.still();
             let free = self.state.lock().supply.free_blocks(order);
             blocks.saturating_sub(free)
         };
@@ -356,6 +364,7 @@ impl Pool {
         let Some(limit) = order.get().checked_sub(1).map(Order::saturating) else {
             return Err(Failed::Full);
         };
+        let _gathered = self.gather();
         let mut tried = [u64::MAX; TRIES];
         let mut failed = Failed::Fixed;
         for i in 0..TRIES {

@@ -109,8 +109,16 @@ impl Supply {
                 run
             }
         };
-        self.note();
         Ok(run)
+    }
+
+    /// A block of `order` that somebody may ask for soon.
+    pub(super) fn take_block(&mut self, place: Place, order: Order) -> Option<Run> {
+        let request = Request {
+            place,
+            ..Request::new(order.units())
+        };
+        self.core.alloc(&request).ok()
     }
 
     /// Would a client get that?
@@ -130,9 +138,7 @@ impl Supply {
 
     /// Units for what moves, in `scope`, out of no block of more than `limit`.
     pub(super) fn take_for_move(&mut self, ask: &Ask, scope: Scope, limit: Order) -> Option<Run> {
-        let run = self.get(ask, scope, limit);
-        self.note();
-        run
+        self.get(ask, scope, limit)
     }
 
     /// The `units` units from `lo` on, if they are free, for somebody who gives them back before
@@ -141,15 +147,9 @@ impl Supply {
         self.core.alloc_at(lo, units).ok()
     }
 
-    /// The end of that.
-    pub(super) fn give_back(&mut self, run: Run) {
-        self.core.free(run);
-    }
-
     /// Gives units back.
     pub(super) fn free(&mut self, run: Run) {
         self.core.free(run);
-        self.note();
     }
 
     /// Lets `run` have `units`, if `ask`'s priority allows and its neighbours are free.
@@ -161,16 +161,12 @@ impl Supply {
         ask: &Ask,
     ) -> bool {
         let more = units.saturating_sub(run.units());
-        let done = self.leaves(more, ask) && self.core.grow(run, direction, units).is_ok();
-        self.note();
-        done
+        self.leaves(more, ask) && self.core.grow(run, direction, units).is_ok()
     }
 
     /// Lets `run` have no more than `units`.
     pub(super) fn shrink(&mut self, run: &mut Run, direction: Direction, units: u64) -> bool {
-        let done = self.core.shrink(run, direction, units).is_ok();
-        self.note();
-        done
+        self.core.shrink(run, direction, units).is_ok()
     }
 
     /// From now on the units `[lo, hi)` go to others only if there is nothing else.
@@ -315,7 +311,15 @@ impl Supply {
         }
     }
 
-    fn note(&mut self) {
+    /// Is so little free, beside `most` pages that may be at hand elsewhere, that watermarks can
+    /// be met only if none are? If they are not, because it `was` so, then a bit more is wanted.
+    pub(super) fn is_tight(&self, most: u64, was: bool) -> bool {
+        let spare = if was { 3 * most } else { 2 * most };
+        self.core.free_units() < self.marks.high + spare
+    }
+
+    /// To be called after what is free has changed, and all of it is here if it is little.
+    pub(super) fn note(&mut self) {
         let free = self.core.free_units();
         if free < self.marks.low {
             self.pressure = true;

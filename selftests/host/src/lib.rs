@@ -8,6 +8,9 @@
 #[path = "../../../src/buddy/mod.rs"]
 pub mod buddy;
 
+#[path = "../../../src/magazine/mod.rs"]
+pub mod magazine;
+
 #[path = "../../../src/slab/mod.rs"]
 pub mod slab;
 

@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Blocks at hand: one magazine for each CPU, in front of an allocator that has one lock for all.
+//!
+//! Bonwick and Adams, "Magazines and Vmem", USENIX 2001. Who finds a block in his CPU's magazine,
+//! or room for one, needs no lock that another CPU wants at the time. What is in a magazine is free
+//! to whoever counts, and taken to the allocator behind it.
+//!
+//! So a magazine can be [shut](Magazine::shut): then it is empty, and gives and takes nothing until
+//! it is opened as often. Whoever needs to know all that is free, or would be refused, shuts all of
+//! them, one after the other ([`shut`]), looks, and opens them again ([`open`]). What was free in a
+//! magazine that is shut has gone to the allocator, and nothing comes after it: when the last one
+//! is shut, all that is free is there.
+//!
+//! Locks: the allocator's comes before a magazine's. Nothing here allocates, blocks, panics or is
+//! `unsafe`.
+
+#![forbid(unsafe_code)]
+
+use crate::buddy::{
+    Order,
+    Run, //
+};
+use core::ops::DerefMut;
+
+/// The orders that are kept, and how many blocks of each, for each end. What is small is asked for
+/// most; 2 MiB of 4 KiB pages is what large pages are made of.
+const RACKS: [(Order, usize); 6] = [
+    (Order::saturating(0), 64),
+    (Order::saturating(1), 32),
+    (Order::saturating(2), 16),
+    (Order::saturating(3), 16),
+    (Order::saturating(4), 16),
+    (Order::saturating(9), 4),
+];
+
+/// Blocks of all orders, for one end.
+const PER_END: usize = {
+    let mut sum = 0;
+    let mut i = 0;
+    while i < RACKS.len() {
+        sum += RACKS[i].1;
+        i += 1;
+    }
+    sum
+};
+
+/// Slots that a magazine needs.
+pub const SLOTS: usize = 2 * PER_END;
+
+/// Something behind a lock.
+pub trait Lock<T> {
+    /// Calls `f` with the lock held.
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R;
+}
+
+/// The allocator behind, under its lock.
+pub trait Source {
+    /// A block of `order` from `end`; none if there is none, or it is better kept together.
+    fn take(&mut self, end: End, order: Order) -> Option<Run>;
+    /// It is back.
+    fn give(&mut self, run: Run);
+    /// What became of blocks that were asked for and given back without it.
+    fn note(&mut self, tally: Tally);
+}
+
+/// The end of the memory that a block is from: what moves and what stays are kept apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Where the numbers are low.
+    Low,
+    /// Where they are high.
+    High,
+}
+
+/// What came and went since it was last asked. The difference of two counters may be below zero:
+/// all of it is to be added modulo 2^64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Blocks that were given out, less those that came back.
+    pub blocks: u64,
+    /// Bytes that these were asked for.
+    pub bytes: u64,
+    /// How often anything was given out or came back.
+    pub uses: u64,
+}
+
+/// What one CPU has at hand. `S` is where the blocks are.
+///
+/// # Invariants
+///
+/// The first `counts[rack]` slots of a rack have a block each, of the rack's order, and the others
+/// none; `units` is what all of them have, at most `limit`. A magazine that is shut has none.
+pub struct Magazine<S> {
+    slots: S,
+    counts: [u8; 2 * RACKS.len()],
+    units: u64,
+    limit: u64,
+    shut: u32,
+    tally: Tally,
+}
+
+/// Which rack, and where in all slots it begins.
+#[derive(Clone, Copy)]
+struct Rack {
+    number: usize,
+    first: usize,
+    len: usize,
+}
+
+/// The rack of each order, for the end that comes first; the other end's come after all of them.
+const BY_ORDER: [Option<Rack>; Order::COUNT] = {
+    let mut table = [None; Order::COUNT];
+    let (mut number, mut first) = (0, 0);
+    while number < RACKS.len() {
+        let (order, len) = RACKS[number];
+        table[order.index()] = Some(Rack { number, first, len });
+        number += 1;
+        first += len;
+    }
+    table
+};
+
+impl Rack {
+    /// The one for blocks of `order` from `end`; none if such blocks are not kept.
+    #[inline]
+    fn of(end: End, order: Order) -> Option<Self> {
+        let rack = (*BY_ORDER.get(order.index())?)?;
+        Some(match end {
+            End::Low => rack,
+            End::High => Self {
+                number: rack.number + RACKS.len(),
+                first: rack.first + PER_END,
+                ..rack
+            },
+        })
+    }
+}
+
+/// Are blocks of `order` kept in magazines?
+pub fn keeps(order: Order) -> bool {
+    Rack::of(End::Low, order).is_some()
+}
+
+impl<S: DerefMut<Target = [Option<Run>]>> Magazine<S> {
+    /// An empty one, for at most `limit` units, in [`SLOTS`] slots. With fewer it keeps less.
+    pub fn new(slots: S, limit: u64) -> Self {
+        // INVARIANT: Nothing is counted, so nothing is looked at.
+        Self {
+            slots,
+            counts: [0; 2 * RACKS.len()],
+            units: 0,
+            limit,
+            shut: 0,
+            tally: Tally::default(),
+        }
+    }
+
+    /// Units in it.
+    pub fn units(&self) -> u64 {
+        self.units
+    }
+
+    /// A block for who asked for `bytes`: the one that came last, which caches know best.
+    #[inline]
+    pub fn take(&mut self, end: End, order: Order, bytes: u64) -> Option<Run> {
+        let run = self.pop(Rack::of(end, order)?)?;
+        self.tally.blocks = self.tally.blocks.wrapping_add(1);
+        self.tally.bytes = self.tally.bytes.wrapping_add(bytes);
+        self.tally.uses = self.tally.uses.wrapping_add(1);
+        Some(run)
+    }
+
+    /// A block comes back that was asked for with `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// It is returned if it is no whole block that was asked for as such, of an order that is kept,
+    /// or if there is no room, as there is none in a magazine that is shut.
+    #[inline]
+    pub fn put(&mut self, end: End, run: Run, bytes: u64) -> Result<(), Run> {
+        let rack = Rack::of(end, run.order())
+            .filter(|_| run.is_block() && run.requested() == run.units() && self.shut == 0);
+        let Some(rack) = rack else {
+            return Err(run);
+        };
+        self.push(rack, run)?;
+        self.tally.blocks = self.tally.blocks.wrapping_sub(1);
+        self.tally.bytes = self.tally.bytes.wrapping_sub(bytes);
+        self.tally.uses = self.tally.uses.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Takes blocks of `order` out of `source` until half of the rack is full.
+    fn fill(&mut self, source: &mut impl Source, end: End, order: Order) {
+        let Some(rack) = Rack::of(end, order).filter(|_| self.shut == 0) else {
+            return;
+        };
+        while self.count(rack) < rack.len / 2 && self.units + order.units() <= self.limit {
+            let Some(run) = source.take(end, order) else {
+                return;
+            };
+            if let Err(run) = self.push(rack, run) {
+                source.give(run);
+                return;
+            }
+        }
+    }
+
+    /// Gives blocks back until half of the rack is empty.
+    fn spill(&mut self, source: &mut impl Source, end: End, order: Order) {
+        let Some(rack) = Rack::of(end, order) else {
+            return;
+        };
+        while self.count(rack) > rack.len / 2 {
+            let Some(run) = self.pop(rack) else {
+                return;
+            };
+            source.give(run);
+        }
+    }
+
+    /// Gives all of it back and keeps nothing, until it is opened as often as it was shut.
+    pub fn shut(&mut self, source: &mut impl Source) {
+        self.shut += 1;
+        for end in [End::Low, End::High] {
+            for (order, _) in RACKS {
+                let rack = Rack::of(end, order);
+                while let Some(run) = rack.and_then(|rack| self.pop(rack)) {
+                    source.give(run);
+                }
+            }
+        }
+        source.note(core::mem::take(&mut self.tally));
+    }
+
+    /// The end of one [`Magazine::shut`].
+    pub fn open(&mut self) {
+        self.shut = self.shut.saturating_sub(1);
+    }
+
+    #[inline]
+    fn count(&self, rack: Rack) -> usize {
+        self.counts.get(rack.number).map_or(0, |&n| n.into())
+    }
+
+    #[inline]
+    fn pop(&mut self, rack: Rack) -> Option<Run> {
+        let count = self.counts.get_mut(rack.number)?;
+        let last = count.checked_sub(1)?;
+        let run = self.slots.get_mut(rack.first + usize::from(last))?.take()?;
+        // INVARIANT: One less, of both.
+        *count = last;
+        self.units = self.units.saturating_sub(run.units());
+        Some(run)
+    }
+
+    #[inline]
+    fn push(&mut self, rack: Rack, run: Run) -> Result<(), Run> {
+        let Some(count) = self.counts.get_mut(rack.number) else {
+            return Err(run);
+        };
+        let units = self.units + run.units();
+        if usize::from(*count) >= rack.len || units > self.limit {
+            return Err(run);
+        }
+        let Some(slot) = self.slots.get_mut(rack.first + usize::from(*count)) else {
+            return Err(run);
+        };
+        // INVARIANT: One more, of both.
+        *slot = Some(run);
+        *count += 1;
+        self.units = units;
+        Ok(())
+    }
+}
+
+/// Nothing was at hand: with the lock of `source` held, what is asked for next is got ready.
+pub fn refill<S>(mine: &impl Lock<Magazine<S>>, source: &mut impl Source, end: End, order: Order)
+where
+    S: DerefMut<Target = [Option<Run>]>,
+{
+    mine.with(|magazine| magazine.fill(source, end, order));
+}
+
+/// There was no room: with the lock of `source` held, some is made.
+pub fn make_room<S>(mine: &impl Lock<Magazine<S>>, source: &mut impl Source, end: End, order: Order)
+where
+    S: DerefMut<Target = [Option<Run>]>,
+{
+    mine.with(|magazine| magazine.spill(source, end, order));
+}
+
+/// Shuts all magazines; one after the other, each with the lock of the allocator behind it.
+pub fn shut<'a, L, S, C>(magazines: impl IntoIterator<Item = &'a L>, source: &impl Lock<C>)
+where
+    L: Lock<Magazine<S>> + 'a,
+    S: DerefMut<Target = [Option<Run>]>,
+    C: Source,
+{
+    for magazine in magazines {
+        source.with(|source| magazine.with(|magazine| magazine.shut(source)));
+    }
+}
+
+/// The same for who holds the lock of `source`, and can't let it go in between.
+pub fn shut_at_once<'a, L, S>(magazines: impl IntoIterator<Item = &'a L>, source: &mut impl Source)
+where
+    L: Lock<Magazine<S>> + 'a,
+    S: DerefMut<Target = [Option<Run>]>,
+{
+    for magazine in magazines {
+        magazine.with(|magazine| magazine.shut(source));
+    }
+}
+
+/// The end of either.
+pub fn open<'a, L, S>(magazines: impl IntoIterator<Item = &'a L>)
+where
+    L: Lock<Magazine<S>> + 'a,
+    S: DerefMut<Target = [Option<Run>]>,
+{
+    for magazine in magazines {
+        magazine.with(Magazine::open);
+    }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A pool's [magazines](crate::magazine), and when they are shut: while somebody waits, while
+//! little is free, while something is being emptied, and for as long as somebody counts.
+//!
+//! What is asked for with a place, a priority or an exact size never comes from them. What goes
+//! back into them is what came like that, and is clear.
+
+use super::{
+    Ask,
+    Pool,
+    Priority,
+    Spot,
+    State, //
+};
+use crate::buddy::{
+    Extent,
+    Order,
+    Place,
+    Run, //
+};
+use crate::cache::Mode;
+use crate::magazine::{
+    self,
+    End,
+    Lock,
+    Magazine,
+    Source,
+    Tally, //
+};
+use kernel::{
+    cpu::{
+        nr_cpu_ids,
+        CpuId, //
+    },
+    new_spinlock,
+    prelude::*,
+    sync::SpinLock, //
+};
+
+/// The part of a pool that all magazines together may hold, and in pages at most: so that shutting
+/// all of them never takes long.
+const SHARE: u64 = 16;
+const MOST: u64 = 1 << 14;
+
+type Slots = KVVec<Option<Run>>;
+
+/// One CPU's.
+pub(super) struct Mine(Pin<KBox<SpinLock<Magazine<Slots>>>>);
+
+impl Lock<Magazine<Slots>> for Mine {
+    #[inline]
+    fn with<R>(&self, f: impl FnOnce(&mut Magazine<Slots>) -> R) -> R {
+        f(&mut self.0.lock())
+    }
+}
+
+impl Lock<State> for SpinLock<State> {
+    fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
+        f(&mut self.lock())
+    }
+}
+
+/// All of a pool's.
+pub(super) struct Magazines {
+    each: KVec<Mine>,
+    limit: u64,
+}
+
+impl Magazines {
+    /// For a pool of so many pages.
+    pub(super) fn new(pages: u64) -> Result<Self> {
+        let cpus = u64::from(nr_cpu_ids()).max(1);
+        let limit = (pages / SHARE)
+            .min(MOST)
+            .checked_div(cpus)
+            .unwrap_or_default();
+        let mut each = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
+        for _ in 0..cpus {
+            let mut slots = Slots::with_capacity(magazine::SLOTS, GFP_KERNEL)?;
+            for _ in 0..magazine::SLOTS {
+                slots.push(None, GFP_KERNEL)?;
+            }
+            let magazine = new_spinlock!(Magazine::new(slots, limit), "rust_buddy_magazine");
+            each.push(Mine(KBox::pin_init(magazine, GFP_KERNEL)?), GFP_KERNEL)?;
+        }
+        Ok(Self { each, limit })
+    }
+
+    /// That of the CPU that this runs on. Being moved to another one meanwhile does no harm.
+    #[inline]
+    fn mine(&self) -> Option<&Mine> {
+        // CAST: u32 fits usize wherever there is a kernel with an MMU.
+        self.each.get(CpuId::current().as_u32() as usize)
+    }
+
+    /// Pages that all of them may hold.
+    pub(super) fn most(&self) -> u64 {
+        self.limit * self.each.len() as u64
+    }
+
+    /// Shuts all, with the pool's lock held.
+    pub(super) fn shut(&self, source: &mut impl Source) {
+        magazine::shut_at_once(&self.each, source);
+    }
+
+    /// The end of that.
+    pub(super) fn open(&self) {
+        magazine::open(&self.each);
+    }
+}
+
+/// As long as this is there magazines are shut, and all that is free is in the allocator.
+pub(super) struct Gathered<'a>(&'a Magazines);
+
+impl Drop for Gathered<'_> {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
+impl Pool {
+    /// Has all that is free come together. Not to be called with the pool's lock held.
+    pub(super) fn gather(&self) -> Gathered<'_> {
+        magazine::shut(&self.magazines.each, &self.state);
+        Gathered(&self.magazines)
+    }
+
+    /// What may be at hand for `ask`; none if it is not for magazines.
+    pub(super) fn at_hand(&self, ask: &Ask) -> Option<(End, Order)> {
+        let Spot::Within { place, lo, hi } = ask.spot else {
+            return None;
+        };
+        let pages = self.region.pages();
+        let anywhere = lo == 0 && hi >= pages && ask.limit >= pages;
+        let plain = anywhere
+            && !ask.strict
+            && ask.extent == Extent::Block
+            && ask.priority != Priority::Low
+            && self.region.resting_mode() == Mode::WriteBack;
+        let order = Order::covering(ask.units())?;
+        let end = if place == Place::Highest {
+            End::High
+        } else {
+            End::Low
+        };
+        (plain && ask.align <= order && magazine::keeps(order)).then_some((end, order))
+    }
+
+    /// A block without the pool's lock, if there is one.
+    pub(super) fn take_at_hand(&self, hand: (End, Order), bytes: u64) -> Option<Run> {
+        let (end, order) = hand;
+        let mine = self.magazines.mine()?;
+        mine.with(|magazine| magazine.take(end, order, bytes))
+    }
+
+    /// Gives a block back that was asked for with `bytes` the same way.
+    ///
+    /// # Errors
+    ///
+    /// It is returned if that can't be.
+    pub(super) fn put_at_hand(&self, end: End, run: Run, bytes: u64) -> Result<(), Run> {
+        match self.magazines.mine() {
+            Some(mine) => mine.with(|magazine| magazine.put(end, run, bytes)),
+            None => Err(run),
+        }
+    }
+
+    /// With the pool's lock held, after nothing was at hand: so that there is the next time.
+    pub(super) fn refill(&self, state: &mut State, (end, order): (End, Order)) {
+        if let Some(mine) = self.magazines.mine() {
+            magazine::refill(mine, state, end, order);
+        }
+    }
+
+    /// The same, after there was no room.
+    pub(super) fn make_room(&self, state: &mut State, end: End, order: Order) {
+        if let Some(mine) = self.magazines.mine() {
+            magazine::make_room(mine, state, end, order);
+        }
+    }
+}
+
+impl State {
+    /// To be called after every change of what is free or who waits: sees to it that magazines are
+    /// shut while they must be, and then whether there is pressure.
+    pub(super) fn note(&mut self, magazines: &Magazines) {
+        let tight = self.supply.is_tight(magazines.most(), self.kept_shut);
+        let shut = tight || !self.wishes.is_empty();
+        if shut != self.kept_shut {
+            self.kept_shut = shut;
+            if shut {
+                magazines.shut(self);
+            } else {
+                magazines.open();
+            }
+        }
+        self.supply.note();
+    }
+}
+
+impl Source for State {
+    fn take(&mut self, end: End, order: Order) -> Option<Run> {
+        let place = match end {
+            End::Low => Place::Lowest,
+            End::High => Place::Highest,
+        };
+        self.supply.take_block(place, order)
+    }
+
+    fn give(&mut self, run: Run) {
+        self.supply.free(run);
+    }
+
+    fn note(&mut self, tally: Tally) {
+        self.blocks = self.blocks.wrapping_add(tally.blocks);
+        self.requested = self.requested.wrapping_add(tally.bytes);
+        self.uses = self.uses.wrapping_add(tally.uses);
+    }
+}
