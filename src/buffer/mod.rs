@@ -13,6 +13,7 @@
 
 mod change;
 mod site;
+mod spare;
 mod view;
 mod window;
 
@@ -27,6 +28,7 @@ pub(crate) use site::{
     Site,
     Stack, //
 };
+pub(crate) use spare::Spare;
 pub(crate) use view::{
     Hold,
     NoPart,
@@ -40,6 +42,7 @@ pub(crate) use window::{
 use crate::memory::Memory;
 use crate::pool::{
     Ask,
+    Left,
     Vacancy, //
 };
 use crate::quarantine::Shelter;
@@ -111,8 +114,6 @@ pub(crate) struct Buffer {
 
 /// What a new buffer is called, beside its memory.
 pub(crate) struct Label {
-    pub(crate) window: Window,
-    pub(crate) stack: Option<Stack>,
     pub(crate) name: Name,
     /// As ALLOC was given them.
     pub(crate) flags: u32,
@@ -121,9 +122,15 @@ pub(crate) struct Label {
 
 impl Buffer {
     /// Makes a buffer of memory that is clear, and was asked for with `ask`.
-    pub(crate) fn new(memory: Memory, ask: Ask, label: Label) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        memory: Memory,
+        ask: Ask,
+        window: Window,
+        stack: Option<Stack>,
+        label: Label,
+    ) -> Result<Arc<Self>> {
         let vacancy = Vacancy::new()?;
-        let site = Site::new(memory, ask, label.window, label.stack, label.flags)?;
+        let site = Site::new(memory, ask, window, stack, label.flags)?;
         let shared = site.clone();
         let buffer = Arc::pin_init(
             pin_init!(Self {
@@ -141,7 +148,6 @@ impl Buffer {
         Ok(buffer)
     }
 
-    /// What people call it.
     /// What people call it.
     pub(crate) fn name(&self) -> &Name {
         &self.name
@@ -179,6 +185,25 @@ impl Buffer {
     }
 }
 
+impl Buffer {
+    /// The memory goes back, at once or when it may. Gives what the pool knew of it.
+    fn empty(&self) -> Option<Left> {
+        let shelter = self.shelter.lock().take();
+        let (mut memory, left) = self.site.vacate()?;
+        match shelter {
+            Some(shelter) => {
+                // There is nobody any more who could move it while it waits.
+                if let Some(block) = memory.block_mut() {
+                    block.set_movable(false);
+                }
+                shelter.keep(memory);
+            }
+            None => drop(memory),
+        }
+        left
+    }
+}
+
 impl Deref for Buffer {
     type Target = Site;
 
@@ -190,10 +215,6 @@ impl Deref for Buffer {
 #[pinned_drop]
 impl PinnedDrop for Buffer {
     fn drop(self: Pin<&mut Self>) {
-        let shelter = self.shelter.lock().take();
-        let memory = self.site.vacate();
-        if let (Some(shelter), Some(memory)) = (shelter, memory) {
-            shelter.keep(memory);
-        }
+        let _left = self.empty();
     }
 }

@@ -18,6 +18,7 @@ use crate::mm::{
 use crate::pool::{
     Ask,
     Block,
+    Left,
     Pool,
     Resident,
     Spot,
@@ -52,8 +53,8 @@ pub(super) struct Place {
     pub(super) changing: bool,
     /// How often it has moved.
     pub(super) generation: u64,
-    /// Its last page frame, as the reverse map knows it.
-    last: Option<u64>,
+    /// Its first and last page frame, as the reverse map knows them.
+    known: Option<(u64, u64)>,
 }
 
 /// Where a buffer is.
@@ -94,14 +95,7 @@ impl Site {
             .map(|block| (block.pool().clone(), block.mode()))
             .ok_or(EINVAL)?;
         let by_page = memory.by_page();
-        let place = Place {
-            memory,
-            ask,
-            holds: 0,
-            changing: false,
-            generation: 0,
-            last: None,
-        };
+        let place = Place::new(memory, ask);
         Arc::pin_init(
             pin_init!(Self {
                 place <- new_mutex!(Some(place), "rust_buddy_place"),
@@ -128,20 +122,27 @@ impl Site {
         };
         let residents = this.pool.residents();
         residents.insert(vacancy, first, pages, this.clone());
-        place.last = Some(first.0 + pages - 1);
+        place.known = Some((first.0, first.0 + pages - 1));
         this.note(place);
     }
 
-    /// The buffer is gone: nobody is there any more.
-    pub(super) fn vacate(&self) -> Option<Memory> {
-        let mut place = self.place.lock().take()?;
-        let left = place.last.map(|last| self.pool.residents().remove(last));
-        drop(left);
-        // There is nobody any more who could move it, should it have to wait before it goes back.
-        if let Some(block) = place.memory.block_mut() {
-            block.set_movable(false);
-        }
-        Some(place.memory)
+    /// The same for a site that was vacated, with other memory.
+    pub(super) fn settle_again(this: &Arc<Self>, memory: Memory, ask: Ask, vacancy: Vacancy) {
+        *this.place.lock() = Some(Place::new(memory, ask));
+        Self::settle(this, vacancy);
+    }
+
+    /// The buffer is gone: nobody is there any more. Gives what was there, and what the pool knew.
+    pub(super) fn vacate(&self) -> Option<(Memory, Option<Left>)> {
+        let place = self.place.lock().take()?;
+        let known = place.known;
+        let left = known.map(|(_, last)| self.pool.residents().remove(last));
+        Some((place.memory, left))
+    }
+
+    /// Does nothing but its size set it apart from others?
+    pub(super) fn is_plain(&self) -> bool {
+        self.mode == Mode::WriteBack && self.stack.is_none() && !self.by_page && !self.filled
     }
 
     /// What is there, under its lock.
@@ -259,11 +260,11 @@ impl Site {
     /// After every change of `place`: tells the pool of it.
     pub(super) fn note(&self, place: &mut Place) {
         let movable = self.may_be_moved(place);
-        if let (Some((first, pages)), Some(last)) = (place.span(), place.last) {
+        if let (Some((first, pages)), Some(known)) = (place.span(), place.known) {
             if let Some(block) = place.memory.block_mut() {
                 block.set_movable(movable);
             }
-            place.last = Some(self.pool.residents().change(last, first, pages));
+            self.tell(place, known, first, pages);
         }
     }
 
@@ -271,9 +272,16 @@ impl Site {
     /// they are somebody else's.
     pub(super) fn note_shrinking(&self, place: &mut Place, fewer: u64) {
         let up = self.grows() == Direction::Up;
-        if let (Some((first, pages)), Some(last), true) = (place.span(), place.last, up) {
-            let residents = self.pool.residents();
-            place.last = Some(residents.change(last, first, pages - fewer));
+        if let (Some((first, pages)), Some(known), true) = (place.span(), place.known, up) {
+            self.tell(place, known, first, pages - fewer);
+        }
+    }
+
+    /// Has the reverse map know that it is in the `pages` pages from `first` on.
+    fn tell(&self, place: &mut Place, known: (u64, u64), first: Pfn, pages: u64) {
+        if known != (first.0, first.0 + pages - 1) {
+            let last = self.pool.residents().change(known.1, first, pages);
+            place.known = Some((first.0, last));
         }
     }
 
@@ -321,6 +329,18 @@ impl Resident for Site {
 }
 
 impl Place {
+    /// Of memory that was asked for with `ask`, where nobody has been yet.
+    fn new(memory: Memory, ask: Ask) -> Self {
+        Self {
+            memory,
+            ask,
+            holds: 0,
+            changing: false,
+            generation: 0,
+            known: None,
+        }
+    }
+
     /// From now on somebody can write to it, or knows the address.
     pub(super) fn soil(&mut self) {
         if let Some(block) = self.memory.block_mut() {

@@ -12,10 +12,12 @@ use super::{
     },
     client::{
         Client,
-        Nodes, //
+        Nodes,
+        Room as NodeRoom, //
     },
     commands,
     reserve,
+    spares::Spare,
     Addresses, //
 };
 use crate::buddy::{
@@ -28,7 +30,8 @@ use crate::buffer::{
     Label,
     Name,
     Stack,
-    View, //
+    View,
+    Window, //
 };
 use crate::cache::Mode;
 use crate::linger::Slot;
@@ -162,23 +165,19 @@ pub(super) fn alloc<'a>(
     let stack = stack(request.flags);
     // A stack has a page of guard below it for ever.
     let guards = stack.map_or(0, |stack| stack.above + 1);
-    let window = hub
-        .offsets
-        .take(window_pages.unwrap_or(block.pages()) + guards)
-        .map_err(|error| {
-            let reason = if error == ENOSPC {
-                uapi::WHY_WINDOWS
-            } else {
-                uapi::WHY_KERNEL_MEMORY
-            };
-            Refusal::new(error, reason)
-        })?;
+    let pages = window_pages.unwrap_or(block.pages()) + guards;
+    let start = match take_spare(client, pool, pages, request.flags) {
+        Some(spare) => Start::Spare(spare),
+        None => Start::Window(take_window(client, pages)?),
+    };
     let no_memory = |_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY);
     let epoch = hub.next_epoch();
     let slot = match by_page {
         true => Some(Slot::new(pool.lingering().clone()).map_err(no_memory)?),
         false => None,
     };
+    let granted = block.pages() * mm::UNIT;
+    request.order = block.order().get();
     let mut memory = Memory::new(block, memory_charge, slot);
     memory.set_mode(mode).map_err(|error| {
         if error == ENOMEM {
@@ -188,24 +187,67 @@ pub(super) fn alloc<'a>(
         }
     })?;
     let label = Label {
-        window,
-        stack,
         name,
         flags: request.flags,
         epoch,
     };
-    let buffer = Buffer::new(memory, ask, label).map_err(no_memory)?;
-
-    request.handle = hub.next_handle();
+    let (buffer, room) = match start {
+        Start::Spare(spare) => (spare.buffer.fill(memory, ask, label), spare.room),
+        Start::Window(window) => (
+            Buffer::new(memory, ask, window, stack, label).map_err(no_memory)?,
+            NodeRoom::new().map_err(no_memory)?,
+        ),
+    };
     let view = View::whole(buffer);
-    request.granted = view.granted();
+    request.handle = hub.next_handle();
+    request.granted = granted;
     request.offset = view.offset();
-    request.epoch = view.buffer().epoch();
-    request.order = view.buffer().order();
+    request.epoch = epoch;
     request.largest_free = 0;
     request.copied = copied;
-    let nodes = Nodes::new(client, request.handle, view, handle_charge).map_err(no_memory)?;
+    let sizes = (request.size, granted);
+    let nodes =
+        Nodes::with(client, request.handle, view, sizes, handle_charge, room).map_err(no_memory)?;
     Ok(Pending { client, nodes })
+}
+
+/// What a buffer is made of, beside its memory.
+enum Start {
+    Spare(Spare),
+    Window(Window),
+}
+
+/// What is left of another one, for who wants nothing special.
+fn take_spare(client: &Client, pool: &Arc<Pool>, pages: u64, flags: u32) -> Option<Spare> {
+    const SPECIAL: u32 = uapi::ALLOC_WC
+        | uapi::ALLOC_UC
+        | uapi::ALLOC_GUP
+        | uapi::ALLOC_STACK
+        | uapi::ALLOC_PREFAULT;
+    if flags & SPECIAL != 0 {
+        return None;
+    }
+    client.spares().take(pool, pages)
+}
+
+/// A window of mmap offsets; if there is none left, in place of those that the client keeps.
+fn take_window(client: &Client, pages: u64) -> Result<Window, Refusal> {
+    let offsets = &client.hub().offsets;
+    let window = match offsets.take(pages) {
+        Err(error) if error == ENOSPC => {
+            client.spares().clear();
+            offsets.take(pages)
+        }
+        window => window,
+    };
+    window.map_err(|error| {
+        let reason = if error == ENOSPC {
+            uapi::WHY_WINDOWS
+        } else {
+            uapi::WHY_KERNEL_MEMORY
+        };
+        Refusal::new(error, reason)
+    })
 }
 
 /// A block for who asks for others to be moved, if it takes that; none if there is no need.
@@ -315,7 +357,8 @@ pub(super) fn settled(spot: Spot, stays: bool) -> Spot {
             lo,
             hi,
         } => Spot::Within {
-            place: if stays { Place::Highest } else { Place::Lowest },
+            // Where it finds it best is the lowest place, but for a MiB.
+            place: if stays { Place::Highest } else { Place::Any },
             lo,
             hi,
         },

@@ -38,16 +38,16 @@ use kernel::{
     }, //
 };
 
-/// One of the requests: as it came, as it is answered, and what was done for it.
-struct Part<T, U> {
-    came: T,
-    answer: T,
-    done: Option<U>,
-}
-
-/// Requests in user memory, `stride` bytes each.
+/// Requests in user memory, `stride` bytes each: as they came, as they are answered, and what was
+/// done for each.
+///
+/// # Invariants
+///
+/// All three are as long as each other.
 pub(super) struct Parts<T: Request, U> {
-    parts: KVVec<Part<T, U>>,
+    came: KVVec<T>,
+    answers: KVVec<T>,
+    done: KVVec<Option<U>>,
     at: usize,
     stride: usize,
 }
@@ -57,20 +57,36 @@ impl<T: Request, U> Parts<T, U> {
     fn read(request: &Batch) -> Result<Self, Refusal> {
         let unreadable = |error| Refusal::new(error, uapi::WHY_ENTRIES);
         let (at, stride) = (request.entries as usize, request.stride as usize);
+        let count = request.count as usize;
         let mut this = Self {
-            parts: KVVec::with_capacity(request.count as usize, GFP_KERNEL)?,
+            came: KVVec::with_capacity(count, GFP_KERNEL)?,
+            answers: KVVec::with_capacity(count, GFP_KERNEL)?,
+            done: KVVec::with_capacity(count, GFP_KERNEL)?,
             at,
             stride,
         };
-        for i in 0..request.count as usize {
-            let mut came = T::new_zeroed();
-            abi::read(this.place(i), stride, &mut came).map_err(unreadable)?;
-            let part = Part {
-                came,
-                answer: came,
-                done: None,
-            };
-            this.parts.push(part, GFP_KERNEL)?;
+        for _ in 0..count {
+            this.came.push(T::new_zeroed(), GFP_KERNEL)?;
+        }
+        if stride == size_of::<T>() {
+            // As most callers have them: in one go.
+            let place = this.place(0);
+            let bytes = this.came.as_mut_bytes();
+            UserSlice::new(place, bytes.len())
+                .reader()
+                .read_slice(bytes)
+                .map_err(unreadable)?;
+        } else {
+            for i in 0..count {
+                let place = this.place(i);
+                let came = this.came.get_mut(i).ok_or(EINVAL).map_err(unreadable)?;
+                abi::read(place, stride, came).map_err(unreadable)?;
+            }
+        }
+        // INVARIANT: One each.
+        for came in &this.came {
+            this.answers.push(*came, GFP_KERNEL)?;
+            this.done.push(None, GFP_KERNEL)?;
         }
         Ok(this)
     }
@@ -86,7 +102,7 @@ impl<T: Request, U> Parts<T, U> {
 
     /// Writes all answers, or puts back what was there if that can't be.
     fn write(&self) -> Result<(), Refusal> {
-        let written = self.each(|part| &part.answer);
+        let written = self.tell(&self.answers);
         if written.is_err() {
             self.restore();
         }
@@ -95,15 +111,18 @@ impl<T: Request, U> Parts<T, U> {
 
     /// Puts back what was there, as far as that can be written.
     fn restore(&self) {
-        let _ = self.each(|part| &part.came);
+        let _ = self.tell(&self.came);
     }
 
-    fn each(&self, which: impl Fn(&Part<T, U>) -> &T) -> Result {
-        for (i, part) in self.parts.iter().enumerate() {
-            let bytes = which(part).as_bytes().get(..self.shared()).ok_or(EINVAL)?;
-            UserSlice::new(self.place(i), bytes.len())
-                .writer()
-                .write_slice(bytes)?;
+    fn tell(&self, all: &[T]) -> Result {
+        let write =
+            |at: UserPtr, bytes: &[u8]| UserSlice::new(at, bytes.len()).writer().write_slice(bytes);
+        if self.stride == size_of::<T>() {
+            return write(self.place(0), all.as_bytes());
+        }
+        for (i, one) in all.iter().enumerate() {
+            let bytes = one.as_bytes().get(..self.shared()).ok_or(EINVAL)?;
+            write(self.place(i), bytes)?;
         }
         Ok(())
     }
@@ -120,20 +139,20 @@ impl<T: Request, U> Parts<T, U> {
         let mut first = None;
         request.done = 0;
         request.failed = request.count;
-        for (i, part) in (0..).zip(&mut self.parts) {
+        for (i, (answer, made)) in (0..).zip(self.answers.iter_mut().zip(&mut self.done)) {
             // A batch may take long; a single request goes on to its end.
             let outcome = match kernel::current!().signal_pending() && i > 0 {
                 true => Err(Refusal::new(EINTR, uapi::WHY_SIGNAL)),
-                false => serve(&mut part.answer),
+                false => serve(answer),
             };
             match outcome {
                 Ok(done) => {
-                    abi::say(&mut part.answer, None);
-                    part.done = Some(done);
+                    abi::say(answer, None);
+                    *made = Some(done);
                     request.done += 1;
                 }
                 Err(refusal) => {
-                    abi::say(&mut part.answer, Some(&refusal));
+                    abi::say(answer, Some(&refusal));
                     if first.is_none() {
                         request.failed = i;
                         first = Some(refusal);
@@ -160,11 +179,11 @@ impl<T: Request, U> Parts<T, U> {
         // None, then: each of the others is told that it is not for its own sake.
         request.done = 0;
         self.undo(finish);
-        for (i, part) in (0..).zip(&mut self.parts) {
+        for (i, (answer, came)) in (0..).zip(self.answers.iter_mut().zip(&self.came)) {
             if all && i != request.failed {
-                part.answer = part.came;
+                *answer = *came;
                 let undone = Refusal::new(ECANCELED, uapi::WHY_UNDONE);
-                abi::say(&mut part.answer, Some(&undone));
+                abi::say(answer, Some(&undone));
             }
         }
         match self.write() {
@@ -175,8 +194,8 @@ impl<T: Request, U> Parts<T, U> {
 
     /// Takes back what was done, the last first.
     fn undo(&mut self, finish: fn(U, Delivered)) {
-        for part in self.parts.iter_mut().rev() {
-            if let Some(done) = part.done.take() {
+        for done in self.done.iter_mut().rev() {
+            if let Some(done) = done.take() {
                 finish(done, Delivered::No);
             }
         }
@@ -188,8 +207,8 @@ impl<T: Request, U> Parts<T, U> {
             self.restore();
             return self.undo(finish);
         }
-        for part in &mut self.parts {
-            if let Some(done) = part.done.take() {
+        for done in &mut self.done {
+            if let Some(done) = done.take() {
                 finish(done, Delivered::Yes);
             }
         }

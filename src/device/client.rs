@@ -6,10 +6,17 @@ use super::{
     abi::Refusal,
     pins::Pins,
     reserve::Reservations,
+    spares::{
+        Spare,
+        Spares, //
+    },
     Addresses,
     Hub, //
 };
-use crate::buffer::View;
+use crate::buffer::{
+    Buffer,
+    View, //
+};
 use crate::quarantine::Shelter;
 use crate::quota::{
     Charge,
@@ -23,7 +30,8 @@ use kernel::{
     prelude::*,
     rbtree::{
         RBTree,
-        RBTreeNode, //
+        RBTreeNode,
+        RBTreeNodeReservation, //
     },
     sync::{
         Arc,
@@ -75,17 +83,46 @@ pub(super) struct Nodes {
     entry: RBTreeNode<Handle, Entry>,
     end: RBTreeNode<(u64, Handle), ()>,
     counted: (u64, u64),
+    /// What it is of, if it was taken out.
+    buffer: Option<Arc<Buffer>>,
+}
+
+/// Memory for a handle's [`Nodes`].
+pub(super) struct Room {
+    entry: RBTreeNodeReservation<Handle, Entry>,
+    end: RBTreeNodeReservation<(u64, Handle), ()>,
+}
+
+impl Room {
+    pub(super) fn new() -> Result<Self> {
+        Ok(Self {
+            entry: RBTreeNodeReservation::new(GFP_KERNEL)?,
+            end: RBTreeNodeReservation::new(GFP_KERNEL)?,
+        })
+    }
 }
 
 impl Nodes {
     /// Of a buffer, or a part, under a handle that was charged to `client`.
     pub(super) fn new(client: &Client, handle: Handle, view: View, charge: Charge) -> Result<Self> {
-        let end = RBTreeNode::new((view.last_page(), handle), (), GFP_KERNEL)?;
+        let sizes = view.sizes();
+        Self::with(client, handle, view, sizes, charge, Room::new()?)
+    }
+
+    /// The same of a view with so many bytes asked for and granted, in memory that is there.
+    pub(super) fn with(
+        client: &Client,
+        handle: Handle,
+        view: View,
+        counted: (u64, u64),
+        charge: Charge,
+        room: Room,
+    ) -> Result<Self> {
         let shelter = match client.addresses() {
             Addresses::Shown => Some(Shelter::new()?),
             Addresses::Hidden => None,
         };
-        let counted = view.sizes();
+        let end = room.end.into_node((view.last_page(), handle), ());
         let entry = Entry {
             counted,
             view,
@@ -96,8 +133,19 @@ impl Nodes {
         Ok(Self {
             end,
             counted,
-            entry: RBTreeNode::new(handle, entry, GFP_KERNEL)?,
+            entry: room.entry.into_node(handle, entry),
+            buffer: None,
         })
+    }
+
+    /// Lets go of what was taken out of a table. Gives what is left of it, if another can use that.
+    fn into_spare(self) -> Option<Spare> {
+        let room = Room {
+            entry: self.entry.into_reservation(),
+            end: self.end.into_reservation(),
+        };
+        // The handle's own reference has gone before.
+        Spare::of(self.buffer?, room)
     }
 }
 
@@ -186,11 +234,13 @@ impl Table {
     pub(super) fn remove(&mut self, handle: Handle) -> Option<Nodes> {
         let entry = self.get(handle)?;
         let (last, counted) = (entry.view.last_page(), entry.counted);
+        let buffer = entry.view.buffer().clone();
         // INVARIANT: All, in one go under the client's lock.
         let nodes = Nodes {
             end: self.ends.remove_node(&(last, handle))?,
             entry: self.entries.remove_node(&handle)?,
             counted,
+            buffer: Some(buffer),
         };
         self.sums.take(counted);
         Some(nodes)
@@ -208,6 +258,8 @@ pub(crate) struct Client {
     table: Mutex<Table>,
     #[pin]
     reservations: Reservations,
+    #[pin]
+    spares: Spares,
 }
 
 impl Client {
@@ -216,8 +268,8 @@ impl Client {
         addresses: Addresses,
         holder: Arc<Holder>,
         waiter: Arc<Waiter>,
-    ) -> impl PinInit<Self> {
-        pin_init!(Self {
+    ) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
             hub,
             waiter,
             addresses,
@@ -228,6 +280,7 @@ impl Client {
                 sums: Sums::default(),
             }, "rust_buddy_client"),
             reservations <- Reservations::new(),
+            spares <- Spares::new(),
         })
     }
 
@@ -266,6 +319,18 @@ impl Client {
     /// It, as one who waits for memory.
     pub(super) fn waiter(&self) -> &Arc<Waiter> {
         &self.waiter
+    }
+
+    /// What is left of buffers that it freed.
+    pub(super) fn spares(&self) -> &Spares {
+        &self.spares
+    }
+
+    /// Lets a buffer go that was taken out of the table.
+    pub(super) fn let_go(&self, nodes: Nodes) {
+        if let Some(spare) = nodes.into_spare() {
+            self.spares.put(spare);
+        }
     }
 
     /// Takes a buffer in: from now on its handle is good.

@@ -399,8 +399,9 @@ pub(super) struct Freed<'a> {
 impl Freed<'_> {
     /// Lets the buffer go, or gives the handle back if nobody learnt of it.
     pub(super) fn finish(self, delivered: Delivered) {
-        if delivered == Delivered::No {
-            self.client.insert(self.nodes);
+        match delivered {
+            Delivered::Yes => self.client.let_go(self.nodes),
+            Delivered::No => self.client.insert(self.nodes),
         }
     }
 }

@@ -225,13 +225,11 @@ impl HeapFile {
         let name = Name::new(&[0; uapi::NAME_LEN]).ok_or(EINVAL)?;
         let memory = Memory::new(block, charge, None);
         let label = Label {
-            window,
-            stack: None,
             name,
             flags: 0,
             epoch: hub.next_epoch(),
         };
-        let buffer = Buffer::new(memory, ask, label)?;
+        let buffer = Buffer::new(memory, ask, window, None, label)?;
         let descriptor = Descriptor::reserve(request.fd_flags & bindings::O_CLOEXEC)?;
         let access = request.fd_flags & bindings::O_ACCMODE;
         let view = View::whole(buffer)

@@ -23,6 +23,7 @@ mod pins;
 mod poll;
 mod reserve;
 mod share;
+mod spares;
 
 pub(crate) use client::Client;
 pub(crate) use commands::fragmentation;

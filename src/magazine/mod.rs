@@ -26,11 +26,11 @@ use core::ops::DerefMut;
 /// The orders that are kept, and how many blocks of each, for each end. What is small is asked for
 /// most; 2 MiB of 4 KiB pages is what large pages are made of.
 const RACKS: [(Order, usize); 6] = [
-    (Order::saturating(0), 64),
-    (Order::saturating(1), 32),
-    (Order::saturating(2), 16),
-    (Order::saturating(3), 16),
-    (Order::saturating(4), 16),
+    (Order::saturating(0), 128),
+    (Order::saturating(1), 64),
+    (Order::saturating(2), 32),
+    (Order::saturating(3), 32),
+    (Order::saturating(4), 32),
     (Order::saturating(9), 4),
 ];
 

@@ -202,7 +202,7 @@ impl State {
 impl Source for State {
     fn take(&mut self, end: End, order: Order) -> Option<Run> {
         let place = match end {
-            End::Low => Place::Lowest,
+            End::Low => Place::Any,
             End::High => Place::Highest,
         };
         self.supply.take_block(place, order)

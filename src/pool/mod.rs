@@ -28,6 +28,7 @@ pub(crate) use reclaim::{
     Way, //
 };
 pub(crate) use residents::{
+    Left,
     Resident,
     Residents,
     Vacancy, //
@@ -679,14 +680,14 @@ impl Pool {
     pub(crate) fn alloc(self: &Arc<Self>, ask: &Ask) -> Result<Block, Refused> {
         let hand = self.at_hand(ask);
         if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
-            return Ok(self.block(run, ask));
+            return Ok(self.block_for(run, ask, hand));
         }
         let (state, outcome, still) = self.attempt(ask, hand);
         let short = state.supply.pressure();
         drop(state);
         drop(still);
         self.tell(short);
-        outcome.map(|run| self.block(run, ask))
+        outcome.map(|run| self.block_for(run, ask, hand))
     }
 
     /// The same for a client. Whatever it waited for, it does no longer: unless there is `room` for
@@ -704,7 +705,7 @@ impl Pool {
         let hand = self.at_hand(ask);
         // While anybody waits for anything, this client included, nothing is at hand.
         if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
-            return Ok(self.block(run, ask));
+            return Ok(self.block_for(run, ask, hand));
         }
         let (mut state, outcome, still) = self.attempt(ask, hand);
         let change = match (room, &outcome) {
@@ -720,7 +721,7 @@ impl Pool {
         if let Err(refused) = &outcome {
             self.counts.refused(refused);
         }
-        outcome.map(|run| self.block(run, ask))
+        outcome.map(|run| self.block_for(run, ask, hand))
     }
 
     /// What came of it, the lock under which it did, and those to let go after that. What may be at
@@ -770,9 +771,14 @@ impl Pool {
         }
     }
 
+    /// The `run` that was taken for `ask`.
     fn block(self: &Arc<Self>, run: Run, ask: &Ask) -> Block {
-        let end = self.at_hand(ask).map(|(end, _)| end);
-        Block::new(self.clone(), run, ask.size, end)
+        self.block_for(run, ask, None)
+    }
+
+    /// The same, which may be at `hand` for others when it is back.
+    fn block_for(self: &Arc<Self>, run: Run, ask: &Ask, hand: Option<(End, Order)>) -> Block {
+        Block::new(self.clone(), run, ask.size, hand.map(|(end, _)| end))
     }
 
     /// Wakes those who want to know of pressure, if there is some. Outside of the lock.

@@ -55,8 +55,13 @@ impl Vacancy {
 
 /// An entry that was taken out. Holds memory: to be dropped outside of locks.
 #[must_use]
-pub(crate) struct Left {
-    _node: Option<RBTreeNode<u64, Home>>,
+pub(crate) struct Left(Option<RBTreeNode<u64, Home>>);
+
+impl Left {
+    /// Its memory, for the next one.
+    pub(crate) fn into_vacancy(self) -> Option<Vacancy> {
+        Some(Vacancy(self.0?.into_reservation()))
+    }
 }
 
 impl Residents {
@@ -107,9 +112,7 @@ impl Residents {
 
     /// Takes somebody out.
     pub(crate) fn remove(&self, last: u64) -> Left {
-        Left {
-            _node: self.tree.lock().remove_node(&last),
-        }
+        Left(self.tree.lock().remove_node(&last))
     }
 
     /// The first who ends at `from` or later: its first and last page frame, and who.
