@@ -21,6 +21,7 @@ use buddy::{
     storage_len,
     Buddy,
     Order,
+    Packed,
     Place,
     Request,
     Run, //
@@ -81,7 +82,7 @@ const SIZES: [usize; 3] = [PAGE, 64 << 10, 2 << 20];
 const SAMPLES: usize = 201;
 
 type Core = Buddy<KVVec<u64>>;
-type Slots = KVVec<Option<Run>>;
+type Slots = KVVec<Option<Packed>>;
 
 /// What is behind the magazines.
 struct Stock(Core);
@@ -238,7 +239,10 @@ fn at_hand(report: &Report, bytes: usize, state: &str, core: &SpinLock<Stock>) -
         for _ in 0..magazine::SLOTS {
             slots.push(None, GFP_KERNEL)?;
         }
-        let magazine = new_spinlock!(Magazine::new(slots, 1 << 11), "rust_buddy_magazine");
+        let magazine = new_spinlock!(
+            Magazine::new(slots, (BASE / PAGE) as u64, 1 << 11),
+            "rust_buddy_magazine"
+        );
         magazines.push(Mine(KBox::pin_init(magazine, GFP_KERNEL)?), GFP_KERNEL)?;
     }
     let mine = || magazines.get(CpuId::current().as_u32() as usize);

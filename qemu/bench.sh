@@ -6,10 +6,12 @@
 #
 #   bench.sh         both, some minutes; tables and JSON, which are kept in a log
 #   bench.sh quick   the host's smallest size only
+#   bench.sh plots   the host only, all sizes, and its plots to docs/plots
 #   bench.sh kernel  the guest only
 #   bench.sh tail    single requests in a guest whose memory is full and in pieces
 #   bench.sh guard   our instructions, against those in bench/instructions.txt: fails when 5 %
 #                    more are needed, or others come near; with "write": puts them there
+#   bench.sh test    the benchmark's own tests
 #   bench.sh lint    clippy
 #
 # docs/benchmarks.md says what is measured and how.
@@ -97,23 +99,34 @@ guard)
 tail)
 	tail_bench
 	;;
-"" | quick)
+"" | quick | plots)
+	to=$RB_LOGS/bench
+	size=()
+	[ "${1:-}" = quick ] && size=(quick)
 	say "building the benchmark"
 	cargo_bench build --locked --release --manifest-path "$manifest"
-	mkdir -p "$RB_LOGS"
+	mkdir -p "$to"
 	say "$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -n 1), $(nproc) CPUs," \
 		"load $(cut -d ' ' -f 1 /proc/loadavg)"
-	cargo_bench run --locked --release --manifest-path "$manifest" --quiet -- "$@" |
-		tee "$RB_LOGS/bench.log"
+	cargo_bench run --locked --release --manifest-path "$manifest" --quiet -- \
+		"${size[@]}" --plots "$to" | tee "$to/log"
+	grep '^{' "$to/log" >"$to/bench.jsonl"
+	if [ "${1:-}" = plots ]; then
+		mkdir -p docs/plots
+		cp "$to"/*.svg docs/plots
+	fi
 	if [ -z "${1:-}" ]; then
 		kernel_bench
 		tail_bench
 	fi
 	;;
+test)
+	cargo_bench test --locked --release --manifest-path "$manifest"
+	;;
 lint)
 	cargo_bench clippy --locked --manifest-path "$manifest" -- -D warnings
 	;;
 *)
-	die "usage: bench.sh [quick|kernel|tail|guard|lint]"
+	die "usage: bench.sh [quick|plots|kernel|tail|guard|test|lint]"
 	;;
 esac

@@ -43,6 +43,15 @@ if command -v cargo >/dev/null; then
 	count "$RB_LOGS/host.log"
 fi
 
+# What draws the plots and sums up times.
+if [ -n "${KERNEL:-}" ]; then
+	:
+elif try bench-test "testing the benchmark" qemu/bench.sh test; then
+	count "$RB_LOGS/bench-test.log"
+else
+	trouble "the benchmark's tests"
+fi
+
 # The client library builds on the host, too, with the oldest Rust that counts.
 client_builds() {
 	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-msrv" cargo build --locked --all-targets \

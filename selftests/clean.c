@@ -482,8 +482,9 @@ TEST_F_TIMEOUT(clean, frames, SLOW)
 
 	if (self->ahead)
 		EXPECT_LT(at_once, later);
+	/* But for a block that was at hand, and had not been used yet. */
 	if (!self->ahead)
-		EXPECT_EQ(0ULL, at_once + later);
+		EXPECT_GE(50ULL, at_once + later);
 }
 
 TEST_HARNESS_MAIN

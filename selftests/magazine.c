@@ -149,7 +149,7 @@ TEST_F(magazine, the_last_page_can_be_had)
 	uint64_t many = 0;
 	int i;
 
-	ASSERT_TRUE(bufs != NULL);
+	ASSERT_TRUE(!!bufs);
 	if (!run_on(1))
 		SKIP(return, "one CPU");
 	leave_at_hand(_metadata, self->fd, 0, 150);

@@ -47,6 +47,7 @@ pub use request::{
     Fault,
     GrowError,
     Order,
+    Packed,
     Place,
     Request,
     Run, //

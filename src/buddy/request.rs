@@ -2,6 +2,8 @@
 
 //! What can be asked of the allocator, what it gives, and how it says no.
 
+use core::num::NonZeroU32;
+
 /// The size of a block as a power of two: a block of order k is 2^k units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Order(u8);
@@ -155,6 +157,43 @@ impl Run {
     /// The order of the smallest block that could hold as many units.
     pub fn order(&self) -> Order {
         Order::covering(self.units).unwrap_or(Order::MAX)
+    }
+}
+
+/// A run that is put away: one whole block, in as little as can be. It can't be cloned either.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "units whose run is dropped can never be given back"]
+pub struct Packed(NonZeroU32);
+
+impl Run {
+    /// Packs it, counted from unit `base`.
+    ///
+    /// # Errors
+    ///
+    /// It is returned if it is not one block that was asked for as such, or does not lie in the
+    /// 2^32 units, but for the last, that start at `base`.
+    pub fn pack(self, base: u64) -> Result<Packed, Self> {
+        let number = self
+            .start
+            .checked_sub(base)
+            .and_then(|offset| u32::try_from(offset + 1).ok())
+            .and_then(NonZeroU32::new);
+        match number {
+            Some(number) if self.is_block() && self.requested == self.units => Ok(Packed(number)),
+            _ => Err(self),
+        }
+    }
+}
+
+impl Packed {
+    /// The run of `order` that was packed with the same `base`. With another order or base it is
+    /// one that nobody gave.
+    pub fn unpack(self, base: u64, order: Order) -> Run {
+        Run {
+            start: base + u64::from(self.0.get() - 1),
+            units: order.units(),
+            requested: order.units(),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is left of a buffer that was freed, to make the next one of: its window of mmap offsets, and
-//! the memory that the kernel gave for it. What it takes to get these is most of what a buffer
+//! What is left of a buffer that was freed, to make the next one of: its window of mmap offsets,
+//! and the memory that the kernel gave for it. What it takes to get these is most of what a buffer
 //! costs.
 
 use super::{
@@ -49,7 +49,7 @@ impl Spare {
         Some(Self { buffer, vacancy })
     }
 
-    /// Can a buffer of `pool` be made of it that has a window of `pages`, and wants nothing special?
+    /// Can a buffer of `pool` be made of it that has a window of `pages` and is plain?
     pub(crate) fn fits(&self, pool: &Arc<Pool>, pages: u64) -> bool {
         let site = &self.buffer.site;
         site.window().pages() == pages && Arc::ptr_eq(site.pool(), pool)

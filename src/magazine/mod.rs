@@ -19,6 +19,7 @@
 
 use crate::buddy::{
     Order,
+    Packed,
     Run, //
 };
 use core::ops::DerefMut;
@@ -93,6 +94,7 @@ pub struct Tally {
 /// none; `units` is what all of them have, at most `limit`. A magazine that is shut has none.
 pub struct Magazine<S> {
     slots: S,
+    base: u64,
     counts: [u8; 2 * RACKS.len()],
     units: u64,
     limit: u64,
@@ -106,6 +108,7 @@ struct Rack {
     number: usize,
     first: usize,
     len: usize,
+    order: Order,
 }
 
 /// The rack of each order, for the end that comes first; the other end's come after all of them.
@@ -114,7 +117,12 @@ const BY_ORDER: [Option<Rack>; Order::COUNT] = {
     let (mut number, mut first) = (0, 0);
     while number < RACKS.len() {
         let (order, len) = RACKS[number];
-        table[order.index()] = Some(Rack { number, first, len });
+        table[order.index()] = Some(Rack {
+            number,
+            first,
+            len,
+            order,
+        });
         number += 1;
         first += len;
     }
@@ -142,12 +150,14 @@ pub fn keeps(order: Order) -> bool {
     Rack::of(End::Low, order).is_some()
 }
 
-impl<S: DerefMut<Target = [Option<Run>]>> Magazine<S> {
-    /// An empty one, for at most `limit` units, in [`SLOTS`] slots. With fewer it keeps less.
-    pub fn new(slots: S, limit: u64) -> Self {
+impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
+    /// An empty one, for at most `limit` units of a region that starts at `base`, in [`SLOTS`]
+    /// slots. With fewer it keeps less.
+    pub fn new(slots: S, base: u64, limit: u64) -> Self {
         // INVARIANT: Nothing is counted, so nothing is looked at.
         Self {
             slots,
+            base,
             counts: [0; 2 * RACKS.len()],
             units: 0,
             limit,
@@ -179,8 +189,7 @@ impl<S: DerefMut<Target = [Option<Run>]>> Magazine<S> {
     /// or if there is no room, as there is none in a magazine that is shut.
     #[inline]
     pub fn put(&mut self, end: End, run: Run, bytes: u64) -> Result<(), Run> {
-        let rack = Rack::of(end, run.order())
-            .filter(|_| run.is_block() && run.requested() == run.units() && self.shut == 0);
+        let rack = Rack::of(end, run.order()).filter(|_| self.shut == 0);
         let Some(rack) = rack else {
             return Err(run);
         };
@@ -196,23 +205,36 @@ impl<S: DerefMut<Target = [Option<Run>]>> Magazine<S> {
         let Some(rack) = Rack::of(end, order).filter(|_| self.shut == 0) else {
             return;
         };
+        let first = self.count(rack);
         while self.count(rack) < rack.len / 2 && self.units + order.units() <= self.limit {
             let Some(run) = source.take(end, order) else {
-                return;
+                break;
             };
             if let Err(run) = self.push(rack, run) {
                 source.give(run);
-                return;
+                break;
             }
+        }
+        // In the order in which the allocator gave them, which knows what is best used up first.
+        let slots = rack.first + first..rack.first + self.count(rack);
+        if let Some(new) = self.slots.get_mut(slots) {
+            new.reverse();
         }
     }
 
-    /// Gives blocks back until half of the rack is empty.
+    /// Gives blocks back until half of the rack is empty: those that came first, and may have been
+    /// got ready when others were not free yet that are better used up.
     fn spill(&mut self, source: &mut impl Source, end: End, order: Order) {
         let Some(rack) = Rack::of(end, order) else {
             return;
         };
-        while self.count(rack) > rack.len / 2 {
+        let count = self.count(rack);
+        let surplus = count.saturating_sub(rack.len / 2);
+        if let Some(slots) = self.slots.get_mut(rack.first..rack.first + count) {
+            // To the end, where they come off.
+            slots.rotate_left(surplus);
+        }
+        for _ in 0..surplus {
             let Some(run) = self.pop(rack) else {
                 return;
             };
@@ -248,11 +270,12 @@ impl<S: DerefMut<Target = [Option<Run>]>> Magazine<S> {
     fn pop(&mut self, rack: Rack) -> Option<Run> {
         let count = self.counts.get_mut(rack.number)?;
         let last = count.checked_sub(1)?;
-        let run = self.slots.get_mut(rack.first + usize::from(last))?.take()?;
+        let slot = self.slots.get_mut(rack.first + usize::from(last))?;
+        let packed = slot.take()?;
         // INVARIANT: One less, of both.
         *count = last;
-        self.units = self.units.saturating_sub(run.units());
-        Some(run)
+        self.units = self.units.saturating_sub(rack.order.units());
+        Some(packed.unpack(self.base, rack.order))
     }
 
     #[inline]
@@ -267,8 +290,8 @@ impl<S: DerefMut<Target = [Option<Run>]>> Magazine<S> {
         let Some(slot) = self.slots.get_mut(rack.first + usize::from(*count)) else {
             return Err(run);
         };
-        // INVARIANT: One more, of both.
-        *slot = Some(run);
+        // INVARIANT: One more, of both. It is of the rack's order, so that order unpacks it.
+        *slot = Some(run.pack(self.base)?);
         *count += 1;
         self.units = units;
         Ok(())
@@ -278,7 +301,7 @@ impl<S: DerefMut<Target = [Option<Run>]>> Magazine<S> {
 /// Nothing was at hand: with the lock of `source` held, what is asked for next is got ready.
 pub fn refill<S>(mine: &impl Lock<Magazine<S>>, source: &mut impl Source, end: End, order: Order)
 where
-    S: DerefMut<Target = [Option<Run>]>,
+    S: DerefMut<Target = [Option<Packed>]>,
 {
     mine.with(|magazine| magazine.fill(source, end, order));
 }
@@ -286,7 +309,7 @@ where
 /// There was no room: with the lock of `source` held, some is made.
 pub fn make_room<S>(mine: &impl Lock<Magazine<S>>, source: &mut impl Source, end: End, order: Order)
 where
-    S: DerefMut<Target = [Option<Run>]>,
+    S: DerefMut<Target = [Option<Packed>]>,
 {
     mine.with(|magazine| magazine.spill(source, end, order));
 }
@@ -295,7 +318,7 @@ where
 pub fn shut<'a, L, S, C>(magazines: impl IntoIterator<Item = &'a L>, source: &impl Lock<C>)
 where
     L: Lock<Magazine<S>> + 'a,
-    S: DerefMut<Target = [Option<Run>]>,
+    S: DerefMut<Target = [Option<Packed>]>,
     C: Source,
 {
     for magazine in magazines {
@@ -307,7 +330,7 @@ where
 pub fn shut_at_once<'a, L, S>(magazines: impl IntoIterator<Item = &'a L>, source: &mut impl Source)
 where
     L: Lock<Magazine<S>> + 'a,
-    S: DerefMut<Target = [Option<Run>]>,
+    S: DerefMut<Target = [Option<Packed>]>,
 {
     for magazine in magazines {
         magazine.with(|magazine| magazine.shut(source));
@@ -318,7 +341,7 @@ where
 pub fn open<'a, L, S>(magazines: impl IntoIterator<Item = &'a L>)
 where
     L: Lock<Magazine<S>> + 'a,
-    S: DerefMut<Target = [Option<Run>]>,
+    S: DerefMut<Target = [Option<Packed>]>,
 {
     for magazine in magazines {
         magazine.with(Magazine::open);

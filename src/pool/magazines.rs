@@ -16,6 +16,7 @@ use super::{
 use crate::buddy::{
     Extent,
     Order,
+    Packed,
     Place,
     Run, //
 };
@@ -43,7 +44,7 @@ use kernel::{
 const SHARE: u64 = 16;
 const MOST: u64 = 1 << 14;
 
-type Slots = KVVec<Option<Run>>;
+type Slots = KVVec<Option<Packed>>;
 
 /// One CPU's.
 pub(super) struct Mine(Pin<KBox<SpinLock<Magazine<Slots>>>>);
@@ -68,8 +69,8 @@ pub(super) struct Magazines {
 }
 
 impl Magazines {
-    /// For a pool of so many pages.
-    pub(super) fn new(pages: u64) -> Result<Self> {
+    /// For a pool of so many pages from `base` on.
+    pub(super) fn new(base: u64, pages: u64) -> Result<Self> {
         let cpus = u64::from(nr_cpu_ids()).max(1);
         let limit = (pages / SHARE)
             .min(MOST)
@@ -81,7 +82,7 @@ impl Magazines {
             for _ in 0..magazine::SLOTS {
                 slots.push(None, GFP_KERNEL)?;
             }
-            let magazine = new_spinlock!(Magazine::new(slots, limit), "rust_buddy_magazine");
+            let magazine = new_spinlock!(Magazine::new(slots, base, limit), "rust_buddy_magazine");
             each.push(Mine(KBox::pin_init(magazine, GFP_KERNEL)?), GFP_KERNEL)?;
         }
         Ok(Self { each, limit })

@@ -501,7 +501,7 @@ impl Pool {
             .map(|per_cent| pages * u64::from(per_cent) / 100);
         let census = Census::new(base, pages)?;
         let dirty = Dirty::all(base, pages)?;
-        let magazines = Magazines::new(pages)?;
+        let magazines = Magazines::new(base, pages)?;
         let worker = Worker::new()?;
         let lingering = Lingering::new(worker.clone())?;
         Arc::pin_init(

@@ -15,6 +15,7 @@ use rust_buddy_host::{
         storage_len,
         Buddy,
         Order,
+        Packed,
         Place,
         Request,
         Run, //
@@ -31,14 +32,14 @@ use rust_buddy_host::{
 };
 use std::cell::RefCell;
 
-type Mine = Magazine<Vec<Option<Run>>>;
+type Mine = Magazine<Vec<Option<Packed>>>;
 
 fn order(order: u32) -> Order {
     Order::saturating(order)
 }
 
 fn magazine(limit: u64) -> Mine {
-    Magazine::new((0..SLOTS).map(|_| None).collect(), limit)
+    Magazine::new((0..SLOTS).map(|_| None).collect(), 0, limit)
 }
 
 /// An allocator, and what it was told.
@@ -360,10 +361,14 @@ fn an_empty_one_is_filled_by_half_and_a_full_one_emptied_by_half() {
     let mut state = State::new(1 << 12);
     let mine = Unlocked(RefCell::new(magazine(1 << 10)));
     magazine::refill(&mine, &mut state, End::Low, order(0));
-    assert_eq!(mine.with(|mine| mine.units()), 32);
+    assert_eq!(mine.with(|mine| mine.units()), 64);
     // They are the lowest, and what is low stays together.
-    assert!(!state.core.could_alloc_at(31, 1) && state.core.could_alloc_at(32, 32));
-    for _ in 0..32 {
+    assert!(!state.core.could_alloc_at(63, 1) && state.core.could_alloc_at(64, 64));
+    // And come in the order in which the allocator gave them.
+    let run = mine.with(|mine| mine.take(End::Low, order(0), 1)).unwrap();
+    assert_eq!(run.start(), 0);
+    mine.with(|mine| mine.put(End::Low, run, 1)).unwrap();
+    for _ in 0..64 {
         let run = state.take(End::Low, order(0)).unwrap();
         mine.with(|mine| mine.put(End::Low, run, 1)).unwrap();
     }
@@ -371,7 +376,12 @@ fn an_empty_one_is_filled_by_half_and_a_full_one_emptied_by_half() {
     let run = mine.with(|mine| mine.put(End::Low, run, 1)).unwrap_err();
     state.give(run);
     magazine::make_room(&mine, &mut state, End::Low, order(0));
-    assert_eq!(mine.with(|mine| mine.units()), 32);
+    assert_eq!(mine.with(|mine| mine.units()), 64);
+    // Those that came last stay.
+    assert!(state.core.could_alloc_at(0, 64) && !state.core.could_alloc_at(64, 1));
+    let run = mine.with(|mine| mine.take(End::Low, order(0), 1)).unwrap();
+    assert_eq!(run.start(), 127);
+    state.give(run);
     mine.with(|mine| mine.shut(&mut state));
     magazine::refill(&mine, &mut state, End::Low, order(0));
     assert_eq!(state.core.free_units(), 1 << 12);

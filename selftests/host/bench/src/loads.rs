@@ -7,7 +7,7 @@ use crate::peers::Peer;
 use std::time::Instant;
 
 /// Frees and allocations that are timed together.
-const BATCH: usize = 64;
+pub const BATCH: usize = 64;
 /// Orders of the mixes are below this.
 const ORDERS: u32 = 10;
 /// A block of 2 MiB where a unit is a page.
@@ -25,7 +25,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 }

@@ -2,11 +2,13 @@
 
 //! The allocator core against published crates, on one thread, in one run.
 //!
-//! `rust-buddy-bench [quick]` prints tables, lines of JSON (one a cell), and how we compare with
-//! what was aimed at.
+//! `rust-buddy-bench [quick] [--plots FOLDER]` prints tables, lines of JSON (one a cell), how we
+//! compare with what was aimed at, and what we lose; and draws plots.
 
 mod loads;
 mod peers;
+mod plots;
+mod threads;
 
 use loads::{
     ping,
@@ -19,12 +21,19 @@ use loads::{
 use peers::{
     Bitmap,
     FrameAllocator,
+    Magazines,
     Peer,
     RustBuddy, //
 };
+use plots::Plots;
 use std::{
     hint::black_box,
+    path::PathBuf,
     time::Instant, //
+};
+use threads::{
+    throughput,
+    SHARINGS, //
 };
 
 /// 1 GiB of 4 KiB pages, and more.
@@ -136,13 +145,14 @@ fn json(load: &str, name: &str, units: u64, values: &str) {
     println!(r#"{{"bench": "{load}", "allocator": "{name}", "units": {units}, {values}}}"#);
 }
 
-/// Times of all columns; returns our row and the one that ours is measured by.
-fn table(units: u64, effort: &Effort) -> [Row; 3] {
-    let mut rows = [row(), row(), row()];
+/// Times of all columns; returns our rows and the others'.
+fn table(units: u64, effort: &Effort, plots: &mut Plots) -> [Row; 4] {
+    let mut rows = [row(), row(), row(), row()];
     for _ in 0..effort.rounds {
         run::<RustBuddy>(units, effort, &mut rows[0]);
-        run::<FrameAllocator>(units, effort, &mut rows[1]);
-        run::<Bitmap>(units, effort, &mut rows[2]);
+        run::<Magazines>(units, effort, &mut rows[1]);
+        run::<FrameAllocator>(units, effort, &mut rows[2]);
+        run::<Bitmap>(units, effort, &mut rows[3]);
     }
     println!("\n{units} units, ns an operation (refused allocations in parentheses)\n");
     heading(COLUMNS.iter().map(|column| column.0));
@@ -159,23 +169,24 @@ fn table(units: u64, effort: &Effort) -> [Row; 3] {
             }),
         );
     }
-    let [ours, theirs, _] = &rows;
-    line(
-        "ours / buddy_system",
-        ours.cells
-            .iter()
-            .zip(&theirs.cells)
-            .map(|(a, b)| format!("{:.2}", a.ns / b.ns)),
-    );
+    let [core, magazines, theirs, _] = &rows;
+    for (name, ours) in [
+        ("core / buddy_system", core),
+        ("magazines / buddy_system", magazines),
+    ] {
+        let ratios = ours.cells.iter().zip(&theirs.cells);
+        line(name, ratios.map(|(a, b)| format!("{:.2}", a.ns / b.ns)));
+    }
     line(
         "at most",
         COLUMNS.iter().map(|column| format!("{:.2}", column.2)),
     );
     for row in &rows {
-        for (cell, column) in row.cells.iter().zip(COLUMNS) {
+        for (i, (cell, column)) in row.cells.iter().zip(COLUMNS).enumerate() {
             if cell.ns.is_nan() {
                 continue;
             }
+            plots.time((i, column.0), row.name, units, cell.ns);
             let Outcome {
                 ns,
                 tried,
@@ -190,7 +201,34 @@ fn table(units: u64, effort: &Effort) -> [Row; 3] {
             json(column.0, row.name, units, &values);
         }
     }
+    lost(&rows);
     rows
+}
+
+/// Says where ours take longer than others, and longer than was aimed at.
+fn lost([core, magazines, frames, bits]: &[Row; 4]) {
+    println!();
+    for ours in [core, magazines] {
+        for (i, (name, _, most)) in COLUMNS.iter().enumerate() {
+            let ns = ours.cells[i].ns;
+            for theirs in [frames, bits] {
+                let other = theirs.cells[i].ns;
+                if ns > other {
+                    println!(
+                        "loses: {name}, {} {ns:.1} ns, {} {other:.1}",
+                        ours.name, theirs.name
+                    );
+                }
+            }
+            let ratio = ns / frames.cells[i].ns;
+            if ratio > *most {
+                println!(
+                    "misses: {name}, {} {ratio:.2} of {}'s time, {most:.2} aimed at",
+                    ours.name, frames.name
+                );
+            }
+        }
+    }
 }
 
 fn heading(columns: impl Iterator<Item = &'static str>) {
@@ -228,7 +266,7 @@ fn whole<P: Peer>(units: u64, effort: &Effort, row: &Row) {
 }
 
 /// How long single operations take: all but the longest hundredth and ten-thousandth.
-fn tail<P: Peer>(units: u64, effort: &Effort) {
+fn tail<P: Peer>(units: u64, effort: &Effort, plots: &mut Plots) {
     let operations = if P::IS_SLOW_ABOVE_0 {
         effort.slow_operations
     } else {
@@ -240,6 +278,9 @@ fn tail<P: Peer>(units: u64, effort: &Effort) {
             continue;
         };
         let times = Load::<P>::new(units, orders, percent, operations).latencies(operations);
+        if matches!(orders, Orders::Only(0) | Orders::Uniform) && percent == 50 {
+            plots.latency(name, P::NAME, &times);
+        }
         let at = |part: usize| times[times.len() - 1 - times.len() / part];
         let (p50, p99, p9999) = (at(2), at(100), at(10_000));
         cells.push(format!("{p50} {p99} {p9999}"));
@@ -249,18 +290,58 @@ fn tail<P: Peer>(units: u64, effort: &Effort) {
     line(P::NAME, cells.into_iter());
 }
 
+/// What two threads get done with one allocator, and what one does: the most of a few runs each.
+fn scaling<P>(units: u64, effort: &Effort)
+where
+    P: Peer + Sync,
+    P::Block: Send,
+{
+    let mut cells = Vec::new();
+    for (name, sharing) in SHARINGS {
+        let [one, two] = [1, 2].map(|threads| {
+            (0..2 * effort.rounds)
+                .map(|_| throughput::<P>(units, threads, sharing, effort.operations))
+                .fold(0.0, f64::max)
+        });
+        cells.push(format!("{one:.0} {two:.0} {:.2}", two / one));
+        let values = format!(r#""one": {one:.2}, "two": {two:.2}"#);
+        json(&format!("threads {name}"), P::NAME, units, &values);
+    }
+    line(P::NAME, cells.into_iter());
+}
+
+/// Rounds of turnover that are drawn.
+const ROUNDS: [usize; 8] = [0, 5, 10, 25, 50, 100, 150, 200];
+
+/// Blocks of order 9 after more and more turnover.
+fn turnover<P: Peer>(units: u64, plots: &mut Plots) {
+    for rounds in ROUNDS {
+        let blocks = regained::<P>(units, rounds).big;
+        plots.regained(P::NAME, rounds, blocks);
+        let values = format!(r#""rounds": {rounds}, "blocks": {blocks}"#);
+        json("turnover", P::NAME, units, &values);
+    }
+}
+
 fn main() {
-    let effort = match std::env::args().nth(1).as_deref() {
-        None => &FULL,
-        Some("quick") => &QUICK,
-        Some(_) => panic!("usage: rust-buddy-bench [quick]"),
-    };
+    let mut effort = &FULL;
+    let mut folder = None;
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match (arg.as_str(), &folder) {
+            ("quick", _) => effort = &QUICK,
+            ("--plots", None) => folder = args.next().map(PathBuf::from),
+            _ => panic!("usage: rust-buddy-bench [quick] [--plots FOLDER]"),
+        }
+    }
+    let mut plots = Plots::default();
     let mut first: Option<Row> = None;
     for &units in effort.sizes {
-        let [ours, frames, bits] = table(units, effort);
+        let [ours, magazines, frames, bits] = table(units, effort, &mut plots);
         println!();
         heading(["regained", "left: geometric"].into_iter());
         whole::<RustBuddy>(units, effort, &ours);
+        whole::<Magazines>(units, effort, &magazines);
         // Where they take minutes, ours goes alone.
         if units <= SIZES[1] {
             whole::<FrameAllocator>(units, effort, &frames);
@@ -293,8 +374,25 @@ fn main() {
             .filter(|column| matches!(column.1, Kind::Churn(..)))
             .map(|column| column.0),
     );
-    tail::<RustBuddy>(SIZES[0], effort);
-    tail::<FrameAllocator>(SIZES[0], effort);
-    tail::<Bitmap>(SIZES[0], effort);
+    tail::<RustBuddy>(SIZES[0], effort, &mut plots);
+    tail::<Magazines>(SIZES[0], effort, &mut plots);
+    tail::<FrameAllocator>(SIZES[0], effort, &mut plots);
+    tail::<Bitmap>(SIZES[0], effort, &mut plots);
     println!("\nthe clock alone: {} {} {}", at(2), at(100), at(10_000));
+    println!(
+        "\ntwo threads, {} units: millions of operations a second by one, by two, the ratio\n",
+        SIZES[0]
+    );
+    heading(SHARINGS.iter().map(|sharing| sharing.0));
+    scaling::<RustBuddy>(SIZES[0], effort);
+    scaling::<Magazines>(SIZES[0], effort);
+    scaling::<FrameAllocator>(SIZES[0], effort);
+    if let Some(folder) = folder {
+        turnover::<RustBuddy>(SIZES[0], &mut plots);
+        turnover::<Magazines>(SIZES[0], &mut plots);
+        turnover::<FrameAllocator>(SIZES[0], &mut plots);
+        turnover::<Bitmap>(SIZES[0], &mut plots);
+        plots.draw(&folder).expect("a folder to write plots to");
+        println!("\nplots: {}", folder.display());
+    }
 }

@@ -8,18 +8,41 @@ use bitmap_allocator::{
     BitAlloc1M, //
 };
 use buddy_system_allocator::LockedFrameAllocator;
-use rust_buddy_host::buddy::{
-    storage_len,
-    Buddy,
-    Order,
-    Request,
-    Run, //
+use rust_buddy_host::{
+    buddy::{
+        storage_len,
+        Buddy,
+        Order,
+        Packed,
+        Request,
+        Run, //
+    },
+    magazine::{
+        self,
+        End,
+        Lock,
+        Magazine,
+        Source,
+        Tally,
+        SLOTS, //
+    }, //
 };
 use spin::Mutex;
-use std::ops::{
-    Deref,
-    DerefMut, //
+use std::{
+    cell::Cell,
+    ops::{
+        Deref,
+        DerefMut, //
+    }, //
 };
+
+/// Threads that a peer may be used by at once.
+pub const THREADS: usize = 2;
+
+thread_local! {
+    /// Which of these this is: as the number of a CPU.
+    pub static THREAD: Cell<usize> = const { Cell::new(0) };
+}
 
 /// An allocator of the units `0..n`, all free to begin with.
 pub trait Peer {
@@ -62,6 +85,11 @@ impl DerefMut for Lines {
     }
 }
 
+fn core(units: u64) -> Buddy<Lines> {
+    let words = Lines::new(storage_len(0, units).expect("a region"));
+    Buddy::new(words, Default::default(), 0, units).expect("enough words")
+}
+
 /// What the module has, behind a spinlock.
 pub struct RustBuddy(Mutex<Buddy<Lines>>);
 
@@ -70,9 +98,7 @@ impl Peer for RustBuddy {
     type Block = Run;
 
     fn new(units: u64) -> Self {
-        let words = Lines::new(storage_len(0, units).expect("a region"));
-        let buddy = Buddy::new(words, Default::default(), 0, units).expect("enough words");
-        Self(Mutex::new(buddy))
+        Self(Mutex::new(core(units)))
     }
 
     fn alloc(&self, order: u32) -> Option<Run> {
@@ -82,6 +108,92 @@ impl Peer for RustBuddy {
 
     fn free(&self, run: Run) {
         self.0.lock().free(run);
+    }
+}
+
+/// The same behind magazines, one a thread, as a pool has them: each may hold what it may in a pool
+/// of that size on so many CPUs.
+pub struct Magazines {
+    core: Locked<Stock>,
+    each: [Locked<Mine>; THREADS],
+}
+
+type Mine = Magazine<Vec<Option<Packed>>>;
+
+/// On lines of its own, like what each CPU has in the kernel.
+#[repr(align(128))]
+struct Locked<T>(Mutex<T>);
+
+impl<T> Lock<T> for Locked<T> {
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        f(&mut self.0.lock())
+    }
+}
+
+/// What is behind them.
+struct Stock(Buddy<Lines>);
+
+impl Source for Stock {
+    fn take(&mut self, _end: End, order: Order) -> Option<Run> {
+        self.0.alloc(&Request::new(order.units())).ok()
+    }
+
+    fn give(&mut self, run: Run) {
+        self.0.free(run);
+    }
+
+    fn note(&mut self, _tally: Tally) {}
+}
+
+impl Magazines {
+    fn mine(&self) -> &Locked<Mine> {
+        &self.each[THREAD.get()]
+    }
+}
+
+impl Peer for Magazines {
+    const NAME: &'static str = "rust_buddy, magazines";
+    type Block = Run;
+
+    fn new(units: u64) -> Self {
+        let limit = (units / 16).min(1 << 14) / THREADS as u64;
+        let magazine = |_| {
+            let slots = (0..SLOTS).map(|_| None).collect();
+            Locked(Mutex::new(Magazine::new(slots, 0, limit)))
+        };
+        Self {
+            core: Locked(Mutex::new(Stock(core(units)))),
+            each: std::array::from_fn(magazine),
+        }
+    }
+
+    fn alloc(&self, order: u32) -> Option<Run> {
+        let (mine, order) = (self.mine(), Order::saturating(order));
+        if let Some(run) = mine.with(|magazine| magazine.take(End::Low, order, order.units())) {
+            return Some(run);
+        }
+        let run = self.core.with(|core| {
+            let run = core.take(End::Low, order)?;
+            magazine::refill(mine, core, End::Low, order);
+            Some(run)
+        });
+        if run.is_some() {
+            return run;
+        }
+        magazine::shut(&self.each, &self.core);
+        let run = self.core.with(|core| core.take(End::Low, order));
+        magazine::open(&self.each);
+        run
+    }
+
+    fn free(&self, run: Run) {
+        let (mine, order) = (self.mine(), run.order());
+        if let Err(run) = mine.with(|magazine| magazine.put(End::Low, run, order.units())) {
+            self.core.with(|core| {
+                core.give(run);
+                magazine::make_room(mine, core, End::Low, order);
+            });
+        }
     }
 }
 
