@@ -357,8 +357,7 @@ pub(super) fn settled(spot: Spot, stays: bool) -> Spot {
             lo,
             hi,
         } => Spot::Within {
-            // Where it finds it best is the lowest place, but for a MiB.
-            place: if stays { Place::Highest } else { Place::Any },
+            place: if stays { Place::Highest } else { Place::Lowest },
             lo,
             hi,
         },

@@ -106,8 +106,6 @@ impl Pool {
         // CAST: At most 100.
         let share = CLEAN_SHARE.load(Relaxed).clamp(1, 100) as i64;
         let slice = i64::from(SLICE_MS) * 1_000_000 * share / 100;
-        // What is at hand may be dirty, too.
-        drop(self.gather());
         let _humble = Humble::now();
         let end = Pfn(self.base() + self.region.pages());
         let mut at = Pfn(self.cleaned_to.load(Relaxed));

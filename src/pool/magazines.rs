@@ -3,10 +3,11 @@
 //! A pool's [magazines](crate::magazine), and when they are shut: while somebody waits, while
 //! little is free, while something is being emptied, and for as long as somebody counts.
 //!
-//! What is asked for with a place, a priority or an exact size never comes from them. What goes
-//! back into them is what came like that, and is clear.
+//! What is asked for with a place, a low priority or an exact size never comes from them. What is
+//! in them is clear.
 
 use super::{
+    dirty::Dirty,
     Ask,
     Pool,
     Priority,
@@ -29,6 +30,7 @@ use crate::magazine::{
     Source,
     Tally, //
 };
+use crate::mm::Pfn;
 use kernel::{
     cpu::{
         nr_cpu_ids,
@@ -169,8 +171,9 @@ impl Pool {
 
     /// With the pool's lock held, after nothing was at hand: so that there is the next time.
     pub(super) fn refill(&self, state: &mut State, (end, order): (End, Order)) {
+        let dirty = &self.dirty;
         if let Some(mine) = self.magazines.mine() {
-            magazine::refill(mine, state, end, order);
+            magazine::refill(mine, &mut Clear { state, dirty }, end, order);
         }
     }
 
@@ -200,10 +203,35 @@ impl State {
     }
 }
 
+/// What of it is clear: what is not is for the worker to find, and would be missed at hand.
+struct Clear<'a> {
+    state: &'a mut State,
+    dirty: &'a Dirty,
+}
+
+impl Source for Clear<'_> {
+    fn take(&mut self, end: End, order: Order) -> Option<Run> {
+        let run = Source::take(self.state, end, order)?;
+        if self.dirty.next(Pfn(run.start()), Pfn(run.end())).is_some() {
+            self.state.give(run);
+            return None;
+        }
+        Some(run)
+    }
+
+    fn give(&mut self, run: Run) {
+        self.state.give(run);
+    }
+
+    fn note(&mut self, tally: Tally) {
+        Source::note(self.state, tally);
+    }
+}
+
 impl Source for State {
     fn take(&mut self, end: End, order: Order) -> Option<Run> {
         let place = match end {
-            End::Low => Place::Any,
+            End::Low => Place::Lowest,
             End::High => Place::Highest,
         };
         self.supply.take_block(place, order)
