@@ -2,38 +2,40 @@
 
 //! All trees of one level, side by side, and an index to find the right one at once.
 //!
-//! The index knows for each [tree] and rank whether there are free blocks: a bit each. The bits of
-//! 64 trees lie together, a word for each of the eight ranks: what has a block of some rank *or
-//! more* is the union of some of these words. Above that, a bit says whether a word below has any,
-//! again with eight words together, until one such group is left.
+//! The index knows for each [tree] and rank whether it has a free block of that rank *or more*: a
+//! bit each. The bits of 64 trees for one rank are a word, and so finding the lowest tree with a
+//! block that is large enough is a look at one word. Above that, a bit says whether a word below is
+//! not zero, and so on until one word a rank is left. The words of one group of 64, a word for each
+//! of the six ranks, lie together.
+//!
+//! A tree's bits change only when its largest block does: most blocks come and go without.
 //!
 //! A [`Forest`] is only the layout; the words belong to the caller and are passed to each call, so
 //! that all levels share one slice.
 
 use super::tree::{
-    self,
-    Node,
+    Tree,
     LEAVES,
     RANKS, //
 };
 
 const WORD_BITS: u32 = u64::BITS;
 const WORD_SHIFT: u32 = WORD_BITS.ilog2();
-/// 64^4 trees are four times as many as 2^30 units need.
-const MAX_HEIGHTS: usize = 4;
-/// What is read where there are no words, so that nothing here can panic.
-const NOTHING: tree::Words = [0; tree::WORDS];
+/// 64^5 trees are 64 times as many as 2^30 units need; 2^24, one more where they start anywhere.
+const MAX_HEIGHTS: usize = 5;
 
 /// Where trees and index lie in the words that all levels share.
 ///
 /// # Invariants
 ///
-/// The trees start at word `first` and have eight words each. Height `h` of the index starts at
-/// word `index[h]` and has eight words for each 64 of what is below; the highest of the `heights`
-/// has eight in all.
+/// The trees start at word `first` and have two words each. Height `h` of the index starts at word
+/// `index[h]` and has six words for each 64 of what is below; the highest of the `heights` has six
+/// in all.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Forest {
-    /// The number of the first tree, counted from unit 0.
+    /// A leaf is 2^`shift` units.
+    shift: u32,
+    /// The first unit of the first tree.
     origin: u64,
     trees: u32,
     first: u32,
@@ -46,73 +48,80 @@ pub(super) struct Forest {
 pub(super) type Leaf = u32;
 
 impl Forest {
-    /// Lays out the trees that have the leaves `[start, end)` (at least one, at most 2^30), from
-    /// word `first` on, and says which word comes after it.
-    pub(super) fn layout(start: u64, end: u64, first: u32) -> (Self, u32) {
-        let origin = start >> RANKS;
-        // CAST: At most 2^22 + 1.
-        let trees = (((end - 1) >> RANKS) - origin + 1) as u32;
+    /// Lays out the trees that have the units `[start, end)` (at least one, at most 2^30) with
+    /// leaves of 2^`shift`, from word `first` on, and says which word comes after it.
+    pub(super) fn layout(shift: u32, start: u64, end: u64, first: u32) -> (Self, u32) {
+        let tree = start >> (shift + RANKS);
+        // CAST: At most 2^24 + 1.
+        let trees = (((end - 1) >> (shift + RANKS)) - tree + 1) as u32;
         let mut forest = Self {
-            origin,
+            shift,
+            origin: tree << (shift + RANKS),
             trees,
             first,
             ..Self::default()
         };
-        let mut next = first + 8 * trees;
+        let mut next = first + 2 * trees;
         let mut n = trees;
         for height in forest.index.iter_mut() {
             *height = next;
             forest.heights += 1;
             n = n.div_ceil(WORD_BITS);
-            next += 8 * n;
+            next += RANKS * n;
             if n <= 1 {
                 break;
             }
         }
-        // INVARIANT: The loop stopped where one group holds all: four heights are enough.
+        // INVARIANT: The loop stopped where one group holds all: five heights are enough.
         (forest, next)
     }
 
-    /// What `leaf`, counted from unit 0, is here.
+    /// A leaf is 2^this units.
     #[inline]
-    pub(super) fn local(&self, leaf: u64) -> Leaf {
-        leaf.checked_sub(self.origin << RANKS)
-            .and_then(|leaf| Leaf::try_from(leaf).ok())
-            .unwrap_or(Leaf::MAX)
+    pub(super) fn shift(&self) -> u32 {
+        self.shift
     }
 
-    /// What `leaf` is when counted from unit 0.
-    pub(super) fn global(&self, leaf: Leaf) -> u64 {
-        (self.origin << RANKS) + u64::from(leaf)
+    /// The leaf with `unit` in it.
+    #[inline]
+    pub(super) fn leaf(&self, unit: u64) -> Leaf {
+        // What is below the first one wraps to what is far above the last one.
+        Leaf::try_from(unit.wrapping_sub(self.origin) >> self.shift).unwrap_or(Leaf::MAX)
+    }
+
+    /// The first unit of `leaf`.
+    #[inline]
+    pub(super) fn unit(&self, leaf: Leaf) -> u64 {
+        self.origin + (u64::from(leaf) << self.shift)
     }
 
     /// The tree with `leaf` in it; one without free blocks if there is no such tree.
-    #[inline]
-    pub(super) fn tree<'a>(&self, words: &'a [u64], leaf: Leaf) -> &'a tree::Words {
+    #[inline(always)]
+    pub(super) fn tree(&self, words: &[u64], leaf: Leaf) -> Tree {
         self.start_of(leaf)
             .and_then(|at| words.get(at..)?.first_chunk())
-            .unwrap_or(&NOTHING)
+            .map_or_else(Tree::default, |words| Tree::new(*words))
     }
 
     /// Puts the block of `rank` at `leaf` in.
     pub(super) fn insert(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
-        if let Some(tree) = self.tree_mut(words, leaf) {
-            let changed = tree::insert(tree, Node::new(rank, leaf % LEAVES), rank);
-            self.flip(words, leaf >> RANKS, changed);
-        }
+        let mut tree = self.tree(words, leaf);
+        tree.insert(rank, leaf % LEAVES);
+        self.put(words, leaf, tree);
+        self.raise(words, leaf, rank);
     }
 
     /// Takes the block of `rank` at `leaf` out.
     pub(super) fn remove(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
-        if let Some(tree) = self.tree_mut(words, leaf) {
-            let changed = tree::remove(tree, Node::new(rank, leaf % LEAVES), rank);
-            self.flip(words, leaf >> RANKS, changed);
-        }
+        let mut tree = self.tree(words, leaf);
+        tree.remove(rank, leaf % LEAVES);
+        self.put(words, leaf, tree);
+        self.lower(words, leaf, tree, rank);
     }
 
     /// Gives the block of `rank` at `leaf` and joins it as far as may be. Returns the rank that it
     /// then has: that of a whole tree, if it is one level up that it goes on.
-    #[inline]
+    #[inline(always)]
     pub(super) fn give(
         &self,
         words: &mut [u64],
@@ -120,147 +129,161 @@ impl Forest {
         rank: u32,
         may_join: impl Fn(Leaf, u32) -> bool,
     ) -> u32 {
-        let Some(tree) = self.tree_mut(words, leaf) else {
-            return rank;
-        };
         let start = leaf & !(LEAVES - 1);
-        let (into, changed) = tree::give(tree, rank, leaf % LEAVES, |left, rank| {
+        let mut tree = self.tree(words, leaf);
+        let into = tree.give(rank, leaf % LEAVES, |left, rank| {
             may_join(start + left, rank)
         });
-        self.flip(words, leaf >> RANKS, changed);
+        self.put(words, leaf, tree);
+        if into < RANKS {
+            self.raise(words, leaf, into);
+        } else {
+            self.clear_from(words, leaf, tree, RANKS - 1);
+        }
         into
     }
 
-    /// The first leaf of the lowest tree that has a block of `rank` or more.
-    #[inline]
-    pub(super) fn lowest(&self, words: &[u64], rank: u32) -> Option<Leaf> {
-        let mut i = 0;
-        for height in (0..self.heights).rev() {
-            let any = self.at_least(words, height, i, rank);
-            if any == 0 {
+    /// The lowest group of 64 trees in which one has a block of `rank` or more.
+    #[inline(always)]
+    fn lowest_group(&self, words: &[u64], rank: u32) -> Option<u32> {
+        let mut group = 0;
+        for height in (1..self.heights).rev() {
+            let word = self.word(words, height, group, rank);
+            if word == 0 {
                 return None;
             }
-            i = (i << WORD_SHIFT) + any.trailing_zeros();
+            group = (group << WORD_SHIFT) + word.trailing_zeros();
         }
-        Some(i << RANKS)
+        Some(group)
+    }
+
+    /// The first leaf of a tree that has a block of `rank` or more: in the lowest group of 64 that
+    /// has one, the lowest that has none of a larger rank, or else just the lowest.
+    #[inline(always)]
+    pub(super) fn lowest(&self, words: &[u64], rank: u32) -> Option<Leaf> {
+        let group = self.lowest_group(words, rank)?;
+        let fits = self.word(words, 0, group, rank);
+        if fits == 0 {
+            return None;
+        }
+        // Of the largest rank none is larger: nothing is left then, and the lowest it is.
+        let larger = self.word(words, 0, group, (rank + 1).min(RANKS - 1));
+        let tight = match fits & !larger {
+            0 => fits,
+            tight => tight,
+        };
+        Some(((group << WORD_SHIFT) + tight.trailing_zeros()) << RANKS)
+    }
+
+    /// The lowest block of the lowest tree that has any, and its rank, if it starts before `unit`.
+    #[inline(always)]
+    pub(super) fn lowest_before(&self, words: &[u64], unit: u64) -> Option<(Leaf, u32)> {
+        let group = self.lowest_group(words, 0)?;
+        let any = self.word(words, 0, group, 0);
+        let start = ((group << WORD_SHIFT) + any.trailing_zeros()) << RANKS;
+        // Mostly it does not.
+        if any == 0 || self.unit(start) >= unit {
+            return None;
+        }
+        let (leaf, rank) = self.tree(words, start).lowest()?;
+        (self.unit(start + leaf) < unit).then_some((start + leaf, rank))
     }
 
     /// Takes a block of `rank` out of the tree with `leaf` in it, of the smallest that it has of
     /// that rank or more. Returns it, and the rank of the one that was split.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take(&self, words: &mut [u64], leaf: Leaf, rank: u32) -> Option<(Leaf, u32)> {
-        let (taken, changed) = tree::take(self.tree_mut(words, leaf)?, rank)?;
-        let start = leaf & !(LEAVES - 1);
-        self.flip(words, leaf >> RANKS, changed);
-        Some((start + taken.leaf(), taken.rank()))
+        let mut tree = self.tree(words, leaf);
+        let (taken, found) = tree.take(rank)?;
+        self.put(words, leaf, tree);
+        self.lower(words, leaf, tree, found);
+        Some(((leaf & !(LEAVES - 1)) + taken, found))
     }
 
-    /// A tree whose leaves were taken as one, on the level above, gets all but the lowest part of
-    /// `rank` back.
-    pub(super) fn halve(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
-        if let Some(tree) = self.tree_mut(words, leaf) {
-            let changed = tree::halve(tree, rank);
-            self.flip(words, leaf >> RANKS, changed);
-        }
+    /// Of the free block of rank `from` with `leaf` in it, takes the part of rank `to` there.
+    pub(super) fn take_at(&self, words: &mut [u64], leaf: Leaf, from: u32, to: u32) {
+        let mut tree = self.tree(words, leaf);
+        tree.remove(from, leaf % LEAVES);
+        tree.split(leaf % LEAVES, from, to);
+        self.put(words, leaf, tree);
+        self.lower(words, leaf, tree, from);
     }
 
-    /// A tree has its first block of some ranks, or lost its last.
-    #[inline]
-    fn flip(&self, words: &mut [u64], tree: u32, mut changed: u32) {
-        while changed != 0 {
-            let rank = changed.trailing_zeros();
-            changed &= changed - 1;
-            let mut i = tree;
-            let mut flips = true;
-            // To the top, without a branch that could be guessed wrong.
-            for &start in self.index.iter().take(self.heights.into()) {
-                // CAST: u32 fits usize wherever there is a kernel with an MMU.
-                let at = (start + 8 * (i >> WORD_SHIFT) + rank) as usize;
-                let Some(word) = words.get_mut(at) else {
-                    break;
-                };
-                let before = *word;
-                *word ^= u64::from(flips) << (i % WORD_BITS);
-                flips &= before == 0 || *word == 0;
-                i >>= WORD_SHIFT;
-            }
-        }
+    /// A tree whose leaves were taken as one, on the level above, gets all but the part of `rank`
+    /// with `leaf` in it back.
+    pub(super) fn split(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
+        let mut tree = Tree::default();
+        tree.split(leaf % LEAVES, RANKS, rank);
+        self.put(words, leaf, tree);
+        self.set_from(words, leaf, RANKS - 1);
     }
 
     pub(super) fn contains(&self, words: &[u64], leaf: Leaf, rank: u32) -> bool {
-        Node::new(rank, leaf % LEAVES).is_in(self.tree(words, leaf))
+        self.tree(words, leaf).contains(rank, leaf % LEAVES)
     }
 
-    /// The lowest block of `rank`, at or after the one with `leaf` in it, whose number in its tree
-    /// is a multiple of 2^`shift` (at most 6). Looks at each tree with blocks of `rank` on the way.
-    pub(super) fn next(&self, words: &[u64], leaf: Leaf, rank: u32, shift: u32) -> Option<Leaf> {
+    /// Are there no free blocks on this level?
+    #[inline]
+    pub(super) fn is_empty(&self, words: &[u64]) -> bool {
+        self.heights
+            .checked_sub(1)
+            .is_none_or(|top| self.word(words, top, 0, 0) == 0)
+    }
+
+    /// The rank of the largest free block.
+    pub(super) fn largest(&self, words: &[u64]) -> Option<u32> {
+        let top = self.heights.checked_sub(1)?;
+        (0..RANKS)
+            .rev()
+            .find(|&rank| self.word(words, top, 0, rank) != 0)
+    }
+
+    /// The lowest block of `rank`, at or after the one with `leaf` in it. Looks at each tree with
+    /// blocks of `rank` or more on the way.
+    pub(super) fn next(&self, words: &[u64], leaf: Leaf, rank: u32) -> Option<Leaf> {
         let mut leaf = leaf;
         loop {
-            let found = tree::next(self.tree(words, leaf), rank, leaf % LEAVES, shift);
-            let tree = leaf >> RANKS;
-            if let Some(node) = found {
-                return Some((tree << RANKS) + node.leaf());
+            let start = leaf & !(LEAVES - 1);
+            if let Some(found) = self.tree(words, leaf).next(rank, leaf % LEAVES, 0) {
+                return Some(start + found);
             }
-            leaf = self.next_tree(words, tree + 1, rank)? << RANKS;
+            leaf = self.next_tree(words, (leaf >> RANKS) + 1, rank)? << RANKS;
         }
     }
 
-    /// The same, the highest, at or before the one with `leaf` in it.
-    pub(super) fn prev(&self, words: &[u64], leaf: Leaf, rank: u32, shift: u32) -> Option<Leaf> {
-        let mut leaf = leaf.min((self.trees << RANKS).checked_sub(1)?);
-        loop {
-            let found = tree::prev(self.tree(words, leaf), rank, leaf % LEAVES, shift);
-            let tree = leaf >> RANKS;
-            if let Some(node) = found {
-                return Some((tree << RANKS) + node.leaf());
-            }
-            leaf = (self.prev_tree(words, tree.checked_sub(1)?, rank)? << RANKS) + LEAVES - 1;
-        }
+    /// Is there a free block in any of the trees with the leaves `[from, to)`?
+    #[inline]
+    pub(super) fn any_in(&self, words: &[u64], from: Leaf, to: Leaf) -> bool {
+        self.next_tree(words, from >> RANKS, 0)
+            .is_some_and(|tree| tree < to.div_ceil(LEAVES))
     }
 
-    /// Is there a free block in any of the trees `[from, to)`, counted from unit 0?
-    pub(super) fn any_in(&self, words: &[u64], from: u64, to: u64) -> bool {
-        // CAST: Not more than there are trees.
-        let [from, to] =
-            [from, to].map(|tree| tree.saturating_sub(self.origin).min(self.trees.into()) as u32);
-        let Some(last) = to.checked_sub(1).filter(|&last| last >= from) else {
-            return false;
-        };
-        let group = from >> WORD_SHIFT;
-        if group != last >> WORD_SHIFT {
-            return (0..RANKS)
-                .filter_map(|rank| self.next_tree(words, from, rank))
-                .any(|tree| tree <= last);
-        }
-        let span = through(last) & (u64::MAX << (from % WORD_BITS));
-        self.at_least(words, 0, group, 0) & span != 0
-    }
-
-    /// Does the index say what is in the trees, of blocks of `rank`? For validation; reads all.
+    /// Does the index say what is in the trees, of blocks of `rank` or more? For validation; reads
+    /// all.
     pub(super) fn index_holds(&self, words: &[u64], rank: u32) -> bool {
         let mut n = self.trees;
         (0..self.heights).all(|height| {
             let holds = (0..n).all(|i| {
                 let below = match height.checked_sub(1) {
-                    Some(below) => self.index(words, below, i, rank) != 0,
-                    None => !tree::has_none(self.tree(words, i << RANKS), rank),
+                    Some(below) => self.word(words, below, i, rank) != 0,
+                    None => self.tree(words, i << RANKS).has(rank),
                 };
-                below == (self.index(words, height, i >> WORD_SHIFT, rank) & bit(i) != 0)
+                below == (self.word(words, height, i >> WORD_SHIFT, rank) & bit(i) != 0)
             });
             n = n.div_ceil(WORD_BITS);
             holds
         })
     }
 
-    /// The first tree, at or after `from`, with a block of `rank`.
-    fn next_tree(&self, words: &[u64], from: u32, rank: u32) -> Option<u32> {
+    /// The first tree, at or after `from`, with a block of `rank` or more.
+    pub(super) fn next_tree(&self, words: &[u64], from: u32, rank: u32) -> Option<u32> {
         let mut i = from;
         let mut n = self.trees;
         for height in 0..self.heights {
             if i >= n {
                 return None;
             }
-            let word = self.index(words, height, i >> WORD_SHIFT, rank);
+            let word = self.word(words, height, i >> WORD_SHIFT, rank);
             let rest = word & (u64::MAX << (i % WORD_BITS));
             if rest != 0 {
                 let found = (i & !(WORD_BITS - 1)) + rest.trailing_zeros();
@@ -273,11 +296,12 @@ impl Forest {
         None
     }
 
-    /// The last tree, at or before `from`, with a block of `rank`.
-    fn prev_tree(&self, words: &[u64], from: u32, rank: u32) -> Option<u32> {
-        let mut i = from;
+    /// The last tree, at or before `from`, with a block of `rank` or more.
+    pub(super) fn prev_tree(&self, words: &[u64], from: u32, rank: u32) -> Option<u32> {
+        let mut i = from.min(self.trees.checked_sub(1)?);
         for height in 0..self.heights {
-            let rest = self.index(words, height, i >> WORD_SHIFT, rank) & through(i);
+            let through = u64::MAX >> (WORD_BITS - 1 - i % WORD_BITS);
+            let rest = self.word(words, height, i >> WORD_SHIFT, rank) & through;
             if rest != 0 {
                 let found = (i & !(WORD_BITS - 1)) + top_bit(rest);
                 return Some(self.descend(words, height, found, rank, top_bit));
@@ -288,6 +312,7 @@ impl Forest {
     }
 
     /// From bit `i` at `height` down to the tree that `pick` chooses in each word.
+    #[inline]
     fn descend(
         &self,
         words: &[u64],
@@ -297,64 +322,135 @@ impl Forest {
         pick: fn(u64) -> u32,
     ) -> u32 {
         for below in (0..height).rev() {
-            i = (i << WORD_SHIFT) + pick(self.index(words, below, i, rank));
+            i = (i << WORD_SHIFT) + pick(self.word(words, below, i, rank));
         }
         i
     }
 
+    /// The tree with `leaf` in it has a block of `rank`, and may have had only smaller ones.
+    #[inline(always)]
+    fn raise(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
+        let tree = leaf >> RANKS;
+        if self.word(words, 0, tree >> WORD_SHIFT, rank) & bit(tree) == 0 {
+            self.set(words, tree, rank);
+            if let Some(smaller) = rank.checked_sub(1) {
+                self.set_from(words, leaf, smaller);
+            }
+        }
+    }
+
+    /// The same for `rank` and all smaller ones, as far as it was not so before.
+    #[inline(never)]
+    fn set_from(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
+        let tree = leaf >> RANKS;
+        for rank in (0..=rank).rev() {
+            // Where the bit of a rank is set, so are those of all smaller ones.
+            if self.word(words, 0, tree >> WORD_SHIFT, rank) & bit(tree) != 0 {
+                break;
+            }
+            self.set(words, tree, rank);
+        }
+    }
+
+    /// The tree with `leaf` in it lost a block of `rank`, which may have been its largest; `now` is
+    /// what it has.
+    #[inline(always)]
+    fn lower(&self, words: &mut [u64], leaf: Leaf, now: Tree, rank: u32) {
+        if !now.has(rank) {
+            self.clear(words, leaf >> RANKS, rank);
+            if let Some(smaller) = rank.checked_sub(1) {
+                if !now.has(smaller) {
+                    self.clear_from(words, leaf, now, smaller);
+                }
+            }
+        }
+    }
+
+    /// The same for `rank` and all smaller ones down to what there is.
+    #[inline(never)]
+    fn clear_from(&self, words: &mut [u64], leaf: Leaf, now: Tree, rank: u32) {
+        for rank in (0..=rank).rev().take_while(|&rank| !now.has(rank)) {
+            self.clear(words, leaf >> RANKS, rank);
+        }
+    }
+
+    /// Sets a tree's bit for `rank`, and those above it.
+    #[inline(always)]
+    fn set(&self, words: &mut [u64], tree: u32, rank: u32) {
+        let mut i = tree;
+        for height in 0..self.heights {
+            if let Some(word) = self.word_mut(words, height, i >> WORD_SHIFT, rank) {
+                *word |= bit(i);
+            }
+            i >>= WORD_SHIFT;
+        }
+    }
+
+    /// Clears a tree's bit for `rank`, and those above it of words that are zero then.
+    #[inline(always)]
+    fn clear(&self, words: &mut [u64], tree: u32, rank: u32) {
+        let mut i = tree;
+        let mut none = true;
+        // To the top, without a branch that could be guessed wrong.
+        for height in 0..self.heights {
+            if let Some(word) = self.word_mut(words, height, i >> WORD_SHIFT, rank) {
+                *word &= !(u64::from(none) << (i % WORD_BITS));
+                none &= *word == 0;
+            }
+            i >>= WORD_SHIFT;
+        }
+    }
+
     /// Where the words of the tree with `leaf` start, if there is one.
-    #[inline]
+    #[inline(always)]
     fn start_of(&self, leaf: Leaf) -> Option<usize> {
         let tree = leaf >> RANKS;
         // CAST: u32 fits usize wherever there is a kernel with an MMU.
-        (tree < self.trees).then_some(self.first as usize + 8 * tree as usize)
+        (tree < self.trees).then_some((self.first + 2 * tree) as usize)
     }
 
-    #[inline]
-    fn tree_mut<'a>(&self, words: &'a mut [u64], leaf: Leaf) -> Option<&'a mut tree::Words> {
-        words.get_mut(self.start_of(leaf)?..)?.first_chunk_mut()
+    /// Puts the tree with `leaf` in it back, changed.
+    #[inline(always)]
+    fn put(&self, words: &mut [u64], leaf: Leaf, tree: Tree) {
+        let place = self
+            .start_of(leaf)
+            .and_then(|at| words.get_mut(at..)?.first_chunk_mut());
+        if let Some(place) = place {
+            *place = tree.words();
+        }
     }
 
-    /// Where the eight words of a group start.
+    /// Where the word of a group for `rank` is.
     #[inline]
-    fn group_at(&self, height: u8, group: u32) -> Option<usize> {
+    fn word_at(&self, height: u8, group: u32, rank: u32) -> Option<usize> {
+        let start = self.index.get(usize::from(height))?;
         // CAST: As above.
-        Some(*self.index.get(usize::from(height))? as usize + 8 * group as usize)
+        Some((start + RANKS * group + rank) as usize)
     }
 
-    fn index(&self, words: &[u64], height: u8, group: u32, rank: u32) -> u64 {
-        self.group_at(height, group)
-            .and_then(|at| words.get(at + rank as usize))
+    #[inline]
+    fn word(&self, words: &[u64], height: u8, group: u32, rank: u32) -> u64 {
+        self.word_at(height, group, rank)
+            .and_then(|at| words.get(at))
             .copied()
             .unwrap_or(0)
     }
 
-    /// Which of a group have blocks of `rank` or more.
     #[inline]
-    fn at_least(&self, words: &[u64], height: u8, group: u32, rank: u32) -> u64 {
-        let group = self
-            .group_at(height, group)
-            .and_then(|at| words.get(at..)?.first_chunk())
-            .unwrap_or(&NOTHING);
-        // All of them, mostly.
-        if rank == 0 {
-            return group.iter().fold(0, |all, word| all | word);
-        }
-        let mut all = 0;
-        for (i, word) in (0..).zip(group) {
-            all |= if i < rank { 0 } else { *word };
-        }
-        all
+    fn word_mut<'a>(
+        &self,
+        words: &'a mut [u64],
+        height: u8,
+        group: u32,
+        rank: u32,
+    ) -> Option<&'a mut u64> {
+        words.get_mut(self.word_at(height, group, rank)?)
     }
 }
 
+#[inline]
 fn bit(i: u32) -> u64 {
     1 << (i % WORD_BITS)
-}
-
-/// The bits of a word up to and with bit `i`.
-fn through(i: u32) -> u64 {
-    u64::MAX >> (WORD_BITS - 1 - i % WORD_BITS)
 }
 
 /// The number of the highest bit of a word that is not zero.

@@ -52,16 +52,14 @@ pub use request::{
     Request,
     Run, //
 };
-use tree::RANKS;
+use tree::{
+    LEAVES,
+    RANKS, //
+};
 
-/// Levels of trees: eight orders each.
+/// Levels of trees: six orders each.
+// CAST: 6.
 const LEVELS: usize = Order::COUNT.div_ceil(RANKS as usize);
-
-/// The order, as a bit, whose free blocks are one of a pair of trees.
-const PAIRED: u32 = 1 << RANKS;
-
-/// A leaf of each level is 2^shift units.
-const SHIFTS: [u32; LEVELS] = [0, RANKS, 2 * RANKS, 3 * RANKS];
 
 /// Says whether two free buddies may become one.
 pub trait JoinPolicy {
@@ -104,7 +102,7 @@ pub struct Counters {
 /// - A set bit in `levels[l]` is a free block that lies in the region, on its boundary, and
 ///   overlaps no other.
 /// - No two free buddies are there that `policy` let join when the later of them became free.
-/// - `free_blocks`, `nonempty` and `free_units` count what the bits say.
+/// - `blocks` with `steps`, and `free_units`, count what the bits say.
 pub struct Buddy<S, P = AlwaysJoin> {
     words: S,
     policy: P,
@@ -112,9 +110,11 @@ pub struct Buddy<S, P = AlwaysJoin> {
     end: u64,
     max_order: Order,
     levels: [Forest; LEVELS],
-    free_blocks: [u32; Order::COUNT],
-    /// Bit k: there are free blocks of order k.
-    nonempty: u32,
+    /// Free blocks of each order, but for what was split and joined: of these there are so many
+    /// more as `steps` says, up to and with that of the order. A split or a join over any number
+    /// of orders changes two of them. All may wrap; the sum doesn't.
+    blocks: [u32; Order::COUNT],
+    steps: [u32; Order::COUNT],
     free_units: u64,
     requested: u64,
     splits: u64,
@@ -143,11 +143,11 @@ fn layout(base: u64, len: u64) -> Result<(Order, [Forest; LEVELS], usize), Confi
         .unwrap_or_default();
     let mut levels = [Forest::default(); LEVELS];
     let mut words = 0;
-    for (level, shift) in levels.iter_mut().zip(SHIFTS) {
-        if shift > max_order.get() {
-            break;
-        }
-        (*level, words) = Forest::layout(base >> shift, ((end - 1) >> shift) + 1, words);
+    for (level, shift) in levels
+        .iter_mut()
+        .zip((0..=max_order.get()).step_by(RANKS as usize))
+    {
+        (*level, words) = Forest::layout(shift, base, end, words);
     }
     // CAST: Below 2^26.
     Ok((max_order, levels, words as usize))
@@ -176,6 +176,57 @@ struct Found {
     start: u64,
 }
 
+/// Where a request's block may be.
+struct Bounds {
+    /// The order of the block.
+    least: Order,
+    /// The largest order of a free block that it may be part of.
+    limit: Order,
+    /// Places are multiples of this order, at least that of the block,
+    align: Order,
+    /// from the first
+    first: u64,
+    /// to the last: multiples of it, too.
+    last: u64,
+}
+
+impl Bounds {
+    /// The ranks that will do on the level whose leaves are 2^`shift` units.
+    fn ranks(&self, shift: u32) -> (u32, u32) {
+        let rank = |order: Order| order.get().saturating_sub(shift).min(RANKS - 1);
+        (rank(self.least), rank(self.limit))
+    }
+
+    /// Every so manieth (2^this) block of `order` is on the boundary, or it is not known which.
+    fn skip(&self, order: Order) -> u32 {
+        self.align.get().saturating_sub(order.get()).min(RANKS)
+    }
+
+    /// Blocks smaller than the alignment have a place only where they start on it.
+    fn is_off(&self, block: u64, order: Order) -> bool {
+        order < self.align && block & (self.align.units() - 1) != 0
+    }
+
+    /// The lowest place in a free block that does not end before the first.
+    fn lowest_place(&self, block: u64, order: Order) -> Option<Found> {
+        (!self.is_off(block, order)).then(|| Found {
+            block,
+            order,
+            start: block.max(self.first),
+        })
+    }
+
+    /// The highest place in a free block that does not start after the last.
+    fn highest_place(&self, block: u64, order: Order) -> Option<Found> {
+        let highest = block + order.units().saturating_sub(self.align.units());
+        (!self.is_off(block, order)).then(|| Found {
+            block,
+            order,
+            start: highest.min(self.last),
+        })
+    }
+}
+
 impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// Takes over the region `[base, base + len)` of units, all free. What `words` held before does
     /// not matter.
@@ -195,8 +246,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             end,
             max_order,
             levels,
-            free_blocks: [0; Order::COUNT],
-            nonempty: 0,
+            blocks: [0; Order::COUNT],
+            steps: [0; Order::COUNT],
             free_units: 0,
             requested: 0,
             splits: 0,
@@ -229,7 +280,11 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// The order of the largest free block.
     pub fn largest_free(&self) -> Option<Order> {
-        self.nonempty.checked_ilog2().map(Order::saturating)
+        let mut levels = self.levels.iter().rev();
+        levels.find_map(|level| {
+            let rank = level.largest(&self.words)?;
+            Some(Order::saturating(level.shift() + rank))
+        })
     }
 
     /// Units in free blocks.
@@ -239,13 +294,19 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// All counters at once.
     pub fn counters(&self) -> Counters {
+        let mut free_blocks = [0; Order::COUNT];
+        let mut sum = 0_u32;
+        for ((free, blocks), step) in free_blocks.iter_mut().zip(self.blocks).zip(self.steps) {
+            sum = sum.wrapping_add(step);
+            *free = blocks.wrapping_add(sum);
+        }
         Counters {
             free_units: self.free_units,
             granted: self.len() - self.free_units,
             requested: self.requested,
             splits: self.splits,
             joins: self.joins,
-            free_blocks: self.free_blocks,
+            free_blocks,
         }
     }
 
@@ -266,12 +327,15 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     pub fn alloc(&mut self, request: &Request) -> Result<Run, AllocError> {
         let (order, units) = request.shape().ok_or(AllocError::Invalid)?;
         let start = if units == order.units() && self.is_plain(request, order) {
-            self.take(order).ok_or(AllocError::Full)?
+            // Single units get code of their own, in which level and rank are constants.
+            match order == Order::default() {
+                true => self.take(Order::default()),
+                false => self.take(order),
+            }
         } else {
-            let found = self.find(request, order, units).ok_or(AllocError::Full)?;
-            self.carve(&found, units);
-            found.start
+            self.take_where(request, order, units)
         };
+        let start = start.ok_or(AllocError::Full)?;
         self.requested += request.units;
         Ok(Run {
             start,
@@ -320,21 +384,16 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         if start < self.base || end > self.end {
             return;
         }
-        if run.is_block() {
-            let order = run.order();
-            if self.overlaps(start, order) {
-                return;
-            }
-            self.release(start, order);
+        let is_ours = if run.units == 1 {
+            self.release_taken(start, Order::default())
+        } else if run.is_block() {
+            self.release_taken(start, run.order())
         } else {
-            if pieces(start, end).any(|(start, order)| self.overlaps(start, order)) {
-                return;
-            }
-            for (start, order) in pieces(start, end) {
-                self.release(start, order);
-            }
+            self.release_pieces(start, end)
+        };
+        if is_ours {
+            self.requested -= run.requested.min(self.requested);
         }
-        self.requested -= run.requested.min(self.requested);
     }
 
     /// Lets `run` have `units` in all, where it is.
@@ -452,6 +511,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     ///
     /// The first [`Fault`] found.
     pub fn validate(&self) -> Result<(), Fault> {
+        let counters = self.counters();
         let mut free_units = 0;
         for order in Order::default().to(Order::MAX) {
             if !self.level(order).index_holds(&self.words, rank(order)) {
@@ -459,14 +519,14 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             }
             let mut count = 0;
             // What is before the region, too.
-            let mut from = self.level(order).global(0) << shift(order);
+            let mut from = self.level(order).unit(0);
             while let Some(block) = self.next_free(order, from, u64::MAX) {
                 self.validate_block(block, order)?;
                 count += 1;
                 free_units += order.units();
                 from = block + order.units();
             }
-            if self.free_blocks[order.index()] != count || self.has_free(order) != (count > 0) {
+            if counters.free_blocks[order.index()] != count {
                 return Err(Fault::FreeBlocks(order));
             }
         }
@@ -512,15 +572,43 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         if first > last {
             return None;
         }
-        let candidates = order
-            .to(self.max_order)
-            .filter(|&k| self.has_free(k))
-            .filter(|&k| k <= request.split_limit || (k == order && units == order.units()))
-            .filter_map(|k| self.find_in(k, align, first, last, request.place));
-        match request.place {
-            Place::Any | Place::Lowest => candidates.min_by_key(|found| found.start),
-            Place::Highest => candidates.max_by_key(|found| found.start),
+        // No larger block may be split, but one of the very order need not be.
+        let limit = match units == order.units() {
+            true => request.split_limit.max(order),
+            false => request.split_limit,
+        };
+        let limit = limit.min(self.max_order);
+        if limit < order {
+            return None;
         }
+        let bounds = Bounds {
+            least: order,
+            limit,
+            align,
+            first,
+            last,
+        };
+        let levels = index(order)..=index(limit);
+        match request.place {
+            Place::Any | Place::Lowest => levels
+                .filter_map(|level| self.lowest_in(level, &bounds))
+                .min_by_key(|found| found.start),
+            Place::Highest => levels
+                .filter_map(|level| self.highest_in(level, &bounds))
+                .max_by_key(|found| found.start),
+        }
+    }
+
+    /// Takes `units` of a block of `order` where `request` wants it.
+    #[inline(never)]
+    fn take_where(&mut self, request: &Request, order: Order, units: u64) -> Option<u64> {
+        let found = self.find(request, order, units)?;
+        if units == order.units() {
+            self.carve_block(&found, order);
+        } else {
+            self.carve(&found, units);
+        }
+        Some(found.start)
     }
 
     /// Will any free block do that is large enough?
@@ -534,139 +622,166 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Takes a block of `order`: on the lowest level that has one that is large enough, in the
-    /// lowest tree, the lowest part of the smallest. What is left of a pair of trees counts as one
-    /// of them.
-    #[inline]
+    /// lowest tree, the lowest part of the smallest.
+    #[inline(always)]
     fn take(&mut self, order: Order) -> Option<u64> {
-        let enough = self.nonempty & (u32::MAX << order.get());
-        if enough == 0 {
-            return None;
-        }
-        let lowest = index(order);
-        let mut at = index(Order::saturating(enough.trailing_zeros()));
-        let least = if at == lowest { rank(order) } else { 0 };
-        let mut tree = self.levels[at].lowest(&self.words, least)?;
-        // Single units fit everywhere, and so are what is used to fill up. For larger ones to cut
-        // what is left of a pair costs more large blocks than it saves (docs/benchmarks.md).
-        if order == Order::default() && at == 0 && enough & PAIRED != 0 {
-            if let Some(half) = self.half_below(tree) {
-                (at, tree) = (1, half);
+        let words = &mut *self.words;
+        let level = &self.levels[index(order)];
+        let tree = level.lowest(words, rank(order));
+        // Single units fit everywhere, and so are what is used to fill up, from the lowest on. For
+        // larger ones to cut what is whole costs more large blocks than it saves
+        // (docs/benchmarks.md).
+        if order == Order::default() {
+            let from = tree.map_or(u64::MAX, |tree| level.unit(tree));
+            if let Some((leaf, found)) = self.levels[1].lowest_before(words, from) {
+                return Some(self.take_first(leaf, found));
             }
         }
-        let least = if at == lowest { rank(order) } else { 0 };
-        let words = &mut *self.words;
-        let (leaf, found) = self.levels[at].take(words, tree, least)?;
-        let from = SHIFTS[at] + found;
-        let start = self.levels[at].global(leaf) << SHIFTS[at];
-        while at > lowest {
-            at -= 1;
-            let level = &self.levels[at];
-            let least = if at == lowest { rank(order) } else { 0 };
-            level.halve(words, level.local(start >> SHIFTS[at]), least);
-        }
-        self.count(Order::saturating(from), u32::MAX);
-        for k in order.get()..from {
-            self.count(Order::saturating(k), 1);
-        }
-        self.splits += u64::from(from - order.get());
-        self.free_units -= order.units();
+        let Some(tree) = tree else {
+            return self.take_above(order);
+        };
+        let (leaf, found) = level.take(words, tree, rank(order))?;
+        let start = level.unit(leaf);
+        self.note_split(Order::saturating(level.shift() + found), order);
         Some(start)
     }
 
-    /// The lowest tree that is free but not its buddy, as a leaf of the level above, if it comes
-    /// before `tree`. Half of a pair is no better to keep than part of a tree: the large blocks
-    /// that matter most are pairs.
+    /// Takes the first unit of a block on the second level.
     #[inline(never)]
-    fn half_below(&self, tree: Leaf) -> Option<Leaf> {
-        let half = self.levels[1].next(&self.words, 0, 0, 0)?;
-        let is_below = self.levels[1].global(half) < self.levels[0].global(tree) >> RANKS;
-        is_below.then_some(half)
-    }
-
-    /// There are so many more free blocks of `order`, or fewer, if that wraps.
-    #[inline]
-    fn count(&mut self, order: Order, change: u32) {
-        let count = &mut self.free_blocks[order.index()];
-        *count = count.wrapping_add(change);
-        let has = u32::from(*count != 0);
-        self.nonempty = (self.nonempty & !(1 << order.get())) | (has << order.get());
-    }
-
-    /// The same among the free blocks of one order.
-    fn find_in(
-        &self,
-        order: Order,
-        align: Order,
-        first: u64,
-        last: u64,
-        place: Place,
-    ) -> Option<Found> {
-        if order >= align {
-            // Every block that touches [first, last] has a place in it.
-            let (block, start) = match place {
-                Place::Any | Place::Lowest => {
-                    let block = self.next_free(order, first, last + 1)?;
-                    (block, block.max(first))
-                }
-                Place::Highest => {
-                    let block = self.prev_free(order, first, last)?;
-                    let highest = block + order.units() - align.units();
-                    (block, highest.min(last))
-                }
-            };
-            return Some(Found {
-                block,
-                order,
-                start,
-            });
-        }
-        // Blocks smaller than the alignment fit only where they start on it.
-        let block = match place {
-            Place::Any | Place::Lowest => self.next_on_boundary(order, align, first, last)?,
-            Place::Highest => self.prev_on_boundary(order, align, first, last)?,
+    fn take_first(&mut self, leaf: Leaf, rank: u32) -> u64 {
+        let level = &self.levels[1];
+        let found = Found {
+            block: level.unit(leaf),
+            order: Order::saturating(level.shift() + rank),
+            start: level.unit(leaf),
         };
-        Some(Found {
-            block,
-            order,
-            start: block,
-        })
+        self.carve_block(&found, Order::default());
+        found.start
     }
 
-    /// The lowest free block of `order`, in `[first, last]`, that starts on a boundary of `align`.
-    fn next_on_boundary(&self, order: Order, align: Order, first: u64, last: u64) -> Option<u64> {
-        let level = self.level(order);
-        let skip = (align.get() - order.get()).min(6);
-        let mut from = first;
-        while from <= last {
-            let leaf = level.next(&self.words, self.leaf(from, order), rank(order), skip)?;
-            let block = level.global(leaf) << shift(order);
-            let boundary = block & !(align.units() - 1);
-            if block == boundary {
-                return (block <= last).then_some(block);
-            }
-            // No multiple of the alignment: so is none up to the next one.
-            from = boundary + align.units();
+    /// The same as [`Buddy::take`], when the level of `order` has none.
+    #[inline(never)]
+    fn take_above(&mut self, order: Order) -> Option<u64> {
+        let words = &mut *self.words;
+        let mut levels = self.levels.iter().enumerate().skip(index(order) + 1);
+        let (at, level, tree) =
+            levels.find_map(|(at, level)| Some((at, level, level.lowest(words, 0)?)))?;
+        let (leaf, found) = level.take(words, tree, 0)?;
+        let (start, from) = (level.unit(leaf), Order::saturating(level.shift() + found));
+        self.split(start, at, order);
+        self.note_split(from, order);
+        Some(start)
+    }
+
+    /// Of the leaf of level `at` that starts a block with `start` in it, gives back all but the
+    /// block of `order` at `start`: trees on all levels below that one.
+    fn split(&mut self, start: u64, at: usize, order: Order) {
+        let lowest = index(order);
+        for (i, level) in self.levels.iter().enumerate().take(at).skip(lowest) {
+            let least = if i == lowest { rank(order) } else { 0 };
+            level.split(&mut self.words, level.leaf(start), least);
         }
-        None
     }
 
-    /// The highest free block of `order`, in `[first, last]`, that starts on a boundary of `align`.
-    fn prev_on_boundary(&self, order: Order, align: Order, first: u64, last: u64) -> Option<u64> {
-        let level = self.level(order);
-        let skip = (align.get() - order.get()).min(6);
-        let mut to = last;
-        loop {
-            let leaf = level.prev(&self.words, self.leaf(to, order), rank(order), skip)?;
-            let block = level.global(leaf) << shift(order);
-            let boundary = block & !(align.units() - 1);
-            if block == boundary {
-                return (block >= first).then_some(block);
+    /// A free block of `from` was taken, and all of it given back but a block of `order`.
+    #[inline]
+    fn note_split(&mut self, from: Order, order: Order) {
+        self.count(from, u32::MAX);
+        self.count_all(order, from, 1);
+        self.splits += u64::from(from.get() - order.get());
+        self.free_units -= order.units();
+    }
+
+    /// One free block of `order` more, or less: `change` is 1 or -1, wrapping.
+    #[inline(always)]
+    fn count(&mut self, order: Order, change: u32) {
+        if let Some(blocks) = self.blocks.get_mut(order.index()) {
+            *blocks = blocks.wrapping_add(change);
+        }
+    }
+
+    /// The same for each order from `small` on and below `large`.
+    #[inline(always)]
+    fn count_all(&mut self, small: Order, large: Order, change: u32) {
+        if small == large {
+            return;
+        }
+        for (order, change) in [(small, change), (large, change.wrapping_neg())] {
+            if let Some(step) = self.steps.get_mut(order.index()) {
+                *step = step.wrapping_add(change);
             }
-            if boundary < first {
+        }
+    }
+
+    /// The lowest free block of `level` with a place within `bounds`.
+    fn lowest_in(&self, level: usize, bounds: &Bounds) -> Option<Found> {
+        let forest = self.levels.get(level)?;
+        let shift = forest.shift();
+        let (from, to) = bounds.ranks(shift);
+        let mut leaf = forest.leaf(bounds.first);
+        loop {
+            let number = forest.next_tree(&self.words, leaf >> RANKS, from)?;
+            let start = number << RANKS;
+            leaf = leaf.max(start);
+            let tree = forest.tree(&self.words, leaf);
+            let found = (from..=to).filter_map(|rank| {
+                let order = Order::saturating(shift + rank);
+                let in_tree = tree.next(rank, leaf % LEAVES, bounds.skip(order))?;
+                let block = forest.unit(start + in_tree);
+                bounds.lowest_place(block, order)
+            });
+            if let Some(found) = found.min_by_key(|found| found.start) {
+                return (found.start <= bounds.last).then_some(found);
+            }
+            // Trees without any such boundary need not be looked at.
+            let unit = forest.unit(start);
+            let next =
+                ((unit | (bounds.align.units() - 1)) + 1).max(unit + (u64::from(LEAVES) << shift));
+            if next > bounds.last {
                 return None;
             }
-            to = boundary;
+            leaf = forest.leaf(next);
         }
+    }
+
+    /// The highest free block of `level` with a place within `bounds`.
+    fn highest_in(&self, level: usize, bounds: &Bounds) -> Option<Found> {
+        let forest = self.levels.get(level)?;
+        let shift = forest.shift();
+        let (from, to) = bounds.ranks(shift);
+        let mut leaf = forest.leaf(bounds.last);
+        loop {
+            let number = forest.prev_tree(&self.words, leaf >> RANKS, from)?;
+            let start = number << RANKS;
+            leaf = leaf.min(start + LEAVES - 1);
+            let tree = forest.tree(&self.words, leaf);
+            let found = (from..=to).filter_map(|rank| {
+                let order = Order::saturating(shift + rank);
+                let in_tree = tree.prev(rank, leaf % LEAVES, bounds.skip(order))?;
+                let block = forest.unit(start + in_tree);
+                bounds.highest_place(block, order)
+            });
+            if let Some(found) = found.max_by_key(|found| found.start) {
+                return (found.start >= bounds.first).then_some(found);
+            }
+            let unit = forest.unit(start);
+            let boundary = unit & !(bounds.align.units() - 1);
+            let next = boundary.min(unit.checked_sub(1)?);
+            if next < bounds.first {
+                return None;
+            }
+            leaf = forest.leaf(next);
+        }
+    }
+
+    /// Takes the block of `order` at the place found and gives the rest back.
+    fn carve_block(&mut self, found: &Found, order: Order) {
+        let at = index(found.order);
+        let least = if at == index(order) { rank(order) } else { 0 };
+        let leaf = self.leaf(found.start, found.order);
+        self.levels[at].take_at(&mut self.words, leaf, rank(found.order), least);
+        self.split(found.start, at, order);
+        self.note_split(found.order, order);
     }
 
     /// Takes `units` at the place found and gives the rest of the block back.
@@ -712,46 +827,59 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Some(())
     }
 
-    /// Are there free blocks of `order`?
-    fn has_free(&self, order: Order) -> bool {
-        self.nonempty & (1 << order.get()) != 0
+    /// A block that was taken becomes free; nothing happens if any of it is free already. Says
+    /// which.
+    #[inline(always)]
+    fn release_taken(&mut self, block: u64, order: Order) -> bool {
+        let is_ours = !self.overlaps(block, order);
+        if is_ours {
+            self.release(block, order);
+        }
+        is_ours
+    }
+
+    /// The same for all of `[start, end)`.
+    #[inline(never)]
+    fn release_pieces(&mut self, start: u64, end: u64) -> bool {
+        let is_ours = !pieces(start, end).any(|(start, order)| self.overlaps(start, order));
+        if is_ours {
+            for (start, order) in pieces(start, end) {
+                self.release(start, order);
+            }
+        }
+        is_ours
     }
 
     /// Has the block anything in common with a free one?
-    #[inline]
+    #[inline(always)]
     fn overlaps(&self, block: u64, order: Order) -> bool {
-        let (level, leaf) = (self.level(order), self.leaf(block, order));
-        let tree = level.tree(&self.words, leaf);
-        if tree::overlaps(tree, rank(order), leaf % tree::LEAVES) {
-            return true;
-        }
-        // In a larger one, of which no tree below knows anything.
-        if tree::is_empty(tree) && self.covers_from(index(order) + 1, block) {
-            return true;
-        }
-        // In smaller blocks.
+        let words = &*self.words;
+        let level = self.level(order);
+        let leaf = level.leaf(block);
+        let tree = level.tree(words, leaf);
+        tree.overlaps(rank(order), leaf % LEAVES)
+            // In a larger one, of which no tree below knows anything.
+            || (tree.is_empty() && self.covers_from(words, index(order) + 1, block))
+            || (index(order) > 0 && self.any_below(words, block, order))
+    }
+
+    /// Has the block free ones in it, on lower levels than its own?
+    #[inline]
+    fn any_below(&self, words: &[u64], block: u64, order: Order) -> bool {
         let end = block + order.units();
-        let mut below = self.levels.iter().zip(SHIFTS).take(index(order));
-        below.any(|(level, leaf_shift)| {
-            let shift = leaf_shift + RANKS;
-            level.any_in(&self.words, block >> shift, end >> shift)
+        self.levels.iter().take(index(order)).any(|level| {
+            !level.is_empty(words) && level.any_in(words, level.leaf(block), level.leaf(end))
         })
     }
 
     /// Is `unit` in a free block of level `first` or above?
     #[inline]
-    fn covers_from(&self, first: usize, unit: u64) -> bool {
-        for (level, shift) in self.levels.iter().zip(SHIFTS).skip(first) {
-            if self.nonempty >> shift == 0 {
-                return false;
-            }
-            let leaf = level.local(unit >> shift);
-            let tree = level.tree(&self.words, leaf);
-            if tree::overlaps(tree, 0, leaf % tree::LEAVES) {
-                return true;
-            }
-            if !tree::is_empty(tree) {
-                return false;
+    fn covers_from(&self, words: &[u64], first: usize, unit: u64) -> bool {
+        for level in self.levels.get(first..).unwrap_or_default() {
+            let leaf = level.leaf(unit);
+            let tree = level.tree(words, leaf);
+            if !tree.is_empty() {
+                return tree.overlaps(0, leaf % LEAVES);
             }
         }
         false
@@ -759,15 +887,15 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// The free block that holds `unit`.
     fn covering(&self, unit: u64) -> Option<(u64, Order)> {
-        for (level, shift) in self.levels.iter().zip(SHIFTS) {
-            let leaf = level.local(unit >> shift);
+        for level in &self.levels {
+            let leaf = level.leaf(unit);
             let tree = level.tree(&self.words, leaf);
-            if let Some(node) = tree::covering(tree, leaf % tree::LEAVES) {
-                let order = Order::saturating(shift + node.rank());
+            if let Some(rank) = tree.covering(leaf % LEAVES) {
+                let order = Order::saturating(level.shift() + rank);
                 return Some((unit & !(order.units() - 1), order));
             }
             // Where there are smaller free blocks, no larger one can be.
-            if !tree::is_empty(tree) {
+            if !tree.is_empty() {
                 return None;
             }
         }
@@ -787,27 +915,40 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// A block becomes free: joins it with its buddy as long as that is free and may be joined.
-    #[inline]
+    #[inline(always)]
     fn release(&mut self, block: u64, order: Order) {
-        let words = &mut *self.words;
-        let policy = &self.policy;
-        let mut into = order.get();
-        for (level, shift) in self.levels.iter().zip(SHIFTS).skip(index(order)) {
-            let leaf = level.local(block >> shift);
-            into = shift
-                + level.give(words, leaf, into - shift, |left, rank| {
-                    policy.can_join(level.global(left) << shift, Order::saturating(shift + rank))
-                });
-            if into < shift + RANKS {
+        let at = index(order);
+        let mut into = self.release_on(at, block, rank(order));
+        if into.get() % RANKS == 0 && into > order {
+            into = self.release_above(at + 1, block);
+        }
+        self.count(into, 1);
+        self.count_all(order, into, u32::MAX);
+        self.joins += u64::from(into.get() - order.get());
+        self.free_units += order.units();
+    }
+
+    /// The same, on one level only. Returns the order of what came of it, which is not in yet if it
+    /// is of the next level.
+    #[inline(always)]
+    fn release_on(&mut self, at: usize, block: u64, rank: u32) -> Order {
+        let (level, policy) = (&self.levels[at], &self.policy);
+        let order = |rank| Order::saturating(level.shift() + rank);
+        let may_join = |left, rank| policy.can_join(level.unit(left), order(rank));
+        order(level.give(&mut self.words, level.leaf(block), rank, may_join))
+    }
+
+    /// The same, for a whole tree of the level before, on all levels that it takes.
+    #[inline(never)]
+    fn release_above(&mut self, first: usize, block: u64) -> Order {
+        let mut into = Order::MAX;
+        for at in first..LEVELS {
+            into = self.release_on(at, block, 0);
+            if index(into) <= at {
                 break;
             }
         }
-        for k in order.get()..into {
-            self.count(Order::saturating(k), u32::MAX);
-        }
-        self.count(Order::saturating(into), 1);
-        self.joins += u64::from(into - order.get());
-        self.free_units += order.units();
+        into
     }
 
     /// Makes `[start, end)` free as it is: nothing in it or beside it can be joined.
@@ -824,8 +965,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     fn offer(&mut self, block: u64, order: Order) {
         let leaf = self.leaf(block, order);
         self.levels[index(order)].insert(&mut self.words, leaf, rank(order));
-        self.free_blocks[order.index()] += 1;
-        self.nonempty |= 1 << order.get();
+        self.count(order, 1);
         self.free_units += order.units();
     }
 
@@ -833,10 +973,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     fn withdraw(&mut self, block: u64, order: Order) {
         let leaf = self.leaf(block, order);
         self.levels[index(order)].remove(&mut self.words, leaf, rank(order));
-        self.free_blocks[order.index()] -= 1;
-        if self.free_blocks[order.index()] == 0 {
-            self.nonempty &= !(1 << order.get());
-        }
+        self.count(order, u32::MAX);
         self.free_units -= order.units();
     }
 
@@ -848,17 +985,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// The lowest free block of `order` that holds or comes after `from` and starts before `to`.
     fn next_free(&self, order: Order, from: u64, to: u64) -> Option<u64> {
         let (level, from) = (self.level(order), self.leaf(from, order));
-        let leaf = level.next(&self.words, from, rank(order), 0)?;
-        let block = level.global(leaf) << shift(order);
+        let leaf = level.next(&self.words, from, rank(order))?;
+        let block = level.unit(leaf);
         (block < to).then_some(block)
-    }
-
-    /// The highest free block of `order` that holds or comes before `to` and ends after `from`.
-    fn prev_free(&self, order: Order, from: u64, to: u64) -> Option<u64> {
-        let (level, to) = (self.level(order), self.leaf(to, order));
-        let leaf = level.prev(&self.words, to, rank(order), 0)?;
-        let block = level.global(leaf) << shift(order);
-        (block + order.units() > from).then_some(block)
     }
 
     /// The level with the blocks of `order`.
@@ -868,19 +997,14 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// The leaf of that level with `unit` in it.
     fn leaf(&self, unit: u64, order: Order) -> Leaf {
-        self.level(order).local(unit >> shift(order))
+        self.level(order).leaf(unit)
     }
 }
 
 /// Which level the blocks of `order` are on.
 fn index(order: Order) -> usize {
-    // CAST: At most 3; cut off so that the compiler knows.
-    (order.get() / RANKS) as usize % LEVELS
-}
-
-/// A leaf of that level is 2^shift units.
-fn shift(order: Order) -> u32 {
-    order.get() & !(RANKS - 1)
+    // CAST: At most 5; cut off so that the compiler knows.
+    ((order.get() / RANKS) as usize).min(LEVELS - 1)
 }
 
 /// The rank, on its level, of a block of `order`.

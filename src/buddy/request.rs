@@ -26,8 +26,14 @@ impl Order {
 
     /// The order of the smallest block that holds `units`; `None` for 0 and beyond 2^30.
     pub fn covering(units: u64) -> Option<Self> {
-        let block = units.checked_next_power_of_two()?;
-        (units > 0 && block <= Self::MAX.units()).then(|| Self::saturating(block.trailing_zeros()))
+        // One more than the highest bit of the last unit's number; for one unit there is none.
+        let last = units
+            .checked_sub(1)
+            .filter(|&last| last < Self::MAX.units())?;
+        Some(
+            last.checked_ilog2()
+                .map_or(Self(0), |top| Self::saturating(top + 1)),
+        )
     }
 
     /// Units in a block of this order.

@@ -130,7 +130,7 @@ fn metadata_is_small() {
             }
         }
     }
-    assert!(worst < 2.05, "{worst} bits a unit");
+    assert!(worst < 2.14, "{worst} bits a unit");
 }
 
 #[test]
@@ -725,13 +725,15 @@ impl DerefMut for Words {
     }
 }
 
-/// What `validate()` says when `free` is all that is free of the region and its words are `broken`.
+/// What `validate()` says when `free` is all that is free of the region and its words are `broken`,
+/// and zero after that.
 fn validate_broken(region: Region, free: &[(u64, u64)], broken: &[u64]) -> Result<(), Fault> {
-    assert_eq!(storage_len(region.base, region.len), Ok(broken.len()));
+    let mut broken = broken.to_vec();
+    broken.resize(storage_len(region.base, region.len).unwrap(), 0);
     let is_broken = Rc::new(Cell::new(false));
     let words = Words {
         written: vec![!0; broken.len()],
-        broken: broken.to_vec(),
+        broken,
         is_broken: is_broken.clone(),
     };
     let mut core = Buddy::new(words, AlwaysJoin, region.base, region.len).unwrap();
@@ -748,21 +750,23 @@ fn validate_broken(region: Region, free: &[(u64, u64)], broken: &[u64]) -> Resul
 
 #[test]
 fn validation_sees_what_is_broken() {
-    // A tree, of which the first word has the smallest blocks and the last those of order 3 up;
-    // then a word for each order, that says which trees have some.
+    // A tree: a word with the smallest blocks and one with the others, those of order 1 first, 32 of
+    // them; then a word for each order, that says which trees have some of it or more.
     let words = |low: u64, high: u64| {
-        let has = |bits| u64::from(bits != 0);
-        let orders = |from: u32, n: u32| has((high >> from) & ((1 << n) - 1));
-        let mut words = [0; 16];
-        (words[0], words[7]) = (low, high);
-        (words[8], words[11], words[12]) = (has(low), orders(0, 32), orders(32, 16));
+        let mut words = [low, high, 0, 0, 0, 0, 0, 0];
+        let from = [0, 0, 32, 48, 56, 60];
+        for (order, from) in from.into_iter().enumerate() {
+            let smaller = if order == 0 { low } else { 0 };
+            words[2 + order] = u64::from(smaller | (high >> from) != 0);
+        }
         words
     };
     let bits = |bits: &[u64]| bits.iter().map(|bit| 1 << bit).sum();
     let region = Region::new(0, 64);
     let free = [(1, 1), (6, 1), (8, 8)];
-    let validate =
-        |low: &[u64], high: &[u64]| validate_broken(region, &free, &words(bits(low), bits(high)));
+    let validate = |low: &[u64], high: &[u64]| {
+        validate_broken(region, &free, &words(bits(low), bits(high) << 48))
+    };
     let (small, large) = (order(0), order(3));
     assert_eq!(validate(&[1, 6], &[1]), Ok(()));
     for (low, high, fault) in [
@@ -782,16 +786,13 @@ fn validation_sees_what_is_broken() {
     assert_eq!(validate(1 << 6), Ok(()));
     assert_eq!(validate(1 << 2), Err(Fault::Outside(order(0), 2)));
     let region = Region::new(0, 61);
-    let validate = |high: u64| validate_broken(region, &[(16, 16)], &words(0, high << 32));
+    let validate = |high: u64| validate_broken(region, &[(16, 16)], &words(0, high << 56));
     assert_eq!(validate(1 << 1), Ok(()));
     assert_eq!(validate(1 << 3), Err(Fault::Outside(order(4), 48)));
     // Two trees, and for each order a word that says which of them has some; and a level above.
-    let region = Region::new(0, 512);
-    let validate = |one, two, summary| {
-        let mut words = [0; 40];
-        (words[0], words[8], words[16]) = (one, two, summary);
-        validate_broken(region, &[(1, 1)], &words)
-    };
+    let region = Region::new(0, 128);
+    let validate =
+        |one, two, summary| validate_broken(region, &[(1, 1)], &[one, 0, two, 0, summary]);
     assert_eq!(validate(1 << 1, 0, 1), Ok(()));
     for (one, two, summary) in [(2, 0, 0), (2, 0, 2), (2, 0, 3), (2, 1, 1), (0, 0, 1)] {
         assert_eq!(validate(one, two, summary), Err(Fault::Summary(order(0))));
