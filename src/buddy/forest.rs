@@ -21,7 +21,7 @@ use super::tree::{
 
 const WORD_BITS: u32 = u64::BITS;
 const WORD_SHIFT: u32 = WORD_BITS.ilog2();
-/// 64^5 trees are 64 times as many as 2^30 units need; 2^24, one more where they start anywhere.
+/// 2^30 units are 64^4 trees, or one more where they start anywhere: that takes a fifth height.
 const MAX_HEIGHTS: usize = 5;
 
 /// Where trees and index lie in the words that all levels share.

@@ -12,17 +12,19 @@
 //! # How it is kept
 //!
 //! As bits: one for each block there can be, set where it is free; nothing for what is allocated.
-//! Eight orders make a level. 256 neighbours of a level's lowest order and all they can be joined
-//! to are a [`tree`] of one cache line; all trees of a level with an index over them are a
-//! [`forest::Forest`]; a whole tree is one of the 256 on the level above. 2.05 bits a unit in all.
+//! Six orders make a level. 64 neighbours of a level's lowest order and all they can be joined to
+//! are a [`tree`] of two words; all trees of a level with an index over them are a
+//! [`forest::Forest`]; a whole tree is one of the 64 on the level above. 2.13 bits a unit in all.
 //! Finding, splitting and joining cost a few word operations a level. The one exception is said at
 //! [`Buddy::alloc`].
 //!
 //! # What is given
 //!
-//! Who has no wish for a place gets the smallest block that is large enough of the lowest tree that
-//! has one. Smallest first everywhere would fill the holes of trees that are nearly free; lowest
-//! first lets these become free while blocks come and go, and large blocks whole again.
+//! Who has no wish for a place gets the smallest block that is large enough of a low tree that has
+//! one. Smallest first everywhere would fill the holes of trees that are nearly free; lowest first
+//! lets these become free while blocks come and go, and large blocks whole again. Among 64 trees
+//! that which has nothing larger than needed comes before the lowest; a single unit comes from
+//! the lowest block of the two lowest levels.
 //!
 //! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
 //! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a

@@ -242,16 +242,20 @@ impl Tree {
     }
 
     /// The free blocks of `rank` whose numbers are multiples of 2^`shift`, by their numbers.
+    #[inline]
     fn members(self, rank: u32, shift: u32) -> u64 {
-        // All ones divided by as many: a one in every 2^shift bits.
-        let multiples = match 1_u64.checked_shl(1 << shift.min(RANKS)) {
-            Some(step) => u64::MAX / (step - 1),
-            None => 1,
-        };
         let members = if rank == 0 {
             self.leaves
         } else {
             (self.larger & from(rank) & !from(rank + 1)) >> (node(rank, 0))
+        };
+        if members == 0 || shift == 0 {
+            return members;
+        }
+        // All ones divided by as many: a one in every 2^shift bits.
+        let multiples = match 1_u64.checked_shl(1 << shift.min(RANKS)) {
+            Some(step) => u64::MAX / (step - 1),
+            None => 1,
         };
         members & multiples
     }
