@@ -21,7 +21,7 @@ use super::tree::{
 
 const WORD_BITS: u32 = u64::BITS;
 const WORD_SHIFT: u32 = WORD_BITS.ilog2();
-/// 2^30 units are 64^4 trees, or one more where they start anywhere: that takes a fifth height.
+/// 2^30 units are in 2^24 trees, which are 64^4, or in one more where they start anywhere.
 const MAX_HEIGHTS: usize = 5;
 
 /// Where trees and index lie in the words that all levels share.
@@ -98,9 +98,11 @@ impl Forest {
     /// The tree with `leaf` in it; one without free blocks if there is no such tree.
     #[inline(always)]
     pub(super) fn tree(&self, words: &[u64], leaf: Leaf) -> Tree {
-        self.start_of(leaf)
-            .and_then(|at| words.get(at..)?.first_chunk())
-            .map_or_else(Tree::default, |words| Tree::new(*words))
+        let Some(at) = self.start_of(leaf) else {
+            return Tree::default();
+        };
+        let word = |at| words.get(at).copied().unwrap_or(0);
+        Tree::new([word(at), word(at + 1)])
     }
 
     /// Puts the block of `rank` at `leaf` in.
@@ -119,18 +121,18 @@ impl Forest {
         self.lower(words, leaf, tree, rank);
     }
 
-    /// Gives the block of `rank` at `leaf` and joins it as far as may be. Returns the rank that it
-    /// then has: that of a whole tree, if it is one level up that it goes on.
+    /// Gives the block of `rank` at `leaf`, in `tree`, and joins it as far as may be. Returns the
+    /// rank that it then has: that of a whole tree, if it is one level up that it goes on.
     #[inline(always)]
     pub(super) fn give(
         &self,
         words: &mut [u64],
         leaf: Leaf,
+        mut tree: Tree,
         rank: u32,
         may_join: impl Fn(Leaf, u32) -> bool,
     ) -> u32 {
         let start = leaf & !(LEAVES - 1);
-        let mut tree = self.tree(words, leaf);
         let into = tree.give(rank, leaf % LEAVES, |left, rank| {
             may_join(start + left, rank)
         });
@@ -138,7 +140,7 @@ impl Forest {
         if into < RANKS {
             self.raise(words, leaf, into);
         } else {
-            self.clear_from(words, leaf, tree, RANKS - 1);
+            self.update(words, leaf >> RANKS, 0);
         }
         into
     }
@@ -215,19 +217,24 @@ impl Forest {
         let mut tree = Tree::default();
         tree.split(leaf % LEAVES, RANKS, rank);
         self.put(words, leaf, tree);
-        self.set_from(words, leaf, RANKS - 1);
+        self.update(words, leaf >> RANKS, tree.ranks());
     }
 
     pub(super) fn contains(&self, words: &[u64], leaf: Leaf, rank: u32) -> bool {
         self.tree(words, leaf).contains(rank, leaf % LEAVES)
     }
 
-    /// Are there no free blocks on this level?
+    /// Are there no blocks so large at all?
     #[inline]
-    pub(super) fn is_empty(&self, words: &[u64]) -> bool {
-        self.heights
-            .checked_sub(1)
-            .is_none_or(|top| self.word(words, top, 0, 0) == 0)
+    pub(super) fn is_unused(&self) -> bool {
+        self.trees == 0
+    }
+
+    /// Are there free blocks of `rank` or more on this level?
+    #[inline]
+    pub(super) fn has(&self, words: &[u64], rank: u32) -> bool {
+        let top = self.heights.checked_sub(1);
+        top.is_some_and(|top| self.word(words, top, 0, rank) != 0)
     }
 
     /// The rank of the largest free block.
@@ -251,11 +258,17 @@ impl Forest {
         }
     }
 
-    /// Is there a free block in any of the trees with the leaves `[from, to)`?
+    /// Is there a free block in any of the trees with the leaves `[from, to)`, of which there is at
+    /// least one?
     #[inline]
     pub(super) fn any_in(&self, words: &[u64], from: Leaf, to: Leaf) -> bool {
-        self.next_tree(words, from >> RANKS, 0)
-            .is_some_and(|tree| tree < to.div_ceil(LEAVES))
+        let (first, last) = (from >> RANKS, to.saturating_sub(1) >> RANKS);
+        if first >> WORD_SHIFT == last >> WORD_SHIFT {
+            let word = self.word(words, 0, first >> WORD_SHIFT, 0);
+            return word & (u64::MAX << (first % WORD_BITS)) & through(last) != 0;
+        }
+        self.next_tree(words, first, 0)
+            .is_some_and(|tree| tree <= last)
     }
 
     /// Does the index say what is in the trees, of blocks of `rank` or more? For validation; reads
@@ -300,8 +313,7 @@ impl Forest {
     pub(super) fn prev_tree(&self, words: &[u64], from: u32, rank: u32) -> Option<u32> {
         let mut i = from.min(self.trees.checked_sub(1)?);
         for height in 0..self.heights {
-            let through = u64::MAX >> (WORD_BITS - 1 - i % WORD_BITS);
-            let rest = self.word(words, height, i >> WORD_SHIFT, rank) & through;
+            let rest = self.word(words, height, i >> WORD_SHIFT, rank) & through(i);
             if rest != 0 {
                 let found = (i & !(WORD_BITS - 1)) + top_bit(rest);
                 return Some(self.descend(words, height, found, rank, top_bit));
@@ -331,24 +343,23 @@ impl Forest {
     #[inline(always)]
     fn raise(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
         let tree = leaf >> RANKS;
-        if self.word(words, 0, tree >> WORD_SHIFT, rank) & bit(tree) == 0 {
-            self.set(words, tree, rank);
-            if let Some(smaller) = rank.checked_sub(1) {
-                self.set_from(words, leaf, smaller);
-            }
+        let Some(word) = self.word_mut(words, 0, tree >> WORD_SHIFT, rank) else {
+            return;
+        };
+        // Then so are those of all smaller ranks.
+        if *word & bit(tree) != 0 {
+            return;
         }
-    }
-
-    /// The same for `rank` and all smaller ones, as far as it was not so before.
-    #[inline(never)]
-    fn set_from(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
-        let tree = leaf >> RANKS;
-        for rank in (0..=rank).rev() {
-            // Where the bit of a rank is set, so are those of all smaller ones.
-            if self.word(words, 0, tree >> WORD_SHIFT, rank) & bit(tree) != 0 {
-                break;
+        if rank > 0 {
+            return self.update(words, tree, rank + 1);
+        }
+        *word |= bit(tree);
+        let mut i = tree >> WORD_SHIFT;
+        for height in 1..self.heights {
+            if let Some(word) = self.word_mut(words, height, i >> WORD_SHIFT, rank) {
+                *word |= bit(i);
             }
-            self.set(words, tree, rank);
+            i >>= WORD_SHIFT;
         }
     }
 
@@ -356,31 +367,35 @@ impl Forest {
     /// what it has.
     #[inline(always)]
     fn lower(&self, words: &mut [u64], leaf: Leaf, now: Tree, rank: u32) {
-        if !now.has(rank) {
-            self.clear(words, leaf >> RANKS, rank);
-            if let Some(smaller) = rank.checked_sub(1) {
-                if !now.has(smaller) {
-                    self.clear_from(words, leaf, now, smaller);
-                }
-            }
+        if now.has(rank) {
+            return;
+        }
+        match rank {
+            0 => self.clear(words, leaf >> RANKS, 0),
+            _ => self.update(words, leaf >> RANKS, now.ranks()),
         }
     }
 
-    /// The same for `rank` and all smaller ones down to what there is.
+    /// A tree has blocks of less than `ranks`, the last of these among them, and no others: puts
+    /// that into the index, for all ranks and without a branch that could be guessed wrong.
     #[inline(never)]
-    fn clear_from(&self, words: &mut [u64], leaf: Leaf, now: Tree, rank: u32) {
-        for rank in (0..=rank).rev().take_while(|&rank| !now.has(rank)) {
-            self.clear(words, leaf >> RANKS, rank);
-        }
-    }
-
-    /// Sets a tree's bit for `rank`, and those above it.
-    #[inline(always)]
-    fn set(&self, words: &mut [u64], tree: u32, rank: u32) {
+    fn update(&self, words: &mut [u64], tree: u32, ranks: u32) {
         let mut i = tree;
+        // Whether there is any, a bit a rank.
+        let mut any = (1_u64 << (ranks % u64::BITS)) - 1;
         for height in 0..self.heights {
-            if let Some(word) = self.word_mut(words, height, i >> WORD_SHIFT, rank) {
-                *word |= bit(i);
+            let group = self
+                .word_at(height, i >> WORD_SHIFT, 0)
+                .and_then(|at| words.get_mut(at..)?.first_chunk_mut());
+            let Some(group): Option<&mut [u64; RANKS as usize]> = group else {
+                break;
+            };
+            let mut below = any;
+            any = 0;
+            for (rank, word) in group.iter_mut().enumerate() {
+                *word = (*word & !bit(i)) | ((below & 1) << (i % WORD_BITS));
+                below >>= 1;
+                any |= u64::from(*word != 0) << rank;
             }
             i >>= WORD_SHIFT;
         }
@@ -412,11 +427,12 @@ impl Forest {
     /// Puts the tree with `leaf` in it back, changed.
     #[inline(always)]
     fn put(&self, words: &mut [u64], leaf: Leaf, tree: Tree) {
-        let place = self
-            .start_of(leaf)
-            .and_then(|at| words.get_mut(at..)?.first_chunk_mut());
-        if let Some(place) = place {
-            *place = tree.words();
+        // CAST: As above. It was read from there: there is such a tree.
+        let at = (self.first + 2 * (leaf >> RANKS)) as usize;
+        for (at, now) in (at..).zip(tree.words()) {
+            if let Some(word) = words.get_mut(at) {
+                *word = now;
+            }
         }
     }
 
@@ -451,6 +467,12 @@ impl Forest {
 #[inline]
 fn bit(i: u32) -> u64 {
     1 << (i % WORD_BITS)
+}
+
+/// The bits of a word up to and with bit `i`.
+#[inline]
+fn through(i: u32) -> u64 {
+    u64::MAX >> (WORD_BITS - 1 - i % WORD_BITS)
 }
 
 /// The number of the highest bit of a word that is not zero.

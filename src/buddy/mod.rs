@@ -15,16 +15,16 @@
 //! Six orders make a level. 64 neighbours of a level's lowest order and all they can be joined to
 //! are a [`tree`] of two words; all trees of a level with an index over them are a
 //! [`forest::Forest`]; a whole tree is one of the 64 on the level above. 2.13 bits a unit in all.
-//! Finding, splitting and joining cost a few word operations a level. The one exception is said at
+//! Finding, splitting and joining cost a few word operations a level. The exceptions are said at
 //! [`Buddy::alloc`].
 //!
 //! # What is given
 //!
-//! Who has no wish for a place gets the smallest block that is large enough of a low tree that has
-//! one. Smallest first everywhere would fill the holes of trees that are nearly free; lowest first
-//! lets these become free while blocks come and go, and large blocks whole again. Among 64 trees
-//! that which has nothing larger than needed comes before the lowest; a single unit comes from
-//! the lowest block of the two lowest levels.
+//! Who has no wish for a place gets a block of the lowest level that has one that is large enough:
+//! from one of the lowest 64 trees that have any, the lowest that has nothing larger than needed,
+//! or else the lowest, and in it the smallest block. Smallest first everywhere would fill the holes
+//! of trees that are nearly free; lowest first lets these become free while blocks come and go, and
+//! large blocks whole again. Single units are also taken from larger blocks that lie lower.
 //!
 //! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
 //! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
@@ -55,6 +55,7 @@ pub use request::{
     Run, //
 };
 use tree::{
+    Tree,
     LEAVES,
     RANKS, //
 };
@@ -199,7 +200,7 @@ impl Bounds {
         (rank(self.least), rank(self.limit))
     }
 
-    /// Every so manieth (2^this) block of `order` is on the boundary, or it is not known which.
+    /// Within a tree, every 2^this-th block of `order` at most is on the boundary.
     fn skip(&self, order: Order) -> u32 {
         self.align.get().saturating_sub(order.get()).min(RANKS)
     }
@@ -319,8 +320,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// Takes units that fit `request`.
     ///
-    /// Costs O(orders). Only where `request.align` is larger than the block itself may it look at
-    /// each tree in the window.
+    /// Costs O(orders). Only where `request.align` is larger than the block itself, or
+    /// `request.split_limit` leaves trees out that have only larger blocks, may it look at each
+    /// tree in the window.
     ///
     /// # Errors
     ///
@@ -471,9 +473,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         run.start = start;
         run.units = units;
         run.requested = units;
-        for (start, order) in pieces(tail.0, tail.1) {
-            self.release(start, order);
-        }
+        self.release_all(tail.0, tail.1);
         Ok(())
     }
 
@@ -485,7 +485,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             while let Some(block) = self.next_free(order, from, self.end) {
                 from = block + order.units();
                 self.withdraw(block, order);
-                self.release(block, order);
+                self.release(self.tree(block, order), block, order);
             }
         }
     }
@@ -590,7 +590,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             first,
             last,
         };
-        let levels = index(order)..=index(limit);
+        let levels = index(order)..index(limit) + 1;
         match request.place {
             Place::Any | Place::Lowest => levels
                 .filter_map(|level| self.lowest_in(level, &bounds))
@@ -624,7 +624,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Takes a block of `order`: on the lowest level that has one that is large enough, in the
-    /// lowest tree, the lowest part of the smallest.
+    /// tree that [`Forest::lowest`] finds, the lowest part of the smallest.
     #[inline(always)]
     fn take(&mut self, order: Order) -> Option<u64> {
         let words = &mut *self.words;
@@ -678,9 +678,10 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// Of the leaf of level `at` that starts a block with `start` in it, gives back all but the
     /// block of `order` at `start`: trees on all levels below that one.
     fn split(&mut self, start: u64, at: usize, order: Order) {
-        let lowest = index(order);
-        for (i, level) in self.levels.iter().enumerate().take(at).skip(lowest) {
-            let least = if i == lowest { rank(order) } else { 0 };
+        let (lowest, least) = (index(order), rank(order));
+        let below = self.levels.get(lowest..at).unwrap_or_default();
+        for (i, level) in below.iter().enumerate() {
+            let least = if i == 0 { least } else { 0 };
             level.split(&mut self.words, level.leaf(start), least);
         }
     }
@@ -705,9 +706,6 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// The same for each order from `small` on and below `large`.
     #[inline(always)]
     fn count_all(&mut self, small: Order, large: Order, change: u32) {
-        if small == large {
-            return;
-        }
         for (order, change) in [(small, change), (large, change.wrapping_neg())] {
             if let Some(step) = self.steps.get_mut(order.index()) {
                 *step = step.wrapping_add(change);
@@ -718,6 +716,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// The lowest free block of `level` with a place within `bounds`.
     fn lowest_in(&self, level: usize, bounds: &Bounds) -> Option<Found> {
         let forest = self.levels.get(level)?;
+        if !forest.has(&self.words, 0) {
+            return None;
+        }
         let shift = forest.shift();
         let (from, to) = bounds.ranks(shift);
         let mut leaf = forest.leaf(bounds.first);
@@ -726,7 +727,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             let start = number << RANKS;
             leaf = leaf.max(start);
             let tree = forest.tree(&self.words, leaf);
-            let found = (from..=to).filter_map(|rank| {
+            let found = tree.ranks_in(from, to).filter_map(|rank| {
                 let order = Order::saturating(shift + rank);
                 let in_tree = tree.next(rank, leaf % LEAVES, bounds.skip(order))?;
                 let block = forest.unit(start + in_tree);
@@ -749,6 +750,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// The highest free block of `level` with a place within `bounds`.
     fn highest_in(&self, level: usize, bounds: &Bounds) -> Option<Found> {
         let forest = self.levels.get(level)?;
+        if !forest.has(&self.words, 0) {
+            return None;
+        }
         let shift = forest.shift();
         let (from, to) = bounds.ranks(shift);
         let mut leaf = forest.leaf(bounds.last);
@@ -757,7 +761,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             let start = number << RANKS;
             leaf = leaf.min(start + LEAVES - 1);
             let tree = forest.tree(&self.words, leaf);
-            let found = (from..=to).filter_map(|rank| {
+            let found = tree.ranks_in(from, to).filter_map(|rank| {
                 let order = Order::saturating(shift + rank);
                 let in_tree = tree.prev(rank, leaf % LEAVES, bounds.skip(order))?;
                 let block = forest.unit(start + in_tree);
@@ -782,7 +786,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let least = if at == index(order) { rank(order) } else { 0 };
         let leaf = self.leaf(found.start, found.order);
         self.levels[at].take_at(&mut self.words, leaf, rank(found.order), least);
-        self.split(found.start, at, order);
+        if at > index(order) {
+            self.split(found.start, at, order);
+        }
         self.note_split(found.order, order);
     }
 
@@ -833,9 +839,12 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// which.
     #[inline(always)]
     fn release_taken(&mut self, block: u64, order: Order) -> bool {
-        let is_ours = !self.overlaps(block, order);
+        let (words, level) = (&*self.words, self.level(order));
+        // Read once, for the look and for the change.
+        let tree = level.tree(words, level.leaf(block));
+        let is_ours = !self.overlaps(words, tree, block, order);
         if is_ours {
-            self.release(block, order);
+            self.release(tree, block, order);
         }
         is_ours
     }
@@ -843,26 +852,31 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// The same for all of `[start, end)`.
     #[inline(never)]
     fn release_pieces(&mut self, start: u64, end: u64) -> bool {
-        let is_ours = !pieces(start, end).any(|(start, order)| self.overlaps(start, order));
+        let is_ours = !pieces(start, end).any(|(block, order)| {
+            self.overlaps(&self.words, self.tree(block, order), block, order)
+        });
         if is_ours {
-            for (start, order) in pieces(start, end) {
-                self.release(start, order);
-            }
+            self.release_all(start, end);
         }
         is_ours
     }
 
-    /// Has the block anything in common with a free one?
+    /// Has the block, with `tree` on its level, anything in common with a free one?
     #[inline(always)]
-    fn overlaps(&self, block: u64, order: Order) -> bool {
-        let words = &*self.words;
-        let level = self.level(order);
-        let leaf = level.leaf(block);
-        let tree = level.tree(words, leaf);
-        tree.overlaps(rank(order), leaf % LEAVES)
-            // In a larger one, of which no tree below knows anything.
-            || (tree.is_empty() && self.covers_from(words, index(order) + 1, block))
-            || (index(order) > 0 && self.any_below(words, block, order))
+    fn overlaps(&self, words: &[u64], tree: Tree, block: u64, order: Order) -> bool {
+        let leaf = self.level(order).leaf(block) % LEAVES;
+        let mut found = tree.overlaps(rank(order), leaf);
+        // In a larger one, of which no tree below knows anything. All levels are looked at, without
+        // a branch that could be guessed wrong: what is found on its own is no less an overlap.
+        let [_, above @ ..] = &self.levels;
+        for level in above {
+            if level.is_unused() {
+                break;
+            }
+            let leaf = level.leaf(block);
+            found |= level.tree(words, leaf).overlaps(0, leaf % LEAVES);
+        }
+        found || (index(order) > 0 && self.any_below(words, block, order))
     }
 
     /// Has the block free ones in it, on lower levels than its own?
@@ -870,21 +884,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     fn any_below(&self, words: &[u64], block: u64, order: Order) -> bool {
         let end = block + order.units();
         self.levels.iter().take(index(order)).any(|level| {
-            !level.is_empty(words) && level.any_in(words, level.leaf(block), level.leaf(end))
+            level.has(words, 0) && level.any_in(words, level.leaf(block), level.leaf(end))
         })
-    }
-
-    /// Is `unit` in a free block of level `first` or above?
-    #[inline]
-    fn covers_from(&self, words: &[u64], first: usize, unit: u64) -> bool {
-        for level in self.levels.get(first..).unwrap_or_default() {
-            let leaf = level.leaf(unit);
-            let tree = level.tree(words, leaf);
-            if !tree.is_empty() {
-                return tree.overlaps(0, leaf % LEAVES);
-            }
-        }
-        false
     }
 
     /// The free block that holds `unit`.
@@ -916,41 +917,54 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// A block becomes free: joins it with its buddy as long as that is free and may be joined.
+    /// A block, with `tree` on its level, becomes free: joins it with its buddy as long as that is
+    /// free and may be joined.
     #[inline(always)]
-    fn release(&mut self, block: u64, order: Order) {
+    fn release(&mut self, tree: Tree, block: u64, order: Order) {
         let at = index(order);
-        let mut into = self.release_on(at, block, rank(order));
-        if into.get() % RANKS == 0 && into > order {
+        let mut into = self.release_on(at, tree, block, rank(order));
+        if into == RANKS {
             into = self.release_above(at + 1, block);
         }
+        let into = Order::saturating(self.levels[at].shift() + into);
         self.count(into, 1);
         self.count_all(order, into, u32::MAX);
         self.joins += u64::from(into.get() - order.get());
         self.free_units += order.units();
     }
 
-    /// The same, on one level only. Returns the order of what came of it, which is not in yet if it
-    /// is of the next level.
+    /// The same, on one level only. Returns the rank of what came of it, which is not in yet if it
+    /// is that of a whole tree.
     #[inline(always)]
-    fn release_on(&mut self, at: usize, block: u64, rank: u32) -> Order {
+    fn release_on(&mut self, at: usize, tree: Tree, block: u64, rank: u32) -> u32 {
         let (level, policy) = (&self.levels[at], &self.policy);
-        let order = |rank| Order::saturating(level.shift() + rank);
-        let may_join = |left, rank| policy.can_join(level.unit(left), order(rank));
-        order(level.give(&mut self.words, level.leaf(block), rank, may_join))
+        let may_join =
+            |left, rank| policy.can_join(level.unit(left), Order::saturating(level.shift() + rank));
+        level.give(&mut self.words, level.leaf(block), tree, rank, may_join)
     }
 
-    /// The same, for a whole tree of the level before, on all levels that it takes.
+    /// The same, for a whole tree of the level before `first`, on all levels that it takes; the
+    /// rank is as of that level.
     #[inline(never)]
-    fn release_above(&mut self, first: usize, block: u64) -> Order {
-        let mut into = Order::MAX;
+    fn release_above(&mut self, first: usize, block: u64) -> u32 {
+        let mut into = RANKS;
         for at in first..LEVELS {
-            into = self.release_on(at, block, 0);
-            if index(into) <= at {
+            let level = &self.levels[at];
+            let tree = level.tree(&self.words, level.leaf(block));
+            let rank = self.release_on(at, tree, block, 0);
+            into += rank;
+            if rank < RANKS {
                 break;
             }
         }
         into
+    }
+
+    /// The same, for all blocks of `[start, end)`.
+    fn release_all(&mut self, start: u64, end: u64) {
+        for (block, order) in pieces(start, end) {
+            self.release(self.tree(block, order), block, order);
+        }
     }
 
     /// Makes `[start, end)` free as it is: nothing in it or beside it can be joined.
@@ -995,6 +1009,11 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// The level with the blocks of `order`.
     fn level(&self, order: Order) -> &Forest {
         &self.levels[index(order)]
+    }
+
+    /// The tree of that level with `unit` in it.
+    fn tree(&self, unit: u64, order: Order) -> Tree {
+        self.level(order).tree(&self.words, self.leaf(unit, order))
     }
 
     /// The leaf of that level with `unit` in it.

@@ -82,6 +82,30 @@ const BUDDIES: [u64; 32] = {
     buddies
 };
 
+/// The first leaf of each node in the second word.
+const LEAF: [u8; 64] = {
+    let mut leaves = [0; 64];
+    let mut node = 0;
+    while node < END {
+        // CAST: Below 64, all of them.
+        let rank = RANK[node as usize] as u32;
+        leaves[node as usize] = ((node - FIRST[rank as usize]) << rank) as u8;
+        node += 1;
+    }
+    leaves
+};
+
+/// What of each node in the second word is left, there, when its first leaf is taken.
+const REST: [u64; 64] = {
+    let mut rests = [0; 64];
+    let mut node = 0;
+    while node < rests.len() {
+        rests[node] = BUDDIES[LEAF[node] as usize / 2] & !FROM[RANK[node] as usize];
+        node += 1;
+    }
+    rests
+};
+
 /// For each node in the second word: the others there that are part of it, or that it is part of,
 /// and itself.
 const FAMILY: [u64; 64] = {
@@ -132,6 +156,15 @@ impl Tree {
         leaves | (self.larger & from(rank)) != 0
     }
 
+    /// One more than the rank of the largest free block, or 0 if there is none.
+    #[inline]
+    pub(super) fn ranks(self) -> u32 {
+        match self.larger.checked_ilog2() {
+            Some(node) => rank_of(node) + 1,
+            None => u32::from(self.leaves != 0),
+        }
+    }
+
     #[inline]
     pub(super) fn contains(self, rank: u32, leaf: u32) -> bool {
         let word = if rank == 0 { self.leaves } else { self.larger };
@@ -160,19 +193,22 @@ impl Tree {
             return None;
         }
         let node = fits.trailing_zeros();
-        let found = rank_of(node);
-        let leaf = (node - FIRST[found as usize % FIRST.len()]) << found;
-        self.larger ^= bit(node);
-        self.split(leaf, found, rank);
-        Some((leaf, found))
+        // The lowest bit that is set.
+        self.larger &= !(fits & fits.wrapping_neg());
+        self.larger |= REST[node as usize % REST.len()] & from(rank);
+        let leaf = u32::from(LEAF[node as usize % LEAF.len()]);
+        if rank == 0 {
+            self.leaves |= bit(leaf + 1);
+        }
+        Some((leaf, rank_of(node)))
     }
 
-    /// Of a block of rank `from` that was taken, or of the whole tree, gives back all but the part
-    /// of rank `to` that starts at `leaf`.
+    /// Of a block of rank `large` that was taken, or of the whole tree, gives back all but the part
+    /// of rank `small` that starts at `leaf`.
     #[inline]
-    pub(super) fn split(&mut self, leaf: u32, from_rank: u32, to: u32) {
-        self.larger |= buddies(leaf) & from(to) & !from(from_rank);
-        if to == 0 && from_rank > 0 {
+    pub(super) fn split(&mut self, leaf: u32, large: u32, small: u32) {
+        self.larger |= buddies(leaf) & from(small) & !from(large);
+        if small == 0 && large > 0 {
             self.leaves |= bit(leaf ^ 1);
         }
     }
@@ -198,14 +234,16 @@ impl Tree {
             rank = 1;
         }
         // The first buddy that is not there ends it, or the bit after the last one.
-        let missing = (buddies(leaf) & !self.larger & from(rank)) | bit(END);
-        let mut into = rank_of(missing.trailing_zeros());
+        let buddies = buddies(leaf) & from(rank);
+        let mut missing = ((buddies & !self.larger) | bit(END)).trailing_zeros();
+        let into = rank_of(missing);
         if let Some(stop) = (rank..into).find(|&rank| !may_join(left(rank), rank)) {
-            into = stop;
+            missing = node(stop, leaf) ^ 1;
         }
-        self.larger &= !(buddies(leaf) & from(rank) & !from(into));
-        self.larger |= bit(node(into, leaf)) & from(1);
-        into
+        // All buddies before that one join, and what comes of them is its buddy.
+        self.larger &= !buddies | (u64::MAX << (missing % u64::BITS));
+        self.larger |= bit(missing ^ 1) & from(1);
+        rank_of(missing)
     }
 
     /// Has a free block anything in common with the block of `rank` that starts at `leaf`?
@@ -228,36 +266,50 @@ impl Tree {
         (0..RANKS).find(|&rank| self.contains(rank, leaf))
     }
 
+    /// Which of the ranks `[least, most]` have free blocks, from the small to the large.
+    #[inline]
+    pub(super) fn ranks_in(self, least: u32, most: u32) -> impl Iterator<Item = u32> {
+        (least..most + 1).filter(move |&rank| self.only(rank) != 0)
+    }
+
     /// The first leaf of the lowest free block of `rank`, at or after the one with `leaf` in it,
     /// whose number in its rank is a multiple of 2^`shift` (at most 6).
+    #[inline]
     pub(super) fn next(self, rank: u32, leaf: u32, shift: u32) -> Option<u32> {
-        let found = self.members(rank, shift) & (u64::MAX << (leaf >> rank));
+        let found = self.members(rank, shift) & (u64::MAX << ((leaf >> rank) % LEAVES));
         (found != 0).then(|| found.trailing_zeros() << rank)
     }
 
     /// The same, the highest, at or before the one with `leaf` in it.
+    #[inline]
     pub(super) fn prev(self, rank: u32, leaf: u32, shift: u32) -> Option<u32> {
-        let found = self.members(rank, shift) & (u64::MAX >> (63 - (leaf >> rank)));
+        let found =
+            self.members(rank, shift) & (u64::MAX >> (LEAVES - 1 - (leaf >> rank) % LEAVES));
         found.checked_ilog2().map(|top| top << rank)
     }
 
     /// The free blocks of `rank` whose numbers are multiples of 2^`shift`, by their numbers.
     #[inline]
     fn members(self, rank: u32, shift: u32) -> u64 {
-        let members = if rank == 0 {
-            self.leaves
-        } else {
-            (self.larger & from(rank) & !from(rank + 1)) >> (node(rank, 0))
-        };
-        if members == 0 || shift == 0 {
+        let members = self.only(rank) >> node(rank, 0);
+        if shift == 0 {
             return members;
         }
         // All ones divided by as many: a one in every 2^shift bits.
-        let multiples = match 1_u64.checked_shl(1 << shift.min(RANKS)) {
-            Some(step) => u64::MAX / (step - 1),
-            None => 1,
-        };
-        members & multiples
+        members
+            & match 1_u64.checked_shl(1 << shift.min(RANKS)) {
+                Some(step) => u64::MAX / (step - 1),
+                None => 1,
+            }
+    }
+
+    /// The free blocks of `rank`, by their places in their word.
+    #[inline]
+    fn only(self, rank: u32) -> u64 {
+        match rank {
+            0 => self.leaves,
+            _ => self.larger & from(rank) & !from(rank + 1),
+        }
     }
 
     fn word_mut(&mut self, rank: u32) -> &mut u64 {
