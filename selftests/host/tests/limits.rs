@@ -750,8 +750,8 @@ fn validate_broken(region: Region, free: &[(u64, u64)], broken: &[u64]) -> Resul
 
 #[test]
 fn validation_sees_what_is_broken() {
-    // A tree: a word with the smallest blocks and one with the others, those of order 1 first, 32 of
-    // them; then a word for each order, that says which trees have some of it or more.
+    // A tree: a word with the smallest blocks and one with the others, those of order 1 first, 32
+    // of them; then a word for each order, that says which trees have some of it or more.
     let words = |low: u64, high: u64| {
         let mut words = [low, high, 0, 0, 0, 0, 0, 0];
         let from = [0, 0, 32, 48, 56, 60];
