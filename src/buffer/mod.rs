@@ -183,9 +183,7 @@ impl Buffer {
     pub(crate) fn uncount_mapping(&self) {
         self.mappings.fetch_sub(1, Relaxed);
     }
-}
 
-impl Buffer {
     /// The memory goes back, at once or when it may. Gives what the pool knew of it.
     fn empty(&self) -> Option<Left> {
         let shelter = self.shelter.lock().take();

@@ -75,9 +75,7 @@ impl Plots {
 
     /// Times of all single operations of a load, sorted.
     pub fn latency(&mut self, load: &'static str, name: &'static str, times: &[u64]) {
-        if self.latencies.last().is_none_or(|panel| panel.0 != load)
-            && !self.latencies.iter().any(|panel| panel.0 == load)
-        {
+        if !self.latencies.iter().any(|panel| panel.0 == load) {
             self.latencies.push((load, Vec::new()));
         }
         for panel in self.latencies.iter_mut().filter(|panel| panel.0 == load) {
