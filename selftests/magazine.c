@@ -179,6 +179,32 @@ TEST_F(magazine, the_last_page_can_be_had)
 	free(bufs);
 }
 
+/* Much is free, but the one page that is in the way must not end up at hand. */
+TEST_F(magazine, who_waits_is_told_of_the_last_page)
+{
+	struct rust_buddy_alloc page, large[16];
+	uint64_t size = self->base.largest_free;
+	int waiting = rb_open(RB_DEV), many = 0, ret;
+
+	ASSERT_LE(0, waiting);
+	ASSERT_TRUE(run_on(0));
+	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), 0, "", &page));
+	while ((ret = rb_alloc(self->fd, size, 0, "", &large[many])) == 0)
+		ASSERT_GT(16, ++many);
+	ASSERT_EQ(-ENOSPC, ret);
+	EXPECT_LT(self->base.size / 4, pool_of(self->fd).free);
+	ASSERT_EQ(-ENOSPC, rb_alloc(waiting, size, RUST_BUDDY_ALLOC_WAIT, "", &large[many]));
+	EXPECT_EQ(0, rb_poll(waiting, 0));
+	run_on(1);
+	ASSERT_EQ(0, rb_free(self->fd, page.handle));
+	EXPECT_EQ(POLLIN, rb_poll(waiting, 5000));
+	ASSERT_EQ(0, rb_alloc(waiting, size, RUST_BUDDY_ALLOC_WAIT, "", &large[many]));
+	ASSERT_EQ(0, rb_free(waiting, large[many].handle));
+	while (many--)
+		ASSERT_EQ(0, rb_free(self->fd, large[many].handle));
+	close(waiting);
+}
+
 /* What is left of a freed buffer is made the next one of: nothing of it may show. */
 TEST_F(magazine, nothing_is_left_of_a_name)
 {
