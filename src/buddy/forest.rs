@@ -98,8 +98,11 @@ impl Forest {
     /// The tree with `leaf` in it; one without free blocks if there is no such tree.
     #[inline(always)]
     pub(super) fn tree(&self, words: &[u64], leaf: Leaf) -> Tree {
-        let words = || words.get(self.start_of(leaf)?..)?.first_chunk();
-        Tree::new(words().copied().unwrap_or_default())
+        let Some(at) = self.start_of(leaf) else {
+            return Tree::default();
+        };
+        let word = |at| words.get(at).copied().unwrap_or(0);
+        Tree::new([word(at), word(at + 1)])
     }
 
     /// Puts the block of `rank` at `leaf` in.
@@ -219,6 +222,12 @@ impl Forest {
 
     pub(super) fn contains(&self, words: &[u64], leaf: Leaf, rank: u32) -> bool {
         self.tree(words, leaf).contains(rank, leaf % LEAVES)
+    }
+
+    /// Are there no blocks so large at all?
+    #[inline]
+    pub(super) fn is_unused(&self) -> bool {
+        self.trees == 0
     }
 
     /// Are there free blocks of `rank` or more on this level?
@@ -420,8 +429,10 @@ impl Forest {
     fn put(&self, words: &mut [u64], leaf: Leaf, tree: Tree) {
         // CAST: As above. It was read from there: there is such a tree.
         let at = (self.first + 2 * (leaf >> RANKS)) as usize;
-        if let Some(words) = words.get_mut(at..).and_then(<[u64]>::first_chunk_mut) {
-            *words = tree.words();
+        for (at, now) in (at..).zip(tree.words()) {
+            if let Some(word) = words.get_mut(at) {
+                *word = now;
+            }
         }
     }
 

@@ -870,6 +870,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         // case, without a branch that could be guessed wrong: what is found on its own is no less
         // an overlap. And where a tree has anything free, it is no part of what is free above it.
         for level in self.levels.get(index(order) + 1..).unwrap_or_default() {
+            if level.is_unused() {
+                break;
+            }
             let leaf = level.leaf(block);
             let tree = level.tree(words, leaf);
             found |= tree.overlaps(0, leaf % LEAVES);
