@@ -85,15 +85,24 @@ type Core = Buddy<KVVec<u64>>;
 type Slots = KVVec<Option<Packed>>;
 
 /// What is behind the magazines.
-struct Stock(Core);
+struct Stock {
+    core: Core,
+    depot: Magazine<Slots>,
+}
 
 impl Source for Stock {
+    type Slots = Slots;
+
+    fn depot(&mut self) -> &mut Magazine<Slots> {
+        &mut self.depot
+    }
+
     fn take(&mut self, _end: End, order: Order) -> Option<Run> {
-        self.0.alloc(&Request::new(order.units())).ok()
+        self.core.alloc(&Request::new(order.units())).ok()
     }
 
     fn give(&mut self, run: Run) {
-        self.0.free(run);
+        self.core.free(run);
     }
 
     fn note(&mut self, _tally: Tally) {}
@@ -207,7 +216,9 @@ fn ours(report: &Report, bytes: usize, half: bool) -> Result {
             core.free(run);
         }
     }
-    let core = KBox::pin_init(new_spinlock!(Stock(core), "rust_buddy_bench"), GFP_KERNEL)?;
+    let depot = empty_magazine()?;
+    let stock = Stock { core, depot };
+    let core = KBox::pin_init(new_spinlock!(stock, "rust_buddy_bench"), GFP_KERNEL)?;
     let core: &SpinLock<Stock> = &core;
     let state = if half { "half" } else { "empty" };
     // What of the below is the lock's.
@@ -220,7 +231,7 @@ fn ours(report: &Report, bytes: usize, half: bool) -> Result {
     for (what, place) in places {
         let request = Request { place, ..request };
         report.show(what, state, bytes, || {
-            let run = core.lock().0.alloc(&request);
+            let run = core.lock().core.alloc(&request);
             run.map(|run| core.lock().give(run)).is_ok()
         });
     }
@@ -231,18 +242,19 @@ fn ours(report: &Report, bytes: usize, half: bool) -> Result {
     Ok(())
 }
 
+fn empty_magazine() -> Result<Magazine<Slots>> {
+    let mut slots = Slots::with_capacity(magazine::SLOTS, GFP_KERNEL)?;
+    for _ in 0..magazine::SLOTS {
+        slots.push(None, GFP_KERNEL)?;
+    }
+    Ok(Magazine::new(slots, (BASE / PAGE) as u64, 1 << 11))
+}
+
 /// The same through magazines, as a pool has them.
 fn at_hand(report: &Report, bytes: usize, state: &str, core: &SpinLock<Stock>) -> Result {
     let mut magazines = KVec::new();
     for _ in 0..nr_cpu_ids() {
-        let mut slots = Slots::new();
-        for _ in 0..magazine::SLOTS {
-            slots.push(None, GFP_KERNEL)?;
-        }
-        let magazine = new_spinlock!(
-            Magazine::new(slots, (BASE / PAGE) as u64, 1 << 11),
-            "rust_buddy_magazine"
-        );
+        let magazine = new_spinlock!(empty_magazine()?, "rust_buddy_magazine");
         magazines.push(Mine(KBox::pin_init(magazine, GFP_KERNEL)?), GFP_KERNEL)?;
     }
     let mine = || magazines.get(CpuId::current().as_u32() as usize);
@@ -253,9 +265,7 @@ fn at_hand(report: &Report, bytes: usize, state: &str, core: &SpinLock<Stock>) -
         if let Some(run) = mine.with(|magazine| magazine.take(End::Low, order, bytes)) {
             return Some(run);
         }
-        let mut core = core.lock();
-        magazine::refill(mine, &mut *core, End::Low, order);
-        core.take(End::Low, order)
+        magazine::refill(mine, &mut *core.lock(), End::Low, order, bytes)
     };
     report.show("magazine", state, bytes, || {
         let (Some(run), Some(mine)) = (take(), mine()) else {

@@ -6,11 +6,16 @@
 //! or room for one, needs no lock that another CPU wants at the time. What is in a magazine is free
 //! to whoever counts, and taken to the allocator behind it.
 //!
-//! So a magazine can be [shut](Magazine::shut): then it is empty, and gives and takes nothing until
-//! it is opened as often. Whoever needs to know all that is free, or would be refused, shuts all of
-//! them, one after the other ([`shut`]), looks, and opens them again ([`open`]). What was free in a
-//! magazine that is shut has gone to the allocator, and nothing comes after it: when the last one
-//! is shut, all that is free is there.
+//! Between them is a [depot](Source::depot), one more magazine, under the allocator's lock: where
+//! one CPU frees what another allocates, half a rack at a time goes over there, and the allocator
+//! has no work with each block.
+//!
+//! What is in magazines is missed by whoever counts. So one can be [shut](Magazine::shut): then it
+//! is empty, and gives and takes nothing until it is opened as often. Whoever needs to know all that
+//! is free, or would be refused, shuts all of them, one after the other ([`shut`]), looks, and opens
+//! them again ([`open`]). What was free in a magazine that is shut has gone to the allocator, and
+//! nothing comes after it. When the last one is shut the depot is emptied, which nothing comes to
+//! any more: then all that is free is in the allocator.
 //!
 //! Locks: the allocator's comes before a magazine's. Nothing here allocates, blocks, panics or is
 //! `unsafe`.
@@ -32,7 +37,7 @@ const RACKS: [(Order, usize); 6] = [
     (Order::saturating(2), 32),
     (Order::saturating(3), 32),
     (Order::saturating(4), 32),
-    (Order::saturating(9), 4),
+    (Order::saturating(9), 16),
 ];
 
 /// Blocks of all orders, for one end.
@@ -46,6 +51,9 @@ const PER_END: usize = {
     sum
 };
 
+/// Blocks that are taken from the allocator, or given back, under one hold of its lock.
+const AT_ONCE: usize = 8;
+
 /// Slots that a magazine needs.
 pub const SLOTS: usize = 2 * PER_END;
 
@@ -57,6 +65,11 @@ pub trait Lock<T> {
 
 /// The allocator behind, under its lock.
 pub trait Source {
+    /// Where the depot's blocks are.
+    type Slots: DerefMut<Target = [Option<Packed>]>;
+
+    /// What one CPU had too much of, for the next that has nothing.
+    fn depot(&mut self) -> &mut Magazine<Self::Slots>;
     /// A block of `order` from `end`; none if there is none, or it is better kept together.
     fn take(&mut self, end: End, order: Order) -> Option<Run>;
     /// It is back.
@@ -130,6 +143,11 @@ const BY_ORDER: [Option<Rack>; Order::COUNT] = {
 };
 
 impl Rack {
+    /// What is in it after it was filled or emptied.
+    fn half(self) -> usize {
+        self.len / 2
+    }
+
     /// The one for blocks of `order` from `end`; none if such blocks are not kept.
     #[inline]
     fn of(end: End, order: Order) -> Option<Self> {
@@ -143,6 +161,16 @@ impl Rack {
             },
         })
     }
+}
+
+/// Those of both ends.
+fn all_racks() -> impl DoubleEndedIterator<Item = Rack> {
+    let racks = |end| {
+        RACKS
+            .iter()
+            .filter_map(move |&(order, _)| Rack::of(end, order))
+    };
+    racks(End::Low).chain(racks(End::High))
 }
 
 /// Are blocks of `order` kept in magazines?
@@ -200,13 +228,20 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         Ok(())
     }
 
-    /// Takes blocks of `order` out of `source` until half of the rack is full.
+    /// Fills half of the rack for blocks of `order`, or less: with what the depot has, and if that
+    /// is little, out of `source`.
     fn fill(&mut self, source: &mut impl Source, end: End, order: Order) {
-        let Some(rack) = Rack::of(end, order).filter(|_| self.shut == 0) else {
+        let Some(rack) = Rack::of(end, order) else {
             return;
         };
+        if self.shut == 0 {
+            self.make_way(source, order.units());
+        }
+        let wanted = rack.half().saturating_sub(self.count(rack));
+        let wanted = wanted.min(self.room(rack));
+        let moved = source.depot().hand_over(self, rack, wanted);
         let first = self.count(rack);
-        while self.count(rack) < rack.len / 2 && self.units + order.units() <= self.limit {
+        for _ in moved..wanted.min(AT_ONCE) {
             let Some(run) = source.take(end, order) else {
                 break;
             };
@@ -222,19 +257,23 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         }
     }
 
-    /// Gives blocks back until half of the rack is empty: those that came first, and may have been
-    /// got ready when others were not free yet that are better used up.
+    /// Empties half of the rack for blocks of `order`, or less: into the depot, and if there is
+    /// little room, back to `source`. Those that came first go, which may have been got ready when
+    /// others were not free yet that are better used up.
     fn spill(&mut self, source: &mut impl Source, end: End, order: Order) {
         let Some(rack) = Rack::of(end, order) else {
             return;
         };
         let count = self.count(rack);
-        let surplus = count.saturating_sub(rack.len / 2);
+        let surplus = count.saturating_sub(rack.half());
+        let few = surplus.min(AT_ONCE);
+        let going = source.depot().room(rack).clamp(few, surplus);
         if let Some(slots) = self.slots.get_mut(rack.first..rack.first + count) {
             // To the end, where they come off.
-            slots.rotate_left(surplus);
+            slots.rotate_left(going);
         }
-        for _ in 0..surplus {
+        let moved = self.hand_over(source.depot(), rack, going);
+        for _ in moved..few {
             let Some(run) = self.pop(rack) else {
                 return;
             };
@@ -242,17 +281,68 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         }
     }
 
+    /// Where the limit leaves no room for so many units, others' orders give way, the largest first.
+    fn make_way(&mut self, source: &mut impl Source, units: u64) {
+        let Some(most) = self.limit.checked_sub(units) else {
+            return;
+        };
+        for rack in all_racks().rev() {
+            while self.units > most {
+                let Some(run) = self.pop(rack) else {
+                    break;
+                };
+                source.give(run);
+            }
+        }
+    }
+
+    /// Gives all of it back.
+    fn empty(&mut self, source: &mut impl Source) {
+        for rack in all_racks() {
+            while let Some(run) = self.pop(rack) {
+                source.give(run);
+            }
+        }
+    }
+
+    /// Blocks that the rack has room for; none in a magazine that is shut.
+    fn room(&self, rack: Rack) -> usize {
+        if self.shut > 0 {
+            return 0;
+        }
+        let slots = rack.len.saturating_sub(self.count(rack));
+        let units = self.limit.saturating_sub(self.units);
+        usize::try_from(units >> rack.order.get()).map_or(slots, |blocks| blocks.min(slots))
+    }
+
+    /// Moves the last `most` blocks of a rack to `other`, or as many as there are, and have room
+    /// there. Returns how many.
+    fn hand_over<T>(&mut self, other: &mut Magazine<T>, rack: Rack, most: usize) -> usize
+    where
+        T: DerefMut<Target = [Option<Packed>]>,
+    {
+        let (here, there) = (self.count(rack), other.count(rack));
+        let n = most.min(here).min(other.room(rack));
+        let (from, to) = (rack.first + here - n, rack.first + there);
+        let from = self.slots.get_mut(from..from + n);
+        let to = other.slots.get_mut(to..to + n);
+        let (Some(from), Some(to)) = (from, to) else {
+            return 0;
+        };
+        to.swap_with_slice(from);
+        let units = n as u64 * rack.order.units();
+        // INVARIANT: What was in the one is in the other, where there is room for it.
+        self.set_count(rack, here - n);
+        self.units = self.units.saturating_sub(units);
+        other.set_count(rack, there + n);
+        other.units += units;
+        n
+    }
+
     /// Gives all of it back and keeps nothing, until it is opened as often as it was shut.
     pub fn shut(&mut self, source: &mut impl Source) {
         self.shut += 1;
-        for end in [End::Low, End::High] {
-            for (order, _) in RACKS {
-                let rack = Rack::of(end, order);
-                while let Some(run) = rack.and_then(|rack| self.pop(rack)) {
-                    source.give(run);
-                }
-            }
-        }
+        self.empty(source);
         source.note(core::mem::take(&mut self.tally));
     }
 
@@ -264,6 +354,13 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     #[inline]
     fn count(&self, rack: Rack) -> usize {
         self.counts.get(rack.number).map_or(0, |&n| n.into())
+    }
+
+    fn set_count(&mut self, rack: Rack, n: usize) {
+        if let Some(count) = self.counts.get_mut(rack.number) {
+            // CAST: At most the rack's length, which is 128.
+            *count = n as u8;
+        }
     }
 
     #[inline]
@@ -298,23 +395,47 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     }
 }
 
-/// Nothing was at hand: with the lock of `source` held, what is asked for next is got ready.
-pub fn refill<S>(mine: &impl Lock<Magazine<S>>, source: &mut impl Source, end: End, order: Order)
+/// Nothing was at hand: with the lock of `source` held, what is asked for now and next is got ready.
+/// Returns the first of it, as [`Magazine::take`] does.
+pub fn refill<S>(
+    mine: &impl Lock<Magazine<S>>,
+    source: &mut impl Source,
+    end: End,
+    order: Order,
+    bytes: u64,
+) -> Option<Run>
 where
     S: DerefMut<Target = [Option<Packed>]>,
 {
-    mine.with(|magazine| magazine.fill(source, end, order));
+    mine.with(|magazine| {
+        magazine.fill(source, end, order);
+        magazine.take(end, order, bytes)
+    })
 }
 
-/// There was no room: with the lock of `source` held, some is made.
-pub fn make_room<S>(mine: &impl Lock<Magazine<S>>, source: &mut impl Source, end: End, order: Order)
+/// There was no room for `run`: with the lock of `source` held, some is made.
+///
+/// # Errors
+///
+/// As [`Magazine::put`], which it goes on with.
+pub fn make_room<S>(
+    mine: &impl Lock<Magazine<S>>,
+    source: &mut impl Source,
+    end: End,
+    run: Run,
+    bytes: u64,
+) -> Result<(), Run>
 where
     S: DerefMut<Target = [Option<Packed>]>,
 {
-    mine.with(|magazine| magazine.spill(source, end, order));
+    mine.with(|magazine| {
+        magazine.spill(source, end, run.order());
+        magazine.put(end, run, bytes)
+    })
 }
 
-/// Shuts all magazines; one after the other, each with the lock of the allocator behind it.
+/// Shuts all magazines, one after the other, each with the lock of the allocator behind it, and
+/// empties the depot.
 pub fn shut<'a, L, S, C>(magazines: impl IntoIterator<Item = &'a L>, source: &impl Lock<C>)
 where
     L: Lock<Magazine<S>> + 'a,
@@ -324,6 +445,7 @@ where
     for magazine in magazines {
         source.with(|source| magazine.with(|magazine| magazine.shut(source)));
     }
+    source.with(empty_depot);
 }
 
 /// The same for who holds the lock of `source`, and can't let it go in between.
@@ -334,6 +456,16 @@ where
 {
     for magazine in magazines {
         magazine.with(|magazine| magazine.shut(source));
+    }
+    empty_depot(source);
+}
+
+/// After all magazines are shut: nothing goes there but out of those that are open.
+fn empty_depot(source: &mut impl Source) {
+    for rack in all_racks() {
+        while let Some(run) = source.depot().pop(rack) {
+            source.give(run);
+        }
     }
 }
 

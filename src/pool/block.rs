@@ -318,12 +318,17 @@ impl Drop for Block {
                 },
                 None => run,
             };
-            let order = run.order();
             let mut state = self.pool.state.lock();
-            state.supply.free(run);
-            state.uncount(self.requested);
-            if let Some(end) = end {
-                self.pool.make_room(&mut state, end, order);
+            let left = match end {
+                Some(end) => self
+                    .pool
+                    .make_room(&mut state, end, run, self.requested)
+                    .err(),
+                None => Some(run),
+            };
+            if let Some(run) = left {
+                state.supply.free(run);
+                state.uncount(self.requested);
             }
             state.note(&self.pool.magazines);
             let somebody_waits = !state.wishes.is_empty();

@@ -41,12 +41,15 @@ use kernel::{
     sync::SpinLock, //
 };
 
-/// The part of a pool that all magazines together may hold, and in pages at most: so that shutting
-/// all of them never takes long.
+/// The part of a pool that the magazines of all CPUs together may hold, and in pages at most: so that
+/// shutting all of them never takes long. The depot may hold as much as one of them.
 const SHARE: u64 = 16;
 const MOST: u64 = 1 << 14;
 
 type Slots = KVVec<Option<Packed>>;
+
+/// What all CPUs share, under the pool's lock.
+pub(super) type Depot = Magazine<Slots>;
 
 /// One CPU's.
 pub(super) struct Mine(Pin<KBox<SpinLock<Magazine<Slots>>>>);
@@ -64,30 +67,33 @@ impl Lock<State> for SpinLock<State> {
     }
 }
 
-/// All of a pool's.
+/// All of a pool's, but for the depot.
 pub(super) struct Magazines {
     each: KVec<Mine>,
     limit: u64,
 }
 
 impl Magazines {
-    /// For a pool of so many pages from `base` on.
-    pub(super) fn new(base: u64, pages: u64) -> Result<Self> {
+    /// For a pool of so many pages from `base` on, and its depot.
+    pub(super) fn new(base: u64, pages: u64) -> Result<(Self, Depot)> {
         let cpus = u64::from(nr_cpu_ids()).max(1);
         let limit = (pages / SHARE)
             .min(MOST)
             .checked_div(cpus)
             .unwrap_or_default();
-        let mut each = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
-        for _ in 0..cpus {
+        let magazine = || -> Result<_> {
             let mut slots = Slots::with_capacity(magazine::SLOTS, GFP_KERNEL)?;
             for _ in 0..magazine::SLOTS {
                 slots.push(None, GFP_KERNEL)?;
             }
-            let magazine = new_spinlock!(Magazine::new(slots, base, limit), "rust_buddy_magazine");
+            Ok(Magazine::new(slots, base, limit))
+        };
+        let mut each = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
+        for _ in 0..cpus {
+            let magazine = new_spinlock!(magazine()?, "rust_buddy_magazine");
             each.push(Mine(KBox::pin_init(magazine, GFP_KERNEL)?), GFP_KERNEL)?;
         }
-        Ok(Self { each, limit })
+        Ok((Self { each, limit }, magazine()?))
     }
 
     /// That of the CPU that this runs on. Being moved to another one meanwhile does no harm.
@@ -97,9 +103,9 @@ impl Magazines {
         self.each.get(CpuId::current().as_u32() as usize)
     }
 
-    /// Pages that all of them may hold.
+    /// Pages that all of them may hold, and the depot.
     pub(super) fn most(&self) -> u64 {
-        self.limit * self.each.len() as u64
+        self.limit * (self.each.len() as u64 + 1)
     }
 
     /// Shuts all, with the pool's lock held.
@@ -169,18 +175,33 @@ impl Pool {
         }
     }
 
-    /// With the pool's lock held, after nothing was at hand: so that there is the next time.
-    pub(super) fn refill(&self, state: &mut State, (end, order): (End, Order)) {
+    /// With the pool's lock held, after nothing was at hand: gets some ready, and takes of it.
+    pub(super) fn refill(
+        &self,
+        state: &mut State,
+        (end, order): (End, Order),
+        bytes: u64,
+    ) -> Option<Run> {
         let dirty = &self.dirty;
-        if let Some(mine) = self.magazines.mine() {
-            magazine::refill(mine, &mut Clear { state, dirty }, end, order);
-        }
+        let mut source = Clear { state, dirty };
+        magazine::refill(self.magazines.mine()?, &mut source, end, order, bytes)
     }
 
-    /// The same, after there was no room.
-    pub(super) fn make_room(&self, state: &mut State, end: End, order: Order) {
-        if let Some(mine) = self.magazines.mine() {
-            magazine::make_room(mine, state, end, order);
+    /// The same, after there was no room for `run`: makes some.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::put_at_hand`].
+    pub(super) fn make_room(
+        &self,
+        state: &mut State,
+        end: End,
+        run: Run,
+        bytes: u64,
+    ) -> Result<(), Run> {
+        match self.magazines.mine() {
+            Some(mine) => magazine::make_room(mine, state, end, run, bytes),
+            None => Err(run),
         }
     }
 }
@@ -210,6 +231,12 @@ struct Clear<'a> {
 }
 
 impl Source for Clear<'_> {
+    type Slots = Slots;
+
+    fn depot(&mut self) -> &mut Depot {
+        &mut self.state.depot
+    }
+
     fn take(&mut self, end: End, order: Order) -> Option<Run> {
         let run = Source::take(self.state, end, order)?;
         if self.dirty.next(Pfn(run.start()), Pfn(run.end())).is_some() {
@@ -229,6 +256,12 @@ impl Source for Clear<'_> {
 }
 
 impl Source for State {
+    type Slots = Slots;
+
+    fn depot(&mut self) -> &mut Depot {
+        &mut self.depot
+    }
+
     fn take(&mut self, end: End, order: Order) -> Option<Run> {
         let place = match end {
             End::Low => Place::Lowest,

@@ -42,6 +42,7 @@ use self::{
     census::Census,
     dirty::Dirty,
     magazines::{
+        Depot,
         Gathered,
         Magazines, //
     },
@@ -144,6 +145,7 @@ struct State {
     uses: u64,
     /// Magazines are shut by what was free when that changed last, or by who waits.
     kept_shut: bool,
+    depot: Depot,
     apart: Apart,
     wishes: Wishes,
 }
@@ -501,7 +503,7 @@ impl Pool {
             .map(|per_cent| pages * u64::from(per_cent) / 100);
         let census = Census::new(base, pages)?;
         let dirty = Dirty::all(base, pages)?;
-        let magazines = Magazines::new(base, pages)?;
+        let (magazines, depot) = Magazines::new(base, pages)?;
         let worker = Worker::new()?;
         let lingering = Lingering::new(worker.clone())?;
         Arc::pin_init(
@@ -534,6 +536,7 @@ impl Pool {
                     blocks: 0,
                     uses: 0,
                     kept_shut: false,
+                    depot,
                     apart: Apart::default(),
                     wishes: Wishes::new(),
                 }, "rust_buddy_pool"),
@@ -725,7 +728,7 @@ impl Pool {
     }
 
     /// What came of it, the lock under which it did, and those to let go after that. What may be at
-    /// `hand` is got ready for the next time.
+    /// `hand` is got ready for the next time, too.
     fn attempt(
         &self,
         ask: &Ask,
@@ -738,11 +741,9 @@ impl Pool {
         self.activity.fetch_add(1, Relaxed);
         let still = ask.strict.then(|| self.still());
         let mut state = self.state.lock();
-        let outcome = state.take(ask);
+        let ready = hand.and_then(|hand| self.refill(&mut state, hand, ask.size));
+        let outcome = ready.map_or_else(|| state.take(ask), Ok);
         if outcome.is_ok() {
-            if let Some(hand) = hand {
-                self.refill(&mut state, hand);
-            }
             state.note(&self.magazines);
             return (state, outcome, still);
         }

@@ -42,9 +42,10 @@ fn magazine(limit: u64) -> Mine {
     Magazine::new((0..SLOTS).map(|_| None).collect(), 0, limit)
 }
 
-/// An allocator, and what it was told.
+/// An allocator, what two CPUs share, and what it was told.
 struct State {
     core: Buddy<Vec<u64>>,
+    depot: Mine,
     /// Blocks and bytes that are out, but for what magazines know of.
     blocks: u64,
     bytes: u64,
@@ -53,15 +54,24 @@ struct State {
 }
 
 impl State {
-    fn new(units: u64) -> Self {
+    fn new(units: u64, depot: u64) -> Self {
         let words = vec![0; storage_len(0, units).unwrap()];
         Self {
             core: Buddy::new(words, Default::default(), 0, units).unwrap(),
+            depot: magazine(depot),
             blocks: 0,
             bytes: 0,
             uses: 0,
             waiting: false,
         }
+    }
+
+    /// A block that no magazine knows of.
+    fn take_counted(&mut self, order: Order) -> Option<Run> {
+        let run = self.take(End::Low, order)?;
+        self.blocks = self.blocks.wrapping_add(1);
+        self.bytes = self.bytes.wrapping_add(run.units());
+        Some(run)
     }
 
     fn check(&self) {
@@ -70,6 +80,12 @@ impl State {
 }
 
 impl Source for State {
+    type Slots = Vec<Option<Packed>>;
+
+    fn depot(&mut self) -> &mut Mine {
+        &mut self.depot
+    }
+
     fn take(&mut self, end: End, order: Order) -> Option<Run> {
         let place = match end {
             End::Low => Place::Lowest,
@@ -111,7 +127,7 @@ struct Pool {
 impl Pool {
     fn new(units: u64, cpus: usize, limit: u64) -> Arc<Self> {
         Arc::new(Self {
-            state: Locked(Mutex::new(State::new(units))),
+            state: Locked(Mutex::new(State::new(units, limit))),
             magazines: (0..cpus)
                 .map(|_| Locked(Mutex::new(magazine(limit))))
                 .collect(),
@@ -125,32 +141,25 @@ impl Pool {
             return Some(run);
         }
         let run = self.state.with(|state| {
-            let run = state.take(End::Low, order)?;
-            state.blocks = state.blocks.wrapping_add(1);
-            state.bytes = state.bytes.wrapping_add(bytes);
-            magazine::refill(mine, state, End::Low, order);
-            Some(run)
+            let ready = magazine::refill(mine, state, End::Low, order, bytes);
+            ready.or_else(|| state.take_counted(order))
         });
         if run.is_some() {
             return run;
         }
-        self.gathered(|state| {
-            let run = state.take(End::Low, order)?;
-            state.blocks = state.blocks.wrapping_add(1);
-            state.bytes = state.bytes.wrapping_add(bytes);
-            Some(run)
-        })
+        self.gathered(|state| state.take_counted(order))
     }
 
     fn free(&self, cpu: usize, run: Run) {
-        let (order, bytes) = (run.order(), run.units());
+        let bytes = run.units();
         let mine = &self.magazines[cpu];
         if let Err(run) = mine.with(|magazine| magazine.put(End::Low, run, bytes)) {
             self.state.with(|state| {
-                state.give(run);
-                state.blocks = state.blocks.wrapping_sub(1);
-                state.bytes = state.bytes.wrapping_sub(bytes);
-                magazine::make_room(mine, state, End::Low, order);
+                if let Err(run) = magazine::make_room(mine, state, End::Low, run, bytes) {
+                    state.give(run);
+                    state.blocks = state.blocks.wrapping_sub(1);
+                    state.bytes = state.bytes.wrapping_sub(bytes);
+                }
             });
         }
     }
@@ -273,6 +282,50 @@ fn two_who_count_do_not_open_for_each_other() {
     });
 }
 
+const MANY: u64 = 1 << 10;
+
+/// One block of order 4 is out, and the rack of CPU 1 is full, so that half of it goes to the depot
+/// when that one comes back.
+fn about_to_spill() -> (Arc<Pool>, Run) {
+    let pool = Pool::new(MANY, 2, MANY);
+    let mut out: Vec<Run> = (0..33).map(|_| pool.alloc(0, order(4)).unwrap()).collect();
+    let last = out.pop().unwrap();
+    out.into_iter().for_each(|run| pool.free(1, run));
+    (pool, last)
+}
+
+#[test]
+fn what_is_in_the_depot_is_counted() {
+    loom::model(|| {
+        let (pool, last) = about_to_spill();
+        let other = pool.clone();
+        let worker = thread::spawn(move || other.free(1, last));
+        pool.gathered(|state| {
+            state.check();
+            assert_eq!(state.core.free_units() + state.bytes, MANY);
+        });
+        worker.join().unwrap();
+        assert!(pool.alloc(0, order(10)).is_some());
+    });
+}
+
+#[test]
+fn who_waits_gets_what_is_in_the_depot() {
+    loom::model(|| {
+        let (pool, last) = about_to_spill();
+        let other = pool.clone();
+        let worker = thread::spawn(move || {
+            other.free(1, last);
+            other.alloc(0, order(4)).unwrap()
+        });
+        pool.wait();
+        let run = worker.join().unwrap();
+        pool.free(1, run);
+        pool.state
+            .with(|state| assert_eq!(state.core.free_units(), MANY));
+    });
+}
+
 /// What nobody else wants: loom's locks need a model around them.
 struct Unlocked<T>(RefCell<T>);
 
@@ -283,7 +336,7 @@ impl<T> Lock<T> for Unlocked<T> {
 }
 
 fn alone(test: impl Fn(&mut State, &mut Mine)) {
-    test(&mut State::new(1 << 12), &mut magazine(1 << 10));
+    test(&mut State::new(1 << 12, 0), &mut magazine(1 << 10));
 }
 
 #[test]
@@ -356,45 +409,147 @@ fn no_more_than_its_limit() {
     });
 }
 
-#[test]
-fn an_empty_one_is_filled_by_half_and_a_full_one_emptied_by_half() {
-    let mut state = State::new(1 << 12);
-    let mine = Unlocked(RefCell::new(magazine(1 << 10)));
-    magazine::refill(&mine, &mut state, End::Low, order(0));
-    assert_eq!(mine.with(|mine| mine.units()), 64);
-    // They are the lowest, and what is low stays together.
-    assert!(!state.core.could_alloc_at(63, 1) && state.core.could_alloc_at(64, 64));
-    // And come in the order in which the allocator gave them.
-    let run = mine.with(|mine| mine.take(End::Low, order(0), 1)).unwrap();
-    assert_eq!(run.start(), 0);
-    mine.with(|mine| mine.put(End::Low, run, 1)).unwrap();
-    for _ in 0..64 {
-        let run = state.take(End::Low, order(0)).unwrap();
-        mine.with(|mine| mine.put(End::Low, run, 1)).unwrap();
+/// One CPU's, and what it takes of the low end.
+struct Cpu(Unlocked<Mine>);
+
+impl Cpu {
+    fn new(limit: u64) -> Self {
+        Self(Unlocked(RefCell::new(magazine(limit))))
     }
+
+    fn units(&self) -> u64 {
+        self.0.with(|mine| mine.units())
+    }
+
+    fn take(&self) -> Option<Run> {
+        self.0.with(|mine| mine.take(End::Low, order(0), 1))
+    }
+
+    fn put(&self, run: Run) -> Result<(), Run> {
+        self.0.with(|mine| mine.put(End::Low, run, 1))
+    }
+
+    fn refill(&self, state: &mut State) -> Option<Run> {
+        magazine::refill(&self.0, state, End::Low, order(0), 1)
+    }
+
+    fn make_room(&self, state: &mut State, run: Run) {
+        magazine::make_room(&self.0, state, End::Low, run, 1).unwrap();
+    }
+
+    /// Puts blocks in until it is full.
+    fn fill_up(&self, state: &mut State) {
+        for _ in self.units()..128 {
+            let run = state.take(End::Low, order(0)).unwrap();
+            self.put(run).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_empty_one_is_filled_and_a_full_one_emptied_a_little() {
+    let mut state = State::new(1 << 12, 0);
+    let mine = Cpu::new(1 << 10);
+    // They are the lowest, and come in the order in which the allocator gave them.
+    let run = mine.refill(&mut state).unwrap();
+    assert_eq!((run.start(), mine.units()), (0, 7));
+    assert!(!state.core.could_alloc_at(7, 1) && state.core.could_alloc_at(8, 8));
+    let next = mine.take().unwrap();
+    assert_eq!(next.start(), 1);
+    mine.put(next).unwrap();
+    mine.put(run).unwrap();
+    mine.fill_up(&mut state);
     let run = state.take(End::Low, order(0)).unwrap();
-    let run = mine.with(|mine| mine.put(End::Low, run, 1)).unwrap_err();
-    state.give(run);
-    magazine::make_room(&mine, &mut state, End::Low, order(0));
-    assert_eq!(mine.with(|mine| mine.units()), 64);
-    // Those that came last stay.
-    assert!(state.core.could_alloc_at(0, 64) && !state.core.could_alloc_at(64, 1));
-    let run = mine.with(|mine| mine.take(End::Low, order(0), 1)).unwrap();
-    assert_eq!(run.start(), 127);
-    state.give(run);
-    mine.with(|mine| mine.shut(&mut state));
-    magazine::refill(&mine, &mut state, End::Low, order(0));
-    assert_eq!(state.core.free_units(), 1 << 12);
+    let run = mine.put(run).unwrap_err();
+    mine.make_room(&mut state, run);
+    assert_eq!(mine.units(), 128 - 8 + 1);
+    // Those that came first are gone: 7 to 2, and the two that were put after them.
+    assert!(state.core.could_alloc_at(0, 8) && !state.core.could_alloc_at(8, 1));
+    assert_eq!(mine.take().unwrap().start(), 128);
+    mine.0.with(|mine| mine.shut(&mut state));
+    assert!(mine.refill(&mut state).is_none());
+    assert_eq!(state.core.free_units(), (1 << 12) - 1);
+}
+
+#[test]
+fn what_one_frees_and_another_allocates_passes_the_allocator_by() {
+    let mut state = State::new(1 << 12, 1 << 10);
+    let (frees, allocates) = (Cpu::new(1 << 10), Cpu::new(1 << 10));
+    let mut out: Vec<Run> = (0..1024)
+        .map(|_| state.take(End::Low, order(0)).unwrap())
+        .collect();
+    let mut free = Vec::new();
+    for _ in 0..16 {
+        for run in out.drain(..64) {
+            if let Err(run) = frees.put(run) {
+                frees.make_room(&mut state, run);
+            }
+        }
+        for _ in 0..64 {
+            let run = allocates.take().or_else(|| allocates.refill(&mut state));
+            out.push(run.unwrap());
+        }
+        free.push(state.core.free_units());
+    }
+    // A full rack is kept; from then on each half of one comes by way of the depot.
+    assert!(free[0] > free[2]);
+    assert_eq!(free[2..], [free[2]; 14]);
+    let mut starts: Vec<u64> = out.iter().map(Run::start).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    assert_eq!(starts.len(), 1024);
+}
+
+#[test]
+fn what_goes_to_the_depot_comes_back_when_all_are_shut() {
+    let mut state = State::new(1 << 12, 1 << 10);
+    let mine = Cpu::new(1 << 10);
+    for _ in 0..2 {
+        mine.fill_up(&mut state);
+        let run = state.take(End::Low, order(0)).unwrap();
+        mine.make_room(&mut state, run);
+        assert_eq!((mine.units(), state.depot.units()), (65, 64));
+        magazine::shut_at_once([&mine.0], &mut state);
+        assert_eq!((mine.units(), state.depot.units()), (0, 0));
+        assert_eq!(state.core.free_units(), 1 << 12);
+        magazine::open([&mine.0]);
+    }
+}
+
+#[test]
+fn the_depot_holds_no_more_than_its_limit() {
+    let mut state = State::new(1 << 12, 70);
+    let mine = Cpu::new(1 << 10);
+    for units in [64, 70, 70] {
+        mine.fill_up(&mut state);
+        let run = state.take(End::Low, order(0)).unwrap();
+        mine.make_room(&mut state, run);
+        assert_eq!(state.depot.units(), units);
+    }
+    assert_eq!(mine.units(), 121);
 }
 
 #[test]
 fn it_is_not_filled_beyond_its_limit() {
-    let mut state = State::new(1 << 12);
+    let mut state = State::new(1 << 12, 0);
     let mine = Unlocked(RefCell::new(magazine(600)));
-    magazine::refill(&mine, &mut state, End::High, order(9));
-    assert_eq!(mine.with(|mine| mine.units()), 512);
-    magazine::refill(&mine, &mut state, End::High, order(4));
-    assert_eq!(mine.with(|mine| mine.units()), 592);
+    let units = || mine.with(|mine| mine.units());
+    let mut refill = |at| magazine::refill(&mine, &mut state, End::High, order(at), 1);
+    let small = refill(4).unwrap();
+    assert!(refill(0).is_some());
+    assert_eq!(units(), 7 * 16 + 7);
+    // What has no room beside others comes in their place: the largest go, and no more than must.
+    let large = refill(9).unwrap();
+    assert_eq!(units(), 5 * 16 + 7);
+    mine.with(|mine| mine.put(End::High, large, 1)).unwrap();
+    assert!(mine.with(|mine| mine.put(End::High, small, 1)).is_err());
+    assert_eq!(units(), 512 + 5 * 16 + 7);
+    assert!(refill(7).is_none());
+    // Nothing goes for what will never fit.
+    let few = Unlocked(RefCell::new(magazine(500)));
+    let mut refill = |at| magazine::refill(&few, &mut state, End::High, order(at), 1);
+    assert!(refill(0).is_some() && refill(9).is_none());
+    assert_eq!(few.with(|few| few.units()), 7);
 }
 
 #[test]

@@ -22,6 +22,7 @@ use peers::{
     Bitmap,
     FrameAllocator,
     Magazines,
+    Nothing,
     Peer,
     RustBuddy, //
 };
@@ -387,6 +388,7 @@ fn main() {
     scaling::<RustBuddy>(SIZES[0], effort);
     scaling::<Magazines>(SIZES[0], effort);
     scaling::<FrameAllocator>(SIZES[0], effort);
+    scaling::<Nothing>(SIZES[0], effort);
     if let Some(folder) = folder {
         turnover::<RustBuddy>(SIZES[0], &mut plots);
         turnover::<Magazines>(SIZES[0], &mut plots);

@@ -30,6 +30,7 @@ use rust_buddy_host::{
 use spin::Mutex;
 use std::{
     cell::Cell,
+    hint::black_box,
     ops::{
         Deref,
         DerefMut, //
@@ -131,15 +132,24 @@ impl<T> Lock<T> for Locked<T> {
 }
 
 /// What is behind them.
-struct Stock(Buddy<Lines>);
+struct Stock {
+    core: Buddy<Lines>,
+    depot: Mine,
+}
 
 impl Source for Stock {
+    type Slots = Vec<Option<Packed>>;
+
+    fn depot(&mut self) -> &mut Mine {
+        &mut self.depot
+    }
+
     fn take(&mut self, _end: End, order: Order) -> Option<Run> {
-        self.0.alloc(&Request::new(order.units())).ok()
+        self.core.alloc(&Request::new(order.units())).ok()
     }
 
     fn give(&mut self, run: Run) {
-        self.0.free(run);
+        self.core.free(run);
     }
 
     fn note(&mut self, _tally: Tally) {}
@@ -157,13 +167,14 @@ impl Peer for Magazines {
 
     fn new(units: u64) -> Self {
         let limit = (units / 16).min(1 << 14) / THREADS as u64;
-        let magazine = |_| {
-            let slots = (0..SLOTS).map(|_| None).collect();
-            Locked(Mutex::new(Magazine::new(slots, 0, limit)))
+        let magazine = || Magazine::new((0..SLOTS).map(|_| None).collect(), 0, limit);
+        let stock = Stock {
+            core: core(units),
+            depot: magazine(),
         };
         Self {
-            core: Locked(Mutex::new(Stock(core(units)))),
-            each: std::array::from_fn(magazine),
+            core: Locked(Mutex::new(stock)),
+            each: std::array::from_fn(|_| Locked(Mutex::new(magazine()))),
         }
     }
 
@@ -173,9 +184,8 @@ impl Peer for Magazines {
             return Some(run);
         }
         let run = self.core.with(|core| {
-            let run = core.take(End::Low, order)?;
-            magazine::refill(mine, core, End::Low, order);
-            Some(run)
+            magazine::refill(mine, core, End::Low, order, order.units())
+                .or_else(|| core.take(End::Low, order))
         });
         if run.is_some() {
             return run;
@@ -190,8 +200,9 @@ impl Peer for Magazines {
         let (mine, order) = (self.mine(), run.order());
         if let Err(run) = mine.with(|magazine| magazine.put(End::Low, run, order.units())) {
             self.core.with(|core| {
-                core.give(run);
-                magazine::make_room(mine, core, End::Low, order);
+                if let Err(run) = magazine::make_room(mine, core, End::Low, run, order.units()) {
+                    core.give(run);
+                }
             });
         }
     }
@@ -273,5 +284,26 @@ impl Peer for Bitmap {
             Size::Large(bits) => free(&mut **bits, start, order),
         };
         debug_assert!(done);
+    }
+}
+
+/// No allocator: what a run takes by itself.
+pub struct Nothing;
+
+impl Peer for Nothing {
+    const NAME: &'static str = "no allocator";
+    /// As much as ours has to be handed over.
+    type Block = [u64; size_of::<Run>() / size_of::<u64>()];
+
+    fn new(_units: u64) -> Self {
+        Self
+    }
+
+    fn alloc(&self, _order: u32) -> Option<Self::Block> {
+        Some(black_box(Default::default()))
+    }
+
+    fn free(&self, block: Self::Block) {
+        black_box(block);
     }
 }

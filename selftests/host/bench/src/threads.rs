@@ -24,6 +24,7 @@ use std::{
             AtomicUsize,
             Ordering::{
                 Acquire,
+                Relaxed,
                 Release, //
             }, //
         },
@@ -47,49 +48,58 @@ pub const SHARINGS: [(&str, Sharing); 3] = [
     ("one way", Sharing::OneWay),
 ];
 
-/// Where threads leave what they allocated for each other: a few batches at most.
-struct Exchange<B> {
-    /// For each thread, what others left for it.
-    left: [Mutex<Vec<Vec<B>>>; THREADS],
-    waiting: [AtomicUsize; THREADS],
-}
-
 /// Batches that may wait for a thread.
 const AHEAD: usize = 8;
 
-impl<B> Exchange<B> {
+/// On lines of its own.
+#[repr(align(128))]
+struct Alone<T>(T);
+
+/// What one thread left for another: a ring of batches. Each is swapped for the one that is there,
+/// so that nothing is allocated on the way.
+struct Lane<B> {
+    batches: [Alone<Mutex<Vec<B>>>; AHEAD],
+    left: Alone<AtomicUsize>,
+    taken: Alone<AtomicUsize>,
+}
+
+impl<B> Lane<B> {
     fn new() -> Self {
         Self {
-            left: Default::default(),
-            waiting: Default::default(),
+            batches: std::array::from_fn(|_| Alone(Mutex::new(Vec::with_capacity(BATCH)))),
+            left: Alone(AtomicUsize::new(0)),
+            taken: Alone(AtomicUsize::new(0)),
         }
     }
 
-    fn leave(&self, to: usize, batch: Vec<B>) {
-        while self.waiting[to].load(Acquire) >= AHEAD {
+    /// Leaves a batch, and gets an empty one for it.
+    fn leave(&self, batch: &mut Vec<B>) {
+        let left = self.left.0.load(Relaxed);
+        while left - self.taken.0.load(Acquire) >= AHEAD {
             hint::spin_loop();
         }
-        let mut left = self.left[to].lock().expect("nobody panics");
-        left.push(batch);
-        self.waiting[to].store(left.len(), Release);
+        self.swap(left, batch);
+        self.left.0.store(left + 1, Release);
     }
 
-    fn take(&self, at: usize) -> Vec<B> {
-        loop {
-            if self.waiting[at].load(Acquire) > 0 {
-                let mut left = self.left[at].lock().expect("nobody panics");
-                let batch = left.pop().expect("it was counted");
-                self.waiting[at].store(left.len(), Release);
-                return batch;
-            }
+    /// Takes a batch, and leaves an empty one for it.
+    fn take(&self, batch: &mut Vec<B>) {
+        let taken = self.taken.0.load(Relaxed);
+        while self.left.0.load(Acquire) == taken {
             hint::spin_loop();
         }
+        self.swap(taken, batch);
+        self.taken.0.store(taken + 1, Release);
+    }
+
+    fn swap(&self, at: usize, batch: &mut Vec<B>) {
+        let mut there = self.batches[at % AHEAD].0.lock().expect("nobody panics");
+        std::mem::swap(&mut *there, batch);
     }
 }
 
-fn batch<P: Peer>(peer: &P, mut batch: Vec<P::Block>) -> Vec<P::Block> {
+fn fill<P: Peer>(peer: &P, batch: &mut Vec<P::Block>) {
     batch.extend((0..BATCH).filter_map(|_| peer.alloc(0)));
-    batch
 }
 
 /// Blocks that are out, of which any may be the next to go.
@@ -115,7 +125,7 @@ where
     P::Block: Send,
 {
     let peer = P::new(units);
-    let exchange = Exchange::new();
+    let lanes: [Lane<P::Block>; THREADS] = std::array::from_fn(|_| Lane::new());
     let batches = operations / BATCH / 2;
     let owned: Vec<Own<P::Block>> = (0..threads)
         .map(|i| Own {
@@ -129,7 +139,7 @@ where
     let slowest = Mutex::new(0f64);
     thread::scope(|scope| {
         for (me, mut own) in owned.into_iter().enumerate() {
-            let (peer, exchange, begun, slowest) = (&peer, &exchange, &begun, &slowest);
+            let (peer, lanes, begun, slowest) = (&peer, &lanes, &begun, &slowest);
             scope.spawn(move || {
                 THREAD.set(me);
                 begun.fetch_add(1, Release);
@@ -151,21 +161,19 @@ where
                 };
                 for _ in 0..rounds {
                     if gives {
-                        mine = batch(peer, mine);
+                        fill(peer, &mut mine);
                     }
                     match sharing {
                         Sharing::Apart => own.exchange(&mut mine),
                         Sharing::Crossed => {
                             own.exchange(&mut mine);
-                            exchange.leave(other, std::mem::take(&mut mine));
-                            mine = exchange.take(me);
+                            lanes[other].leave(&mut mine);
+                            lanes[me].take(&mut mine);
                         }
                         Sharing::OneWay if threads == 1 => own.exchange(&mut mine),
-                        Sharing::OneWay if gives => {
-                            exchange.leave(other, std::mem::take(&mut mine));
-                        }
+                        Sharing::OneWay if gives => lanes[other].leave(&mut mine),
                         Sharing::OneWay => {
-                            mine = exchange.take(me);
+                            lanes[me].take(&mut mine);
                             own.exchange(&mut mine);
                         }
                     }
