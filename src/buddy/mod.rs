@@ -866,9 +866,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     fn overlaps(&self, words: &[u64], tree: Tree, block: u64, order: Order) -> bool {
         let leaf = self.level(order).leaf(block) % LEAVES;
         let mut found = tree.overlaps(rank(order), leaf);
-        // In a larger one, of which no tree below knows anything. The next level is looked at in any
-        // case, without a branch that could be guessed wrong: what is found on its own is no less
-        // an overlap. And where a tree has anything free, it is no part of what is free above it.
+        // In a larger one, of which no tree below knows anything. The next level is looked at in
+        // any case, without a branch that could be guessed wrong: what is found on its own is no
+        // less an overlap. And where a tree has anything free, it is no part of what is free above.
         for level in self.levels.get(index(order) + 1..).unwrap_or_default() {
             if level.is_unused() {
                 break;

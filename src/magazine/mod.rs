@@ -11,11 +11,11 @@
 //! has no work with each block.
 //!
 //! What is in magazines is missed by whoever counts. So one can be [shut](Magazine::shut): then it
-//! is empty, and gives and takes nothing until it is opened as often. Whoever needs to know all that
-//! is free, or would be refused, shuts all of them, one after the other ([`shut`]), looks, and opens
-//! them again ([`open`]). What was free in a magazine that is shut has gone to the allocator, and
-//! nothing comes after it. When the last one is shut the depot is emptied, which nothing comes to
-//! any more: then all that is free is in the allocator.
+//! is empty, and gives and takes nothing until it is opened as often. Whoever needs to know all
+//! that is free, or would be refused, shuts all of them, one after the other ([`shut`]), looks, and
+//! opens them again ([`open`]). What was free in a magazine that is shut has gone to the allocator,
+//! and nothing comes after it. When the last one is shut the depot is emptied, which nothing comes
+//! to any more: then all that is free is in the allocator.
 //!
 //! Locks: the allocator's comes before a magazine's. Nothing here allocates, blocks, panics or is
 //! `unsafe`.
@@ -235,7 +235,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
             return;
         };
         if self.shut == 0 {
-            self.make_way(source, order.units());
+            self.make_way(source, order);
         }
         let wanted = rack.half().saturating_sub(self.count(rack));
         let wanted = wanted.min(self.room(rack));
@@ -281,12 +281,13 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         }
     }
 
-    /// Where the limit leaves no room for so many units, others' orders give way, the largest first.
-    fn make_way(&mut self, source: &mut impl Source, units: u64) {
-        let Some(most) = self.limit.checked_sub(units) else {
+    /// Where the limit leaves no room for a block of `order`, smaller ones give way, the largest
+    /// first. Larger ones stay: it takes more to get them ready again.
+    fn make_way(&mut self, source: &mut impl Source, order: Order) {
+        let Some(most) = self.limit.checked_sub(order.units()) else {
             return;
         };
-        for rack in all_racks().rev() {
+        for rack in all_racks().rev().filter(|rack| rack.order < order) {
             while self.units > most {
                 let Some(run) = self.pop(rack) else {
                     break;
@@ -395,8 +396,8 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     }
 }
 
-/// Nothing was at hand: with the lock of `source` held, what is asked for now and next is got ready.
-/// Returns the first of it, as [`Magazine::take`] does.
+/// Nothing was at hand: with the lock of `source` held, what is asked for now and next is got
+/// ready. Returns the first of it, as [`Magazine::take`] does.
 pub fn refill<S>(
     mine: &impl Lock<Magazine<S>>,
     source: &mut impl Source,
@@ -411,6 +412,19 @@ where
         magazine.fill(source, end, order);
         magazine.take(end, order, bytes)
     })
+}
+
+/// After that nothing was ready, and something else has been taken: what is asked for next is got
+/// ready all the same.
+pub fn refill_for_next<S>(
+    mine: &impl Lock<Magazine<S>>,
+    source: &mut impl Source,
+    end: End,
+    order: Order,
+) where
+    S: DerefMut<Target = [Option<Packed>]>,
+{
+    mine.with(|magazine| magazine.fill(source, end, order));
 }
 
 /// There was no room for `run`: with the lock of `source` held, some is made.

@@ -41,8 +41,8 @@ use kernel::{
     sync::SpinLock, //
 };
 
-/// The part of a pool that the magazines of all CPUs together may hold, and in pages at most: so that
-/// shutting all of them never takes long. The depot may hold as much as one of them.
+/// The part of a pool that the magazines of all CPUs together may hold, and in pages at most: so
+/// that shutting all of them never takes long. The depot may hold as much as one of them.
 const SHARE: u64 = 16;
 const MOST: u64 = 1 << 14;
 
@@ -187,7 +187,15 @@ impl Pool {
         magazine::refill(self.magazines.mine()?, &mut source, end, order, bytes)
     }
 
-    /// The same, after there was no room for `run`: makes some.
+    /// The same, for the next: after what was taken was not clear, what comes after it may be.
+    pub(super) fn refill_for_next(&self, state: &mut State, (end, order): (End, Order)) {
+        let dirty = &self.dirty;
+        if let Some(mine) = self.magazines.mine() {
+            magazine::refill_for_next(mine, &mut Clear { state, dirty }, end, order);
+        }
+    }
+
+    /// With the pool's lock held, after there was no room for `run`: makes some.
     ///
     /// # Errors
     ///

@@ -742,8 +742,12 @@ impl Pool {
         let still = ask.strict.then(|| self.still());
         let mut state = self.state.lock();
         let ready = hand.and_then(|hand| self.refill(&mut state, hand, ask.size));
+        let is_ready = ready.is_some();
         let outcome = ready.map_or_else(|| state.take(ask), Ok);
         if outcome.is_ok() {
+            if let (false, Some(hand)) = (is_ready, hand) {
+                self.refill_for_next(&mut state, hand);
+            }
             state.note(&self.magazines);
             return (state, outcome, still);
         }

@@ -538,7 +538,7 @@ fn it_is_not_filled_beyond_its_limit() {
     let small = refill(4).unwrap();
     assert!(refill(0).is_some());
     assert_eq!(units(), 7 * 16 + 7);
-    // What has no room beside others comes in their place: the largest go, and no more than must.
+    // What has no room beside smaller ones comes in their place: the largest go, no more than must.
     let large = refill(9).unwrap();
     assert_eq!(units(), 5 * 16 + 7);
     mine.with(|mine| mine.put(End::High, large, 1)).unwrap();
@@ -550,6 +550,12 @@ fn it_is_not_filled_beyond_its_limit() {
     let mut refill = |at| magazine::refill(&few, &mut state, End::High, order(at), 1);
     assert!(refill(0).is_some() && refill(9).is_none());
     assert_eq!(few.with(|few| few.units()), 7);
+    // Nor a large one for a small one.
+    let one = Unlocked(RefCell::new(magazine(512)));
+    let large = state.take(End::High, order(9)).unwrap();
+    one.with(|one| one.put(End::High, large, 1)).unwrap();
+    assert!(magazine::refill(&one, &mut state, End::High, order(0), 1).is_none());
+    assert_eq!(one.with(|one| one.units()), 512);
 }
 
 #[test]
