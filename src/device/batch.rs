@@ -59,15 +59,12 @@ impl<T: Request, U> Parts<T, U> {
         let (at, stride) = (request.entries as usize, request.stride as usize);
         let count = request.count as usize;
         let mut this = Self {
-            came: KVVec::with_capacity(count, GFP_KERNEL)?,
+            came: KVVec::from_elem(T::new_zeroed(), count, GFP_KERNEL)?,
             answers: KVVec::with_capacity(count, GFP_KERNEL)?,
             done: KVVec::with_capacity(count, GFP_KERNEL)?,
             at,
             stride,
         };
-        for _ in 0..count {
-            this.came.push(T::new_zeroed(), GFP_KERNEL)?;
-        }
         if stride == size_of::<T>() {
             // As most callers have them: in one go.
             let place = this.place(0);
@@ -84,8 +81,8 @@ impl<T: Request, U> Parts<T, U> {
             }
         }
         // INVARIANT: One each.
-        for came in &this.came {
-            this.answers.push(*came, GFP_KERNEL)?;
+        this.answers.extend_from_slice(&this.came, GFP_KERNEL)?;
+        for _ in 0..count {
             this.done.push(None, GFP_KERNEL)?;
         }
         Ok(this)
