@@ -575,12 +575,11 @@ TEST_F(move, shrinks)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* Large entries go and come with it. */
 /*
- * Nobody learns the new size, so there is none: also where a buffer that moved has other
- * pages than ALLOC would give for its size now.
+ * A RESIZE in memory that can't be written does nothing: also where a buffer that moved has
+ * other pages than ALLOC would give for its size now.
  */
-TEST_F(move, what_is_not_told_is_undone)
+TEST_F(move, unwritable_request)
 {
 	struct rust_buddy_alloc bufs[2] = {
 		{ .size = 52020, .max_size = KiB(128), .flags = RUST_BUDDY_ALLOC_AT },
@@ -621,6 +620,7 @@ TEST_F(move, what_is_not_told_is_undone)
 	munmap(req, 4096);
 }
 
+/* Large entries go and come with it. */
 TEST_F(move, by_large_entries)
 {
 	struct rust_buddy_migrate to;

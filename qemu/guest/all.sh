@@ -5,7 +5,7 @@
 
 range=(start=0x40000000)
 bash selftests/module.sh
-bash qemu/guest/tests.sh contig -- abi abi32 alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority fragmentation slab slab-rust edu nvme
+bash qemu/guest/tests.sh contig -- abi abi32 answers alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority fragmentation slab slab-rust edu nvme
 bash qemu/guest/tests.sh cma -- alloc zero magazine cache move stack reclaim gup huge dmabuf edu nvme
 bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero magazine cache move stack reserve gup huge dmabuf edu nvme
 for mode in wc uc; do

@@ -50,8 +50,8 @@ pub(crate) enum Kind {
     Shrink,
 }
 
-/// The right to change a buffer. While there is one nobody else is told where the buffer is, so
-/// that all that was done can be undone.
+/// The right to change a buffer. While there is one, no caller is told where the buffer is, so that
+/// a check made at its beginning holds until its end.
 pub(crate) struct Change {
     buffer: Arc<Buffer>,
     ask: Ask,
@@ -142,20 +142,15 @@ impl Change {
         Ok(block)
     }
 
-    /// Moves the buffer to `block`, from under all who have it mapped; gives what it was in, and
-    /// what it was asked for with.
-    pub(crate) fn move_to(&self, block: Block, ask: Ask) -> Option<(Block, Ask)> {
-        let mut guard = self.buffer.lock();
-        let place = (*guard).as_mut()?;
-        let old_ask = core::mem::replace(&mut place.ask, ask);
-        Some((self.buffer.relocate(place, block)?, old_ask))
-    }
-
-    /// Undoes [`Change::move_to`], with what that gave.
-    pub(crate) fn move_back(&self, old: Block, ask: Ask) {
-        drop(self.move_to(old, ask));
-        // To whoever asks it has never moved.
-        self.with(|place| place.generation -= 2);
+    /// Moves the buffer to `block`, from under all page tables that map it. The place that it had
+    /// goes back to the pool. May sleep.
+    pub(crate) fn move_to(&self, block: Block, ask: Ask) {
+        let old = self.with(|place| {
+            place.ask = ask;
+            self.buffer.relocate(place, block)
+        });
+        // Out of the lock: this wakes clients that wait for memory.
+        drop(old);
     }
 
     /// Lets it have what `ask` says where it is, clear. Nothing has to be unmapped.
@@ -179,9 +174,11 @@ impl Change {
         .unwrap_or(false)
     }
 
-    /// Takes back all that is more than `left` pages, out of every page table first; `ask` is what
-    /// the rest was asked for with. What was undone may have had more or less than `ask` would be
-    /// granted now, since it has moved meanwhile.
+    /// Takes all pages beyond `left` out of every page table, and gives them back. The rest counts
+    /// as asked for with `ask`.
+    ///
+    /// The caller has asked [`Change::also`] for [`Kind::Shrink`], which refuses buffers whose
+    /// pages others than page tables may have.
     pub(crate) fn shrink(&self, ask: &Ask, left: u64) {
         let buffer = &self.buffer;
         self.with(|place| {

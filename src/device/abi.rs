@@ -8,7 +8,9 @@ use crate::uapi::{
     Header,
     Request, //
 };
+use core::ops::Range;
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     uaccess::{
         UserPtr,
@@ -37,14 +39,24 @@ impl From<kernel::alloc::AllocError> for Refusal {
     }
 }
 
-/// Did the answer reach user space?
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Delivered {
-    Yes,
-    No,
+/// A result that no other thread, process or device can reach until the caller knows of it.
+///
+/// The calls that create an object (ALLOC, EXPORT, IMPORT, RESERVE) return one. Dropping it takes
+/// everything back.
+pub(super) trait Commit {
+    /// Makes the result reachable. Cannot fail.
+    fn commit(self);
+
+    /// Takes back answers that were written to other places than the call's own struct.
+    fn retract(&self) {}
 }
 
-/// Has the head of a request say what came of it.
+/// Calls that change nothing have nothing to commit.
+impl Commit for () {
+    fn commit(self) {}
+}
+
+/// Has the header of a request tell the outcome.
 pub(super) fn say<T: Request>(request: &mut T, refusal: Option<&Refusal>) {
     let header = request.header();
     (header.ret, header.reason) = match refusal {
@@ -53,78 +65,152 @@ pub(super) fn say<T: Request>(request: &mut T, refusal: Option<&Refusal>) {
     };
 }
 
-/// Reads a request of `size` bytes at `arg`, lets `handle` fill it in, and writes it back.
-///
-/// What `handle` did becomes final, or is undone, in `finish`, which learns whether the caller got
-/// the answer: a request that ends in `EFAULT` must not have changed anything, the struct included.
-pub(super) fn answer<T: Request, U>(
-    arg: usize,
-    size: usize,
-    handle: impl FnOnce(&mut T) -> Result<U, Refusal>,
-    finish: impl FnOnce(U, Delivered),
-) -> Result<isize> {
-    answer_both(
-        arg,
-        size,
-        |request| handle(request).map_err(|refusal| (refusal, ())),
-        |outcome, delivered| {
-            if let Ok(done) = outcome {
-                finish(done, delivered);
-            }
-        },
-    )
+/// Has the header of a request tell that the call has begun to act, and not ended.
+pub(super) fn say_in_progress<T: Request>(request: &mut T) {
+    let header = request.header();
+    (header.ret, header.reason) = (EINPROGRESS.to_errno(), uapi::WHY_NONE);
 }
 
-/// The same where a refusal, too, leaves something that is to be undone if nobody learns of it.
-pub(super) fn answer_both<T: Request, U, E>(
-    arg: usize,
-    size: usize,
-    handle: impl FnOnce(&mut T) -> Result<U, (Refusal, E)>,
-    finish: impl FnOnce(Result<U, E>, Delivered),
-) -> Result<isize> {
-    if size < size_of::<Header>() {
-        return Err(EINVAL);
-    }
-    let at = UserPtr::from_addr(arg);
-    let memory = || UserSlice::new(at, size);
-    let mut writer = memory().writer();
-    let mut request = T::new_zeroed();
-    let shared = size.min(size_of::<T>());
-    read(at, size, &mut request)?;
+/// A request that was read from the caller's struct.
+pub(super) struct Call<T> {
+    at: UserPtr,
+    /// Bytes of the struct that both sides know. Not less than a [`Header`].
+    shared: usize,
+    request: T,
+}
 
-    let before = request;
-    let outcome = handle(&mut request);
-    say(
-        &mut request,
-        outcome.as_ref().err().map(|(refusal, _)| refusal),
-    );
-    let written = request
-        .as_bytes()
-        .get(..shared)
-        .ok_or(EINVAL)
-        .and_then(|bytes| writer.write_slice(bytes));
-    if written.is_err() {
-        // What lies in memory that can be written, in front of what can't, holds an answer that is
-        // not true. Put back as much as was overwritten; that this ends early too is expected.
-        if let Some(bytes) = before.as_bytes().get(..shared) {
-            let _ = memory().writer().write_slice(bytes);
+impl<T: Request> Call<T> {
+    /// Reads the struct of `size` bytes at address `arg`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` without room for a header, `EFAULT`, and `E2BIG` as [`read`] has it.
+    pub(super) fn read(arg: usize, size: usize) -> Result<Self> {
+        if size < size_of::<Header>() {
+            return Err(EINVAL);
+        }
+        let at = UserPtr::from_addr(arg);
+        let mut request = T::new_zeroed();
+        read(at, size, &mut request)?;
+        Ok(Self {
+            at,
+            shared: size.min(size_of::<T>()),
+            request,
+        })
+    }
+
+    /// The request as it was read.
+    pub(super) fn request(&self) -> &T {
+        &self.request
+    }
+
+    /// Writes the answer with one copy.
+    fn write(&self) -> Result {
+        write(self.at, &self.request, 0..self.shared)
+    }
+
+    /// Serves a call that changes nothing. `EFAULT` leaves the struct as it was.
+    pub(super) fn query(self, handle: impl FnOnce(&mut T) -> Result<(), Refusal>) -> Result<isize> {
+        self.create(handle)
+    }
+
+    /// Serves a call that changes objects which others can reach. It is never undone because its
+    /// answer could not be written: others may have acted on the change by then.
+    ///
+    /// The whole struct is written before the call acts, with `-EINPROGRESS` in its header.
+    /// `EFAULT` from that write means that nothing has happened, and leaves the header as it was.
+    /// The call has acted if it ends with `EFAULT` later, and the header still says
+    /// `-EINPROGRESS`. A refusal is returned as such also where it can't be written.
+    pub(super) fn act(
+        mut self,
+        handle: impl FnOnce(&mut T) -> Result<(), Refusal>,
+    ) -> Result<isize> {
+        announce(self.at, self.shared, &mut self.request)?;
+        let outcome = handle(&mut self.request);
+        say(&mut self.request, outcome.as_ref().err());
+        let written = conclude(self.at, self.shared, &self.request);
+        match outcome {
+            Ok(()) => written.map(|()| 0),
+            Err(refusal) => Err(refusal.errno),
         }
     }
-    let delivered = if written.is_ok() {
-        Delivered::Yes
-    } else {
-        Delivered::No
-    };
-    match outcome {
-        Ok(done) => {
-            finish(Ok(done), delivered);
-            written.map(|()| 0)
-        }
-        Err((refusal, left)) => {
-            finish(Err(left), delivered);
-            written.and(Err(refusal.errno))
-        }
+
+    /// Serves a call that creates an object: the caller is told, then the object becomes reachable.
+    /// `EFAULT` means that nothing has happened, and the struct is as it was.
+    pub(super) fn create<U: Commit>(
+        self,
+        handle: impl FnOnce(&mut T) -> Result<U, Refusal>,
+    ) -> Result<isize> {
+        self.create_part(|request| handle(request).map(|created| (created, None)))
     }
+
+    /// Like [`Call::create`], for a call that may be refused and yet have answers to retract.
+    pub(super) fn create_part<U: Commit>(
+        mut self,
+        handle: impl FnOnce(&mut T) -> Result<(U, Option<Refusal>), Refusal>,
+    ) -> Result<isize> {
+        let before = self.request;
+        let (created, refusal) = match handle(&mut self.request) {
+            Ok((created, refusal)) => (Some(created), refusal),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        say(&mut self.request, refusal.as_ref());
+        if let Err(error) = self.write() {
+            if let Some(created) = created {
+                created.retract();
+            }
+            // The part of the struct that could be written holds an answer that is not true. This
+            // write is expected to end early, too.
+            self.request = before;
+            let _ = self.write();
+            return Err(error);
+        }
+        if let Some(created) = created {
+            created.commit();
+        }
+        refusal.map_or(Ok(0), |refusal| Err(refusal.errno))
+    }
+}
+
+/// Writes the bytes in `range` of `request` to the struct at `at`.
+fn write<T: Request>(at: UserPtr, request: &T, range: Range<usize>) -> Result {
+    let to = at.wrapping_byte_add(range.start);
+    let bytes = request.as_bytes().get(range).ok_or(EINVAL)?;
+    UserSlice::new(to, bytes.len()).writer().write_slice(bytes)
+}
+
+/// Does a struct of `size` bytes at `at` lie in more than one page? A page is writable as a whole.
+fn crosses_pages(at: UserPtr, size: usize) -> bool {
+    (at.as_const_ptr() as usize) % PAGE_SIZE + size > PAGE_SIZE
+}
+
+/// Writes the `shared` bytes of a struct before a call acts, with `-EINPROGRESS` in the header.
+///
+/// The header comes last, so it says `-EINPROGRESS` only if all of the struct was writable.
+///
+/// # Errors
+///
+/// `EFAULT`; the header is then as it was.
+fn announce<T: Request>(at: UserPtr, shared: usize, request: &mut T) -> Result {
+    const HEADER: usize = size_of::<Header>();
+
+    say_in_progress(request);
+    if crosses_pages(at, shared) {
+        write(at, request, HEADER..shared)?;
+    }
+    write(at, request, 0..HEADER)
+}
+
+/// Writes the `shared` bytes of an answer after a call has acted. The header comes last, so it says
+/// `-EINPROGRESS` for as long as the rest of the answer is not there.
+fn conclude<T: Request>(at: UserPtr, shared: usize, request: &T) -> Result {
+    const HEADER: usize = size_of::<Header>();
+
+    if crosses_pages(at, shared) {
+        write(at, request, HEADER..shared)?;
+        return write(at, request, 0..HEADER);
+    }
+    write(at, request, 0..shared)
 }
 
 /// Reads a request of `size` bytes at `at`, of which `into` may have more or less.

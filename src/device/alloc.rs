@@ -7,7 +7,7 @@
 
 use super::{
     abi::{
-        Delivered,
+        Commit,
         Refusal, //
     },
     client::{
@@ -88,16 +88,14 @@ const EXCLUSIVE: [u32; 8] = [
 
 /// A buffer that is ready, but whose handle is not good yet.
 pub(super) struct Pending<'a> {
-    client: &'a Client,
-    nodes: Nodes,
+    pub(super) client: &'a Client,
+    pub(super) nodes: Nodes,
 }
 
-impl Pending<'_> {
-    /// Makes the handle good, or lets the buffer go if nobody learnt of it.
-    pub(super) fn finish(self, delivered: Delivered) {
-        if delivered == Delivered::Yes {
-            self.client.insert(self.nodes);
-        }
+impl Commit for Pending<'_> {
+    /// Makes the handle good.
+    fn commit(self) {
+        self.client.insert(self.nodes);
     }
 }
 

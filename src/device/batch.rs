@@ -2,25 +2,27 @@
 
 //! BATCH: many ALLOCs, or many FREEs, in one call.
 //!
-//! All requests are read first, then served one after the other as if each had come alone, then all
-//! are answered, and only then does any of it become final: so that nothing has happened when the
-//! caller can't be told.
+//! All requests are read first. ALLOCs are served one after the other as if each had come alone,
+//! then all are answered, and only then do their handles become good: nothing has happened if the
+//! caller can't be told. FREEs are announced like other calls that change objects, taken out of the
+//! table under one hold of its lock, then carried out, then answered.
 
 use super::{
     abi::{
         self,
-        Delivered,
+        Call,
+        Commit,
         Refusal, //
     },
     alloc::{
         self,
         Pending, //
     },
-    client::Client,
-    commands::{
-        self,
-        Freed, //
-    }, //
+    client::{
+        Client,
+        Nodes, //
+    },
+    commands, //
 };
 use crate::uapi::{
     self,
@@ -38,13 +40,13 @@ use kernel::{
     }, //
 };
 
-/// Requests in user memory, `stride` bytes each: as they came, as they are answered, and what was
-/// done for each.
+/// Requests in user memory, `stride` bytes each: as they came, as they are answered, and the result
+/// of each that was served.
 ///
 /// # Invariants
 ///
 /// All three are as long as each other.
-pub(super) struct Parts<T: Request, U> {
+struct Parts<T: Request, U> {
     came: KVVec<T>,
     answers: KVVec<T>,
     done: KVVec<Option<U>>,
@@ -103,7 +105,7 @@ impl<T: Request, U> Parts<T, U> {
         if written.is_err() {
             self.restore();
         }
-        written.map_err(|error| Refusal::new(error, uapi::WHY_ENTRIES))
+        written.map_err(unwritable)
     }
 
     /// Puts back what was there, as far as that can be written.
@@ -124,32 +126,39 @@ impl<T: Request, U> Parts<T, U> {
         Ok(())
     }
 
-    /// Serves and answers them. Nothing is final yet: nor, where all are refused, that each has
-    /// been told so.
+    /// Writes all requests with `-EINPROGRESS` in their headers before any is served, or puts back
+    /// what was there if that can't be.
+    fn announce(&mut self) -> Result<(), Refusal> {
+        for answer in &mut self.answers {
+            abi::say_in_progress(answer);
+        }
+        self.write()
+    }
+
+    /// Serves the requests one after the other, and has `request` and the answers tell the outcome
+    /// of each. Gives the refusal of the whole batch, if it is refused as a whole.
     fn serve(
-        mut self,
+        &mut self,
         request: &mut Batch,
         mut serve: impl FnMut(&mut T) -> Result<U, Refusal>,
-        finish: fn(U, Delivered),
-    ) -> Result<Self, (Refusal, Option<Self>)> {
+    ) -> Option<Refusal> {
         let all = request.flags & uapi::BATCH_ALL != 0;
         let mut first = None;
         request.done = 0;
         request.failed = request.count;
         for (i, (answer, made)) in (0..).zip(self.answers.iter_mut().zip(&mut self.done)) {
-            // A batch may take long; a single request goes on to its end.
+            // A batch may take long. Its first request is served like one that comes alone.
             let outcome = match kernel::current!().signal_pending() && i > 0 {
                 true => Err(Refusal::new(EINTR, uapi::WHY_SIGNAL)),
                 false => serve(answer),
             };
+            abi::say(answer, outcome.as_ref().err());
             match outcome {
                 Ok(done) => {
-                    abi::say(answer, None);
                     *made = Some(done);
                     request.done += 1;
                 }
                 Err(refusal) => {
-                    abi::say(answer, Some(&refusal));
                     if first.is_none() {
                         request.failed = i;
                         first = Some(refusal);
@@ -160,119 +169,130 @@ impl<T: Request, U> Parts<T, U> {
                 }
             }
         }
-        let refused = match first {
-            Some(refusal) if all || request.done == 0 => refusal,
-            _ => {
-                return match self.write() {
-                    Ok(()) => Ok(self),
-                    Err(refusal) => {
-                        request.done = 0;
-                        self.undo(finish);
-                        Err((refusal, None))
-                    }
-                }
-            }
-        };
-        // None, then: each of the others is told that it is not for its own sake.
+        first.filter(|_| all || request.done == 0)
+    }
+
+    /// Has every answer but the one of the request that failed tell that the batch was refused
+    /// because of that one.
+    fn say_undone(&mut self, request: &mut Batch) {
         request.done = 0;
-        self.undo(finish);
+        if request.flags & uapi::BATCH_ALL == 0 {
+            return;
+        }
         for (i, (answer, came)) in (0..).zip(self.answers.iter_mut().zip(&self.came)) {
-            if all && i != request.failed {
+            if i != request.failed {
                 *answer = *came;
                 let undone = Refusal::new(ECANCELED, uapi::WHY_UNDONE);
                 abi::say(answer, Some(&undone));
             }
         }
-        match self.write() {
-            Ok(()) => Err((refused, Some(self))),
-            Err(refusal) => Err((refusal, None)),
-        }
     }
 
-    /// Takes back what was done, the last first.
-    fn undo(&mut self, finish: fn(U, Delivered)) {
-        for done in self.done.iter_mut().rev() {
-            if let Some(done) = done.take() {
-                finish(done, Delivered::No);
-            }
-        }
-    }
-
-    /// Makes it final; or takes it back, and the answers with it, if nobody learnt of it.
-    fn finish(mut self, delivered: Delivered, finish: fn(U, Delivered)) {
-        if delivered == Delivered::No {
-            self.restore();
-            return self.undo(finish);
-        }
-        for done in &mut self.done {
-            if let Some(done) = done.take() {
-                finish(done, Delivered::Yes);
-            }
-        }
+    /// The results of the requests that were served, the last first.
+    fn take_done(&mut self) -> impl Iterator<Item = U> + '_ {
+        self.done.iter_mut().rev().filter_map(Option::take)
     }
 }
 
-/// A batch that was served, before the caller knows.
-pub(super) enum Served<'a> {
-    Alloc(Parts<Alloc, Pending<'a>>),
-    Free(Parts<Free, Freed<'a>>),
+impl Commit for Parts<Alloc, Pending<'_>> {
+    /// Makes the handles good.
+    fn commit(mut self) {
+        for done in self.done.iter_mut().filter_map(Option::take) {
+            done.commit();
+        }
+    }
+
+    /// Puts back the requests in place of the answers.
+    fn retract(&self) {
+        self.restore();
+    }
 }
 
-/// Bytes of the struct that a caller must have: how many were served has to be told.
+fn unwritable(error: Error) -> Refusal {
+    Refusal::new(error, uapi::WHY_ENTRIES)
+}
+
+/// Bytes of the struct that a caller must have, to be told how many requests were served.
 const ROOM: usize = core::mem::offset_of!(Batch, reserved);
 
-impl Served<'_> {
-    /// Makes it final, or undoes it if nobody learnt of it.
-    pub(super) fn finish(self, delivered: Delivered) {
-        match self {
-            Self::Alloc(parts) => parts.finish(delivered, Pending::finish),
-            Self::Free(parts) => parts.finish(delivered, Freed::finish),
-        }
+/// Serves BATCH, for a caller whose struct has `size` bytes.
+///
+/// A batch of ALLOCs creates objects and a batch of FREEs changes them, so the policy for answers
+/// that can't be written differs ([`Call::create`], [`Call::act`]).
+pub(super) fn batch(
+    client: &Client,
+    call: Call<Batch>,
+    size: usize,
+    may_change: impl FnOnce() -> Result<(), Refusal>,
+) -> Result<isize> {
+    let check = |request: &Batch| {
+        may_change()?;
+        check(request, size)
+    };
+    if call.request().command == Free::NR {
+        return call.act(|request| {
+            check(request)?;
+            free(client, request)
+        });
     }
+    call.create_part(|request| {
+        check(request)?;
+        alloc(client, request)
+    })
 }
 
-/// Serves BATCH.
-///
-/// # Errors
-///
-/// With what was refused one by one, and is to be finished, too.
-pub(super) fn batch<'a>(
+/// Serves a batch of ALLOCs. A batch that is refused as a whole has answers, too.
+fn alloc<'a>(
     client: &'a Client,
     request: &mut Batch,
-    size: usize,
-) -> Result<Served<'a>, (Refusal, Option<Served<'a>>)> {
-    check(request, size).map_err(|refusal| (refusal, None))?;
+) -> Result<(Parts<Alloc, Pending<'a>>, Option<Refusal>), Refusal> {
     let stride = request.stride as usize;
-    let alone = |refusal| (refusal, None);
-    if request.command == Free::NR {
-        return Parts::read(request)
-            .map_err(alone)?
-            .serve(
-                request,
-                |free: &mut Free| commands::free(client, free),
-                Freed::finish,
-            )
-            .map(Served::Free)
-            .map_err(|(refusal, parts)| (refusal, parts.map(Served::Free)));
+    let mut parts = Parts::read(request)?;
+    let refused = parts.serve(request, |alloc: &mut Alloc| {
+        // A client waits for one request at a time.
+        if alloc.flags & uapi::ALLOC_WAIT != 0 {
+            return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+        }
+        alloc::alloc(client, alloc, stride)
+    });
+    if refused.is_some() {
+        parts.take_done().for_each(drop);
+        parts.say_undone(request);
     }
-    Parts::read(request)
-        .map_err(alone)?
-        .serve(
-            request,
-            |alloc: &mut Alloc| {
-                // One client waits for one thing.
-                if alloc.flags & uapi::ALLOC_WAIT != 0 {
-                    return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
-                }
-                alloc::alloc(client, alloc, stride)
-            },
-            Pending::finish,
-        )
-        .map(Served::Alloc)
-        .map_err(|(refusal, parts)| (refusal, parts.map(Served::Alloc)))
+    if let Err(refusal) = parts.write() {
+        request.done = 0;
+        return Err(refusal);
+    }
+    Ok((parts, refused))
 }
 
-/// Is it one at all?
+/// Serves a batch of FREEs.
+fn free(client: &Client, request: &mut Batch) -> Result<(), Refusal> {
+    let mut parts = Parts::<Free, Nodes>::read(request)?;
+    request.done = 0;
+    request.failed = request.count;
+    parts.announce()?;
+    let refused = {
+        // No other call sees a batch that is refused, since all of it is under one hold.
+        let mut table = client.table();
+        let refused = parts.serve(request, |free| commands::take_out(&mut table, free.handle));
+        if refused.is_some() {
+            parts.take_done().for_each(|nodes| table.insert(nodes));
+        }
+        refused
+    };
+    if refused.is_some() {
+        parts.say_undone(request);
+    }
+    // From here on it is done.
+    for nodes in parts.done.iter_mut().filter_map(Option::take) {
+        client.let_go(nodes);
+    }
+    let told = parts.tell(&parts.answers).map_err(unwritable);
+    refused.map_or(told, Err)
+}
+
+/// Checks the fields of the batch itself.
 fn check(request: &Batch, size: usize) -> Result<(), Refusal> {
     if size < ROOM {
         return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));

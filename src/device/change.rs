@@ -2,15 +2,12 @@
 
 //! MIGRATE and RESIZE: buffers that move, grow and shrink while they are in use.
 //!
-//! A caller who can't be told of it finds all as it was. So what was given up is kept until he has
-//! been told: another place until it is known that the buffer need not go back there, and pages at
-//! the end until it is known that they are not needed any more.
+//! Each gathers first what may be refused (quota, memory, another place), and then does one step
+//! that cannot fail. Nothing is undone after that step: page tables, GUP and devices may have what
+//! it made reachable.
 
 use super::{
-    abi::{
-        Delivered,
-        Refusal, //
-    },
+    abi::Refusal,
     alloc,
     client::{
         over_quota,
@@ -33,7 +30,6 @@ use crate::buffer::{
 use crate::mm;
 use crate::pool::{
     Ask,
-    Block,
     Spot, //
 };
 use crate::uapi::{
@@ -75,26 +71,8 @@ fn no_room(none: NoRoom, largest_free: &mut u64) -> Refusal {
     }
 }
 
-/// A buffer that has moved, before the caller knows.
-pub(super) struct Moved {
-    change: Change,
-    old: Option<(Block, Ask)>,
-    /// Bytes that it has more than before.
-    charged: u64,
-}
-
-impl Moved {
-    /// Lets the old place go, or goes back there if nobody learnt of it.
-    pub(super) fn finish(mut self, delivered: Delivered) {
-        if let (Delivered::No, Some((block, ask))) = (delivered, self.old.take()) {
-            self.change.move_back(block, ask);
-            self.change.discharge(self.charged);
-        }
-    }
-}
-
 /// Serves MIGRATE.
-pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<Moved, Refusal> {
+pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refusal> {
     const PLACES: u32 =
         uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST | uapi::ALLOC_WINDOW | uapi::ALLOC_AT;
 
@@ -136,73 +114,14 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<Moved, R
         strict: spot.is_strict(),
         ..ask
     };
-    let old = change.move_to(block, recorded);
+    change.move_to(block, recorded);
     request.generation = buffer.generation();
     request.largest_free = 0;
-    Ok(Moved {
-        change,
-        old,
-        charged: 0,
-    })
-}
-
-/// A buffer that was resized, or is about to be, before the caller knows.
-pub(super) enum Resized {
-    /// Where it was: it had less before.
-    InPlace {
-        change: Change,
-        before: Ask,
-        pages: u64,
-        charged: u64,
-    },
-    /// By moving.
-    Moved(Moved),
-    /// It will have less, which can't fail.
-    Smaller {
-        change: Change,
-        after: Ask,
-        pages: u64,
-        charged: u64,
-    },
-}
-
-impl Resized {
-    /// Makes it final, or undoes it if nobody learnt of it.
-    pub(super) fn finish(self, delivered: Delivered) {
-        match (self, delivered) {
-            (Self::Moved(moved), _) => moved.finish(delivered),
-            (
-                Self::Smaller {
-                    change,
-                    after,
-                    pages,
-                    charged,
-                },
-                Delivered::Yes,
-            ) => {
-                change.shrink(&after, pages);
-                change.discharge(charged);
-                change.buffer().pool().counts().shrunk();
-            }
-            (
-                Self::InPlace {
-                    change,
-                    before,
-                    pages,
-                    charged,
-                },
-                Delivered::No,
-            ) => {
-                change.shrink(&before, pages);
-                change.discharge(charged);
-            }
-            _ => {}
-        }
-    }
+    Ok(())
 }
 
 /// Serves RESIZE.
-pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<Resized, Refusal> {
+pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusal> {
     if request.flags & !uapi::RESIZE_MAY_MOVE != 0 {
         return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
     }
@@ -222,45 +141,32 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<Resized, R
         .granted()
         .filter(|&wanted| wanted <= buffer.most_pages())
         .ok_or(Refusal::new(EINVAL, uapi::WHY_MAX_SIZE))?;
-    let resting = buffer.mode() == pool.region().resting_mode();
-    let resized = if wanted >= pages {
+    if wanted >= pages {
         let charged = (wanted - pages) * mm::UNIT;
         change.charge(charged).map_err(over_quota)?;
-        if change.grow(&after) {
-            pool.counts().grown(true);
-            Resized::InPlace {
-                change,
-                before,
-                pages,
-                charged,
-            }
-        } else {
-            let old = enlarge(&change, after, may_move, &mut request.largest_free)
+        let in_place = change.grow(&after);
+        if !in_place {
+            // No other call sees the charge but as one that is too large for a moment.
+            enlarge(&change, after, may_move, &mut request.largest_free)
                 .inspect_err(|_| change.discharge(charged))?;
-            pool.counts().grown(false);
-            Resized::Moved(Moved {
-                change,
-                old,
-                charged,
-            })
         }
+        pool.counts().grown(in_place);
     } else {
-        if !resting {
+        if buffer.mode() != pool.region().resting_mode() {
             return Err(Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE));
         }
         change.also(Kind::Shrink).map_err(refusal)?;
-        Resized::Smaller {
-            change,
-            after,
-            pages: wanted,
-            charged: (pages - wanted) * mm::UNIT,
-        }
-    };
+        change.shrink(&after, wanted);
+        change.discharge((pages - wanted) * mm::UNIT);
+        pool.counts().shrunk();
+    }
+    drop(change);
+    client.table().recount(request.handle);
     request.granted = wanted * mm::UNIT;
     request.generation = buffer.generation();
     request.largest_free = 0;
     request.order = after.order();
-    Ok(resized)
+    Ok(())
 }
 
 /// Moves a buffer that can't grow where it is to where it can.
@@ -269,7 +175,7 @@ fn enlarge(
     after: Ask,
     may_move: bool,
     largest_free: &mut u64,
-) -> Result<Option<(Block, Ask)>, Refusal> {
+) -> Result<(), Refusal> {
     let buffer = change.buffer();
     if !may_move {
         *largest_free = buffer.pool().snapshot().largest_free;
@@ -292,5 +198,6 @@ fn enlarge(
     let block = change
         .elsewhere(&after, after.size)
         .map_err(|none| no_room(none, largest_free))?;
-    Ok(change.move_to(block, after))
+    change.move_to(block, after);
+    Ok(())
 }

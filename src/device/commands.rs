@@ -4,8 +4,7 @@
 
 use super::{
     abi::{
-        self,
-        Delivered,
+        Call,
         Refusal, //
     },
     alloc,
@@ -72,140 +71,60 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
         return Err(ENOTTY);
     }
     let size = _IOC_SIZE(cmd);
-    let keep = |(), _| {};
     match _IOC_NR(cmd) {
-        Info::NR => abi::answer(arg, size, |request| info(client, request), keep),
-        PoolInfo::NR => abi::answer(arg, size, |request| pool_info(client, request), keep),
-        BufferInfo::NR => abi::answer(arg, size, |request| buffer_info(client, request), keep),
-        Alloc::NR => abi::answer(
-            arg,
-            size,
-            |request| {
+        Info::NR => Call::read(arg, size)?.query(|request| info(client, request)),
+        PoolInfo::NR => Call::read(arg, size)?.query(|request| pool_info(client, request)),
+        BufferInfo::NR => Call::read(arg, size)?.query(|request| buffer_info(client, request)),
+        Alloc::NR => Call::read(arg, size)?.create(|request| {
+            may_change(file)?;
+            alloc::alloc(client, request, size)
+        }),
+        Export::NR => Call::read(arg, size)?.create(|request: &mut Export| {
+            if request.flags & bindings::O_RDWR != 0 {
                 may_change(file)?;
-                alloc::alloc(client, request, size)
-            },
-            alloc::Pending::finish,
-        ),
-        Free::NR => abi::answer(
-            arg,
-            size,
-            |request| {
-                may_change(file)?;
-                free(client, request)
-            },
-            Freed::finish,
-        ),
-        Batch::NR => abi::answer_both(
-            arg,
-            size,
-            |request| {
-                may_change(file).map_err(|refusal| (refusal, None))?;
-                batch::batch(client, request, size)
-            },
-            |outcome, delivered| {
-                if let Some(served) = outcome.map_or_else(|left| left, Some) {
-                    served.finish(delivered);
-                }
-            },
-        ),
-        PinRequest::NR => abi::answer(
-            arg,
-            size,
-            |request| {
-                may_pin(client)?;
-                may_change(file)?;
-                pins::pin(client, request)
-            },
-            pins::Pinned::finish,
-        ),
-        UnpinRequest::NR => abi::answer(
-            arg,
-            size,
-            |request| {
-                may_pin(client)?;
-                may_change(file)?;
-                pins::unpin(client, request)
-            },
-            pins::Unpinned::finish,
-        ),
-        Sync::NR => abi::answer(
-            arg,
-            size,
-            |request| {
-                may_change(file)?;
-                pins::sync(client, request)
-            },
-            keep,
-        ),
-        Migrate::NR => abi::answer(
-            arg,
-            size,
-            |request| {
-                may_change(file)?;
-                change::migrate(client, request)
-            },
-            change::Moved::finish,
-        ),
-        Resize::NR => abi::answer(
-            arg,
-            size,
-            |request: &mut Resize| {
-                may_change(file)?;
-                Ok((change::resize(client, request)?, request.handle))
-            },
-            |(resized, handle), delivered| {
-                resized.finish(delivered);
-                client.table().recount(handle);
-            },
-        ),
-        Reclaim::NR => abi::answer(
-            arg,
-            size,
-            |request| {
-                may_change(file)?;
-                reserve::reclaim(client, request)
-            },
-            keep,
-        ),
-        Reserve::NR => abi::answer(
-            arg,
-            size,
-            |request| {
-                may_change(file)?;
-                reserve::reserve(client, request, size)
-            },
-            reserve::Pending::made,
-        ),
-        Release::NR => abi::answer(
-            arg,
-            size,
-            |request| {
-                may_change(file)?;
-                reserve::release(client, request)
-            },
-            reserve::Pending::released,
-        ),
-        Export::NR => abi::answer(
-            arg,
-            size,
-            |request: &mut Export| {
-                if request.flags & bindings::O_RDWR != 0 {
-                    may_change(file)?;
-                }
-                share::export(client, request, size)
-            },
-            share::Exporting::finish,
-        ),
-        Import::NR => abi::answer(
-            arg,
-            size,
-            |request| share::import(client, request, size),
-            |nodes, delivered| {
-                if delivered == Delivered::Yes {
-                    client.insert(nodes);
-                }
-            },
-        ),
+            }
+            share::export(client, request, size)
+        }),
+        Import::NR => Call::read(arg, size)?.create(|request| share::import(client, request, size)),
+        Reserve::NR => Call::read(arg, size)?.create(|request| {
+            may_change(file)?;
+            reserve::reserve(client, request, size)
+        }),
+        Batch::NR => batch::batch(client, Call::read(arg, size)?, size, || may_change(file)),
+        Free::NR => Call::read(arg, size)?.act(|request| {
+            may_change(file)?;
+            free(client, request)
+        }),
+        PinRequest::NR => Call::read(arg, size)?.act(|request| {
+            may_pin(client)?;
+            may_change(file)?;
+            pins::pin(client, request)
+        }),
+        UnpinRequest::NR => Call::read(arg, size)?.act(|request| {
+            may_pin(client)?;
+            may_change(file)?;
+            pins::unpin(client, request)
+        }),
+        Sync::NR => Call::read(arg, size)?.act(|request| {
+            may_change(file)?;
+            pins::sync(client, request)
+        }),
+        Migrate::NR => Call::read(arg, size)?.act(|request| {
+            may_change(file)?;
+            change::migrate(client, request)
+        }),
+        Resize::NR => Call::read(arg, size)?.act(|request| {
+            may_change(file)?;
+            change::resize(client, request)
+        }),
+        Reclaim::NR => Call::read(arg, size)?.act(|request| {
+            may_change(file)?;
+            reserve::reclaim(client, request)
+        }),
+        Release::NR => Call::read(arg, size)?.act(|request| {
+            may_change(file)?;
+            reserve::release(client, request)
+        }),
         _ => Err(ENOTTY),
     }
 }
@@ -380,28 +299,17 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
     Ok(())
 }
 
-pub(super) fn free<'a>(client: &'a Client, request: &mut Free) -> Result<Freed<'a>, Refusal> {
-    let mut table = client.table();
-    let entry = entry(&table, request.handle)?;
-    if !entry.pins.are_none() {
+/// Serves FREE. Nothing fails once the handle is out of the table.
+fn free(client: &Client, request: &mut Free) -> Result<(), Refusal> {
+    let nodes = take_out(&mut client.table(), request.handle)?;
+    client.let_go(nodes);
+    Ok(())
+}
+
+/// Takes a buffer that is not pinned out of a client's table.
+pub(super) fn take_out(table: &mut Table, handle: Handle) -> Result<Nodes, Refusal> {
+    if !entry(table, handle)?.pins.are_none() {
         return Err(Refusal::new(EBUSY, uapi::WHY_PINNED));
     }
-    let nodes = table.remove(request.handle).ok_or_else(no_such_handle)?;
-    Ok(Freed { client, nodes })
-}
-
-/// A handle that was given up, before the caller knows.
-pub(super) struct Freed<'a> {
-    client: &'a Client,
-    nodes: Nodes,
-}
-
-impl Freed<'_> {
-    /// Lets the buffer go, or gives the handle back if nobody learnt of it.
-    pub(super) fn finish(self, delivered: Delivered) {
-        match delivered {
-            Delivered::Yes => self.client.let_go(self.nodes),
-            Delivered::No => self.client.insert(self.nodes),
-        }
-    }
+    table.remove(handle).ok_or_else(no_such_handle)
 }

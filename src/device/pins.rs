@@ -3,14 +3,10 @@
 //! PIN, UNPIN and SYNC: what devices know of a buffer.
 //!
 //! A handle counts how often its physical address was told, and for each device that it is mapped
-//! for how often that one's was. The last UNPIN of a device takes the mapping away, once the caller
-//! is sure to hear of it.
+//! for how often that one's was. The last UNPIN of a device takes the mapping away.
 
 use super::{
-    abi::{
-        Delivered,
-        Refusal, //
-    },
+    abi::Refusal,
     client::{
         Client,
         Entry,
@@ -58,7 +54,7 @@ pub(super) struct Pins {
     plain: u32,
     /// Keeps the buffer there as long as that is not 0.
     hold: Option<Hold>,
-    /// For devices, each mapping by its number. A count of 0 is one on its way out.
+    /// For devices, each mapping by its number.
     devices: RBTree<u64, ForDevice>,
 }
 
@@ -118,82 +114,24 @@ impl Pins {
             .map(|(&number, _)| number)
     }
 
-    /// How often the physical address was told, or a device's.
-    fn count_mut(&mut self, whose: Whose) -> Option<&mut u32> {
-        match whose {
-            Whose::Anybody => Some(&mut self.plain),
-            Whose::Device(number) => self.devices.get_mut(&number).map(|of| &mut of.count),
+    /// Counts one PIN less for the device of that name, and takes the mapping out if that was the
+    /// last one.
+    fn unpin_device(
+        &mut self,
+        name: &DeviceName,
+    ) -> Result<Option<RBTreeNode<u64, ForDevice>>, Refusal> {
+        let number = self
+            .devices
+            .iter()
+            .find(|(_, of)| of.mapping.name() == name)
+            .map(|(&number, _)| number)
+            .ok_or_else(not_pinned)?;
+        let of = self.devices.get_mut(&number).ok_or_else(not_pinned)?;
+        of.count = of.count.saturating_sub(1);
+        if of.count > 0 {
+            return Ok(None);
         }
-    }
-
-    /// Takes out what no PIN needs any more.
-    fn take_idle(&mut self, whose: Whose) -> Option<RBTreeNode<u64, ForDevice>> {
-        match whose {
-            Whose::Device(number) if self.devices.get(&number)?.count == 0 => {
-                self.devices.remove_node(&number)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Who was told an address.
-#[derive(Clone, Copy)]
-enum Whose {
-    /// Whoever is behind no IOMMU.
-    Anybody,
-    /// The device of the mapping of that number.
-    Device(u64),
-}
-
-/// A PIN or UNPIN that was counted, before the caller knows.
-struct Counted<'a> {
-    client: &'a Client,
-    handle: Handle,
-    whose: Whose,
-}
-
-impl Counted<'_> {
-    /// Corrects the count, if the handle is still there, and takes out what is idle then.
-    fn settle(&self, correct: fn(u32) -> u32) -> Option<RBTreeNode<u64, ForDevice>> {
-        let mut table = self.client.table();
-        let pins = &mut table.get_mut(self.handle)?.pins;
-        let count = pins.count_mut(self.whose)?;
-        *count = correct(*count);
-        if pins.plain == 0 {
-            pins.hold = None;
-        }
-        pins.take_idle(self.whose)
-    }
-}
-
-/// A PIN before the caller knows.
-pub(super) struct Pinned<'a>(Counted<'a>);
-
-impl Pinned<'_> {
-    /// Takes it back if nobody learnt of it.
-    pub(super) fn finish(self, delivered: Delivered) {
-        if delivered == Delivered::No {
-            drop(self.0.settle(|count| count.saturating_sub(1)));
-        }
-    }
-}
-
-/// An UNPIN before the caller knows.
-pub(super) struct Unpinned<'a>(Counted<'a>);
-
-impl Unpinned<'_> {
-    /// Takes the buffer from a device that nobody wants to have it any more, or takes the UNPIN
-    /// back if nobody learnt of it.
-    pub(super) fn finish(self, delivered: Delivered) {
-        if delivered == Delivered::No {
-            // Nothing is idle then.
-            drop(self.0.settle(|count| count + 1));
-            return;
-        }
-        if let Some(idle) = self.0.settle(|count| count) {
-            idle.to_key_value().1.mapping.end();
-        }
+        Ok(self.devices.remove_node(&number))
     }
 }
 
@@ -217,25 +155,20 @@ fn hold(view: &View) -> Result<Hold, Refusal> {
         .map_err(|_| Refusal::new(EBUSY, uapi::WHY_CHANGING))
 }
 
-/// Serves PIN.
-pub(super) fn pin<'a>(client: &'a Client, request: &mut PinRequest) -> Result<Pinned<'a>, Refusal> {
+/// Serves PIN. Counting is the last step, and one with telling the address.
+pub(super) fn pin(client: &Client, request: &mut PinRequest) -> Result<(), Refusal> {
     if request.reserved != 0 {
         return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
     }
     let name = device_name(&request.device)?;
-    let whose = if name.is_empty() {
-        pin_for_anybody(client, request)?
+    if name.is_empty() {
+        pin_for_anybody(client, request)
     } else {
-        pin_for_device(client, request, name)?
-    };
-    Ok(Pinned(Counted {
-        client,
-        handle: request.handle,
-        whose,
-    }))
+        pin_for_device(client, request, name)
+    }
 }
 
-fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<Whose, Refusal> {
+fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<(), Refusal> {
     let caveats = if any_translated() {
         uapi::PIN_TRANSLATED
     } else {
@@ -251,14 +184,14 @@ fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<Whose, R
     request.caveats = caveats;
     entry.pins.hold = Some(hold);
     entry.pins.plain += 1;
-    Ok(Whose::Anybody)
+    Ok(())
 }
 
 fn pin_for_device(
     client: &Client,
     request: &mut PinRequest,
     name: DeviceName,
-) -> Result<Whose, Refusal> {
+) -> Result<(), Refusal> {
     let view = pinnable(&mut client.table(), request.handle)?.view.clone();
     let device = Device::find(&name).ok_or(Refusal::new(ENODEV, uapi::WHY_DEVICE))?;
     {
@@ -293,7 +226,7 @@ fn pin_for_device(
 }
 
 /// Counts one more PIN of a device that the buffer is mapped for, and tells its address.
-fn tell(entry: &mut Entry, number: u64, request: &mut PinRequest) -> Result<Whose, Refusal> {
+fn tell(entry: &mut Entry, number: u64, request: &mut PinRequest) -> Result<(), Refusal> {
     let of = entry.pins.devices.get_mut(&number);
     let of = of.ok_or(Refusal::new(ENODEV, uapi::WHY_DEVICE))?;
     of.count += 1;
@@ -304,35 +237,38 @@ fn tell(entry: &mut Entry, number: u64, request: &mut PinRequest) -> Result<Whos
     } else {
         0
     };
-    Ok(Whose::Device(number))
+    Ok(())
 }
 
-/// Serves UNPIN.
-pub(super) fn unpin<'a>(
-    client: &'a Client,
-    request: &mut UnpinRequest,
-) -> Result<Unpinned<'a>, Refusal> {
+/// Serves UNPIN: counts and takes out what has no PIN left in one step, so that no other call sees
+/// anything in between.
+pub(super) fn unpin(client: &Client, request: &mut UnpinRequest) -> Result<(), Refusal> {
     let name = device_name(&request.device)?;
     let mut table = client.table();
     let pins = &mut pinnable(&mut table, request.handle)?.pins;
-    let not_pinned = || Refusal::new(EINVAL, uapi::WHY_NOT_PINNED);
-    let whose = if name.is_empty() {
-        Whose::Anybody
-    } else {
-        let (&number, _) = pins
-            .devices
-            .iter()
-            .find(|(_, of)| of.count > 0 && *of.mapping.name() == name)
-            .ok_or_else(not_pinned)?;
-        Whose::Device(number)
-    };
-    let count = pins.count_mut(whose).ok_or_else(not_pinned)?;
-    *count = count.checked_sub(1).ok_or_else(not_pinned)?;
-    Ok(Unpinned(Counted {
-        client,
-        handle: request.handle,
-        whose,
-    }))
+    if name.is_empty() {
+        pins.plain = pins.plain.checked_sub(1).ok_or_else(not_pinned)?;
+        let hold = if pins.plain == 0 {
+            pins.hold.take()
+        } else {
+            None
+        };
+        drop(table);
+        // This takes the buffer's lock, which a growth may have for as long as it clears pages.
+        drop(hold);
+        return Ok(());
+    }
+    let idle = pins.unpin_device(&name)?;
+    drop(table);
+    if let Some(idle) = idle {
+        // This may sleep, and copies what a bounce buffer holds.
+        idle.to_key_value().1.mapping.end();
+    }
+    Ok(())
+}
+
+fn not_pinned() -> Refusal {
+    Refusal::new(EINVAL, uapi::WHY_NOT_PINNED)
 }
 
 /// Serves SYNC.

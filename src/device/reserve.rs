@@ -4,7 +4,7 @@
 
 use super::{
     abi::{
-        Delivered,
+        Commit,
         Refusal, //
     },
     client::{
@@ -43,10 +43,7 @@ use kernel::{
         RBTree,
         RBTreeNode, //
     },
-    sync::{
-        Arc,
-        Mutex, //
-    }, //
+    sync::Mutex, //
 };
 
 /// May this thread take what is kept for the urgent?
@@ -166,25 +163,16 @@ impl Reservations {
     }
 }
 
-/// A reservation whose handle is not good yet, or is so no longer.
+/// A reservation whose handle is not good yet.
 pub(super) struct Pending<'a> {
     owner: &'a Reservations,
     node: RBTreeNode<Handle, Reservation>,
 }
 
-impl Pending<'_> {
-    /// Makes a new one's handle good, or takes it back if nobody learnt of it.
-    pub(super) fn made(self, delivered: Delivered) {
-        if delivered == Delivered::Yes {
-            self.owner.all.lock().insert(self.node);
-        }
-    }
-
-    /// Lets it go, or makes it good again if nobody learnt of that.
-    pub(super) fn released(self, delivered: Delivered) {
-        if delivered == Delivered::No {
-            self.owner.all.lock().insert(self.node);
-        }
+impl Commit for Pending<'_> {
+    /// Makes the handle good.
+    fn commit(self) {
+        self.owner.all.lock().insert(self.node);
     }
 }
 
@@ -242,18 +230,14 @@ fn ask(lo: u64, hi: u64, pool: &Pool) -> Option<Ask> {
 }
 
 /// Serves RELEASE.
-pub(super) fn release<'a>(
-    client: &'a Client,
-    request: &mut Release,
-) -> Result<Pending<'a>, Refusal> {
+pub(super) fn release(client: &Client, request: &mut Release) -> Result<(), Refusal> {
     may_administer()?;
-    let hub: &Arc<Reservations> = client.hub().reservations();
-    let owners: [&'a Reservations; 2] = [client.reservations(), hub];
-    owners
+    let owners: [&Reservations; 2] = [client.reservations(), client.hub().reservations()];
+    let node = owners
         .into_iter()
-        .find_map(|owner| {
-            let node = owner.all.lock().remove_node(&request.handle)?;
-            Some(Pending { owner, node })
-        })
-        .ok_or_else(commands::no_such_handle)
+        .find_map(|owner| owner.all.lock().remove_node(&request.handle))
+        .ok_or_else(commands::no_such_handle)?;
+    // Out of the lock: this wakes clients that wait for memory.
+    drop(node);
+    Ok(())
 }

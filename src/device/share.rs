@@ -4,9 +4,10 @@
 
 use super::{
     abi::{
-        Delivered,
+        Commit,
         Refusal, //
     },
+    alloc::Pending,
     client::{
         Client,
         Nodes, //
@@ -34,12 +35,10 @@ pub(super) struct Exporting {
     descriptor: Descriptor,
 }
 
-impl Exporting {
-    /// Makes the descriptor good, or takes both back if nobody learnt of them.
-    pub(super) fn finish(self, delivered: Delivered) {
-        if delivered == Delivered::Yes {
-            self.dmabuf.install(self.descriptor);
-        }
+impl Commit for Exporting {
+    /// Makes the descriptor stand for the dma-buf.
+    fn commit(self) {
+        self.dmabuf.install(self.descriptor);
     }
 }
 
@@ -89,7 +88,11 @@ pub(super) fn export(
 const ROOM: usize = core::mem::offset_of!(Import, size);
 
 /// Serves IMPORT, for a caller whose struct has `size` bytes.
-pub(super) fn import(client: &Client, request: &mut Import, size: usize) -> Result<Nodes, Refusal> {
+pub(super) fn import<'a>(
+    client: &'a Client,
+    request: &mut Import,
+    size: usize,
+) -> Result<Pending<'a>, Refusal> {
     if request.reserved != 0 {
         return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
     }
@@ -107,6 +110,7 @@ pub(super) fn import(client: &Client, request: &mut Import, size: usize) -> Resu
     request.size = view.granted();
     request.offset = view.offset();
     request.epoch = view.buffer().epoch();
-    Nodes::new(client, request.handle, view, charge)
-        .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))
+    let nodes = Nodes::new(client, request.handle, view, charge)
+        .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))?;
+    Ok(Pending { client, nodes })
 }
