@@ -194,4 +194,74 @@ TEST_F(edu, between_neighbours)
 	}
 }
 
+/*
+ * A device of the administrator's writes to a range that is reserved. The next buffer
+ * there shows nothing of it, however the reservation ends.
+ */
+FIXTURE(edu_reserved) {
+	int phys_fd;
+	struct pci_dev pci;
+	struct dma_buffer buf;
+	struct rust_buddy_pool_info pool;
+};
+
+FIXTURE_VARIANT(edu_reserved) {
+	bool closed;
+};
+
+FIXTURE_VARIANT_ADD(edu_reserved, released) { .closed = false };
+
+FIXTURE_VARIANT_ADD(edu_reserved, closed) { .closed = true };
+
+FIXTURE_SETUP(edu_reserved)
+{
+	int err;
+
+	OPEN_OR_SKIP(self->phys_fd, RB_DEV_PHYS);
+	ASSERT_EQ(0, rb_pool_info(self->phys_fd, 0, &self->pool));
+	err = edu_open(&self->pci);
+	if (err == -ENODEV)
+		SKIP(return, "no edu: start QEMU with -device edu,dma_mask=0xffffffffffffffff");
+	ASSERT_EQ(0, err);
+}
+
+FIXTURE_TEARDOWN(edu_reserved)
+{
+	pci_close(&self->pci);
+	dma_free(&self->buf);
+	close(self->phys_fd);
+}
+
+TEST_F(edu_reserved, what_a_device_wrote_is_cleared)
+{
+	uint64_t lo = self->pool.size / 2, handle;
+	struct rust_buddy_alloc req = {
+		.size = EDU_BYTES,
+		.lo = lo,
+		.flags = RUST_BUDDY_ALLOC_AT,
+	};
+	struct dma_buffer *buf = &self->buf;
+	int admin;
+
+	ASSERT_EQ(0, dma_alloc(buf, self->phys_fd, EDU_BYTES, "edu"));
+	edu_fill(buf, 0, EDU_BYTES);
+	ASSERT_EQ(0, edu_take(&self->pci, buf->address, EDU_BYTES));
+	dma_free(buf);
+	/* Clear before: so that nothing but the reservation can have made it dirty. */
+	if (rb_alloc_req(self->phys_fd, &req))
+		SKIP(return, "somebody has the middle of the pool");
+	ASSERT_EQ(0, rb_free(self->phys_fd, req.handle));
+
+	admin = rb_open(RB_DEV_PHYS);
+	ASSERT_LE(0, admin);
+	ASSERT_EQ(0, rb_reserve(admin, lo, lo + EDU_BYTES, 0, "edu", &handle));
+	ASSERT_EQ(0, edu_give(&self->pci, self->pool.phys_base + lo, EDU_BYTES));
+	if (!variant->closed)
+		ASSERT_EQ(0, rb_release(admin, handle));
+	close(admin);
+	ASSERT_EQ(0, dma_take(buf, self->phys_fd, &req));
+	ASSERT_EQ(self->pool.phys_base + lo, buf->address);
+	EXPECT_TRUE(zeroed(buf->map, EDU_BYTES));
+}
+
 TEST_HARNESS_MAIN

@@ -72,6 +72,25 @@ TEST_F(reserve, nobody_gets_it)
 	EXPECT_EQ(self->base.reserved, pool_of(self->fd).reserved);
 }
 
+/* What a device may have written there is dirty, until an ALLOC clears it. */
+TEST_F(reserve, it_is_dirty_afterwards)
+{
+	uint64_t lo = self->middle, size = KiB(256), dirty, handle;
+	struct rust_buddy_pool_info pool;
+
+	ASSERT_EQ(0U, taken_at(self->fd, lo, size));
+	dirty = pool_of(self->fd).dirty;
+	ASSERT_EQ(0, rb_reserve(self->fd, lo, lo + size, 0, "test", &handle));
+	ASSERT_EQ(0, rb_release(self->fd, handle));
+	/* The worker may clear what else is dirty, but not this: the device may go on writing. */
+	usleep(100000);
+	pool = pool_of(self->fd);
+	EXPECT_LE(size, pool.dirty);
+	EXPECT_GE(dirty + size, pool.dirty);
+	ASSERT_EQ(0U, taken_at(self->fd, lo, size));
+	EXPECT_EQ(pool.cleared + size, pool_of(self->fd).cleared);
+}
+
 /* It goes with its file, or stays until somebody gives it back. */
 TEST_F(reserve, whose_it_is)
 {

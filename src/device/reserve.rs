@@ -198,7 +198,10 @@ pub(super) fn reserve<'a>(
     let mut effort = Effort::new(0);
     let outcome = pool.alloc_by_reclaim(&ask, &mut effort);
     request.copied = effort.copied;
-    let block = outcome.map_err(refusal)?;
+    let mut block = outcome.map_err(refusal)?;
+    // The administrator's device may write to it from now on. RELEASE, or the end of the file, does
+    // not say that the device has stopped.
+    block.expose();
     pool.count_apart(|apart| apart.reserved += block.pages());
     request.handle = client.hub().next_handle();
     let reservation = Reservation { block, name };
