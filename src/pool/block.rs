@@ -41,8 +41,10 @@ pub(crate) struct Block {
 /// What may have become of what is in a block since it was clear.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Written {
-    /// Nobody was let near it.
+    /// Nothing: all of it is clear.
     Never,
+    /// It was not cleared since it came out of the pool. What is dirty of it is still marked so.
+    Unknown,
     /// Somebody could write to it, and can do so no longer when it goes back.
     Once,
     /// Somebody may still.
@@ -54,7 +56,7 @@ impl Written {
     /// back, are somebody else's.
     fn note(self, pool: &Arc<Pool>, first: Pfn, pages: u64) {
         match self {
-            Self::Never => {}
+            Self::Never | Self::Unknown => {}
             Self::Once => {
                 pool.dirty.soil(first, pages);
                 pool.clean_soon();
@@ -76,7 +78,7 @@ impl Block {
             pool,
             requested,
             movable: false,
-            written: Written::Never,
+            written: Written::Unknown,
             end,
         }
     }
@@ -118,6 +120,9 @@ impl Block {
     /// Sees to it that all of it is zero. Owned and not shared yet: nobody can be looking.
     pub(crate) fn clear(&mut self) {
         self.zero(0, self.pages());
+        if self.written == Written::Unknown {
+            self.written = Written::Never;
+        }
     }
 
     /// The same for `pages` of it, from the `from`th on. Writes to what is dirty only.
