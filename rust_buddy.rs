@@ -46,6 +46,7 @@ mod wait;
 
 use device::{
     Addresses,
+    Gate,
     HeapNode,
     Hub,
     Node, //
@@ -118,6 +119,7 @@ struct RustBuddy {
     #[pin]
     phys: Node,
     heap: Option<Pin<KBox<HeapNode>>>,
+    gate: Gate,
     files: debugfs::PoolFiles,
     users: debugfs::UsersFile,
     reserved: debugfs::ReservedFile,
@@ -151,14 +153,18 @@ impl kernel::InPlaceModule for RustBuddy {
             let hub = Hub::new(pool.clone(), users.clone())?;
             let users = debugfs::show_users(&root, users)?;
             let reserved = debugfs::show_reserved(&root, hub.clone())?;
-            let heap = match params::heap()? {
-                Some(name) => Some(HeapNode::new(hub.clone(), name)?),
-                None => None,
-            };
+            let heap = params::heap()?;
+            // All that can fail has been done, but for the registrations. The node that most
+            // programs open is the last of these.
+            let gate = Gate::new(hub.clone());
             Ok(try_pin_init!(Self {
-                plain <- Node::new(hub.clone(), Addresses::Hidden),
-                phys <- Node::new(hub, Addresses::Shown),
-                heap,
+                heap: match heap {
+                    Some(name) => Some(HeapNode::new(hub.clone(), name)?),
+                    None => None,
+                },
+                phys <- Node::new(hub.clone(), Addresses::Shown),
+                plain <- Node::new(hub, Addresses::Hidden),
+                gate: gate.opened(),
                 files,
                 users,
                 reserved,

@@ -157,6 +157,7 @@ impl MiscDevice for HeapFile {
 
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let hub = HeapNode::of(misc).hub.clone();
+        hub.check_open()?;
         let holder = hub.holder(file)?;
         Ok(KBox::new(Self { hub, holder }, GFP_KERNEL)?)
     }

@@ -55,6 +55,7 @@ use kernel::{
         MiscDeviceRegistration, //
     },
     mm::virt::VmaNew,
+    module::this_module,
     prelude::*,
     seq_file::{
         seq_print,
@@ -62,10 +63,16 @@ use kernel::{
     },
     sync::{
         atomic::{
+            Acquire,
             Atomic,
-            Relaxed, //
+            Relaxed,
+            Release, //
         },
         Arc, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     },
     types::Opaque, //
 };
@@ -81,6 +88,8 @@ pub(crate) struct Hub {
     instance: u64,
     handles: Atomic<u64>,
     epochs: Atomic<u64>,
+    /// Set by [`Gate`] when all nodes are registered.
+    open: Atomic<bool>,
 }
 
 impl Hub {
@@ -97,6 +106,7 @@ impl Hub {
                 reservations: Arc::pin_init(Reservations::new(), GFP_KERNEL)?,
                 handles: Atomic::new(0),
                 epochs: Atomic::new(0),
+                open: Atomic::new(false),
             },
             GFP_KERNEL,
         )?)
@@ -105,6 +115,19 @@ impl Hub {
     /// Who is charged for what is taken through `file`: the user who opened it.
     fn holder(&self, file: &File) -> Result<Arc<Holder>> {
         Holder::new(self.users.clone(), file.cred().euid().into_raw().val)
+    }
+
+    /// May a node be opened yet?
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` until all of them are registered: see [`Gate`].
+    fn check_open(&self) -> Result {
+        if self.open.load(Acquire) {
+            Ok(())
+        } else {
+            Err(EAGAIN)
+        }
     }
 
     fn reservations(&self) -> &Arc<Reservations> {
@@ -124,6 +147,50 @@ impl Hub {
     /// An epoch that was never given before.
     fn next_epoch(&self) -> u64 {
         self.epochs.fetch_add(1, Relaxed) + 1
+    }
+}
+
+/// Keeps files from the nodes until the module can't fail to load any more.
+///
+/// A node can be opened as soon as it is registered, while the registration of the next one can
+/// still fail. `try_module_get()` refuses only a module that is going, not one that is coming; and
+/// `do_init_module()` frees a module whose init has failed without a look at its references. A file
+/// that is open then would run code that is gone. So opening fails until the last registration has
+/// succeeded. An open that has failed still holds a reference for a moment after `misc_open()` has
+/// let its lock go; a failed init waits for the end of it.
+pub(crate) struct Gate {
+    hub: Arc<Hub>,
+    opened: bool,
+}
+
+impl Gate {
+    /// Makes a gate that is shut, before anything of `hub` is registered.
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub, opened: false }
+    }
+
+    /// Lets files in. Nothing that follows in the module's init may fail.
+    pub(crate) fn opened(mut self) -> Self {
+        self.hub.open.store(true, Release);
+        self.opened = true;
+        self
+    }
+}
+
+impl Drop for Gate {
+    /// Sleeps until only the loader has a reference to the module, if init has failed. To be
+    /// dropped after the nodes: no reference is new then.
+    fn drop(&mut self) {
+        const LOADER: c_int = 1;
+
+        if self.opened {
+            return;
+        }
+        let module = this_module::<crate::LocalModule>().as_ptr();
+        // SAFETY: This module's, which is there as long as this code runs.
+        while unsafe { bindings::module_refcount(module) } > LOADER {
+            fsleep(Delta::from_millis(1));
+        }
     }
 }
 
@@ -238,6 +305,7 @@ impl MiscDevice for Client {
 
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let node = Node::of(misc);
+        node.hub.check_open()?;
         let holder = node.hub.holder(file)?;
         // SAFETY: It is being opened, and holds the module.
         unsafe { node.hub.offsets.adopt(file.as_ptr()) };
