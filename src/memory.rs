@@ -10,6 +10,7 @@ use crate::quota::{
     Charge,
     Over, //
 };
+use crate::region::Stopped;
 use kernel::prelude::*;
 
 /// Owned: dropping it gives the block back, as soon as nobody has pages of it any more.
@@ -26,13 +27,21 @@ pub(crate) struct Memory {
 impl Memory {
     /// Of a block, which is cleared first. With a `slot` its pages may be taken by reference. May
     /// sleep.
-    pub(crate) fn new(mut block: Block, charge: Charge, slot: Option<Slot>) -> Self {
-        block.clear();
+    ///
+    /// # Errors
+    ///
+    /// As [`Block::clear`]; the block is back in its pool then.
+    pub(crate) fn new(
+        mut block: Block,
+        charge: Charge,
+        slot: Option<Slot>,
+    ) -> Result<Self, Stopped> {
+        block.clear()?;
         // INVARIANT: It is there.
-        Self {
+        Ok(Self {
             inner: Some((block, charge)),
             slot,
-        }
+        })
     }
 
     /// The block.

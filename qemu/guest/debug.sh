@@ -16,7 +16,7 @@ RB_LOADS=3 bash selftests/module.sh
 export RB_OFFSETS=2000 RB_MOVES=500 RB_RECLAIMS=60 RB_POOLS=2 RB_CLEAN_ROUNDS=500
 bash qemu/guest/tests.sh contig -- \
 	abi answers alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority faults edu nvme
-RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- device sync disorder stale
+RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- device sync disorder stale killed
 bash qemu/guest/tests.sh cma -- alloc zero cache nvme
 bash qemu/guest/tests.sh range start=0x40000000 cache=wc -- cache
 for ms in 1500 -1; do

@@ -13,6 +13,7 @@ use crate::pool::{
     Refused, //
 };
 use crate::quota::Over;
+use crate::region::Stopped;
 use kernel::{
     prelude::*,
     sync::Arc, //
@@ -37,6 +38,8 @@ pub(crate) enum NoRoom {
     Pool(Refused),
     /// The kernel refuses it the cache mode.
     Kernel(Error),
+    /// It could not be cleared.
+    Stopped(Stopped),
 }
 
 /// What a change does to a buffer.
@@ -137,6 +140,7 @@ impl Change {
             Direction::Up => block.zero(pages, more),
             Direction::Down => block.zero(0, more),
         }
+        .map_err(NoRoom::Stopped)?;
         block.set_requested(requested);
         block.set_mode(self.buffer.mode()).map_err(NoRoom::Kernel)?;
         Ok(block)
@@ -144,34 +148,41 @@ impl Change {
 
     /// Moves the buffer to `block`, from under all page tables that map it. The place that it had
     /// goes back to the pool. May sleep.
-    pub(crate) fn move_to(&self, block: Block, ask: Ask) {
-        let old = self.with(|place| {
-            place.ask = ask;
-            self.buffer.relocate(place, block)
-        });
-        // Out of the lock: this wakes clients that wait for memory.
-        drop(old);
-    }
-
-    /// Lets it have what `ask` says where it is, clear. Nothing has to be unmapped.
     ///
     /// # Errors
     ///
-    /// Gives false if what is next to it is not free.
-    pub(crate) fn grow(&self, ask: &Ask) -> bool {
+    /// As [`Stopped`] says; it has not moved then.
+    pub(crate) fn move_to(&self, block: Block, ask: Ask) -> Result<(), Stopped> {
+        let old = self.with(|place| {
+            let old = self.buffer.relocate(place, block)?;
+            place.ask = ask;
+            self.buffer.note(place);
+            Ok(old)
+        });
+        // Out of the lock: this wakes clients that wait for memory.
+        old.transpose().map(drop)
+    }
+
+    /// Lets it have what `ask` says where it is, clear. Nothing has to be unmapped. Gives false if
+    /// what is next to it is not free.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stopped`] says; it has gained nothing then.
+    pub(crate) fn grow(&self, ask: &Ask) -> Result<bool, Stopped> {
         let buffer = &self.buffer;
         self.with(|place| {
             let Some(block) = place.memory.block_mut() else {
-                return false;
+                return Ok(false);
             };
-            let done = block.grow(buffer.grows(), ask);
+            let done = block.grow(buffer.grows(), ask)?;
             if done {
                 place.ask = *ask;
                 buffer.note(place);
             }
-            done
+            Ok(done)
         })
-        .unwrap_or(false)
+        .unwrap_or(Ok(false))
     }
 
     /// Takes all pages beyond `left` out of every page table, and gives them back. The rest counts

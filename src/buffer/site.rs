@@ -26,6 +26,7 @@ use crate::pool::{
     Vacancy,
     Way, //
 };
+use crate::region::Stopped;
 use crate::uapi;
 use core::mem::MaybeUninit;
 use kernel::{
@@ -294,15 +295,26 @@ impl Site {
     /// in.
     ///
     /// What they write until then is in the copy; what they write from then on waits for it.
-    pub(super) fn relocate(&self, place: &mut Place, mut block: Block) -> Option<Block> {
+    ///
+    /// # Errors
+    ///
+    /// As [`Stopped`] says. It is where it was, with its contents, then: no page table has shown it
+    /// meanwhile, since every fault waits for the lock of `place`.
+    pub(super) fn relocate(
+        &self,
+        place: &mut Place,
+        mut block: Block,
+    ) -> Result<Option<Block>, Stopped> {
         self.window.zap(0, self.window.pages());
-        let old = place.memory.block()?;
-        block.copy(old, self.grows());
+        let Some(old) = place.memory.block() else {
+            return Ok(None);
+        };
+        block.copy(old, self.grows())?;
         self.pool.counts().moved(old.pages().min(block.pages()));
         place.generation += 1;
         let old = place.memory.replace(block);
         self.note(place);
-        old
+        Ok(old)
     }
 }
 
@@ -321,7 +333,7 @@ impl Resident for Site {
         let mut block = way.elsewhere(&place.ask, pages)?;
         block.set_requested(place.ask.size);
         block.set_mode(self.mode).map_err(|_| Stays::Full)?;
-        let old = self.relocate(place, block);
+        let old = self.relocate(place, block).map_err(Stays::Stopped)?;
         drop(guard);
         drop(old);
         Ok(pages * mm::UNIT)

@@ -176,7 +176,7 @@ pub(super) fn alloc<'a>(
     };
     let granted = block.pages() * mm::UNIT;
     request.order = block.order().get();
-    let mut memory = Memory::new(block, memory_charge, slot);
+    let mut memory = Memory::new(block, memory_charge, slot).map_err(commands::stopped)?;
     memory.set_mode(mode).map_err(|error| {
         if error == ENOMEM {
             no_memory(error)

@@ -68,6 +68,7 @@ fn no_room(none: NoRoom, largest_free: &mut u64) -> Refusal {
         NoRoom::Pool(refused) => commands::no_room(refused, largest_free),
         NoRoom::Kernel(error) if error == ENOMEM => Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY),
         NoRoom::Kernel(_) => Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE),
+        NoRoom::Stopped(why) => commands::stopped(why),
     }
 }
 
@@ -114,7 +115,7 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
         strict: spot.is_strict(),
         ..ask
     };
-    change.move_to(block, recorded);
+    change.move_to(block, recorded).map_err(commands::stopped)?;
     request.generation = buffer.generation();
     request.largest_free = 0;
     Ok(())
@@ -144,7 +145,10 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
     if wanted >= pages {
         let charged = (wanted - pages) * mm::UNIT;
         change.charge(charged).map_err(over_quota)?;
-        let in_place = change.grow(&after);
+        let in_place = change
+            .grow(&after)
+            .inspect_err(|_| change.discharge(charged))
+            .map_err(commands::stopped)?;
         if !in_place {
             // No other call sees the charge but as one that is too large for a moment.
             enlarge(&change, after, may_move, &mut request.largest_free)
@@ -198,6 +202,5 @@ fn enlarge(
     let block = change
         .elsewhere(&after, after.size)
         .map_err(|none| no_room(none, largest_free))?;
-    change.move_to(block, after);
-    Ok(())
+    change.move_to(block, after).map_err(commands::stopped)
 }

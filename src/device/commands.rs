@@ -29,6 +29,7 @@ use crate::pool::{
     Refused,
     DEFAULT_POOL, //
 };
+use crate::region::Stopped;
 use crate::uapi::{
     self,
     Alloc,
@@ -163,6 +164,13 @@ pub(super) fn no_room(refused: Refused, largest_free: &mut u64) -> Refusal {
     };
     *largest_free = left;
     Refusal::new(ENOSPC, reason)
+}
+
+/// What is said when memory could not be copied or cleared.
+pub(super) fn stopped(why: Stopped) -> Refusal {
+    match why {
+        Stopped::Killed => Refusal::new(EINTR, uapi::WHY_SIGNAL),
+    }
 }
 
 /// The pool of an id; 0 is the default one.

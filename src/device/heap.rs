@@ -7,6 +7,7 @@
 //! answers what heaps answer.
 
 use super::{
+    commands,
     dmabuf::{
         Descriptor,
         DmaBuf, //
@@ -224,7 +225,8 @@ impl HeapFile {
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
         let window = hub.offsets.take(block.pages())?;
         let name = Name::new(&[0; uapi::NAME_LEN]).ok_or(EINVAL)?;
-        let memory = Memory::new(block, charge, None);
+        let memory =
+            Memory::new(block, charge, None).map_err(|why| commands::stopped(why).errno)?;
         let label = Label {
             name,
             flags: 0,

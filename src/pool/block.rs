@@ -16,6 +16,7 @@ use crate::cache::Mode;
 use crate::magazine::End;
 use crate::mm::Pfn;
 use crate::quarantine::ModuleRef;
+use crate::region::Stopped;
 use kernel::{
     prelude::*,
     sync::Arc, //
@@ -118,27 +119,39 @@ impl Block {
     }
 
     /// Sees to it that all of it is zero. Owned and not shared yet: nobody can be looking.
-    pub(crate) fn clear(&mut self) {
-        self.zero(0, self.pages());
+    ///
+    /// # Errors
+    ///
+    /// As [`Block::zero`].
+    pub(crate) fn clear(&mut self) -> Result<(), Stopped> {
+        self.zero(0, self.pages())?;
         if self.written == Written::Unknown {
             self.written = Written::Never;
         }
+        Ok(())
     }
 
     /// The same for `pages` of it, from the `from`th on. Writes to what is dirty only.
     ///
     /// Nobody may be looking at these yet: the exclusive reference is to stand for that.
-    pub(crate) fn zero(&mut self, from: u64, pages: u64) {
+    ///
+    /// # Errors
+    ///
+    /// As [`Stopped`] says. What is not zero then is dirty, and goes back so.
+    pub(crate) fn zero(&mut self, from: u64, pages: u64) -> Result<(), Stopped> {
         let first = self.first().plus(from);
         let end = first.plus(pages);
         let Some(run) = self.run.as_mut().filter(|run| end.0 <= run.end()) else {
-            return;
+            return Ok(());
         };
-        let cleared = self.pool.clear(run, first, end, Dirty::next);
-        if cleared > 0 {
-            self.pool.dirty.wash(first, pages);
-        }
-        self.pool.counts.cleared(pages - cleared, cleared);
+        let counts = &self.pool.counts;
+        let mut clean = pages;
+        self.pool.clear(run, first, end, Dirty::next, |pages| {
+            clean -= pages;
+            counts.cleared(pages);
+        })?;
+        counts.were_clean(clean);
+        Ok(())
     }
 
     /// From now on somebody can write to it, or has an address that lets a device do so. To be said
@@ -153,18 +166,31 @@ impl Block {
     }
 
     /// Takes over what is in another block, as much as both hold, counted from the end that stays
-    /// where it is when one grows in `direction`. Nobody may be writing to either.
-    pub(crate) fn copy(&mut self, from: &Self, direction: Direction) {
+    /// where it is when one grows in `direction`. Nobody may be writing to either. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stopped`] says. The other block is as it was; this one is to be dropped.
+    pub(crate) fn copy(&mut self, from: &Self, direction: Direction) -> Result<(), Stopped> {
         let pages = self.pages().min(from.pages());
         let start = |block: &Self| match direction {
             Direction::Up => block.first(),
             Direction::Down => block.first().plus(block.pages() - pages),
         };
-        // SAFETY: As above, and two runs never overlap.
-        unsafe { self.pool.region.copy(start(from), start(self), pages) };
+        let (source, target) = (start(from), start(self));
+        let before = self.written;
+        // What is here when only a part has been copied is another's.
+        self.soil();
+        // SAFETY: The pages are the two blocks', whose runs never overlap; by this function's
+        // contract no other task writes to them.
+        unsafe { self.pool.region.copy(source, target, pages, self.mode) }?;
         // What may have been written there may have been here; if nothing was, all of it is zero.
-        self.written = self.written.max(from.written);
-        self.pool.dirty.wash(start(self), pages);
+        self.written = match before {
+            Written::Unknown => from.written,
+            known => known.max(from.written),
+        };
+        self.pool.dirty.wash(target, pages);
+        Ok(())
     }
 
     /// Counts it as asked for with so many bytes, as if it had been.
@@ -176,15 +202,19 @@ impl Block {
     }
 
     /// Gains, where it is, what `ask` has more, clear. False if the neighbour is not free or not
-    /// where `ask` wants it, or the block in a cache mode of its own.
-    pub(crate) fn grow(&mut self, direction: Direction, ask: &Ask) -> bool {
+    /// where `ask` wants it, or the block in a cache mode of its own. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stopped`] says; it has gained nothing then.
+    pub(crate) fn grow(&mut self, direction: Direction, ask: &Ask) -> Result<bool, Stopped> {
         let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
-            return false;
+            return Ok(false);
         };
         if self.mode != self.pool.region.resting_mode() {
-            return false;
+            return Ok(false);
         }
-        let before = run.units();
+        let (before, requested) = (run.units(), self.requested);
         let (lo, hi) = ask.bounds(self.pool.base());
         let more = units.saturating_sub(before);
         let fits = match direction {
@@ -192,7 +222,7 @@ impl Block {
             Direction::Down => run.start() >= lo + more,
         };
         if !fits {
-            return false;
+            return Ok(false);
         }
         // Before the spinlock, so that it goes after that.
         let mut still = None;
@@ -203,7 +233,7 @@ impl Block {
             still = Some(self.pool.still());
             state = self.pool.state.lock();
             if !state.supply.grow(run, direction, units, ask) {
-                return false;
+                return Ok(false);
             }
         }
         state.recount(self.requested, ask.size);
@@ -219,11 +249,17 @@ impl Block {
         // INVARIANT: Counted.
         self.pool.census.add(Pfn(gained), more, self.movable);
         self.requested = ask.size;
-        match direction {
-            Direction::Up => self.zero(before, more),
-            Direction::Down => self.zero(0, more),
-        }
-        true
+        let from = match direction {
+            Direction::Up => before,
+            Direction::Down => 0,
+        };
+        self.zero(from, more).inspect_err(|_| {
+            // What was gained was shown to no client, whatever the rest was.
+            let written = core::mem::replace(&mut self.written, Written::Unknown);
+            self.shrink(direction, requested, before);
+            self.written = written;
+        })?;
+        Ok(true)
     }
 
     /// Gives back all but `units` pages, which `size` bytes were asked for of. Nobody may be using

@@ -14,7 +14,12 @@ use super::{
 use crate::buddy::Run;
 use crate::mm::Pfn;
 use crate::quarantine::Worker;
+use crate::region::{
+    Pace,
+    Stopped, //
+};
 use kernel::{
+    prelude::*,
     sync::{
         atomic::{
             Atomic,
@@ -63,23 +68,37 @@ impl Drop for Humble {
 pub(super) type Which = fn(&Dirty, Pfn, Pfn) -> Option<(Pfn, u64)>;
 
 impl Pool {
-    /// Clears those of the pages `[from, to)` of `run` that are dirty and `which` finds; returns
-    /// how many these were. May sleep. Nobody else may use any of them: the exclusive reference is
-    /// to stand for that.
-    pub(super) fn clear(&self, run: &mut Run, from: Pfn, to: Pfn, which: Which) -> u64 {
+    /// Clears those of the pages `[from, to)` of `run` that are dirty and `which` finds, and counts
+    /// a piece by `count` before it is no longer dirty. May sleep. No other task may use any of
+    /// them: the exclusive reference is to stand for that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stopped`] says. What is not cleared then is still dirty.
+    pub(super) fn clear(
+        &self,
+        run: &mut Run,
+        from: Pfn,
+        to: Pfn,
+        which: Which,
+        mut count: impl FnMut(u64),
+    ) -> Result<(), Stopped> {
         if from.0 < run.start() || to.0 > run.end() {
-            return 0;
+            return Ok(());
         }
+        let mut pace = Pace::new(self.region.resting_mode());
         let mut at = from;
-        let mut cleared = 0;
         while let Some((first, pages)) = which(&self.dirty, at, to) {
-            // SAFETY: The units of a run belong to whoever holds it, by the core's promise, and
-            // these are some of them.
+            // Counted from where the words of `dirty` are.
+            let pages = pace.next(first.0 - self.base(), pages)?;
+            // SAFETY: The units of a run belong to its holder, by the core's promise, and these are
+            // some of them.
             unsafe { self.region.zero(first, pages) };
+            count(pages);
+            self.dirty.wash(first, pages);
             at = first.plus(pages);
-            cleared += pages;
         }
-        cleared
+        Ok(())
     }
 
     /// Has the worker look for what is to be cleared, soon.
@@ -139,11 +158,11 @@ impl Pool {
                 continue;
             };
             let end = Pfn(run.end());
-            // Not those that have been exposed since they were looked at. Counted before they are
-            // clean: who sees that nothing is dirty any more sees what was done about it.
-            let cleared = self.clear(&mut run, first, end, Dirty::next_quiet);
-            self.counts.cleaned_ahead(cleared);
-            self.dirty.wash_quiet(first, end);
+            // Not those that have been exposed since they were looked at. The worker can't be
+            // killed.
+            let _ = self.clear(&mut run, first, end, Dirty::next_quiet, |pages| {
+                self.counts.cleaned_ahead(pages)
+            });
             self.state.lock().supply.free(run);
             break;
         }

@@ -138,15 +138,6 @@ impl Dirty {
         }
     }
 
-    /// The same of those of `[from, to)` that nobody can have been writing to.
-    pub(super) fn wash_quiet(&self, from: Pfn, to: Pfn) {
-        let mut at = from;
-        while let Some((first, pages)) = self.next_quiet(at, to) {
-            self.wash(first, pages);
-            at = Pfn(first.0 + pages);
-        }
-    }
-
     /// The word is all the caller's own, and zero.
     fn forget_word(&self, i: usize) {
         let Some(upper) = self.words.get(i / 64) else {

@@ -414,14 +414,17 @@ impl Counts {
         self.refused[which].fetch_add(1, Relaxed);
     }
 
-    /// Of pages that were to be clear, so many were, and so many had to be cleared.
-    fn cleared(&self, clean: u64, dirty: u64) {
-        let [hits, misses, _] = &self.clean;
-        hits.fetch_add(clean * mm::UNIT, Relaxed);
-        misses.fetch_add(dirty * mm::UNIT, Relaxed);
+    /// So many pages that were to be clear were so.
+    fn were_clean(&self, pages: u64) {
+        self.clean[0].fetch_add(pages * mm::UNIT, Relaxed);
     }
 
-    /// Pages were cleared before anybody asked for them.
+    /// So many had to be cleared.
+    fn cleared(&self, pages: u64) {
+        self.clean[1].fetch_add(pages * mm::UNIT, Relaxed);
+    }
+
+    /// So many were cleared before they were asked for.
     fn cleaned_ahead(&self, pages: u64) {
         self.clean[2].fetch_add(pages * mm::UNIT, Relaxed);
     }

@@ -26,6 +26,7 @@ use crate::mm::{
     self,
     Pfn, //
 };
+use crate::region::Stopped;
 use crate::victim::{
     self,
     Field, //
@@ -52,6 +53,8 @@ pub(crate) enum Stays {
     Full,
     /// More would have to be copied than may be.
     Bound,
+    /// The copy has ended early.
+    Stopped(Stopped),
 }
 
 /// Why nothing was emptied.
@@ -75,6 +78,7 @@ impl From<Stays> for Failed {
             Stays::Fixed => Self::Fixed,
             Stays::Full => Self::Full,
             Stays::Bound => Self::Bound,
+            Stays::Stopped(Stopped::Killed) => Self::Signal,
         }
     }
 }

@@ -96,8 +96,55 @@ unsafe impl Send for Region {}
 // SAFETY: As above.
 unsafe impl Sync for Region {}
 
-/// Pages in 64 MiB: some 10 ms between two chances for others to run.
-const CHUNK: u64 = 1 << 14;
+/// Why a copy or a clearing ended before all was done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// The task is being killed.
+    Killed,
+}
+
+/// Divides long work on pages into pieces. Between two of them the work ends if the task is being
+/// killed, and now and then others get the CPU.
+pub(crate) struct Pace {
+    piece: u64,
+    rest_after: u32,
+    pieces: u32,
+}
+
+impl Pace {
+    /// For work on pages in `mode`. Uncached memory is slower by two orders of magnitude.
+    pub(crate) fn new(mode: Mode) -> Self {
+        let (piece, rest_after) = match mode {
+            // 2 MiB, and a rest after 64 MiB: some 10 ms.
+            Mode::WriteBack => (1 << 9, 32),
+            // 256 KiB.
+            Mode::WriteCombining | Mode::Uncached => (1 << 6, 1),
+        };
+        Self {
+            piece,
+            rest_after,
+            pieces: 0,
+        }
+    }
+
+    /// Begins a piece; returns how many of the `left` pages from the `first`th on are in it. Pieces
+    /// are on boundaries of their size. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`Stopped::Killed`].
+    pub(crate) fn next(&mut self, first: u64, left: u64) -> Result<u64, Stopped> {
+        if mm::being_killed() {
+            return Err(Stopped::Killed);
+        }
+        if self.pieces == self.rest_after {
+            self.pieces = 0;
+            fsleep(Delta::from_micros(1));
+        }
+        self.pieces += 1;
+        Ok(left.min(self.piece - first % self.piece))
+    }
+}
 
 impl Region {
     /// Takes what is wanted, and logs what came of it.
@@ -247,18 +294,29 @@ impl Region {
         (page < self.pages).then(|| unsafe { self.mapping.add((page * mm::UNIT) as usize) })
     }
 
-    /// Copies pages from one place to another.
+    /// Copies pages from one place to another, both in `mode`.
     ///
     /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stopped`] says. Some of the pages may have been copied then.
     ///
     /// # Safety
     ///
     /// The caller must own `pages` pages from each of the two on, which don't overlap, and nobody
     /// else may write to them.
-    pub(crate) unsafe fn copy(&self, from: Pfn, to: Pfn, pages: u64) {
+    pub(crate) unsafe fn copy(
+        &self,
+        from: Pfn,
+        to: Pfn,
+        pages: u64,
+        mode: Mode,
+    ) -> Result<(), Stopped> {
+        let mut pace = Pace::new(mode);
         let mut done = 0;
         while done < pages {
-            let now = CHUNK.min(pages - done);
+            let now = pace.next(done, pages - done)?;
             let at = |frame: Pfn| ((frame.0 - self.base.0 + done) * mm::UNIT) as usize;
             // SAFETY: By the type invariants and the caller's promise, these bytes are mapped and
             // are the caller's.
@@ -267,38 +325,26 @@ impl Region {
                 to.copy_from_nonoverlapping(from, (now * mm::UNIT) as usize);
             };
             done += now;
-            if done < pages {
-                fsleep(Delta::from_micros(1));
-            }
         }
         // Into memory that is not cached: writes that a CPU still gathers are seen by nobody else.
         mb(Full);
+        Ok(())
     }
 
-    /// Fills pages with zeroes.
-    ///
-    /// May sleep.
+    /// Fills pages with zeroes, as many as one piece of [`Pace`] has.
     ///
     /// # Safety
     ///
     /// The caller must own the pages `[first, first + pages)` and nobody else may use them.
     pub(crate) unsafe fn zero(&self, first: Pfn, pages: u64) {
-        let mut done = 0;
-        while done < pages {
-            let now = CHUNK.min(pages - done);
-            let offset = (first.0 - self.base.0 + done) * mm::UNIT;
-            // SAFETY: By the type invariants and the caller's promise, these bytes are mapped
-            // writable and are the caller's.
-            unsafe {
-                self.mapping
-                    .add(offset as usize)
-                    .write_bytes(0, (now * mm::UNIT) as usize)
-            };
-            done += now;
-            if done < pages {
-                fsleep(Delta::from_micros(1));
-            }
-        }
+        let offset = (first.0 - self.base.0) * mm::UNIT;
+        // SAFETY: By the type invariants and the caller's promise, these bytes are mapped writable
+        // and are the caller's.
+        unsafe {
+            self.mapping
+                .add(offset as usize)
+                .write_bytes(0, (pages * mm::UNIT) as usize)
+        };
         if self.mode != Mode::WriteBack {
             // Writes that a CPU still gathers are seen by nobody else.
             mb(Full);
