@@ -93,6 +93,7 @@ fn status(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "quarantined: {}", now.quarantined)?;
     writeln!(f, "lingering: {}", now.lingering)?;
     writeln!(f, "reserved: {}", now.reserved)?;
+    writeln!(f, "bad: {}", pool.bad())?;
     let [min, low, high] = pool.watermarks();
     writeln!(f, "watermarks: {min} {low} {high}")?;
     writeln!(f, "pressure: {}", u32::from(now.pressure))?;

@@ -132,6 +132,10 @@ pub(crate) const VM_FAULT_SIGSEGV: bindings::vm_fault_t =
 pub(crate) const VM_FAULT_SIGBUS: bindings::vm_fault_t =
     bindings::vm_fault_reason_VM_FAULT_SIGBUS as bindings::vm_fault_t;
 
+/// `VM_FAULT_HWPOISON`, likewise.
+pub(crate) const VM_FAULT_HWPOISON: bindings::vm_fault_t =
+    bindings::vm_fault_reason_VM_FAULT_HWPOISON as bindings::vm_fault_t;
+
 /// `FMODE_WRITE`, likewise.
 pub(crate) const FMODE_WRITE: bindings::fmode_t = 1 << 1;
 /// `DMA_MAPPING_ERROR`, likewise.
@@ -151,6 +155,74 @@ pub(crate) unsafe fn largest_segment(device: *const bindings::device) -> u64 {
     let told = unsafe { (*device).dma_parms.as_ref() }.map_or(0, |parms| parms.max_segment_size);
     let told = if told == 0 { UNTOLD } else { told.into() };
     (told.min(LARGEST) / UNIT * UNIT).max(UNIT)
+}
+
+/// Has the kernel marked a page as bad? `PageHWPoison()`, which C has inline.
+///
+/// # Safety
+///
+/// The frame must be one that the kernel's memory map covers.
+#[cfg(CONFIG_MEMORY_FAILURE)]
+pub(crate) unsafe fn is_poisoned(pfn: Pfn) -> bool {
+    // SAFETY: By this function's requirements. Others set flags at the same time: any moment's
+    // value will do.
+    let flags = unsafe { (&raw const (*pfn_to_page(pfn)).flags.f).read_volatile() };
+    flags >> bindings::pageflags_PG_hwpoison & 1 != 0
+}
+
+/// No page is, where the kernel does not handle memory errors.
+///
+/// # Safety
+///
+/// None.
+#[cfg(not(CONFIG_MEMORY_FAILURE))]
+pub(crate) unsafe fn is_poisoned(_: Pfn) -> bool {
+    false
+}
+
+/// How many memory errors the kernel has met on a node; none if it does not count them.
+#[cfg(all(CONFIG_MEMORY_FAILURE, CONFIG_NUMA))]
+pub(crate) fn memory_failures(node: i32) -> Option<u64> {
+    let node = usize::try_from(node)
+        .ok()
+        .filter(|&node| node < 1 << bindings::CONFIG_NODES_SHIFT)?;
+    // SAFETY: `node_data` has an entry for every possible node, which is set during boot and
+    // stays; one of a node that never was is null. The count is only ever written by a plain
+    // store: any moment's value will do.
+    unsafe {
+        let data = (&raw const bindings::node_data)
+            .cast::<*mut bindings::pglist_data>()
+            .add(node)
+            .read();
+        let data = NonNull::new(data)?.as_ptr();
+        Some((&raw const (*data).mf_stats.total).read_volatile() as u64)
+    }
+}
+
+/// As above.
+#[cfg(not(all(CONFIG_MEMORY_FAILURE, CONFIG_NUMA)))]
+pub(crate) fn memory_failures(_: i32) -> Option<u64> {
+    None
+}
+
+/// Copies `bytes` bytes; false if the source is bad, and then some of them may have been copied.
+///
+/// # Safety
+///
+/// `from` and `to` must be mapped for so many bytes, `to` writable, and not overlap; no other task
+/// may write to either.
+pub(crate) unsafe fn copy_checked(from: NonNull<u8>, to: NonNull<u8>, bytes: u32) -> bool {
+    // SAFETY: By this function's requirements. A machine check at the source is handled.
+    #[cfg(CONFIG_ARCH_HAS_COPY_MC)]
+    let left =
+        unsafe { bindings::copy_mc_to_kernel(to.as_ptr().cast(), from.as_ptr().cast(), bytes) };
+    #[cfg(not(CONFIG_ARCH_HAS_COPY_MC))]
+    let left = {
+        // SAFETY: By this function's requirements.
+        unsafe { to.copy_from_nonoverlapping(from, bytes as usize) };
+        0
+    };
+    left == 0
 }
 
 /// Is the current task being killed? `fatal_signal_pending()`, which C has inline.

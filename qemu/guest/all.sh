@@ -20,6 +20,8 @@ done
 # Cleared by whoever asks, and by the worker as fast as it can.
 bash qemu/guest/tests.sh contig clean_share=0 -- clean
 bash qemu/guest/tests.sh contig clean_share=100 -- clean zero
+# Pages that stay bad: in a pool of their own.
+bash qemu/guest/tests.sh contig size_mb=16 -- poison
 # What normal priority may not have, either.
 bash qemu/guest/tests.sh contig watermark_min=5 -- priority
 # Few enough buffers that a test can have them all.

@@ -338,6 +338,17 @@ impl Resident for Site {
         drop(old);
         Ok(pages * mm::UNIT)
     }
+
+    fn hide(&self, page: Pfn) {
+        // A fault that holds the lock may not have known; one that comes later does.
+        let guard = self.place.lock();
+        let Some((first, pages)) = guard.as_ref().and_then(Place::span) else {
+            return;
+        };
+        if let Some(within) = page.0.checked_sub(first.0).filter(|&at| at < pages) {
+            self.window.zap(self.first_in_window(pages) + within, 1);
+        }
+    }
 }
 
 impl Place {
@@ -397,6 +408,11 @@ impl Placed<'_> {
         Some((block.first().plus(within), pages))
     }
 
+    /// Is any of `pages` frames from `first` on bad?
+    pub(crate) fn has_bad(&self, first: Pfn, pages: u64) -> bool {
+        self.site.pool.has_bad(first, pages)
+    }
+
     /// Copies what is from byte `within` of offset `page` of mmap on, as far as it is granted; says
     /// how many bytes that were.
     pub(crate) fn read(&self, page: u64, within: usize, to: &mut [MaybeUninit<u8>]) -> usize {
@@ -428,6 +444,8 @@ impl Placed<'_> {
     fn bytes_at(&self, page: u64, within: usize, len: usize) -> Option<(Pfn, usize)> {
         let (frame, pages) = self.run_at(page)?;
         let there = (pages * mm::UNIT) as usize;
-        Some((frame, there.checked_sub(within)?.min(len)))
+        let len = there.checked_sub(within)?.min(len);
+        let touched = (within + len).div_ceil(mm::UNIT as usize) as u64;
+        (!self.has_bad(frame, touched)).then_some((frame, len))
     }
 }

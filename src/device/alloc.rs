@@ -270,7 +270,7 @@ fn by_reclaim(
     match outcome {
         Ok(block) => Ok(Some(block)),
         // As if nothing had been tried; the counters say more.
-        Err(Failed::Full | Failed::Rival | Failed::Signal) => Ok(None),
+        Err(Failed::Full | Failed::Rival | Failed::Signal | Failed::Bad) => Ok(None),
         Err(Failed::Fixed) if !matches!(ask.spot, Spot::At(_)) => Ok(None),
         Err(failed) => {
             request.largest_free = pool.snapshot().largest_free;

@@ -170,6 +170,7 @@ pub(super) fn no_room(refused: Refused, largest_free: &mut u64) -> Refusal {
 pub(super) fn stopped(why: Stopped) -> Refusal {
     match why {
         Stopped::Killed => Refusal::new(EINTR, uapi::WHY_SIGNAL),
+        Stopped::Bad => Refusal::new(EIO, uapi::WHY_BAD_MEMORY),
     }
 }
 
@@ -271,6 +272,7 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         request.refused_last,
     ] = pool.counts().all_refused();
     request.dirty = pool.dirty();
+    request.bad = pool.bad();
     [request.clean, request.cleared, request.cleared_ahead] = pool.counts().all_clean();
     request.free_blocks = [0; uapi::ORDERS];
     for (to, from) in request.free_blocks.iter_mut().zip(now.counters.free_blocks) {

@@ -54,7 +54,9 @@ fn block_around(
     }
     let before = (address - start) >> PAGE_SHIFT;
     let (frame, pages) = placed.run_at(page.checked_sub(before as u64)?)?;
-    (pages >= size.pages() && frame.0 % size.pages() == 0).then_some(frame)
+    let fits = pages >= size.pages() && frame.0 % size.pages() == 0;
+    // Around a bad page there are single ones.
+    (fits && !placed.has_bad(frame, size.pages())).then_some(frame)
 }
 
 /// A page is touched where the page table has nothing for 2^`order` pages around it.
@@ -82,6 +84,7 @@ pub(super) unsafe extern "C" fn huge_fault(
     if buffer.by_page() {
         return VM_FAULT_FALLBACK;
     }
+    buffer.pool().look_for_bad();
     // Until the entry is in: who moves the buffer waits for this, and then takes it out again.
     let placed = buffer.place();
     match block_around(&placed, area, address, pgoff as u64, size) {

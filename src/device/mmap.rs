@@ -191,9 +191,11 @@ unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t
     } = unsafe { (*vmf).__bindgen_anon_1 };
     // SAFETY: As above.
     let buffer = unsafe { shown_by(vma) };
+    buffer.pool().look_for_bad();
     // Until the page is in: who moves the buffer waits for this, and then takes it out again.
     let placed = buffer.place();
     match placed.run_at(pgoff as u64).map(|(frame, _)| frame) {
+        Some(frame) if placed.has_bad(frame, 1) => mm::VM_FAULT_HWPOISON,
         // SAFETY: The VMA is MIXEDMAP, as that of every buffer of this kind, whose pages are the
         // kernel's own and have the pool's reference. The address is in it.
         Some(frame) if buffer.by_page() => unsafe { mm::insert_page(vma, address, frame) },

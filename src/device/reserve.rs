@@ -72,6 +72,7 @@ pub(super) fn refusal(failed: Failed) -> Refusal {
         Failed::Bound => Refusal::new(ENOSPC, uapi::WHY_BOUND),
         Failed::Rival => Refusal::new(EAGAIN, uapi::WHY_RIVAL),
         Failed::Signal => Refusal::new(EINTR, uapi::WHY_SIGNAL),
+        Failed::Bad => Refusal::new(EIO, uapi::WHY_BAD_MEMORY),
     }
 }
 

@@ -282,6 +282,10 @@ impl Block {
             state.recount(self.requested, size);
             self.requested = size;
         }
+        if less {
+            let (first, end) = (Pfn(lost), Pfn(lost + fewer));
+            self.pool.withhold(&mut state, first, end);
+        }
         state.note(&self.pool.magazines);
         let wake = less && !state.wishes.is_empty();
         drop(state);
@@ -351,7 +355,11 @@ impl Drop for Block {
                 .census
                 .remove(Pfn(run.start()), run.units(), self.movable);
             // Only what is clear: what is not is for the worker to find.
-            let end = self.end.filter(|_| self.written == Written::Never && plain);
+            let clear = self.written == Written::Never && plain;
+            let (first, pages) = (Pfn(run.start()), run.units());
+            let end = self
+                .end
+                .filter(|_| clear && !self.pool.has_bad(first, pages));
             let run = match end {
                 Some(end) => match self.pool.put_at_hand(end, run, self.requested) {
                     Ok(()) => return,
@@ -370,6 +378,7 @@ impl Drop for Block {
             if let Some(run) = left {
                 state.supply.free(run);
                 state.uncount(self.requested);
+                self.pool.withhold(&mut state, first, first.plus(pages));
             }
             state.note(&self.pool.magazines);
             let somebody_waits = !state.wishes.is_empty();

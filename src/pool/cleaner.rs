@@ -91,6 +91,15 @@ impl Pool {
         while let Some((first, pages)) = which(&self.dirty, at, to) {
             // Counted from where the words of `dirty` are.
             let pages = pace.next(first.0 - self.base(), pages)?;
+            let pages = match self.region.poisoned(first, first.plus(pages)) {
+                // It stays dirty. If it is to be seen, the fault handler knows it as bad by then.
+                Some(bad) if bad == first => {
+                    at = first.plus(1);
+                    continue;
+                }
+                Some(bad) => bad.0 - first.0,
+                None => pages,
+            };
             // SAFETY: The units of a run belong to its holder, by the core's promise, and these are
             // some of them.
             unsafe { self.region.zero(first, pages) };
@@ -163,7 +172,11 @@ impl Pool {
             let _ = self.clear(&mut run, first, end, Dirty::next_quiet, |pages| {
                 self.counts.cleaned_ahead(pages)
             });
-            self.state.lock().supply.free(run);
+            let (start, end) = (Pfn(run.start()), Pfn(run.end()));
+            let mut state = self.state.lock();
+            state.supply.free(run);
+            self.withhold(&mut state, start, end);
+            drop(state);
             break;
         }
         let next = if len > 0 {

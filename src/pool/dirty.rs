@@ -73,16 +73,21 @@ fn unset(word: &Atomic<u64>, mask: u64) -> u64 {
 }
 
 impl Dirty {
-    /// All of `pages` pages from `base` on: nobody knows what is in there.
-    pub(super) fn all(base: u64, pages: u64) -> Result<Self> {
+    /// None of `pages` pages from `base` on.
+    pub(super) fn none(base: u64, pages: u64) -> Result<Self> {
         let words = zeroes(pages)?;
-        let this = Self {
+        Ok(Self {
             base,
             exposed: zeroes(pages)?,
             words: zeroes(words.len() as u64)?,
             pages: words,
             count: Atomic::new(0),
-        };
+        })
+    }
+
+    /// All of them: nobody knows what is in there.
+    pub(super) fn all(base: u64, pages: u64) -> Result<Self> {
+        let this = Self::none(base, pages)?;
         this.soil(Pfn(base), pages);
         Ok(this)
     }

@@ -10,6 +10,7 @@
 //! allocations and waking stay outside. Whose turn it is to empty a part of the pool is decided
 //! before anything else is locked.
 
+mod bad;
 mod block;
 mod census;
 mod cleaner;
@@ -39,6 +40,7 @@ pub(crate) use supply::{
 };
 
 use self::{
+    bad::Bad,
     census::Census,
     dirty::Dirty,
     magazines::{
@@ -146,6 +148,8 @@ struct State {
     /// Magazines are shut by what was free when that changed last, or by who waits.
     kept_shut: bool,
     depot: Depot,
+    /// Pages that are bad, and so neither free nor a block's.
+    withheld: u64,
     apart: Apart,
     wishes: Wishes,
 }
@@ -165,6 +169,7 @@ pub(crate) struct Pool {
     census: Census,
     magazines: Magazines,
     dirty: Dirty,
+    bad: Bad,
     /// Up to which page it was cleared ahead, in this round.
     cleaned_to: Atomic<u64>,
     /// The module goes: nothing is to begin any more.
@@ -198,12 +203,16 @@ pub(crate) struct Pool {
     /// Runs when there is something to be cleared.
     #[pin]
     clearing: DelayedWork<Self, 2>,
+    /// Runs once a second, to look for bad pages.
+    #[pin]
+    watching: DelayedWork<Self, 3>,
 }
 
 impl_has_delayed_work! {
     impl HasDelayedWork<Self> for Pool { self.turns }
     impl HasDelayedWork<Self, 1> for Pool { self.compaction }
     impl HasDelayedWork<Self, 2> for Pool { self.clearing }
+    impl HasDelayedWork<Self, 3> for Pool { self.watching }
 }
 
 impl WorkItem<1> for Pool {
@@ -223,6 +232,15 @@ impl WorkItem<2> for Pool {
         if let Some(rest) = this.clean_a_slice() {
             this.clean_after(rest);
         }
+    }
+}
+
+impl WorkItem<3> for Pool {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.look_around();
+        this.watch();
     }
 }
 
@@ -389,7 +407,7 @@ impl Counts {
     fn reclaim_ended(&self, copied: u64, failed: Option<&Failed>) {
         self.reclaimed.fetch_add(copied, Relaxed);
         let which = match failed {
-            Some(Failed::Fixed) => 0,
+            Some(Failed::Fixed | Failed::Bad) => 0,
             Some(Failed::Full) => 1,
             Some(Failed::Bound) => 2,
             Some(Failed::Rival) => 3,
@@ -506,6 +524,7 @@ impl Pool {
             .map(|per_cent| pages * u64::from(per_cent) / 100);
         let census = Census::new(base, pages)?;
         let dirty = Dirty::all(base, pages)?;
+        let bad = Bad::new(&region)?;
         let (magazines, depot) = Magazines::new(base, pages)?;
         let worker = Worker::new()?;
         let lingering = Lingering::new(worker.clone())?;
@@ -522,6 +541,7 @@ impl Pool {
                 census,
                 magazines,
                 dirty,
+                bad,
                 cleaned_to: Atomic::new(base),
                 closing: Atomic::new(false),
                 activity: Atomic::new(0),
@@ -533,6 +553,7 @@ impl Pool {
                 pressure <- Bell::new(),
                 compaction <- new_delayed_work!("rust_buddy::Compaction"),
                 clearing <- new_delayed_work!("rust_buddy::Clearing"),
+                watching <- new_delayed_work!("rust_buddy::Watching"),
                 state <- new_spinlock!(State {
                     supply: Supply::new(core, Watermarks { min, low, high }),
                     requested: 0,
@@ -540,6 +561,7 @@ impl Pool {
                     uses: 0,
                     kept_shut: false,
                     depot,
+                    withheld: 0,
                     apart: Apart::default(),
                     wishes: Wishes::new(),
                 }, "rust_buddy_pool"),
@@ -742,6 +764,7 @@ impl Pool {
         Option<Still<'_>>,
     ) {
         self.activity.fetch_add(1, Relaxed);
+        self.look_for_bad();
         let still = ask.strict.then(|| self.still());
         let mut state = self.state.lock();
         let ready = hand.and_then(|hand| self.refill(&mut state, hand, ask.size));
@@ -867,6 +890,7 @@ impl Pool {
         for _ in 0..2 {
             self.worker.flush_delayed(&self.compaction);
             self.worker.flush_delayed(&self.clearing);
+            self.worker.flush_delayed(&self.watching);
         }
         self.lingering.flush();
         // The last block that waited has let the module go, from code that may still run.
@@ -924,6 +948,7 @@ impl Background {
     pub(crate) fn begin(pool: Arc<Pool>) -> Self {
         // Nobody knows what the region holds.
         pool.clean_soon();
+        pool.watch();
         Self(pool)
     }
 }
@@ -940,7 +965,7 @@ impl PinnedDrop for Pool {
     fn drop(self: Pin<&mut Self>) {
         let _gathered = self.gather();
         let state = self.state.lock();
-        let missing = self.region.pages() - state.supply.core().free_units();
+        let missing = self.region.pages() - state.withheld - state.supply.core().free_units();
         let fault = state.supply.core().validate().err();
         if kernel::warn_on!(missing != 0 || fault.is_some()) {
             pr_err!("pool {}: {} pages missing, {:?}\n", self.id, missing, fault);

@@ -70,6 +70,8 @@ pub(crate) enum Failed {
     Rival,
     /// A signal came for who had asked.
     Signal,
+    /// A page of what was to move is bad.
+    Bad,
 }
 
 impl From<Stays> for Failed {
@@ -79,6 +81,7 @@ impl From<Stays> for Failed {
             Stays::Full => Self::Full,
             Stays::Bound => Self::Bound,
             Stays::Stopped(Stopped::Killed) => Self::Signal,
+            Stays::Stopped(Stopped::Bad) => Self::Bad,
         }
     }
 }
@@ -164,6 +167,8 @@ struct Fence<'a> {
 impl<'a> Fence<'a> {
     /// Around the units `[lo, hi)`, by whoever has the turn.
     fn raise(pool: &'a Arc<Pool>, _turn: &MutexGuard<'_, ()>, lo: u64, hi: u64) -> Self {
+        // What moves is not to move to a page that is bad.
+        pool.look_for_bad();
         let gathered = pool.gather();
         pool.state.lock().supply.fence_off(lo, hi);
         Self {

@@ -29,6 +29,9 @@ pub(crate) trait Resident: Send + Sync {
     ///
     /// As [`Stays`] says; all is then as it was.
     fn make_way(&self, way: &Way<'_>) -> Result<u64, Stays>;
+
+    /// Takes a page, if it is one of its own, out of all page tables: it is bad. May sleep.
+    fn hide(&self, page: Pfn);
 }
 
 /// Where somebody begins, and who.

@@ -101,6 +101,8 @@ unsafe impl Sync for Region {}
 pub(crate) enum Stopped {
     /// The task is being killed.
     Killed,
+    /// A page that was to be copied is bad.
+    Bad,
 }
 
 /// Divides long work on pages into pieces. Between two of them the work ends if the task is being
@@ -294,6 +296,40 @@ impl Region {
         (page < self.pages).then(|| unsafe { self.mapping.add((page * mm::UNIT) as usize) })
     }
 
+    /// How many memory errors the kernel has met on the region's node. The same every time where it
+    /// tells of none.
+    #[inline]
+    pub(crate) fn failures(&self) -> u64 {
+        match (&self.backing, self.node) {
+            (Backing::Contig(_) | Backing::Cma(_), Some(node)) => {
+                mm::memory_failures(node).unwrap_or(0)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Does the kernel tell of memory errors in the region?
+    pub(crate) fn tells_failures(&self) -> bool {
+        match (&self.backing, self.node) {
+            (Backing::Contig(_) | Backing::Cma(_), Some(node)) => {
+                mm::memory_failures(node).is_some()
+            }
+            _ => false,
+        }
+    }
+
+    /// The first page of `[from, to)` that the kernel has marked as bad.
+    pub(crate) fn poisoned(&self, from: Pfn, to: Pfn) -> Option<Pfn> {
+        if let Backing::Range(_) = self.backing {
+            return None;
+        }
+        let last = self.base.plus(self.pages);
+        (from.0.max(self.base.0)..to.0.min(last.0))
+            .map(Pfn)
+            // SAFETY: A frame of the region, which is RAM of the kernel's own.
+            .find(|&page| unsafe { mm::is_poisoned(page) })
+    }
+
     /// Copies pages from one place to another, both in `mode`.
     ///
     /// May sleep.
@@ -317,13 +353,22 @@ impl Region {
         let mut done = 0;
         while done < pages {
             let now = pace.next(done, pages - done)?;
-            let at = |frame: Pfn| ((frame.0 - self.base.0 + done) * mm::UNIT) as usize;
-            // SAFETY: By the type invariants and the caller's promise, these bytes are mapped and
-            // are the caller's.
-            unsafe {
-                let (from, to) = (self.mapping.add(at(from)), self.mapping.add(at(to)));
-                to.copy_from_nonoverlapping(from, (now * mm::UNIT) as usize);
+            let (source, target) = (from.plus(done), to.plus(done));
+            if self.poisoned(source, source.plus(now)).is_some() {
+                return Err(Stopped::Bad);
+            }
+            let at = |frame: Pfn| ((frame.0 - self.base.0) * mm::UNIT) as usize;
+            // CAST: A piece has 2 MiB at most.
+            let bytes = (now * mm::UNIT) as u32;
+            // SAFETY: By the type invariants and the caller's promise, these bytes are mapped, are
+            // the caller's and don't overlap, and nobody writes to them.
+            let copied = unsafe {
+                let (from, to) = (self.mapping.add(at(source)), self.mapping.add(at(target)));
+                mm::copy_checked(from, to, bytes)
             };
+            if !copied {
+                return Err(Stopped::Bad);
+            }
             done += now;
         }
         // Into memory that is not cached: writes that a CPU still gathers are seen by nobody else.

@@ -174,6 +174,8 @@ constants! {
     WHY_COMMAND: u32 = 48;
     /// Another request of the batch was refused.
     WHY_UNDONE: u32 = 49;
+    /// A page of the buffer has a memory error.
+    WHY_BAD_MEMORY: u32 = 50;
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;
@@ -361,6 +363,7 @@ structs! {
         clean: u64,
         cleared: u64,
         cleared_ahead: u64,
+        bad: u64,
     }
 
     /// A contiguous buffer, please.

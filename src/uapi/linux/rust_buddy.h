@@ -93,6 +93,7 @@
 #define RUST_BUDDY_WHY_COUNT		47	/* EINVAL: no requests, too many, or of no size */
 #define RUST_BUDDY_WHY_COMMAND		48	/* EINVAL: there are no batches of that */
 #define RUST_BUDDY_WHY_UNDONE		49	/* ECANCELED: for another of the batch */
+#define RUST_BUDDY_WHY_BAD_MEMORY	50	/* EIO: a page of it is bad */
 
 /*
  * The head of every request.
@@ -219,6 +220,7 @@ struct rust_buddy_info {
  * @clean:        (out) bytes that were clear already when they had to be
  * @cleared:      (out) bytes that had to be cleared then, while somebody waited
  * @cleared_ahead: (out) bytes that were cleared in the background
+ * @bad:          (out) bytes with a memory error: of @granted, or a buffer's still
  */
 struct rust_buddy_pool_info {
 	struct rust_buddy_hdr hdr;
@@ -269,6 +271,7 @@ struct rust_buddy_pool_info {
 	__u64 clean;
 	__u64 cleared;
 	__u64 cleared_ahead;
+	__u64 bad;
 };
 
 /*
