@@ -13,6 +13,9 @@ echo clear >$leaks
 # What is about memory and locks; loading fifty times and the same again over each source take
 # long here, and find nothing that once does not.
 RB_LOADS=3 bash selftests/module.sh
+echo "# suite load"
+RB_KO=$RB_KO timeout -k 10 300 "$RB_BUILD/selftests/load" 2>&1
+echo "# exit $?"
 export RB_OFFSETS=2000 RB_MOVES=500 RB_RECLAIMS=60 RB_POOLS=2 RB_CLEAN_ROUNDS=500
 bash qemu/guest/tests.sh contig -- \
 	abi answers alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority faults edu nvme

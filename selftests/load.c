@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Files that are opened while the module is being loaded. One that is let in when a node
+ * is still to be registered would outlive the module if that failed: so none is let in
+ * before all nodes are there.
+ *
+ * Loads the module itself, again and again, and leaves it unloaded: RB_KO names it, or
+ * it is where the build has put it, beside this program's folder.
+ */
+#include <libgen.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include "rb_test.h"
+
+#define HEAP	"/dev/dma_heap/rust_buddy_load"
+#define LOADED	"size_mb=16 heap=rust_buddy_load"
+
+/* The first node that is registered, and then the others. */
+static const char * const nodes[] = { HEAP, RB_DEV_PHYS, RB_DEV };
+
+struct opener {
+	pthread_t thread;
+	const char *node;
+	int refused;
+	int early;
+	int err;
+};
+
+/* Opens a node as soon as it can be opened; then all others must be there. */
+static void *open_early(void *arg)
+{
+	struct opener *opener = arg;
+	int first;
+
+	do {
+		first = open(opener->node, O_RDWR | O_CLOEXEC);
+		if (first < 0 && errno == EAGAIN)
+			opener->refused++;
+		else if (first < 0 && errno != ENOENT && errno != ENODEV && errno != ENXIO)
+			opener->err = errno;
+	} while (first < 0 && !opener->err);
+	for (size_t i = 0; i < ARRAY_SIZE(nodes); i++) {
+		int fd = open(nodes[i], O_RDWR | O_CLOEXEC);
+
+		opener->early += fd < 0;
+		if (fd >= 0)
+			close(fd);
+	}
+	if (first >= 0)
+		close(first);
+	return NULL;
+}
+
+FIXTURE(load)
+{
+	void *image;
+	size_t size;
+};
+
+FIXTURE_SETUP(load)
+{
+	char self_path[PATH_MAX] = "", path[PATH_MAX + 32];
+	const char *ko = getenv("RB_KO");
+	struct stat st;
+	int fd;
+
+	if (geteuid())
+		SKIP(return, "loading takes root");
+	if (!ko) {
+		ASSERT_LT(0, readlink("/proc/self/exe", self_path, sizeof(self_path) - 1));
+		snprintf(path, sizeof(path), "%s/../module/rust_buddy.ko", dirname(self_path));
+		ko = path;
+	}
+	fd = open(ko, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		SKIP(return, "no module at %s: set RB_KO=", ko);
+	if (!access(RB_DEV, F_OK) && syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK))
+		SKIP(return, "the module is in use");
+	ASSERT_EQ(0, fstat(fd, &st));
+	self->size = st.st_size;
+	self->image = malloc(self->size);
+	ASSERT_EQ((ssize_t)self->size, read(fd, self->image, self->size));
+	close(fd);
+}
+
+FIXTURE_TEARDOWN(load)
+{
+	free(self->image);
+}
+
+TEST_F_TIMEOUT(load, no_file_before_all_nodes_are_there, 120)
+{
+	int round, refused = 0;
+
+	for (round = 0; round < 12; round++) {
+		struct opener opener = { .node = nodes[round % 2] };
+
+		ASSERT_EQ(0, pthread_create(&opener.thread, NULL, open_early, &opener));
+		ASSERT_EQ(0, syscall(SYS_init_module, self->image, self->size, LOADED));
+		pthread_join(opener.thread, NULL);
+		EXPECT_EQ(0, opener.err);
+		EXPECT_EQ(0, opener.early) TH_LOG("%s, load %d", opener.node, round);
+		refused += opener.refused;
+		ASSERT_EQ(0, syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK));
+	}
+	TH_LOG("%d opens were too early", refused);
+}
+
+TEST_HARNESS_MAIN
