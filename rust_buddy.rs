@@ -80,6 +80,10 @@ module! {
             default: 0,
             description: "Physical address of the pool, with source=range",
         },
+        assume_memory: u8 {
+            default: 0,
+            description: "1: start= is unused memory, whatever the kernel knows of it (default 0)",
+        },
         node: i32 {
             default: -1,
             description: "NUMA node the pool must be on (default -1: any)",
@@ -132,6 +136,7 @@ impl kernel::InPlaceModule for RustBuddy {
             let wanted = params::wanted(
                 module_parameters::size_mb.value(),
                 module_parameters::start.value(),
+                module_parameters::assume_memory.value(),
                 module_parameters::node.value(),
                 module_parameters::max_buffers.value(),
             )?;

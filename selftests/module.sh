@@ -133,7 +133,7 @@ with_pat() {
 
 describes_itself() {
 	local p
-	for p in size_mb source cache start node max_buffers quarantine_ms watermark_min watermark_low \
+	for p in size_mb source cache start assume_memory node max_buffers quarantine_ms watermark_min watermark_low \
 		watermark_high compact_above heap quota_client_bytes \
 		quota_client_handles quota_uid_bytes quota_uid_handles clean_share; do
 		modinfo -F parm "$RB_KO" | grep -q "^$p:" || { echo "# no $p"; return 1; }
@@ -204,7 +204,79 @@ docs_examples() {
 	rmmod rust_buddy && [ "$failed" -eq 0 ]
 }
 
-plan module 39
+# The entry is matched exactly, which is what gave the kernel's own one away.
+whole_entry() {
+	local first last start size
+	while IFS='- :' read -r first last _; do
+		start=$((16#$first))
+		size=$((16#$last + 1 - start))
+		[ $((start % 4096)) -eq 0 ] && [ $((size % (1 << 20))) -eq 0 ] || continue
+		refused_as EBUSY 'in use, see /proc/iomem' \
+			source=range "start=$start" "size_mb=$((size >> 20))"
+		return
+	done < <(grep -E '^[0-9a-f]+-[0-9a-f]+ : System RAM' /proc/iomem)
+	echo "# no entry of RAM has a size in MiB"
+	refused_as EBUSY 'in use, see /proc/iomem' source=range start=0x10000000 size_mb=1
+}
+
+# Wherever the table has a hole.
+nothing_there() {
+	local mode
+	for mode in wb uc; do
+		refused_as ENXIO 'no memory that the kernel knows of' \
+			source=range "start=$1" "cache=$mode" || return 1
+	done
+	# Where devices may be.
+	refused_as ENXIO '(no memory that the kernel knows of|belongs to a device)' \
+		source=range start=0x300000000
+}
+
+# What a driver or the kernel has claimed for a device: the registers that configure PCI devices.
+device=$(sed -n 's/^ *\([0-9a-f]*\)-[0-9a-f]* : PCI ECAM.*/\1/p' /proc/iomem | head -n 1)
+with_device() {
+	if [ -n "$device" ]; then
+		check "$@"
+	else
+		skip "$1" "no registers of PCI are in memory"
+	fi
+}
+
+# An entry of the firmware's that nothing has claimed: no kernel command line names it.
+reserved=$(awk -F'[- ]' '/^[0-9a-f]+-[0-9a-f]+ : .*[Rr]eserved/ && length($1) > 8 { print $1; exit }' /proc/iomem)
+with_reserved() {
+	if [ -n "$reserved" ]; then
+		check "$@"
+	else
+		skip "$1" "the firmware reserves nothing above 4 GiB"
+	fi
+}
+firmwares_own() {
+	refused_as ENXIO 'is reserved by the firmware' source=range "start=0x$reserved" size_mb=1 &&
+		refused_as ENXIO 'does not keep what is written' \
+			source=range "start=0x$reserved" size_mb=1 assume_memory=1
+}
+
+# The firmware's chip: in the table without a user, and no memory.
+registers() {
+	refused_as ENXIO '(is reserved by the firmware|no memory that the kernel knows of|belongs to)' \
+		source=range start=0xffc00000 size_mb=1 cache=uc
+}
+
+# A word that was written through /dev/mem's file is there after a load: the test of the memory
+# restores it, and clearing is left to ALLOC.
+keeps_contents() {
+	load source=range start=0x40000000 clean_share=0 || return 1
+	rmmod rust_buddy
+	printf 'kept' | dd of=/dev/mem bs=4 seek=$((0x40000000 / 4)) conv=notrunc status=none 2>/dev/null || {
+		echo "# SKIP /dev/mem is closed"
+		return 0
+	}
+	load source=range start=0x40000000 clean_share=0 || return 1
+	rmmod rust_buddy
+	[ "$(dd if=/dev/mem bs=4 skip=$((0x40000000 / 4)) count=1 status=none | tr -d '\0')" = kept ]
+}
+
+plan module 49
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
@@ -222,8 +294,24 @@ check "refuses a heap name that is none" refused 'heap= must be at most 63 lette
 check "refuses start without source=range" refused 'start= goes with source=range' start=0x40000000
 check "refuses a range without start" refused 'needs start=.*memmap=64M' source=range
 check "refuses an unaligned range" refused 'on a page boundary' source=range start=0x40000800
-check "refuses a range in RAM" refused 'in use, see /proc/iomem: boot with memmap=64M' \
-	source=range start=0x10000000
+check "refuses a range in RAM, each time" refused_as EBUSY \
+	'in use, see /proc/iomem: boot with memmap=64M' source=range start=0x10000000
+check "refuses all of an entry of RAM, each time" whole_entry
+with_device "refuses a range in use by a device, without advice" refused_as EBUSY \
+	'in use, see /proc/iomem: take another start=' source=range "start=0x$device" size_mb=1
+check "refuses a range without memory, in any mode" nothing_there 0x1000000000
+check "refuses a range that only begins in memory" refused_as EBUSY \
+	'in use, see /proc/iomem: take another' source=range start=0x40000000 size_mb=128
+with_reserved "refuses what the firmware reserves" firmwares_own
+check "refuses registers, also against the administrator's word" registers
+check "believes the administrator only where memory answers" \
+	refused_as ENXIO 'does not keep what is written at 0x1000000000' \
+	source=range start=0x1000000000 assume_memory=1
+check "refuses the administrator's word for other sources" \
+	refused 'assume_memory= goes with source=range' source=contig assume_memory=1
+check "refuses an address beyond the CPU's" refused_as ENXIO 'beyond what the CPU can address' \
+	source=range start=0x100000000000000
+check "leaves what is in a range as it is" keeps_contents
 check "refuses a range that wraps" refused 'needs start=' source=range start=0xffffffffff000000
 check "refuses watermarks that fall" \
 	refused 'watermark_min=0 watermark_low=30 watermark_high=20 must not fall' watermark_low=30

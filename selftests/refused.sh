@@ -2,16 +2,45 @@
 # shellcheck shell=bash
 #
 # refused 'WORDS' PARAMETER...: loading with these parameters fails, the log says
-# why in a sentence with WORDS (a regular expression), and nothing stays behind.
+# why in a sentence with WORDS (a regular expression), and nothing stays behind or goes.
+
+# The kernel's table of physical addresses, which a refusal must leave as it was.
+iomem() { cat /proc/iomem; }
 
 cma_free() { sed -n 's/^CmaFree: *\([0-9]*\).*/\1/p' /proc/meminfo; }
 
+# Prints the name of an errno that insmod put into words.
+errno_of() {
+	case $1 in
+	*"File exists"*) echo EEXIST ;;
+	*"Device or resource busy"*) echo EBUSY ;;
+	*"No such device or address"*) echo ENXIO ;;
+	*"Invalid parameters"* | *"Invalid argument"*) echo EINVAL ;;
+	*"Cannot allocate memory"* | *"Out of memory"*) echo ENOMEM ;;
+	*) echo "$1" ;;
+	esac
+}
+
+# refused_as ERRNO 'WORDS' PARAMETER...: so twice in a row, with this errno both times.
+refused_as() {
+	local errno=$1 words=$2 i
+	shift 2
+	for i in 1 2; do
+		refused "$words" "$@" || return 1
+		if [ "$(errno_of "$insmod_said")" != "$errno" ]; then
+			echo "# load $i: $(errno_of "$insmod_said")"
+			return 1
+		fi
+	done
+}
+
 refused() {
-	local words=$1 free rest
+	local words=$1 free rest map
 	shift
 	echo "refused: $*" >/dev/kmsg
 	free=$(cma_free)
-	if load "$@" 2>/dev/null; then
+	map=$(iomem)
+	if insmod_said=$(load "$@" 2>&1); then
 		echo "# it loaded"
 		rmmod rust_buddy
 		return 1
@@ -25,6 +54,11 @@ refused() {
 	if [ -e /sys/module/rust_buddy ] || [ -e /dev/rust_buddy ] || [ -e "$debug" ] ||
 		grep -q rust_buddy /proc/iomem; then
 		echo "# something stayed behind"
+		return 1
+	fi
+	if [ "$map" != "$(iomem)" ]; then
+		echo "# /proc/iomem changed:"
+		diff <(echo "$map") <(iomem) | sed 's/^/# /'
 		return 1
 	fi
 	# The kernel lends CMA pages to caches, and takes them back while it looks for room.

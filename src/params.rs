@@ -9,6 +9,7 @@ use crate::quarantine::Term;
 use crate::quota;
 use crate::region::{
     Source,
+    Trust,
     Wanted, //
 };
 use kernel::{
@@ -304,7 +305,13 @@ modinfo!(
 /// # Errors
 ///
 /// `EINVAL`, with the reason and the remedy in the log.
-pub(crate) fn wanted(size_mb: u64, start: u64, node: i32, max_buffers: u32) -> Result<Wanted> {
+pub(crate) fn wanted(
+    size_mb: u64,
+    start: u64,
+    assume_memory: u8,
+    node: i32,
+    max_buffers: u32,
+) -> Result<Wanted> {
     if max_buffers == 0 {
         pr_err!("max_buffers=0 would let nobody have a buffer: leave it out, or say how many\n");
         return Err(EINVAL);
@@ -323,6 +330,18 @@ pub(crate) fn wanted(size_mb: u64, start: u64, node: i32, max_buffers: u32) -> R
         pr_err!("cache= goes with source=range only; elsewhere ALLOC's flags choose the mode\n");
         return Err(EINVAL);
     }
+    let trust = match assume_memory {
+        0 => Trust::Tables,
+        1 if source == Source::Range => Trust::Assume,
+        1 => {
+            pr_err!("assume_memory= goes with source=range only\n");
+            return Err(EINVAL);
+        }
+        _ => {
+            pr_err!("assume_memory={} must be 0 or 1\n", assume_memory);
+            return Err(EINVAL);
+        }
+    };
     let node = match node {
         -1 => None,
         _ if mm::is_memory_node(node) => Some(node),
@@ -337,6 +356,7 @@ pub(crate) fn wanted(size_mb: u64, start: u64, node: i32, max_buffers: u32) -> R
         start,
         node,
         mode: mode.unwrap_or(Mode::WriteBack),
+        trust,
     })
 }
 

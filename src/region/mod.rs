@@ -7,6 +7,7 @@
 
 mod bytes;
 mod cma;
+mod cmdline;
 mod contig;
 mod range;
 
@@ -59,6 +60,17 @@ pub(crate) struct Wanted {
     pub(crate) node: Option<i32>,
     /// The cache mode of all of it, for [`Source::Range`].
     pub(crate) mode: Mode,
+    /// What to believe of [`Source::Range`].
+    pub(crate) trust: Trust,
+}
+
+/// What shows that a physical range is memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// The kernel's and the firmware's tables, and `memmap=`.
+    Tables,
+    /// The administrator's word, where the tables say nothing, or only that it is reserved.
+    Assume,
 }
 
 impl Wanted {
@@ -154,7 +166,8 @@ impl Region {
     /// # Errors
     ///
     /// `ENOMEM` if there is no such memory, `EINVAL` for a range that can't be, `EBUSY` for one in
-    /// use, `ENODEV` without a CMA area. The log holds the reason and the remedy.
+    /// use, `ENXIO` for one that is no memory, `ENODEV` without a CMA area. The log holds the reason
+    /// and the remedy.
     pub(crate) fn take(wanted: &Wanted) -> Result<Self> {
         let begin = Instant::<Monotonic>::now();
         let region = match wanted.source {

@@ -4,8 +4,10 @@
 //! persistent-memory device): exactly there at every boot, but not memory that the kernel knows.
 
 use super::{
+    cmdline,
     Backing,
     Region,
+    Trust,
     Wanted, //
 };
 use crate::cache::{
@@ -17,20 +19,48 @@ use crate::mm::{
     self,
     Pfn, //
 };
-use core::ptr::NonNull;
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings,
     prelude::*, //
 };
 
-/// The range in the kernel's table of who uses which physical addresses.
+/// An entry for a range in the kernel's table of physical addresses.
 ///
 /// # Invariants
 ///
-/// `[start, start + size)` is requested for this module.
+/// The kernel granted `[start, start + size)` to this module.
 struct Claim {
     start: u64,
     size: u64,
+    /// `IORES_DESC_*` of the entry that the range lies in.
+    kind: c_ulong,
+    /// The entry itself lies in no other.
+    top: Top,
+}
+
+/// Whether the table knew anything of a range before it was claimed.
+#[derive(PartialEq, Eq)]
+enum Top {
+    /// No entry covered any of it.
+    Unknown,
+    /// One entry covers all of it.
+    Inside,
+}
+
+/// What shows that a range is memory, and that the kernel and the firmware don't use it.
+enum Evidence {
+    /// `memmap=` names it.
+    CommandLine,
+    /// The firmware says that it is memory set aside for a driver.
+    SoftReserved,
+    /// The firmware or `memmap=` says that it is memory whose contents are to be kept.
+    Persistent,
+    /// The administrator states it, by `assume_memory=1`.
+    Stated,
 }
 
 /// # Invariants
@@ -39,8 +69,11 @@ struct Claim {
 pub(super) struct Mapping {
     at: NonNull<c_void>,
     // After the mapping is gone: fields are dropped when `drop` has run.
-    _claim: Claim,
+    claim: Claim,
 }
+
+/// Pages between two words that [`Mapping::keeps`] looks at: 2 MiB.
+const STEP: u64 = 2 << 20;
 
 pub(super) fn take(wanted: &Wanted) -> Result<Region> {
     let size = wanted.pages * mm::UNIT;
@@ -57,54 +90,41 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         pr_err!("the node of a physical range is where it is: load without node=\n");
         return Err(EINVAL);
     }
-    let claim = Claim::new(wanted.start, size).ok_or_else(|| {
-        pr_err!(
-            "[{:#x}-{:#x}] is in use, see /proc/iomem: boot with memmap={}M${:#x}\n",
-            wanted.start,
-            end - 1,
-            wanted.mib(),
-            wanted.start,
-        );
-        EBUSY
-    })?;
     if wanted.mode != Mode::WriteBack && !cache::selectable() {
         pr_err!("the kernel has no PAT: boot without nopat, or load with cache=wb\n");
         return Err(EOPNOTSUPP);
     }
-    // SAFETY: The range is ours to map.
-    let at = unsafe {
-        match wanted.mode {
-            Mode::WriteBack => bindings::memremap(wanted.start, size as usize, mm::MEMREMAP_WB),
-            Mode::WriteCombining => {
-                bindings::memremap(wanted.start, size as usize, mm::MEMREMAP_WC)
-            }
-            Mode::Uncached => bindings::ioremap(wanted.start, size as usize),
+    let claim = Claim::new(wanted.start, size).ok_or_else(|| refuse_busy(wanted, end))?;
+    let evidence = claim.evidence(wanted.trust)?;
+    // The CPU's own record of what is memory (MTRRs) overrides a request for cached memory, and
+    // the kernel then maps it in another way, silently. So ask for that first.
+    let mut mapping = Mapping::new(claim, Mode::WriteBack)?;
+    if mapping.mode() != Some(Mode::WriteBack) {
+        pr_err!(
+            "[{:#x}-{:#x}] is {} by the firmware's settings, so it is registers of a device and no \
+             memory: take another start=\n",
+            wanted.start,
+            end - 1,
+            mapping.mode().map_or("not cached", Mode::name),
+        );
+        return Err(ENXIO);
+    }
+    if wanted.mode != Mode::WriteBack {
+        mapping = mapping.remap(wanted.mode)?;
+        if mapping.mode() != Some(wanted.mode) {
+            pr_err!(
+                "[{:#x}-{:#x}] can't be {}\n",
+                wanted.start,
+                end - 1,
+                wanted.mode.name(),
+            );
+            return Err(EOPNOTSUPP);
         }
-    };
-    let at = NonNull::new(at).ok_or_else(|| {
-        pr_err!(
-            "[{:#x}-{:#x}] can't be mapped as memory: is there RAM?\n",
-            wanted.start,
-            end - 1,
-        );
-        ENOMEM
-    })?;
-    // INVARIANT: Just mapped.
-    let mapping = Mapping { at, _claim: claim };
-    // Firmware may say otherwise (MTRRs), and the kernel then maps it in another way, silently.
-    // SAFETY: The mapping stays.
-    let entry = unsafe { Entry::of_kernel(at.cast()) };
-    if entry.and_then(|entry| entry.mode()) != Some(wanted.mode) {
-        let got = entry.map_or("?", |entry| entry.mode_name());
-        pr_err!(
-            "[{:#x}-{:#x}] can't be {}, it is {}: load with cache={}\n",
-            wanted.start,
-            end - 1,
-            wanted.mode.name(),
-            got,
-            got,
-        );
-        return Err(EOPNOTSUPP);
+    }
+    match evidence {
+        // A test that dies half-way would lose a word of what is to be kept.
+        Evidence::Persistent => (),
+        Evidence::CommandLine | Evidence::SoftReserved | Evidence::Stated => mapping.keeps()?,
     }
     // INVARIANT: Mapped for as long as the `Mapping` lives, by nobody else since it is claimed.
     Ok(Region {
@@ -112,16 +132,84 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         pages: wanted.pages,
         node: None,
         mode: wanted.mode,
-        mapping: at.cast(),
+        mapping: mapping.at.cast(),
         backing: Backing::Range(mapping),
     })
+}
+
+/// Logs why a range was not granted, and what helps where that does no harm.
+fn refuse_busy(wanted: &Wanted, end: u64) -> Error {
+    /// Firmware, the BIOS and old devices need what is below.
+    const LOW: u64 = 16 << 20;
+
+    // SAFETY: A field of a static that is set during early boot.
+    let last = unsafe { (&raw const bindings::iomem_resource.end).read() };
+    if end - 1 > last {
+        pr_err!(
+            "[{:#x}-{:#x}] is beyond what the CPU can address, {:#x}: take another start=\n",
+            wanted.start,
+            end - 1,
+            last,
+        );
+        return ENXIO;
+    }
+    // CAST: Flags of 32 bits, widened.
+    let ram = (bindings::IORESOURCE_SYSTEM_RAM | bindings::IORESOURCE_BUSY) as c_ulong;
+    // SAFETY: The kernel locks its table for each step; `add_size()` takes a `u64` as argument.
+    let ram = sum(|argument| unsafe {
+        bindings::walk_iomem_res_desc(
+            bindings::IORES_DESC_NONE as c_ulong,
+            ram,
+            wanted.start,
+            end - 1,
+            argument,
+            Some(add_size),
+        )
+    });
+    if ram == end - wanted.start && wanted.start >= LOW {
+        pr_err!(
+            "[{:#x}-{:#x}] is in use, see /proc/iomem: boot with memmap={}M${:#x}\n",
+            wanted.start,
+            end - 1,
+            wanted.mib(),
+            wanted.start,
+        );
+    } else {
+        pr_err!(
+            "[{:#x}-{:#x}] is in use, see /proc/iomem: take another start=\n",
+            wanted.start,
+            end - 1,
+        );
+    }
+    EBUSY
+}
+
+/// Adds up the pieces that a walk of the table finds.
+fn sum(walk: impl FnOnce(*mut c_void) -> c_int) -> u64 {
+    let mut total = 0u64;
+    walk((&raw mut total).cast());
+    total
+}
+
+/// Adds the size of one piece to the number that `argument` points to.
+///
+/// # Safety
+///
+/// `piece` must point to a `struct resource`, and `argument` to a `u64` that nothing else uses.
+unsafe extern "C" fn add_size(piece: *mut bindings::resource, argument: *mut c_void) -> c_int {
+    // SAFETY: By this function's requirements.
+    let size = unsafe { (*piece).end.wrapping_sub((*piece).start).wrapping_add(1) };
+    // SAFETY: By this function's requirements.
+    let total = unsafe { &mut *argument.cast::<u64>() };
+    *total = total.saturating_add(size);
+    0
 }
 
 impl Claim {
     fn new(start: u64, size: u64) -> Option<Self> {
         // SAFETY: The table is a static of the kernel, which locks it; the name lives as long as
         // this module, and `Drop` takes the entry out before it goes.
-        let resource = unsafe {
+        let resource = NonNull::new(unsafe {
             bindings::__request_region(
                 &raw mut bindings::iomem_resource,
                 start,
@@ -129,10 +217,188 @@ impl Claim {
                 c"rust_buddy".as_char_ptr(),
                 0,
             )
+        })?;
+        // SAFETY: The entry stays until it is released, below; its parent is set under the lock
+        // that granted it. The parent is compared, not looked at.
+        let (kind, parent) = unsafe { ((*resource.as_ptr()).desc, (*resource.as_ptr()).parent) };
+        let top = if parent == &raw mut bindings::iomem_resource {
+            Top::Unknown
+        } else {
+            Top::Inside
         };
         // INVARIANT: The request was granted.
-        (!resource.is_null()).then_some(Self { start, size })
+        Some(Self {
+            start,
+            size,
+            kind,
+            top,
+        })
     }
+
+    /// Returns what shows that the range is memory.
+    ///
+    /// The kernel grants a range only if no other entry begins or ends in it, and none in it is
+    /// busy. Then it lies in one entry, all of it, whose kind the grant repeats; or in none.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO` where nothing shows it, with the reason in the log.
+    fn evidence(&self, trust: Trust) -> Result<Evidence> {
+        let (first, last) = (self.start, self.start + self.size - 1);
+        match u32::try_from(self.kind) {
+            Ok(bindings::IORES_DESC_RESERVED) if cmdline::names(first, last + 1) => {
+                return Ok(Evidence::CommandLine)
+            }
+            Ok(bindings::IORES_DESC_RESERVED) if trust == Trust::Assume => {
+                return Ok(Evidence::Stated)
+            }
+            Ok(bindings::IORES_DESC_RESERVED) => pr_err!(
+                "[{:#x}-{:#x}] is reserved by the firmware, for itself or for a device: take a \
+                 start= that memmap= names\n",
+                first,
+                last,
+            ),
+            Ok(bindings::IORES_DESC_SOFT_RESERVED) => return Ok(Evidence::SoftReserved),
+            Ok(
+                bindings::IORES_DESC_PERSISTENT_MEMORY
+                | bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY,
+            ) => return Ok(Evidence::Persistent),
+            Ok(bindings::IORES_DESC_NONE) if self.top == Top::Unknown => {
+                // SAFETY: The kernel locks its table for each step; `add_size()` takes a `u64` as
+                // argument.
+                let soft = sum(|argument| unsafe {
+                    bindings::walk_soft_reserve_res(first, last, argument, Some(add_size))
+                });
+                if soft == self.size {
+                    return Ok(Evidence::SoftReserved);
+                }
+                if trust == Trust::Assume {
+                    return Ok(Evidence::Stated);
+                }
+                pr_err!(
+                    "[{:#x}-{:#x}] is no memory that the kernel knows of, see /proc/iomem: take a \
+                     start= that memmap= names\n",
+                    first,
+                    last,
+                );
+            }
+            _ => pr_err!(
+                "[{:#x}-{:#x}] belongs to a device or the firmware, see /proc/iomem: take another \
+                 start=\n",
+                first,
+                last,
+            ),
+        }
+        Err(ENXIO)
+    }
+}
+
+impl Mapping {
+    /// Maps a claimed range.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if the kernel can't map it.
+    fn new(claim: Claim, mode: Mode) -> Result<Self> {
+        let (start, size) = (claim.start, claim.size as usize);
+        // SAFETY: The range is claimed, so it is ours to map.
+        let at = unsafe {
+            match mode {
+                Mode::WriteBack => bindings::memremap(start, size, mm::MEMREMAP_WB),
+                Mode::WriteCombining => bindings::memremap(start, size, mm::MEMREMAP_WC),
+                Mode::Uncached => bindings::ioremap(start, size),
+            }
+        };
+        let Some(at) = NonNull::new(at) else {
+            pr_err!(
+                "[{:#x}-{:#x}] can't be mapped, or is mapped in another cache mode\n",
+                start,
+                start + claim.size - 1,
+            );
+            return Err(ENOMEM);
+        };
+        // INVARIANT: Just mapped.
+        Ok(Self { at, claim })
+    }
+
+    /// Maps the range again, in another cache mode.
+    fn remap(self, mode: Mode) -> Result<Self> {
+        Self::new(self.unmap(), mode)
+    }
+
+    /// Unmaps the range, which stays claimed.
+    fn unmap(self) -> Claim {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: By the type invariants this is what a call that maps gave, and `this` is not used
+        // or dropped any more.
+        unsafe { bindings::memunmap(this.at.as_ptr()) };
+        // SAFETY: Read once, out of a value that is not dropped.
+        unsafe { core::ptr::read(&this.claim) }
+    }
+
+    /// Returns the cache mode that the page tables give the range.
+    fn mode(&self) -> Option<Mode> {
+        // SAFETY: By the type invariants it is mapped, and stays so while `self` is borrowed.
+        unsafe { Entry::of_kernel(self.at.cast()) }.and_then(|entry| entry.mode())
+    }
+
+    /// Checks that words of the range, one in each [`STEP`] and the last, keep what is written.
+    ///
+    /// Restores each word. A cached word is written back and fetched again, since the cache alone
+    /// would keep it.
+    ///
+    /// # Errors
+    ///
+    /// `ENXIO`, with the reason in the log, if one does not.
+    fn keeps(&self) -> Result {
+        let last = self.claim.size - size_of::<u64>() as u64;
+        let mut at = 0;
+        loop {
+            // SAFETY: `at` is at most `last`, so a word is mapped there.
+            let word = unsafe { self.at.cast::<u8>().add(at as usize) }.cast::<u64>();
+            // SAFETY: Mapped, as above, and aligned; the range is claimed for this module, so no
+            // other driver uses it.
+            if !unsafe { keeps_word(word) } {
+                pr_err!(
+                    "[{:#x}-{:#x}] does not keep what is written at {:#x}, so no memory is there: \
+                     take another start=\n",
+                    self.claim.start,
+                    self.claim.start + self.claim.size - 1,
+                    self.claim.start + at,
+                );
+                return Err(ENXIO);
+            }
+            if at == last {
+                return Ok(());
+            }
+            at = (at + STEP).min(last);
+        }
+    }
+}
+
+/// Returns whether a word in memory can be changed, and restores it.
+///
+/// # Safety
+///
+/// `word` must be aligned, mapped writable, and in use by nothing else.
+unsafe fn keeps_word(word: NonNull<u64>) -> bool {
+    let flush = || {
+        // SAFETY: By this function's requirements a word is mapped there.
+        unsafe { bindings::clflush_cache_range(word.as_ptr().cast(), size_of::<u64>() as c_uint) }
+    };
+    // SAFETY: By this function's requirements, here and below.
+    let old = unsafe { word.read_volatile() };
+    // All bits differ, so a bus that answers with a constant or with `old` is found out.
+    // SAFETY: As the requirements say.
+    unsafe { word.write_volatile(!old) };
+    flush();
+    // SAFETY: As the requirements say.
+    let new = unsafe { word.read_volatile() };
+    // SAFETY: As the requirements say.
+    unsafe { word.write_volatile(old) };
+    flush();
+    // SAFETY: As the requirements say.
+    new == !old && unsafe { word.read_volatile() } == old
 }
 
 impl Drop for Claim {

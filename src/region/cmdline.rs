@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ranges that `memmap=SIZE$START` on the kernel's command line sets aside.
+//!
+//! In the kernel's table of physical addresses such a range is "Reserved", exactly as what the
+//! firmware keeps for itself or for registers. Only the command line tells the two apart. The
+//! kernel exports no symbol for it, so this reads `/proc/cmdline`, once, at load.
+
+use core::ptr::NonNull;
+use kernel::{
+    bindings,
+    error::from_err_ptr,
+    prelude::*, //
+};
+
+/// A command line is at most 2048 bytes on x86; a boot configuration can add to it.
+const LONGEST: usize = 16 << 10;
+
+/// Returns whether `memmap=` options set aside all of `[start, end)`.
+///
+/// A command line that can't be read sets nothing aside. May sleep.
+pub(super) fn names(start: u64, end: u64) -> bool {
+    read().is_ok_and(|line| sets_aside(&line, start, end))
+}
+
+/// An open file, for reading.
+///
+/// # Invariants
+///
+/// The pointer owns one reference to the file.
+struct OpenFile(NonNull<bindings::file>);
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants the reference is ours to give up. The file has a module's
+        // or the kernel's own operations, which outlive it.
+        unsafe { bindings::fput(self.0.as_ptr()) };
+    }
+}
+
+/// Returns the kernel's command line.
+fn read() -> Result<KVVec<u8>> {
+    // SAFETY: The path is a string that lives through the call. No file is created.
+    let file = from_err_ptr(unsafe {
+        bindings::filp_open(
+            c"/proc/cmdline".as_char_ptr(),
+            bindings::O_RDONLY as c_int,
+            0,
+        )
+    })?;
+    // INVARIANT: `filp_open()` returned a reference.
+    let file = OpenFile(NonNull::new(file).ok_or(ENOENT)?);
+    let mut line = KVVec::from_elem(0u8, LONGEST, GFP_KERNEL)?;
+    let mut at: bindings::loff_t = 0;
+    let mut length = 0;
+    while let Some(rest) = line.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: The file is open for reading; the buffer has room for `rest.len()` bytes.
+        let read = unsafe {
+            bindings::kernel_read(
+                file.0.as_ptr(),
+                rest.as_mut_ptr().cast(),
+                rest.len(),
+                &raw mut at,
+            )
+        };
+        match usize::try_from(read) {
+            Ok(0) => break,
+            Ok(read) => length = rest.len().min(read) + length,
+            Err(_) => return Err(EIO),
+        }
+    }
+    line.truncate(length);
+    Ok(line)
+}
+
+/// Returns whether the options of a command line set aside all of `[start, end)`.
+fn sets_aside(line: &[u8], start: u64, end: u64) -> bool {
+    // The kernel adds up adjacent ranges, so no single option has to cover all.
+    let mut covered = start;
+    while covered < end {
+        let Some((_, next)) =
+            ranges(line).find(|&(first, next)| first <= covered && covered < next)
+        else {
+            return false;
+        };
+        covered = next;
+    }
+    true
+}
+
+/// Iterates over the first byte and the byte after the last one of each range.
+fn ranges(line: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
+    line.split(u8::is_ascii_whitespace)
+        // What follows belongs to init.
+        .take_while(|word| *word != b"--")
+        .filter_map(|word| {
+            let word = word.strip_prefix(b"\"").unwrap_or(word);
+            let value = word.strip_prefix(b"memmap=")?;
+            let value = value.strip_prefix(b"\"").unwrap_or(value);
+            Some(value.strip_suffix(b"\"").unwrap_or(value))
+        })
+        .flat_map(|value| value.split(|&byte| byte == b','))
+        .filter_map(|one| {
+            let (size, rest) = number(one)?;
+            let (start, rest) = number(rest.strip_prefix(b"$")?)?;
+            let next = start.checked_add(size)?;
+            rest.is_empty().then_some((start, next))
+        })
+}
+
+/// Reads a number with an optional suffix, as `memparse()` does, and returns what follows it.
+fn number(text: &[u8]) -> Option<(u64, &[u8])> {
+    let (radix, digits) = match text {
+        [b'0', b'x' | b'X', rest @ ..] => (16, rest),
+        [b'0', ..] => (8, text),
+        _ => (10, text),
+    };
+    let digit = |&byte: &u8| char::from(byte).to_digit(radix);
+    let length = digits
+        .iter()
+        .take_while(|byte| digit(byte).is_some())
+        .count();
+    let (digits, rest) = digits.split_at_checked(length)?;
+    if digits.is_empty() {
+        return None;
+    }
+    let value = digits
+        .iter()
+        .filter_map(digit)
+        .try_fold(0u64, |value, digit| {
+            value.checked_mul(radix.into())?.checked_add(digit.into())
+        })?;
+    let (shift, rest) = match rest {
+        [b'K' | b'k', rest @ ..] => (10, rest),
+        [b'M' | b'm', rest @ ..] => (20, rest),
+        [b'G' | b'g', rest @ ..] => (30, rest),
+        [b'T' | b't', rest @ ..] => (40, rest),
+        [b'P' | b'p', rest @ ..] => (50, rest),
+        [b'E' | b'e', rest @ ..] => (60, rest),
+        _ => (0, rest),
+    };
+    Some((value.checked_mul(1 << shift)?, rest))
+}
