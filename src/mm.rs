@@ -117,9 +117,7 @@ pub(crate) unsafe fn insert_page(
     }
 }
 
-/// `__GFP_THISNODE`, a macro in C.
-pub(crate) const GFP_THISNODE: bindings::gfp_t = 1 << bindings::___GFP_THISNODE_BIT;
-/// `__GFP_RETRY_MAYFAIL`, likewise.
+/// `__GFP_RETRY_MAYFAIL`, a macro in C.
 pub(crate) const GFP_RETRY_MAYFAIL: bindings::gfp_t = 1 << bindings::___GFP_RETRY_MAYFAIL_BIT;
 /// `MEMREMAP_WB`, likewise.
 pub(crate) const MEMREMAP_WB: c_ulong = 1;
@@ -300,6 +298,211 @@ pub(crate) use no_cma::{
     cma_take,
     default_cma_area, //
 };
+
+/// Pages in a pageblock: 2 MiB on x86-64, the size of a PMD entry.
+pub(crate) const PAGEBLOCK: u64 = 1 << 9;
+/// `ACR_FLAGS_NONE`, a macro in C.
+pub(crate) const ACR_FLAGS_NONE: bindings::acr_flags_t = 0;
+/// NUMA nodes that there may be.
+pub(crate) const MAX_NODES: i32 = bindings::MAX_NUMNODES as i32;
+
+/// What is at a page frame, at a moment.
+pub(crate) enum Content {
+    /// So many free pages.
+    Free(u64),
+    /// So many pages in use, which the kernel may be able to move.
+    Movable(u64),
+    /// A page that can't be moved, or is none of the zone's.
+    Unmovable,
+}
+
+/// A zone of the page allocator that a driver may take memory from: not `ZONE_DMA`, which is small
+/// and needed by old devices, and not `ZONE_MOVABLE`, whose memory must be able to go.
+///
+/// # Invariants
+///
+/// The pointer is to a zone of a node that has memory; the kernel never frees these.
+pub(crate) struct Zone {
+    zone: NonNull<bindings::zone>,
+    node: i32,
+    /// Its number in the node.
+    index: u32,
+}
+
+impl Zone {
+    /// Iterates over the zones of a node, the highest first, as the page allocator does.
+    pub(crate) fn of_node(node: i32) -> impl Iterator<Item = Self> {
+        let order = [
+            bindings::zone_type_ZONE_NORMAL,
+            bindings::zone_type_ZONE_DMA32,
+        ];
+        order
+            .into_iter()
+            .filter(move |_| is_memory_node(node))
+            .filter_map(move |index| {
+                let nodes = (&raw const bindings::node_data).cast::<*mut bindings::pglist_data>();
+                // SAFETY: The array has `MAX_NUMNODES` entries, and `is_memory_node()` has found
+                // this one among them.
+                let data = unsafe { nodes.add(node as usize).read() };
+                if data.is_null() {
+                    return None;
+                }
+                // SAFETY: The kernel has set it up for a node with memory, and never frees it.
+                let zones = unsafe { (&raw mut (*data).node_zones).cast::<bindings::zone>() };
+                // INVARIANT: The index is below `MAX_NR_ZONES`, the length of that array.
+                NonNull::new(zones.wrapping_add(index as usize)).map(|zone| Self {
+                    zone,
+                    node,
+                    index,
+                })
+            })
+    }
+
+    /// Returns the frames between the zone's first and last page. Not all of them need be its own.
+    pub(crate) fn span(&self) -> core::ops::Range<Pfn> {
+        let zone = self.zone.as_ptr();
+        // SAFETY: By the type invariants; read as the kernel does without its lock, once each.
+        let (start, pages) = unsafe {
+            (
+                (&raw const (*zone).zone_start_pfn).read_volatile(),
+                (&raw const (*zone).spanned_pages).read_volatile(),
+            )
+        };
+        Pfn(start as u64)..Pfn((start as u64).saturating_add(pages as u64))
+    }
+
+    /// Returns whether the zone keeps its high watermark after losing so many free pages.
+    pub(crate) fn can_spare(&self, pages: u64) -> bool {
+        let zone = self.zone.as_ptr();
+        let item = bindings::zone_stat_item_NR_FREE_PAGES as usize;
+        // SAFETY: By the type invariants; read as the kernel does without its lock, once each.
+        let (free, high, boost) = unsafe {
+            (
+                (&raw const (*zone).vm_stat[item].counter).read_volatile(),
+                (&raw const (*zone)._watermark[bindings::zone_watermarks_WMARK_HIGH as usize])
+                    .read_volatile(),
+                (&raw const (*zone).watermark_boost).read_volatile(),
+            )
+        };
+        let keep = (high as u64).saturating_add(boost as u64);
+        u64::try_from(free).is_ok_and(|free| free >= keep.saturating_add(pages))
+    }
+
+    /// Returns whether a pageblock is of a type that a driver's memory can be made of: not CMA, and
+    /// not isolated for another purpose.
+    pub(crate) fn isolates(&self, first: Pfn) -> bool {
+        /// Bits of a pageblock in the section's bitmap, and those that tell its type.
+        const BITS: usize = 8;
+        const TYPE: usize = 7;
+        const ROOT: u64 = UNIT / size_of::<bindings::mem_section>() as u64;
+
+        let _guard = kernel::sync::rcu::read_lock();
+        if online_page(first).is_none() {
+            return false;
+        }
+        let shift = bindings::SECTION_SIZE_BITS as usize - PAGE_SHIFT;
+        let section = first.0 >> shift;
+        // SAFETY: The frame is online, so its section and the root that this is in exist. Their
+        // bitmap is freed after a grace period, and RCU is read-locked.
+        let word = unsafe {
+            let root = bindings::mem_section.add((section / ROOT) as usize).read();
+            let usage = (*root.add((section % ROOT) as usize)).usage;
+            if usage.is_null() {
+                return false;
+            }
+            let block = ((first.0 & ((1 << shift) - 1)) / PAGEBLOCK) as usize;
+            let flags = (&raw const (*usage).pageblock_flags).cast::<c_ulong>();
+            let word = flags.add(block * BITS / c_ulong::BITS as usize);
+            word.read_volatile() >> (block * BITS % c_ulong::BITS as usize)
+        };
+        let isolated = word >> bindings::pageblock_bits_PB_migrate_isolate & 1 != 0;
+        !isolated && word & TYPE != bindings::migratetype_MIGRATE_CMA as usize
+    }
+
+    /// Looks at a page frame, which must begin a folio or a free block if it is part of one.
+    ///
+    /// The page may change at any time, so the answer is a hint. It follows the kernel's
+    /// `page_is_unmovable()`, but for pages of hugetlb: these are left where they are.
+    pub(crate) fn content(&self, frame: Pfn) -> Content {
+        const SHIFT: u32 =
+            u64::BITS - bindings::SECTIONS_WIDTH - bindings::NODES_WIDTH - bindings::ZONES_WIDTH;
+
+        let Some(page) = online_page(frame) else {
+            return Content::Unmovable;
+        };
+        let page = page.as_ptr();
+        // SAFETY: The frame is online, so the memory map covers it. Others change the page at any
+        // time, so each word is read once.
+        let (flags, kind, tail, references) = unsafe {
+            (
+                (&raw const (*page).flags.f).read_volatile() as u64,
+                (&raw const (*page).__bindgen_anon_2.page_type).read_volatile() >> 24,
+                (&raw const (*page).__bindgen_anon_1.__bindgen_anon_3.compound_info)
+                    .read_volatile()
+                    & 1,
+                (&raw const (*page)._refcount.counter).read_volatile(),
+            )
+        };
+        let flag = |number: bindings::pageflags| flags >> number & 1 != 0;
+        let zone = flags >> SHIFT & u64::from(bindings::ZONES_MASK);
+        let node = flags >> (SHIFT + bindings::ZONES_WIDTH) & u64::from(bindings::NODES_MASK);
+        if zone != self.index.into()
+            || node != self.node as u64
+            || flag(bindings::pageflags_PG_reserved)
+            || flag(bindings::pageflags_PG_hwpoison)
+        {
+            return Content::Unmovable;
+        }
+        if kind == bindings::pagetype_PGTY_buddy {
+            // SAFETY: As above. The order may be anything if the block was taken just now.
+            let order = unsafe {
+                (&raw const (*page).__bindgen_anon_1.__bindgen_anon_1.private).read_volatile()
+            };
+            return match u32::try_from(order) {
+                Ok(order) if order <= bindings::MAX_PAGE_ORDER => Content::Free(1 << order),
+                _ => Content::Movable(1),
+            };
+        }
+        if (bindings::pagetype_PGTY_offline..bindings::pagetype_PGTY_mapcount_underflow)
+            .contains(&kind)
+        {
+            // Slabs, page tables, hugetlb, and pages of balloons, some of which can move.
+            return if flag(bindings::pageflags_PG_movable_ops) {
+                Content::Movable(1)
+            } else {
+                Content::Unmovable
+            };
+        }
+        if flag(bindings::pageflags_PG_head) && flag(bindings::pageflags_PG_lru) {
+            // A folio's order is in its second page.
+            // SAFETY: The memory map covers whole pageblocks, and so the second page of a folio.
+            let order = unsafe { (&raw const (*page.add(1)).flags.f).read_volatile() } & 0xff;
+            return match u32::try_from(order) {
+                Ok(order) if order <= bindings::MAX_PAGE_ORDER => Content::Movable(1 << order),
+                _ => Content::Unmovable,
+            };
+        }
+        if tail != 0 {
+            // Of a folio that is larger than a pageblock.
+            return Content::Unmovable;
+        }
+        if references == 0 {
+            // On a CPU's list of free pages, or on its way there or back.
+            return Content::Free(1);
+        }
+        if flag(bindings::pageflags_PG_lru) {
+            Content::Movable(1)
+        } else {
+            Content::Unmovable
+        }
+    }
+}
+
+/// Returns the `struct page` of a frame that is online.
+fn online_page(frame: Pfn) -> Option<NonNull<bindings::page>> {
+    // SAFETY: Any frame number may be asked for.
+    NonNull::new(unsafe { bindings::pfn_to_online_page(frame.raw()) })
+}
 
 /// Is there a NUMA node of this number that has memory?
 pub(crate) fn is_memory_node(node: i32) -> bool {

@@ -2,6 +2,13 @@
 
 //! Memory from the page allocator, which moves others out of the way for it: needs no preparation
 //! at boot, and succeeds the surer the earlier it is asked.
+//!
+//! The kernel's own search (`alloc_contig_pages()`) tries only places that are aligned to the whole
+//! size, from the lowest on, and takes each in one go. One page that can't be moved in each such
+//! place fails it on an empty machine, and a try that fails late has cleared all before. So this
+//! looks at each pageblock, picks the stretch with the fewest pages in use, and takes that in
+//! chunks, the fullest first, since these are the ones that fail. A chunk that fails is halved
+//! until the pageblock is found that fails; the next stretch does without it.
 
 use super::{
     Backing,
@@ -11,69 +18,420 @@ use super::{
 use crate::cache::Mode;
 use crate::mm::{
     self,
-    Pfn, //
+    Content,
+    Pfn,
+    Zone, //
 };
-use core::ptr::NonNull;
 use kernel::{
     bindings,
     page::Page,
-    prelude::*, //
+    prelude::*,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
 };
+
+/// Pages in a pageblock, the unit in which the kernel isolates memory.
+const BLOCK: u64 = mm::PAGEBLOCK;
+/// Pageblocks in the largest chunk: 64 MiB.
+const CHUNK: usize = 32;
+/// Pageblocks between two chances for others to run: some milliseconds.
+const BREATH: usize = 4096;
 
 /// # Invariants
 ///
-/// `pages` pages from `first` on came from `alloc_contig_pages()` and were not given back.
+/// `pages` pages from `first` on came from `alloc_contig_range()`, with one reference each, and were
+/// not given back.
 pub(super) struct Pages {
     first: Pfn,
     pages: u64,
 }
 
 pub(super) fn take(wanted: &Wanted) -> Result<Region> {
-    let mut gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN | mm::GFP_RETRY_MAYFAIL;
-    let node = match wanted.node {
-        Some(node) => {
-            gfp |= mm::GFP_THISNODE;
-            node
+    let mut effort = Effort::default();
+    let pages = search(wanted, &mut effort).inspect_err(|&error| {
+        if error == EINTR {
+            pr_err!("killed while looking for memory\n");
+        } else {
+            pr_err!(
+                "no {} MiB of contiguous free memory ({} places tried, {} chunks failed): load \
+                 earlier, boot with cma={}M (twice the pool) and source=cma, or take a smaller \
+                 size_mb=\n",
+                wanted.mib(),
+                effort.places,
+                effort.failed,
+                2 * wanted.mib(),
+            );
         }
-        // Where the kernel would put a page of ours, and from there on as it sees fit.
-        None => Page::alloc_page(GFP_KERNEL)?.nid(),
-    };
-    // SAFETY: `node` is online: the parameter was checked, or a page came from it.
-    let page = unsafe {
-        bindings::alloc_contig_pages_noprof(
-            Pfn(wanted.pages).raw(),
-            gfp,
-            node,
-            core::ptr::null_mut(),
-        )
-    };
-    let Some(page) = NonNull::new(page) else {
-        pr_err!(
-            "no {} MiB of contiguous free memory: load earlier, boot with cma={}M (twice the \
-             pool) and source=cma, or take a smaller size_mb=\n",
-            wanted.mib(),
-            2 * wanted.mib(),
-        );
-        return Err(ENOMEM);
-    };
-    // SAFETY: The page came from the page allocator.
-    let first = unsafe { mm::page_to_pfn(page) };
-    // INVARIANT: Just allocated, and not given to anybody.
-    let backing = Pages {
-        first,
-        pages: wanted.pages,
-    };
+    })?;
+    pr_info!(
+        "about {} pages moved or reclaimed, {} places tried, {} chunks failed\n",
+        effort.moved,
+        effort.places,
+        effort.failed,
+    );
+    let first = pages.first;
     // INVARIANT: The pages are RAM of ours; all of RAM is in the direct map, cached.
     Ok(Region {
         base: first,
         pages: wanted.pages,
-        // SAFETY: As above.
+        // SAFETY: The pages came from the page allocator, so the memory map covers them.
         node: Some(unsafe { mm::node_of(first) }),
         mode: Mode::WriteBack,
-        // SAFETY: As above.
+        // SAFETY: The pages came from the page allocator, so they are RAM that it manages.
         mapping: unsafe { first.direct_map() }?,
-        backing: Backing::Contig(backing),
+        backing: Backing::Contig(pages),
     })
+}
+
+/// What a search cost, for the log.
+#[derive(Default)]
+struct Effort {
+    /// Pages in use in the stretch that was taken.
+    moved: u64,
+    /// Stretches that were tried.
+    places: u64,
+    /// Calls of the kernel that failed.
+    failed: u64,
+}
+
+/// Finds and takes the stretch with the fewest pages in use.
+///
+/// Prefers the node that the kernel would choose for one page, unless it would have to move more
+/// than an eighth of the pages there.
+///
+/// # Errors
+///
+/// `ENOMEM` if there is none, `EINTR` if the caller is killed. Nothing is taken then.
+fn search(wanted: &Wanted, effort: &mut Effort) -> Result<Pages> {
+    // A place that is as good as any is not worth looking further for.
+    let good = wanted.pages / 8;
+    let home = match wanted.node {
+        Some(node) => node,
+        None => Page::alloc_page(GFP_KERNEL)?.nid(),
+    };
+    let others = (0..mm::MAX_NODES)
+        .filter(|&node| wanted.node.is_none() && node != home && mm::is_memory_node(node));
+    let mut maps = KVec::new();
+    for node in Iterator::chain(core::iter::once(home), others) {
+        for zone in Zone::of_node(node) {
+            let mut map = Map::new(zone, wanted.pages)?;
+            while let Some(place) = map.best.filter(|place| place.used <= good) {
+                if let Some(pages) = map.take(place, effort)? {
+                    return Ok(pages);
+                }
+            }
+            if map.best.is_some() {
+                maps.push(map, GFP_KERNEL)?;
+            }
+        }
+    }
+    // None was good: the best of all of them, as often as there is one.
+    loop {
+        let best = maps
+            .iter_mut()
+            .filter(|map| map.best.is_some())
+            .min_by_key(|map| map.best.map_or(u64::MAX, |place| place.used))
+            .ok_or(ENOMEM)?;
+        let place = best.best.ok_or(ENOMEM)?;
+        if let Some(pages) = best.take(place, effort)? {
+            return Ok(pages);
+        }
+    }
+}
+
+/// A pageblock that can't be part of any stretch.
+const UNFIT: u16 = u16::MAX;
+
+/// What is in a zone, pageblock by pageblock.
+struct Map {
+    zone: Zone,
+    /// Index of the first pageblock that lies wholly in the zone: its first frame by [`BLOCK`].
+    first: u64,
+    /// Pages in use of each that was looked at, from the first on, or [`UNFIT`].
+    blocks: KVVec<u16>,
+    /// Pageblocks that there are to look at.
+    count: usize,
+    /// The frame up to which free blocks of the kernel reach that were seen.
+    known_free: Pfn,
+    /// Pages that are wanted.
+    pages: u64,
+    /// The stretch to try next.
+    best: Option<Place>,
+}
+
+/// A stretch of pageblocks.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Index in the map.
+    at: usize,
+    /// Pages in use.
+    used: u64,
+}
+
+/// A part of a stretch: pageblocks by their index in the map.
+#[derive(Clone, Copy)]
+struct Chunk {
+    at: usize,
+    blocks: usize,
+    used: u64,
+}
+
+impl Map {
+    /// Looks at a zone.
+    fn new(zone: Zone, pages: u64) -> Result<Self> {
+        let span = zone.span();
+        // A pageblock that begins before its zone is left alone, and one that ends after it.
+        let first = span.start.0.div_ceil(BLOCK);
+        let count = (span.end.0 / BLOCK).saturating_sub(first) as usize;
+        let mut map = Self {
+            zone,
+            first,
+            blocks: KVVec::with_capacity(count, GFP_KERNEL)?,
+            count,
+            known_free: Pfn(0),
+            pages,
+            best: None,
+        };
+        if count >= map.wanted_blocks() {
+            map.look_on()?;
+        }
+        Ok(map)
+    }
+
+    /// Looks at the rest of the zone, or until a stretch is found that is free and aligned, and
+    /// chooses a stretch to try.
+    ///
+    /// What it finds is a hint, since the zone is in use: the kernel checks when it takes.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the caller is killed.
+    fn look_on(&mut self) -> Result {
+        let wanted = self.wanted_blocks();
+        let alignment = self.natural_alignment();
+        let mut free = 0;
+        for index in self.blocks.len()..self.count {
+            let used = self.look(index);
+            self.blocks.push(used, GFP_KERNEL)?;
+            free = if used == 0 { free + 1 } else { 0 };
+            if free >= wanted && self.alignment_of(index + 1 - wanted) >= alignment {
+                break;
+            }
+            if index % BREATH == BREATH - 1 {
+                if mm::being_killed() {
+                    return Err(EINTR);
+                }
+                fsleep(Delta::from_micros(1));
+            }
+        }
+        self.choose();
+        Ok(())
+    }
+
+    /// Gives a zone up.
+    fn give_up(&mut self) {
+        self.count = 0;
+        self.best = None;
+    }
+
+    /// Returns how many pageblocks hold what is wanted.
+    fn wanted_blocks(&self) -> usize {
+        self.pages.div_ceil(BLOCK) as usize
+    }
+
+    /// Returns the first frame of a pageblock.
+    fn frame(&self, index: usize) -> Pfn {
+        Pfn((self.first + index as u64) * BLOCK)
+    }
+
+    /// Returns the alignment of a pageblock's address, as a power of two of pageblocks.
+    fn alignment_of(&self, index: usize) -> u32 {
+        (self.first + index as u64).trailing_zeros()
+    }
+
+    /// Returns the alignment from which on the largest block fits.
+    fn natural_alignment(&self) -> u32 {
+        self.wanted_blocks().checked_ilog2().unwrap_or(0)
+    }
+
+    /// Counts the pages in use of a pageblock.
+    fn look(&mut self, index: usize) -> u16 {
+        let mut frame = self.frame(index);
+        let end = frame.plus(BLOCK);
+        if !self.zone.isolates(frame) {
+            return UNFIT;
+        }
+        let mut used = 0;
+        while frame < end {
+            if frame < self.known_free {
+                frame = self.known_free.min(end);
+                continue;
+            }
+            match self.zone.content(frame) {
+                Content::Free(pages) => self.known_free = frame.plus(pages),
+                Content::Movable(pages) => {
+                    let pages = pages.min(end.0 - frame.0);
+                    // CAST: At most the pages of a pageblock.
+                    used += pages as u16;
+                    frame = frame.plus(pages);
+                }
+                Content::Unmovable => return UNFIT,
+            }
+        }
+        used
+    }
+
+    /// Chooses the stretch to try next: the best aligned of those with about the fewest pages in
+    /// use.
+    fn choose(&mut self) {
+        /// Larger alignments than this make no difference.
+        const LEVELS: usize = 32;
+
+        let wanted = self.wanted_blocks();
+        let natural = self.natural_alignment() as usize;
+        let mut best = [None::<Place>; LEVELS];
+        let (mut used, mut unfit) = (0u64, 0usize);
+        for (index, &block) in self.blocks.iter().enumerate() {
+            let mut count = |block: u16, sign: i64| {
+                if block == UNFIT {
+                    unfit = unfit.wrapping_add_signed(sign as isize);
+                } else {
+                    used = used.wrapping_add_signed(sign * i64::from(block));
+                }
+            };
+            count(block, 1);
+            if let Some(&gone) = index.checked_sub(wanted).and_then(|at| self.blocks.get(at)) {
+                count(gone, -1);
+            }
+            let Some(at) = (index + 1).checked_sub(wanted).filter(|_| unfit == 0) else {
+                continue;
+            };
+            let level = (self.alignment_of(at) as usize).min(natural);
+            for best in best.iter_mut().take(level + 1) {
+                if best.is_none_or(|best| used < best.used) {
+                    *best = Some(Place { at, used });
+                }
+            }
+        }
+        // Alignment is worth moving a few pages more.
+        let slack = self.pages / 32;
+        let least = best[0].map_or(0, |place| place.used);
+        self.best = best
+            .into_iter()
+            .rev()
+            .flatten()
+            .find(|place| place.used <= least + slack);
+    }
+
+    /// Takes a stretch, or returns `None` and chooses the next one.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the caller is killed, `ENOMEM` without memory for lists. Nothing is taken then.
+    fn take(&mut self, place: Place, effort: &mut Effort) -> Result<Option<Pages>> {
+        effort.places += 1;
+        let first = self.frame(place.at);
+        let end = first.plus(self.pages);
+        let mut left = KVec::new();
+        for at in (0..self.wanted_blocks()).step_by(CHUNK) {
+            let blocks = CHUNK.min(self.wanted_blocks() - at);
+            left.push(self.chunk(place.at + at, blocks), GFP_KERNEL)?;
+        }
+        let mut taken = Taken(KVec::new());
+        while let Some(chunk) = fullest(&mut left) {
+            if mm::being_killed() {
+                return Err(EINTR);
+            }
+            let start = self.frame(chunk.at);
+            let pages = (chunk.blocks as u64 * BLOCK).min(end.0 - start.0);
+            if !self.zone.can_spare(pages.saturating_sub(chunk.used)) {
+                self.give_up();
+                return Ok(None);
+            }
+            match Pages::new(start, pages) {
+                Ok(pages) => taken.0.push(pages, GFP_KERNEL)?,
+                Err(error) if error == EINTR => return Err(error),
+                // There is no room to move anything to.
+                Err(error) if error == ENOMEM => {
+                    effort.failed += 1;
+                    self.give_up();
+                    return Ok(None);
+                }
+                Err(_) if chunk.blocks == 1 => {
+                    effort.failed += 1;
+                    if let Some(block) = self.blocks.get_mut(chunk.at) {
+                        *block = UNFIT;
+                    }
+                    drop(taken);
+                    self.look_on()?;
+                    return Ok(None);
+                }
+                Err(_) => {
+                    effort.failed += 1;
+                    let half = chunk.blocks / 2;
+                    left.push(self.chunk(chunk.at + half, chunk.blocks - half), GFP_KERNEL)?;
+                    left.push(self.chunk(chunk.at, half), GFP_KERNEL)?;
+                }
+            }
+        }
+        effort.moved = place.used;
+        Ok(Some(taken.join(first, self.pages)))
+    }
+
+    /// Makes a chunk of pageblocks of a stretch.
+    fn chunk(&self, at: usize, blocks: usize) -> Chunk {
+        let used = self.blocks.iter().skip(at).take(blocks);
+        Chunk {
+            at,
+            blocks,
+            used: used.map(|&block| u64::from(block)).sum(),
+        }
+    }
+}
+
+/// Takes the chunk with the most pages in use out of a list.
+fn fullest(chunks: &mut KVec<Chunk>) -> Option<Chunk> {
+    let (at, _) = (0..).zip(&*chunks).max_by_key(|(_, chunk)| chunk.used)?;
+    let last = chunks.len().checked_sub(1)?;
+    chunks.swap(at, last);
+    chunks.pop()
+}
+
+/// The chunks of a stretch that are taken; they go back when this is dropped.
+struct Taken(KVec<Pages>);
+
+impl Taken {
+    /// Makes one of them, which are all of the `pages` pages from `first` on.
+    fn join(self, first: Pfn, pages: u64) -> Pages {
+        for part in self.0 {
+            core::mem::forget(part);
+        }
+        // INVARIANT: `take()` has taken each chunk of the stretch, once, and none of them is given
+        // back above.
+        Pages { first, pages }
+    }
+}
+
+impl Pages {
+    /// Takes exactly these pages, after moving what is in them elsewhere.
+    fn new(first: Pfn, pages: u64) -> Result<Self> {
+        let gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN | mm::GFP_RETRY_MAYFAIL;
+        // SAFETY: The caller has found the range in one zone and online. If it goes offline at this
+        // moment, the kernel sees that when it isolates the range, and fails.
+        let error = unsafe {
+            bindings::alloc_contig_range_noprof(
+                first.raw(),
+                first.plus(pages).raw(),
+                mm::ACR_FLAGS_NONE,
+                gfp,
+            )
+        };
+        kernel::error::to_result(error)?;
+        // INVARIANT: Just allocated, and not given to anybody.
+        Ok(Self { first, pages })
+    }
 }
 
 impl Drop for Pages {
