@@ -57,6 +57,7 @@ use kernel::{
 };
 use pool::{
     Background,
+    Hibernation,
     Policy,
     Pool,
     DEFAULT_POOL, //
@@ -127,6 +128,7 @@ struct RustBuddy {
     files: debugfs::PoolFiles,
     users: debugfs::UsersFile,
     reserved: debugfs::ReservedFile,
+    hibernation: Option<Pin<KBox<Hibernation>>>,
     background: Background,
 }
 
@@ -158,6 +160,11 @@ impl kernel::InPlaceModule for RustBuddy {
             let hub = Hub::new(pool.clone(), users.clone())?;
             let users = debugfs::show_users(&root, users)?;
             let reserved = debugfs::show_reserved(&root, hub.clone())?;
+            let hibernation = if pool.region().is_saved() {
+                None
+            } else {
+                Some(Hibernation::new(pool.clone())?)
+            };
             let heap = params::heap()?;
             // All that can fail has been done, but for the registrations. The node that most
             // programs open is the last of these.
@@ -173,6 +180,7 @@ impl kernel::InPlaceModule for RustBuddy {
                 files,
                 users,
                 reserved,
+                hibernation,
                 background,
             }))
         })

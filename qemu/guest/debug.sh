@@ -21,7 +21,7 @@ bash qemu/guest/tests.sh contig -- \
 	abi answers alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority faults edu nvme
 RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- device sync disorder stale killed
 bash qemu/guest/tests.sh cma -- alloc zero cache nvme
-bash qemu/guest/tests.sh range start=0x40000000 cache=wc -- cache
+bash qemu/guest/tests.sh range start=0x40000000 cache=wc -- cache hibernation
 for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
 	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait

@@ -15,6 +15,7 @@ mod block;
 mod census;
 mod cleaner;
 mod dirty;
+mod hibernation;
 mod magazines;
 mod reclaim;
 mod residents;
@@ -22,6 +23,7 @@ mod supply;
 
 pub(crate) use block::Block;
 pub(crate) use cleaner::CLEAN_SHARE;
+pub(crate) use hibernation::Hibernation;
 pub(crate) use reclaim::{
     Effort,
     Failed,

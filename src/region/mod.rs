@@ -248,6 +248,14 @@ impl Region {
         }
     }
 
+    /// Returns whether an image of the machine's memory (hibernation) has the region in it.
+    pub(crate) fn is_saved(&self) -> bool {
+        match self.backing {
+            Backing::Contig(_) | Backing::Cma(_) => true,
+            Backing::Range(_) => false,
+        }
+    }
+
     /// The cache mode that pages have which are nobody's.
     pub(crate) fn resting_mode(&self) -> Mode {
         self.mode

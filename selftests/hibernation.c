@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Hibernation with a pool of source=range, which the image does not save: refused
+ * while a buffer is there; afterwards all of it is dirty. Goes as far as frozen
+ * processes (pm_test), so that the guest needs no swap.
+ */
+#include "rb_test.h"
+
+FIXTURE(hibernation) {
+	int fd;
+	struct rust_buddy_pool_info base;
+};
+
+FIXTURE_SETUP(hibernation)
+{
+	OPEN_OR_SKIP(self->fd, RB_DEV);
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->base));
+	if (put_text("/sys/power/pm_test", "freezer"))
+		SKIP(return, "root, CONFIG_HIBERNATION=y and CONFIG_PM_SLEEP_DEBUG=y are needed");
+	put_text("/sys/module/suspend/parameters/pm_test_delay", "0");
+}
+
+FIXTURE_TEARDOWN(hibernation)
+{
+	put_text("/sys/power/pm_test", "none");
+	close(self->fd);
+}
+
+/* The kernel's other reasons, before it asks any driver. */
+static bool never_goes(int error)
+{
+	return error && error != -EBUSY;
+}
+
+TEST_F_TIMEOUT(hibernation, is_refused_over_a_buffer, SLOW)
+{
+	bool saved = self->base.source != RUST_BUDDY_SOURCE_RANGE;
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_alloc buf = { .size = KiB(4) };
+	int error;
+
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
+	error = put_text("/sys/power/state", "disk");
+	if (never_goes(error))
+		SKIP(return, "this kernel can't hibernate: %s", strerror(-error));
+	EXPECT_EQ(saved ? 0 : -EBUSY, error);
+	/* The refusal took nothing. */
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
+	EXPECT_EQ(self->base.free - KiB(4), pool.free);
+	EXPECT_EQ(0, rb_free(self->fd, buf.handle));
+}
+
+/* A reserved range counts as in use: its owner may rely on its contents. */
+TEST_F_TIMEOUT(hibernation, is_refused_over_a_reserved_range, SLOW)
+{
+	uint64_t handle;
+	int error, phys;
+
+	if (self->base.source != RUST_BUDDY_SOURCE_RANGE)
+		SKIP(return, "source=range is needed");
+	phys = rb_open(RB_DEV_PHYS);
+	ASSERT_LE(0, phys);
+	ASSERT_EQ(0, rb_reserve(phys, 0, KiB(4), 0, "test", &handle));
+	error = put_text("/sys/power/state", "disk");
+	close(phys);
+	if (never_goes(error))
+		SKIP(return, "this kernel can't hibernate: %s", strerror(-error));
+	EXPECT_EQ(-EBUSY, error);
+}
+
+TEST_F_TIMEOUT(hibernation, leaves_all_of_it_dirty, SLOW)
+{
+	const char *share = "/sys/module/rust_buddy/parameters/clean_share";
+	struct rust_buddy_pool_info pool;
+	int error, i;
+
+	if (self->base.source != RUST_BUDDY_SOURCE_RANGE)
+		SKIP(return, "source=range is needed");
+	/* As clean as it gets in a second, then nobody clears any more. */
+	for (i = 0; i < 100; i++) {
+		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
+		if (pool.dirty < pool.size)
+			break;
+		usleep(10000);
+	}
+	ASSERT_EQ(0, put_text(share, "0"));
+	error = put_text("/sys/power/state", "disk");
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
+	put_text(share, "25");
+	if (never_goes(error))
+		SKIP(return, "this kernel can't hibernate: %s", strerror(-error));
+	ASSERT_EQ(0, error);
+	EXPECT_EQ(pool.size, pool.dirty);
+	/* And there again. */
+	EXPECT_EQ(self->base.free, pool.free);
+	EXPECT_EQ(self->base.largest_free, pool.largest_free);
+}
+
+TEST_HARNESS_MAIN
