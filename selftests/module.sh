@@ -149,6 +149,38 @@ nodes_are_roots() {
 	[ "$modes" = "600 root a" ]
 }
 
+# The rule in dist, for a group that every system has: what udev would do for each node.
+rules=/run/udev/rules.d/60-rust_buddy.rules
+udev_says() {
+	local said
+	said=$(SYSTEMD_LOG_LEVEL=debug udevadm test --action=add "/sys/class/misc/$1" 2>&1)
+	if grep -q '0660' <<<"$said"; then echo 660; else echo none; fi
+}
+udev_rule() {
+	local opened="" name
+	load heap=cam.0 || return 1
+	mkdir -p "${rules%/*}"
+	sed 's/GROUP="rust_buddy"/GROUP="daemon"/' dist/60-rust_buddy.rules >"$rules"
+	for name in rust_buddy rust_buddy_heap rust_buddy_phys; do
+		opened+="$name:$(udev_says "$name") "
+	done
+	[ "$(stat -c %t:%T /dev/dma_heap/cam.0)" = \
+		"$(awk -F: '{ printf "%x:%x", $1, $2 }' /sys/class/misc/rust_buddy_heap/dev)" ] ||
+		opened+="another device"
+	rm "$rules"
+	rmmod rust_buddy
+	echo "# $opened"
+	[ "$opened" = "rust_buddy:660 rust_buddy_heap:660 rust_buddy_phys:none " ]
+}
+
+with_udev() {
+	if command -v udevadm >/dev/null; then
+		check "$@"
+	else
+		skip "$1" "there is no udevadm"
+	fi
+}
+
 size_is_kept() {
 	load size_mb=3 || return 1
 	local size
@@ -231,6 +263,44 @@ nothing_there() {
 		source=range start=0x300000000
 }
 
+# The largest piece of RAM beside the kernel, as it was at boot, in MiB: half of it must be there,
+# wherever it begins.
+half_a_stretch() {
+	awk -F '[- :]+' '
+		function hex(text,  i, value) {
+			for (i = 1; i <= length(text); i++)
+				value = value * 16 + index("0123456789abcdef", substr(text, i, 1)) - 1
+			return value
+		}
+		function piece(from, to) {
+			if (from < 16 * 1048576)
+				from = 16 * 1048576
+			if (to - from > most)
+				most = to - from
+		}
+		/^[0-9a-f].*System RAM/ { if (end) piece(start, end); start = hex($1); end = hex($2) }
+		/^ .*Kernel code/ { piece(start, hex($2)) }
+		/^ .*Kernel bss/ { start = hex($3) }
+		END { piece(start, end); printf "%d\n", most / 1048576 / 2 }' /proc/iomem
+}
+finds_a_stretch() {
+	local size
+	size=$(half_a_stretch)
+	echo 3 >/proc/sys/vm/drop_caches
+	load source=contig "size_mb=$size" || { echo "# no $size MiB"; return 1; }
+	dmesg | grep -E 'rust_buddy: (about|[0-9]+ MiB)' | tail -n 2 | sed 's/^/# /'
+	rmmod rust_buddy
+}
+# As empty a place on a boundary as elsewhere is taken: the largest block is the pool.
+is_aligned() {
+	load source=contig size_mb=64 || return 1
+	local largest
+	largest=$(sed -n 's/^largest_free: //p' "$debug/pool1/status")
+	rmmod rust_buddy
+	echo "# the largest block has $largest bytes"
+	[ "$largest" = $((64 << 20)) ]
+}
+
 # What a driver or the kernel has claimed for a device: the registers that configure PCI devices.
 device=$(sed -n 's/^ *\([0-9a-f]*\)-[0-9a-f]* : PCI ECAM.*/\1/p' /proc/iomem | head -n 1)
 with_device() {
@@ -276,7 +346,7 @@ keeps_contents() {
 	[ "$(dd if=/dev/mem bs=4 skip=$((0x40000000 / 4)) count=1 status=none | tr -d '\0')" = kept ]
 }
 
-plan module 49
+plan module 52
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
@@ -333,6 +403,8 @@ check "says what it took from a range" said '64 MiB from range on node -1, \[0x4
 	source=range start=0x40000000
 with_cma "says that CMA pages can't be pinned" said 'CMA pages refuse long-term pins' source=cma
 check "takes contig memory once, at load" takes MemFree source=contig
+check "finds a stretch of contig memory wherever it begins" finds_a_stretch
+check "takes an aligned place for a pool if one is as empty" is_aligned
 with_cma "takes CMA memory once, at load" takes CmaFree source=cma
 check "claims a range while it has it" second_user
 check "gives contig memory back, $loads times" again_and_again MemFree 8192 source=contig
@@ -340,6 +412,7 @@ with_cma "gives CMA memory back, $loads times" again_and_again CmaFree 4096 sour
 check "is not unloaded while a file is open" held_open
 with_debugfs "shows and describes its parameters" eval "shows_source && describes_itself && size_is_kept"
 check "makes nodes that are root's" nodes_are_roots
+with_udev "gives the group the heap too, whatever its name" udev_rule
 check "is not unloaded while a pinned buffer waits" waits_out_the_quarantine
 check "runs the README's example" readme_example
 with_debugfs "runs the examples in docs" docs_examples
