@@ -37,6 +37,8 @@ mod quarantine;
 mod quota;
 #[path = "src/region/mod.rs"]
 mod region;
+#[path = "src/sums.rs"]
+pub mod sums;
 #[path = "src/uapi/mod.rs"]
 pub mod uapi;
 #[path = "src/victim.rs"]

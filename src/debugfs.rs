@@ -12,6 +12,7 @@ use crate::device::{
 use crate::mm;
 use crate::pool::Pool;
 use crate::quota::Users;
+use crate::sums::fragmentation;
 use kernel::{
     debugfs::{
         Dir,
@@ -79,7 +80,7 @@ fn status(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "free: {}", now.free)?;
     writeln!(f, "requested: {}", now.requested)?;
     writeln!(f, "granted: {}", now.granted)?;
-    let lost = device::fragmentation(now.requested, now.granted);
+    let lost = fragmentation(now.requested, now.granted);
     writeln!(
         f,
         "fragmentation: {} {}.{:02} %",

@@ -8,6 +8,8 @@
 //! looked at again now and then, and before an ALLOC is refused for want of room. Each such block
 //! holds the module.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::mm;
 use crate::pool::Block;
 use crate::quarantine::{
@@ -48,7 +50,9 @@ struct Kept {
 impl Kept {
     fn new(block: Block, charge: Charge) -> Self {
         let pages = block.pages();
-        block.pool().count_apart(|apart| apart.lingering += pages);
+        block
+            .pool()
+            .count_apart(|apart| apart.lingering = apart.lingering.saturating_add(pages));
         Self {
             block,
             _charge: charge,
@@ -62,7 +66,7 @@ impl Drop for Kept {
         let pages = self.block.pages();
         self.block
             .pool()
-            .count_apart(|apart| apart.lingering -= pages);
+            .count_apart(|apart| apart.lingering = apart.lingering.saturating_sub(pages));
     }
 }
 
@@ -122,7 +126,7 @@ impl Lingering {
                 return some;
             };
             let (&first, entry) = cursor.current();
-            from = first + 1;
+            from = first.saturating_add(1);
             if has_foreign_references(&entry.block) {
                 continue;
             }

@@ -3,6 +3,8 @@
 //! The memory of a buffer: a block, who is charged for it, and what has to come before it can go
 //! back to its pool.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::cache::Mode;
 use crate::linger::Slot;
 use crate::pool::Block;

@@ -17,6 +17,11 @@ use kernel::{
 /// Bytes in a page, the unit of every memory pool.
 pub(crate) const UNIT: u64 = 1 << PAGE_SHIFT;
 
+/// The bytes in `pages` pages; `u64::MAX` for more than there can be.
+pub(crate) const fn bytes(pages: u64) -> u64 {
+    pages.saturating_mul(UNIT)
+}
+
 /// A page frame number: a physical address in pages.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Pfn(pub(crate) u64);

@@ -96,6 +96,11 @@ impl Huge {
         1 << (self.order() as usize + PAGE_SHIFT)
     }
 
+    /// The bits of an address within an entry.
+    pub(crate) fn mask(self) -> usize {
+        self.bytes().wrapping_sub(1)
+    }
+
     /// Fills the entry that a fault is about, so that it shows the frames from `frame` on.
     ///
     /// # Safety

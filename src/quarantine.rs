@@ -7,6 +7,8 @@
 //! Each such block waits as a delayed work item of its own, on a queue of the module's, and holds
 //! the module: it is not unloaded, and the memory not given to the kernel, while a block waits.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::memory::Memory;
 use crate::pool::Pool;
 use core::ptr::NonNull;
@@ -162,7 +164,7 @@ impl WorkItem for Waiting {
                 .enqueue_delayed(this, msecs_to_jiffies(LOOK_MS));
             return;
         }
-        pool.count_apart(|apart| apart.quarantined -= this.pages);
+        pool.count_apart(|apart| apart.quarantined = apart.quarantined.saturating_sub(this.pages));
         // What the device writes until then is cleared by the ALLOC that gives it out again.
         drop(this);
     }
@@ -204,7 +206,7 @@ impl Shelter {
             Term::Milliseconds(ms) => ms,
             Term::Release => LOOK_MS,
         };
-        pool.count_apart(|apart| apart.quarantined += pages);
+        pool.count_apart(|apart| apart.quarantined = apart.quarantined.saturating_add(pages));
         let came_at = pool.releases();
         let home = pool.clone();
         let waiting = self.0.pin_init_with(pin_init!(Waiting {

@@ -8,6 +8,8 @@
 //!
 //! Limits are looked at when something is asked for. Lowering one takes nothing away.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use kernel::{
     bindings,
     fmt,
@@ -143,7 +145,7 @@ impl Users {
         let node = RBTreeNode::new(uid, newcomer, GFP_KERNEL)?;
         let mut members = self.members.lock();
         if let Some(member) = members.get_mut(&uid) {
-            member.holders += 1;
+            member.holders = member.holders.saturating_add(1);
             return Ok(member.user.clone());
         }
         members.insert(node);
@@ -155,7 +157,7 @@ impl Users {
         let mut members = self.members.lock();
         let gone = match members.get_mut(&uid) {
             Some(member) => {
-                member.holders -= 1;
+                member.holders = member.holders.saturating_sub(1);
                 member.holders == 0
             }
             None => false,
@@ -270,7 +272,7 @@ impl Charge {
     /// As [`Holder::charge`].
     pub(crate) fn add(&mut self, bytes: u64) -> Result<(), Over> {
         self.holder.take(Use { bytes, handles: 0 })?;
-        self.amount.bytes += bytes;
+        self.amount.bytes = self.amount.bytes.saturating_add(bytes);
         Ok(())
     }
 
@@ -278,7 +280,7 @@ impl Charge {
     pub(crate) fn take(&mut self, bytes: u64) {
         let bytes = bytes.min(self.amount.bytes);
         self.holder.give_back(Use { bytes, handles: 0 });
-        self.amount.bytes -= bytes;
+        self.amount.bytes = self.amount.bytes.saturating_sub(bytes);
     }
 }
 

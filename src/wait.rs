@@ -16,6 +16,8 @@
 //! Nothing is allocated, freed or woken under the lock, and it is let go after every [`BATCH`]
 //! wishes.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use crate::bell::{
     Bell,
     READABLE, //
@@ -184,7 +186,7 @@ impl Wishes {
             Some(node) => (node.into_reservation(), Some(room)),
             None => (room.0, None),
         };
-        self.last += 1;
+        self.last = self.last.wrapping_add(1);
         waiter.set_ticket(self.last);
         let wish = Wish {
             ask: *ask,
@@ -233,7 +235,7 @@ impl Wishes {
                 return Found::Nobody;
             };
             let (ticket, wish) = cursor.current_mut();
-            search.ticket = *ticket + 1;
+            search.ticket = ticket.saturating_add(1);
             match wish.standing {
                 Standing::Turn(since) if since.elapsed().as_millis() < TURN_MS.into() => {
                     search.turns = true;

@@ -11,6 +11,8 @@
 //! Lock order: `mmap_lock`, or that of a VMA, and a client's table; then a buffer's place; then
 //! what the kernel takes to change page tables, and the pool's locks.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 mod change;
 mod site;
 mod spare;

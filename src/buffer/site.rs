@@ -123,7 +123,7 @@ impl Site {
         };
         let residents = this.pool.residents();
         residents.insert(vacancy, first, pages, this.clone());
-        place.known = Some((first.0, first.0 + pages - 1));
+        place.known = Some(ends(first, pages));
         this.note(place);
     }
 
@@ -207,7 +207,11 @@ impl Site {
     /// Where in the window its first page is, if it has `pages`.
     pub(super) fn first_in_window(&self, pages: u64) -> u64 {
         match self.stack {
-            Some(stack) => self.window.pages() - stack.above - pages,
+            Some(stack) => self
+                .window
+                .pages()
+                .saturating_sub(stack.above)
+                .saturating_sub(pages),
             None => 0,
         }
     }
@@ -216,7 +220,11 @@ impl Site {
     pub(crate) fn most_pages(&self) -> u64 {
         match self.stack {
             // The lowest is guard for ever.
-            Some(stack) => self.window.pages() - stack.above - 1,
+            Some(stack) => self
+                .window
+                .pages()
+                .saturating_sub(stack.above)
+                .saturating_sub(1),
             None => self.window.pages(),
         }
     }
@@ -274,13 +282,13 @@ impl Site {
     pub(super) fn note_shrinking(&self, place: &mut Place, fewer: u64) {
         let up = self.grows() == Direction::Up;
         if let (Some((first, pages)), Some(known), true) = (place.span(), place.known, up) {
-            self.tell(place, known, first, pages - fewer);
+            self.tell(place, known, first, pages.saturating_sub(fewer));
         }
     }
 
     /// Has the reverse map know that it is in the `pages` pages from `first` on.
     fn tell(&self, place: &mut Place, known: (u64, u64), first: Pfn, pages: u64) {
-        if known != (first.0, first.0 + pages - 1) {
+        if known != ends(first, pages) {
             let last = self.pool.residents().change(known.1, first, pages);
             place.known = Some((first.0, last));
         }
@@ -311,7 +319,7 @@ impl Site {
         };
         block.copy(old, self.grows())?;
         self.pool.counts().moved(old.pages().min(block.pages()));
-        place.generation += 1;
+        place.generation = place.generation.wrapping_add(1);
         let old = place.memory.replace(block);
         self.note(place);
         Ok(old)
@@ -336,7 +344,7 @@ impl Resident for Site {
         let old = self.relocate(place, block).map_err(Stays::Stopped)?;
         drop(guard);
         drop(old);
-        Ok(pages * mm::UNIT)
+        Ok(mm::bytes(pages))
     }
 
     fn hide(&self, page: Pfn) {
@@ -349,6 +357,11 @@ impl Resident for Site {
             self.window.zap(self.first_in_window(pages) + within, 1);
         }
     }
+}
+
+/// The first and the last of `pages` page frames from `first` on.
+fn ends(first: Pfn, pages: u64) -> (u64, u64) {
+    (first.0, first.0.saturating_add(pages.saturating_sub(1)))
 }
 
 impl Place {
@@ -400,7 +413,9 @@ impl Placed<'_> {
     pub(crate) fn run_at(&self, page: u64) -> Option<(Pfn, u64)> {
         let block = self.block()?;
         let first = self.site.first_in_window(block.pages());
-        let within = page.checked_sub(self.site.window.first() + first)?;
+        let within = page
+            .checked_sub(self.site.window.first())?
+            .checked_sub(first)?;
         let pages = block
             .pages()
             .checked_sub(within)
@@ -443,9 +458,9 @@ impl Placed<'_> {
     /// The frame, and how many of `len` bytes are granted.
     fn bytes_at(&self, page: u64, within: usize, len: usize) -> Option<(Pfn, usize)> {
         let (frame, pages) = self.run_at(page)?;
-        let there = (pages * mm::UNIT) as usize;
+        let there = mm::bytes(pages) as usize;
         let len = there.checked_sub(within)?.min(len);
-        let touched = (within + len).div_ceil(mm::UNIT as usize) as u64;
+        let touched = within.saturating_add(len).div_ceil(mm::UNIT as usize) as u64;
         (!self.has_bad(frame, touched)).then_some((frame, len))
     }
 }

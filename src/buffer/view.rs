@@ -91,7 +91,7 @@ impl View {
             return Err(NoPart::Changing);
         }
         let there = place.memory.block().map_or(0, |block| block.pages());
-        let granted = there.saturating_sub(self.first).min(self.pages) * mm::UNIT;
+        let granted = mm::bytes(there.saturating_sub(self.first).min(self.pages));
         let room = granted.checked_sub(offset).ok_or(NoPart::Bounds)?;
         let size = if size == 0 { room } else { size };
         if size == 0 || size > room || offset % mm::UNIT != 0 || size % mm::UNIT != 0 {
@@ -101,7 +101,7 @@ impl View {
         // INVARIANT: Within what this view shows.
         Ok(Self {
             buffer: self.buffer.clone(),
-            first: self.first + offset / mm::UNIT,
+            first: self.first.saturating_add(offset / mm::UNIT),
             pages: size / mm::UNIT,
             writable,
             // While the place is locked: who shrinks the buffer has looked before, or will see it.
@@ -131,23 +131,24 @@ impl View {
 
     /// The first mmap offset, in pages.
     pub(crate) fn first_page(&self) -> u64 {
-        self.buffer.window().first() + self.first
+        self.buffer.window().first().saturating_add(self.first)
     }
 
     /// The last mmap offset, in pages.
     pub(crate) fn last_page(&self) -> u64 {
-        self.first_page() + self.pages - 1
+        self.first_page()
+            .saturating_add(self.pages.saturating_sub(1))
     }
 
     /// Bytes from the first mmap offset to the last.
     pub(crate) fn max_size(&self) -> u64 {
-        self.pages * mm::UNIT
+        mm::bytes(self.pages)
     }
 
     /// Bytes that are there.
     pub(crate) fn granted(&self) -> u64 {
         let there = self.buffer.place().pages().saturating_sub(self.first);
-        there.min(self.pages) * mm::UNIT
+        mm::bytes(there.min(self.pages))
     }
 
     /// Bytes that were asked for.
@@ -166,7 +167,7 @@ impl View {
 
     /// Where mmap finds it, in bytes.
     pub(crate) fn offset(&self) -> u64 {
-        self.first_page() * mm::UNIT
+        mm::bytes(self.first_page())
     }
 
     /// Keeps it where it is, and says where that is.
@@ -231,7 +232,7 @@ impl Hold {
 
     /// Bytes from there on.
     pub(crate) fn bytes(&self) -> u64 {
-        self.pages * mm::UNIT
+        mm::bytes(self.pages)
     }
 
     /// The physical address. Only for who may see it.
@@ -255,7 +256,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut guard = self.view.buffer.lock();
         if let (true, Some(place)) = (self.ends, (*guard).as_mut()) {
-            place.holds -= 1;
+            place.holds = place.holds.saturating_sub(1);
             self.view.buffer.note(place);
         }
     }

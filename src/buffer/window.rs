@@ -170,7 +170,7 @@ impl Window {
         unsafe {
             bindings::unmap_mapping_range(
                 self.offsets.space.mapping(),
-                ((self.first + from) << PAGE_SHIFT) as bindings::loff_t,
+                (self.first.saturating_add(from) << PAGE_SHIFT) as bindings::loff_t,
                 (pages << PAGE_SHIFT) as bindings::loff_t,
                 EVEN_COPIES,
             )

@@ -52,7 +52,7 @@ pub(super) unsafe extern "C" fn access(
         .unwrap_or(0)
         .min(area.end().saturating_sub(address));
     let within = address.saturating_sub(area.start());
-    let page = first + (within >> PAGE_SHIFT) as u64;
+    let page = first.saturating_add((within >> PAGE_SHIFT) as u64);
     let offset = within & ((1 << PAGE_SHIFT) - 1);
     let done = if write != 0 {
         // SAFETY: By this function's requirements.

@@ -143,7 +143,7 @@ pub(super) fn alloc<'a>(
     }
 
     // What is larger than any block is the pool's to refuse.
-    let granted = ask.granted().map_or(0, |units| units * mm::UNIT);
+    let granted = ask.granted().map_or(0, mm::bytes);
     let (charge, room) = prepare(client, request.flags, granted)
         // It could not take what it waits for: others may.
         .inspect_err(|_| pool.forget(client.waiter()))?;
@@ -162,8 +162,8 @@ pub(super) fn alloc<'a>(
     let hub = client.hub();
     let stack = stack(request.flags);
     // A stack has a page of guard below it for ever.
-    let guards = stack.map_or(0, |stack| stack.above + 1);
-    let pages = window_pages.unwrap_or(block.pages()) + guards;
+    let guards = stack.map_or(0, |stack| stack.above.saturating_add(1));
+    let pages = window_pages.unwrap_or(block.pages()).saturating_add(guards);
     let start = match take_spare(client, pool, pages, request.flags) {
         Some(spare) => Start::Spare(spare),
         None => Start::Window(take_window(client, pages)?),
@@ -174,7 +174,7 @@ pub(super) fn alloc<'a>(
         true => Some(Slot::new(pool.lingering().clone()).map_err(no_memory)?),
         false => None,
     };
-    let granted = block.pages() * mm::UNIT;
+    let granted = mm::bytes(block.pages());
     request.order = block.order().get();
     let mut memory = Memory::new(block, memory_charge, slot).map_err(commands::stopped)?;
     memory.set_mode(mode).map_err(|error| {
@@ -420,7 +420,7 @@ fn window_pages(request: &Alloc, ask: &Ask, client: &Client) -> Result<Option<u6
     if request.max_size == 0 {
         return Ok(None);
     }
-    let granted = ask.granted().map(|units| units * mm::UNIT);
+    let granted = ask.granted().map(mm::bytes);
     let fits = granted.is_some_and(|granted| request.max_size >= granted)
         && request.max_size <= client.hub().pool.size();
     fits.then_some(Some(request.max_size.div_ceil(mm::UNIT)))

@@ -91,7 +91,7 @@ impl<T: Request, U> Parts<T, U> {
     }
 
     fn place(&self, i: usize) -> UserPtr {
-        UserPtr::from_addr(self.at.wrapping_add(i * self.stride))
+        UserPtr::from_addr(self.at.wrapping_add(i.wrapping_mul(self.stride)))
     }
 
     /// Bytes of each that both sides know.
@@ -156,7 +156,7 @@ impl<T: Request, U> Parts<T, U> {
             match outcome {
                 Ok(done) => {
                     *made = Some(done);
-                    request.done += 1;
+                    request.done = request.done.saturating_add(1);
                 }
                 Err(refusal) => {
                     if first.is_none() {

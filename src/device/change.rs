@@ -87,7 +87,7 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
         return Err(Refusal::new(ENOENT, uapi::WHY_POOL));
     }
     let change = Change::begin(&buffer, Kind::Move).map_err(refusal)?;
-    let (ask, bytes) = (change.ask(), change.pages() * mm::UNIT);
+    let (ask, bytes) = (change.ask(), mm::bytes(change.pages()));
     let spot = alloc::spot(request.flags, (request.lo, request.hi), bytes, pool)
         .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?;
     // As many pages as it has, whatever was asked for.
@@ -143,7 +143,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
         .filter(|&wanted| wanted <= buffer.most_pages())
         .ok_or(Refusal::new(EINVAL, uapi::WHY_MAX_SIZE))?;
     if wanted >= pages {
-        let charged = (wanted - pages) * mm::UNIT;
+        let charged = mm::bytes(wanted.saturating_sub(pages));
         change.charge(charged).map_err(over_quota)?;
         let in_place = change
             .grow(&after)
@@ -161,12 +161,12 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
         }
         change.also(Kind::Shrink).map_err(refusal)?;
         change.shrink(&after, wanted);
-        change.discharge((pages - wanted) * mm::UNIT);
+        change.discharge(mm::bytes(pages.saturating_sub(wanted)));
         pool.counts().shrunk();
     }
     drop(change);
     client.table().recount(request.handle);
-    request.granted = wanted * mm::UNIT;
+    request.granted = mm::bytes(wanted);
     request.generation = buffer.generation();
     request.largest_free = 0;
     request.order = after.order();

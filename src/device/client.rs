@@ -23,6 +23,7 @@ use crate::quota::{
     Holder,
     Over, //
 };
+use crate::sums::Sums;
 use crate::uapi;
 use crate::wait::Waiter;
 use kernel::{
@@ -149,29 +150,6 @@ impl Nodes {
     }
 }
 
-/// What all of a client's handles come to.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Sums {
-    pub(super) buffers: u64,
-    /// Bytes.
-    pub(super) requested: u64,
-    pub(super) granted: u64,
-}
-
-impl Sums {
-    fn add(&mut self, (requested, granted): (u64, u64)) {
-        self.buffers += 1;
-        self.requested += requested;
-        self.granted += granted;
-    }
-
-    fn take(&mut self, (requested, granted): (u64, u64)) {
-        self.buffers -= 1;
-        self.requested -= requested;
-        self.granted -= granted;
-    }
-}
-
 impl Table {
     /// What all of it comes to.
     pub(super) fn sums(&self) -> &Sums {
@@ -217,7 +195,10 @@ impl Table {
             if view.first_page() <= first && best.is_none_or(|best| rank(best) < rank(view)) {
                 best = Some(view);
             }
-            from = (end.0, end.1 + 1);
+            let Some(next) = end.1.checked_add(1) else {
+                break;
+            };
+            from = (end.0, next);
         }
         best
     }

@@ -30,6 +30,7 @@ use crate::pool::{
     DEFAULT_POOL, //
 };
 use crate::region::Stopped;
+use crate::sums::fragmentation;
 use crate::uapi::{
     self,
     Alloc,
@@ -246,10 +247,10 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
     request.lingering = now.lingering;
     request.reserved = now.reserved;
     let own = client.sums();
-    request.client_requested = own.requested;
-    request.client_granted = own.granted;
+    request.client_requested = own.requested();
+    request.client_granted = own.granted();
     request.fragmentation = fragmentation(now.requested, now.granted);
-    request.client_fragmentation = fragmentation(own.requested, own.granted);
+    request.client_fragmentation = own.fragmentation();
     request.unusable = now.unusable;
     request.pressure = now.pressure.into();
     [
@@ -279,15 +280,6 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         *to = from.into();
     }
     Ok(())
-}
-
-/// Internal fragmentation: of 10000 bytes that were granted, how many nobody asked for.
-pub(crate) fn fragmentation(requested: u64, granted: u64) -> u32 {
-    // No pool is so large that this overflows.
-    (granted.saturating_sub(requested) * 10_000)
-        .checked_div(granted)
-        // CAST: At most 10000.
-        .map_or(0, |parts| parts as u32)
 }
 
 fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal> {

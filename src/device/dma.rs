@@ -292,7 +292,7 @@ impl Mapped {
         };
         // SAFETY: A device, by the type invariants.
         let translated = unsafe { is_translated(device.raw()) };
-        if !translated && physical + (size - 1) > device.last_address() {
+        if !translated && physical.saturating_add(size.saturating_sub(1)) > device.last_address() {
             // SAFETY: As above.
             let largest = unsafe { bindings::dma_max_mapping_size(device.raw()) };
             // Without bounce buffers the kernel would take this for a driver's bug, and say so.
@@ -498,7 +498,7 @@ impl Devices {
         let mapped = mapped.map_err(|_| Refused::Device)?;
         let address = mapped.address;
         let bounced = !mapped.translated && address != physical;
-        list.last += 1;
+        list.last = list.last.wrapping_add(1);
         let key = (device_key, list.last);
         list.mapped.insert(reservation.into_node(key, mapped));
         drop(list);
@@ -596,7 +596,7 @@ impl Mapping {
             };
             sync(
                 mapped.device.raw(),
-                mapped.address + offset,
+                mapped.address.wrapping_add(offset),
                 size as usize,
                 direction.raw(),
             );

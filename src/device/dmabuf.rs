@@ -271,7 +271,7 @@ impl DeviceMap {
         let mut done = 0;
         let mut entry = self.table.sgl;
         while done < bytes && !entry.is_null() {
-            let length = most.min(bytes - done);
+            let length = most.min(bytes.saturating_sub(done));
             let frame = first.plus(done / mm::UNIT);
             // SAFETY: An entry of the table; the frame is one of the buffer's.
             unsafe {
@@ -295,7 +295,7 @@ impl DeviceMap {
                 }
                 entry = bindings::sg_next(entry);
             }
-            done += length;
+            done = done.saturating_add(length);
         }
         if !self.has_pages {
             self.table.nents = self.table.orig_nents;

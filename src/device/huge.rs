@@ -47,14 +47,14 @@ fn block_around(
     page: u64,
     size: Huge,
 ) -> Option<Pfn> {
-    let start = address & !(size.bytes() - 1);
+    let start = address & !size.mask();
     let end = start.checked_add(size.bytes())?;
     if start < vma.start() || end > vma.end() {
         return None;
     }
-    let before = (address - start) >> PAGE_SHIFT;
+    let before = (address & size.mask()) >> PAGE_SHIFT;
     let (frame, pages) = placed.run_at(page.checked_sub(before as u64)?)?;
-    let fits = pages >= size.pages() && frame.0 % size.pages() == 0;
+    let fits = pages >= size.pages() && frame.0 & size.pages().wrapping_sub(1) == 0;
     // Around a bad page there are single ones.
     (fits && !placed.has_bad(frame, size.pages())).then_some(frame)
 }
@@ -133,10 +133,10 @@ fn linings(client: &Client, first: u64, pages: u64) -> [Option<Lining>; 2] {
     core::array::from_fn(|_| {
         let size = sizes.next()?;
         let (frame, there) = run?;
-        let to_next = frame.0.wrapping_neg() % size.pages();
-        (to_next + size.pages() <= there.min(pages)).then(|| Lining {
+        let to_next = frame.0.wrapping_neg() & size.pages().wrapping_sub(1);
+        (to_next.saturating_add(size.pages()) <= there.min(pages)).then(|| Lining {
             size,
-            residue: frame.address() as usize & (size.bytes() - 1),
+            residue: frame.address() as usize & size.mask(),
         })
     })
 }
@@ -174,8 +174,8 @@ pub(super) unsafe extern "C" fn get_unmapped_area(
         };
         let start = area(more);
         // Errors are the highest addresses.
-        if start <= c_ulong::MAX - bindings::MAX_ERRNO as c_ulong {
-            return start + (residue.wrapping_sub(start) & (size.bytes() - 1));
+        if start <= c_ulong::MAX.saturating_sub(bindings::MAX_ERRNO as c_ulong) {
+            return start.saturating_add(residue.wrapping_sub(start) & size.mask());
         }
     }
     area(bytes)
@@ -195,7 +195,10 @@ pub(super) fn fill(vma: &VmaNew, buffer: &Buffer, first: u64) {
     let Some((_, there)) = buffer.place().run_at(first) else {
         return;
     };
-    let end = (vma.start() + (there * mm::UNIT) as usize).min(vma.end());
+    let end = vma
+        .start()
+        .saturating_add(mm::bytes(there) as usize)
+        .min(vma.end());
     let mut at = vma.start();
     while at < end && !mm::being_killed() {
         // SAFETY: mmap holds the lock, for writing. What keeps the table of a client, or any other
@@ -211,6 +214,6 @@ pub(super) fn fill(vma: &VmaNew, buffer: &Buffer, first: u64) {
             }
         };
         // To the end of what the entry shows.
-        at = (at & !(step - 1)) + step;
+        at = (at & !step.wrapping_sub(1)).saturating_add(step);
     }
 }

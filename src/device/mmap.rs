@@ -64,8 +64,8 @@ pub(super) fn map(client: &Client, vma: &VmaNew) -> Result {
     }
     // SAFETY: The VMA is being set up and nobody else's yet.
     let first = unsafe { (*vma.as_ptr()).vm_pgoff } as u64;
-    let pages = ((vma.end() - vma.start()) >> PAGE_SHIFT) as u64;
-    let last = first.checked_add(pages - 1).ok_or(EINVAL)?;
+    let pages = ((vma.end().saturating_sub(vma.start())) >> PAGE_SHIFT) as u64;
+    let last = first.checked_add(pages.saturating_sub(1)).ok_or(EINVAL)?;
     let view = client.table().at_offset(first, last).ok_or(EACCES)?.clone();
     show(view, first..=last, vma)
 }
@@ -82,8 +82,8 @@ pub(super) fn map_part(view: View, vma: &VmaNew) -> Result {
     // SAFETY: The VMA is being set up and nobody else's yet.
     let within = unsafe { (*vma.as_ptr()).vm_pgoff } as u64;
     let first = view.first_page().checked_add(within).ok_or(EINVAL)?;
-    let pages = ((vma.end() - vma.start()) >> PAGE_SHIFT) as u64;
-    let last = first.checked_add(pages - 1).ok_or(EINVAL)?;
+    let pages = ((vma.end().saturating_sub(vma.start())) >> PAGE_SHIFT) as u64;
+    let last = first.checked_add(pages.saturating_sub(1)).ok_or(EINVAL)?;
     // SAFETY: As above; the kernel looks at the offset only when it has been set up.
     unsafe { (*vma.as_ptr()).vm_pgoff = first as c_ulong };
     show(view, first..=last, vma)

@@ -6,6 +6,8 @@
 //! Lock order: `mmap_lock`, then a client's table, then a pool. So user memory, whose faults take
 //! `mmap_lock`, is never touched under any of the module's locks.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 mod abi;
 mod access;
 mod alloc;
@@ -26,7 +28,6 @@ mod share;
 mod spares;
 
 pub(crate) use client::Client;
-pub(crate) use commands::fragmentation;
 pub(crate) use heap::HeapNode;
 pub(crate) use modes::show_modes;
 
@@ -141,12 +142,12 @@ impl Hub {
 
     /// A handle that was never given before, in whichever client.
     fn next_handle(&self) -> u64 {
-        self.handles.fetch_add(1, Relaxed) + 1
+        self.handles.fetch_add(1, Relaxed).wrapping_add(1)
     }
 
     /// An epoch that was never given before.
     fn next_epoch(&self) -> u64 {
-        self.epochs.fetch_add(1, Relaxed) + 1
+        self.epochs.fetch_add(1, Relaxed).wrapping_add(1)
     }
 }
 
@@ -338,14 +339,14 @@ impl Client {
         seq_print!(m, "rust_buddy-node:\t{}\n", node);
         let table = self.table();
         let sums = table.sums();
-        seq_print!(m, "rust_buddy-buffers:\t{}\n", sums.buffers);
-        seq_print!(m, "rust_buddy-requested:\t{} bytes\n", sums.requested);
-        seq_print!(m, "rust_buddy-granted:\t{} bytes\n", sums.granted);
-        let lost = fragmentation(sums.requested, sums.granted);
+        seq_print!(m, "rust_buddy-buffers:\t{}\n", sums.buffers());
+        seq_print!(m, "rust_buddy-requested:\t{} bytes\n", sums.requested());
+        seq_print!(m, "rust_buddy-granted:\t{} bytes\n", sums.granted());
+        let lost = sums.fragmentation();
         seq_print!(
             m,
             "rust_buddy-fragmentation:\t{} bytes {}.{:02} %\n",
-            sums.granted.saturating_sub(sums.requested),
+            sums.lost(),
             lost / 100,
             lost % 100
         );

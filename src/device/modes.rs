@@ -49,7 +49,7 @@ fn show_vma(vma: &VmaRef, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         run = run.or(entry.map(|entry| (at, entry)));
         let step = (entry.map_or(1, |entry| entry.pages) as usize) << PAGE_SHIFT;
         // To the end of what an entry maps, from wherever in it.
-        at = (at / step + 1) * step;
+        at = (at & !step.wrapping_sub(1)).saturating_add(step);
     }
     match run {
         Some((start, of)) => show_run(f, start, vma.end(), of),
@@ -58,7 +58,7 @@ fn show_vma(vma: &VmaRef, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 fn show_run(f: &mut fmt::Formatter<'_>, from: usize, to: usize, of: Entry) -> fmt::Result {
-    let bytes = to - from;
+    let bytes = to.saturating_sub(from);
     writeln!(f, "{from:#x} {bytes} {} {}", of.mode_name(), of.slot)
 }
 

@@ -74,12 +74,9 @@ impl Pins {
 
     /// All of them.
     pub(super) fn total(&self) -> u32 {
-        self.plain
-            + self
-                .devices
-                .values()
-                .map(|device| device.count)
-                .sum::<u32>()
+        self.devices
+            .values()
+            .fold(self.plain, |sum, device| sum.saturating_add(device.count))
     }
 
     pub(super) fn are_none(&self) -> bool {
@@ -183,7 +180,7 @@ fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<(), Refu
     request.size = hold.bytes();
     request.caveats = caveats;
     entry.pins.hold = Some(hold);
-    entry.pins.plain += 1;
+    entry.pins.plain = entry.pins.plain.saturating_add(1);
     Ok(())
 }
 
@@ -229,7 +226,7 @@ fn pin_for_device(
 fn tell(entry: &mut Entry, number: u64, request: &mut PinRequest) -> Result<(), Refusal> {
     let of = entry.pins.devices.get_mut(&number);
     let of = of.ok_or(Refusal::new(ENODEV, uapi::WHY_DEVICE))?;
-    of.count += 1;
+    of.count = of.count.saturating_add(1);
     request.address = of.mapping.address();
     request.size = of.mapping.bytes();
     request.caveats = if of.mapping.is_bounced() {

@@ -104,16 +104,16 @@ pub(super) fn reclaim(client: &Client, request: &mut Reclaim) -> Result<(), Refu
     request.copied = effort.copied;
     request.gained = effort.gained;
     if !at {
-        request.place = effort.place * mm::UNIT;
+        request.place = mm::bytes(effort.place);
     }
     outcome.map_err(refusal)
 }
 
 /// The unit from the pool's start at which the block of `order` at byte `place` begins.
 fn place_of_block(place: u64, order: Order, pool: &Pool) -> Option<u64> {
-    let end = place.checked_add(order.units() * mm::UNIT)?;
+    let end = place.checked_add(mm::bytes(order.units()))?;
     let first = place / mm::UNIT;
-    let on_boundary = pool.region().base().plus(first).0 % order.units() == 0;
+    let on_boundary = pool.region().base().plus(first).0 & order.units().wrapping_sub(1) == 0;
     (place % mm::UNIT == 0 && end <= pool.size() && on_boundary).then_some(first)
 }
 
@@ -128,7 +128,7 @@ impl Drop for Reservation {
         let pages = self.block.pages();
         self.block
             .pool()
-            .count_apart(|apart| apart.reserved -= pages);
+            .count_apart(|apart| apart.reserved = apart.reserved.saturating_sub(pages));
     }
 }
 
@@ -155,8 +155,8 @@ impl Reservations {
                 f,
                 "{} {} {} {}",
                 handle,
-                (block.first().0 - base) * mm::UNIT,
-                block.pages() * mm::UNIT,
+                mm::bytes(block.first().0.saturating_sub(base)),
+                mm::bytes(block.pages()),
                 name.text(),
             )?;
         }
@@ -203,7 +203,8 @@ pub(super) fn reserve<'a>(
     // The administrator's device may write to it from now on. RELEASE, or the end of the file, does
     // not say that the device has stopped.
     block.expose();
-    pool.count_apart(|apart| apart.reserved += block.pages());
+    let pages = block.pages();
+    pool.count_apart(|apart| apart.reserved = apart.reserved.saturating_add(pages));
     request.handle = client.hub().next_handle();
     let reservation = Reservation { block, name };
     let node = RBTreeNode::new(request.handle, reservation, GFP_KERNEL)

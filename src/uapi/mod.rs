@@ -5,6 +5,8 @@
 //! A host test compiles the header and compares every constant, and the size and offset of every
 //! field, with the tables that the macros here make along with the declarations.
 
+#![warn(clippy::arithmetic_side_effects)]
+
 use zerocopy::{
     FromBytes,
     Immutable,

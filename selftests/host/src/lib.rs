@@ -14,6 +14,9 @@ pub mod magazine;
 #[path = "../../../src/slab/mod.rs"]
 pub mod slab;
 
+#[path = "../../../src/sums.rs"]
+pub mod sums;
+
 #[path = "../../../src/victim.rs"]
 pub mod victim;
 
