@@ -989,8 +989,13 @@ TEST_F(node, alloc_answers)
 	EXPECT_NE(self->sentinel, req.handle);
 	EXPECT_NE(0U, req.offset);
 	EXPECT_EQ(0U, req.offset % self->info.page_size);
-	/* What mmap2() of a 32-bit caller can say. */
-	EXPECT_LE(req.offset + req.granted, 1ULL << 44);
+	/* What mmap2() of a 32-bit caller can say; other callers leave that alone. */
+	if (sizeof(long) == 4) {
+		EXPECT_LE(req.offset + req.granted, 1ULL << 44);
+	} else {
+		EXPECT_GE(req.offset, 1ULL << 44);
+		EXPECT_LT(req.offset + req.granted, 1ULL << 63);
+	}
 	EXPECT_NE(self->base.buffer.epoch, req.epoch);
 
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
@@ -1558,5 +1563,87 @@ TEST_F(node, mmap_refusals)
 	EXPECT_EQ(0, rb_free(self->fd, req.handle));
 	EXPECT_NO_MAP(EACCES, rb_map(self->fd, &req, PROT_READ));
 }
+
+#define PASSED	"RB_PASSED"	/* client, handle and dma-buf for a 32-bit program */
+
+#if __SIZEOF_POINTER__ == 4
+/* What a 64-bit program passed on: its windows can't be named here, and no call says they could. */
+TEST(passed_file)
+{
+	struct rust_buddy_buffer_info info = {};
+	struct rust_buddy_import import = {};
+	unsigned long long handle;
+	struct rust_buddy_alloc req;
+	int fd, dmabuf;
+	char *mem;
+
+	if (!getenv(PASSED))
+		SKIP(return, "for the 64-bit program to run");
+	ASSERT_EQ(3, sscanf(getenv(PASSED), "%d %llu %d", &fd, &handle, &dmabuf));
+	info.handle = handle;
+	EXPECT_REFUSED(fd, 0, rb_ioctl(fd, RUST_BUDDY_IOC_BUFFER_INFO, &info), &info.hdr,
+		       -EOVERFLOW, RUST_BUDDY_WHY_OFFSET);
+	import.fd = dmabuf;
+	EXPECT_REFUSED(fd, 0, rb_ioctl(fd, RUST_BUDDY_IOC_IMPORT, &import), &import.hdr,
+		       -EOVERFLOW, RUST_BUDDY_WHY_OFFSET);
+	/* The dma-buf has offsets of its own. */
+	mem = mmap(NULL, KiB(64), PROT_READ | PROT_WRITE, MAP_SHARED, dmabuf, 0);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	EXPECT_EQ('x', mem[KiB(4)]);
+	EXPECT_EQ(0, munmap(mem, KiB(64)));
+	/* What is left of the buffer is not what the next one is made of. */
+	close(dmabuf);
+	EXPECT_EQ(0, rb_free(fd, handle));
+	ASSERT_EQ(0, rb_alloc(fd, KiB(64), 0, "here", &req));
+	EXPECT_LE(req.offset + req.granted, 1ULL << 44);
+	mem = rb_map(fd, &req, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	EXPECT_TRUE(zeroed(mem, KiB(64)));
+	EXPECT_EQ(0, munmap(mem, KiB(64)));
+	EXPECT_EQ(0, rb_buffer_info(fd, req.handle, &info));
+	EXPECT_EQ(0, rb_free(fd, req.handle));
+}
+#else
+TEST(file_passed_to_32_bits)
+{
+	char path[256], passed[64];
+	struct rust_buddy_export export = { .flags = O_RDWR };
+	struct rust_buddy_alloc req;
+	ssize_t len;
+	char *mem;
+	pid_t pid;
+	int fd;
+
+	len = readlink("/proc/self/exe", path, sizeof(path) - 3);
+	ASSERT_LT(0, len);
+	strcpy(path + len, "32");
+	if (access(path, X_OK))
+		SKIP(return, "there is no abi32");
+	OPEN_OR_SKIP(fd, RB_DEV);
+	ASSERT_EQ(0, fcntl(fd, F_SETFD, 0));
+	ASSERT_EQ(0, rb_alloc(fd, KiB(64), 0, "passed", &req));
+	mem = rb_map(fd, &req, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	mem[KiB(4)] = 'x';
+	EXPECT_EQ(0, munmap(mem, KiB(64)));
+	export.handle = req.handle;
+	ASSERT_EQ(0, rb_ioctl(fd, RUST_BUDDY_IOC_EXPORT, &export));
+	snprintf(passed, sizeof(passed), "%d %llu %d", fd, (unsigned long long)req.handle,
+		 export.fd);
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		/* Its report is not a part of this one. */
+		setenv(PASSED, passed, 1);
+		dup2(open("/dev/null", O_WRONLY), 1);
+		execl(path, path, "-t", "passed_file", NULL);
+		_exit(99);
+	}
+	close(export.fd);
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_EQ(-ENOENT, rb_free(fd, req.handle));
+	close(fd);
+}
+#endif
 
 TEST_HARNESS_MAIN

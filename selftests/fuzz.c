@@ -109,7 +109,7 @@ static const int errno_of[] = {
 	ENOENT, EBUSY, EINVAL, EPERM, ENOMEM, ENOSPC, EMFILE, EOVERFLOW, EINVAL, EDQUOT, EDQUOT,
 	EINVAL, EBADF, EXDEV, EMFILE, EOPNOTSUPP, EOPNOTSUPP, ERANGE, ENODEV, EIO, EACCES,
 	EOPNOTSUPP, EBUSY, EBUSY, EOPNOTSUPP, EPERM, EPERM, ENOSPC, ENOSPC, EINVAL, EBUSY, ENOSPC,
-	EAGAIN, EINTR, EFAULT, EINVAL, EINVAL, ECANCELED,
+	EAGAIN, EINTR, EFAULT, EINVAL, EINVAL, ECANCELED, [RUST_BUDDY_WHY_OFFSET] = EOVERFLOW,
 };
 
 static bool errno_fits(int err, uint32_t reason)
@@ -772,6 +772,14 @@ static const char *pool_is_odd(const struct client *client, const struct rust_bu
 	return NULL;
 }
 
+/* 32-bit programs get windows that mmap2() can name, and leave the rest to others. */
+static bool window_fits(uint64_t offset, uint64_t window)
+{
+	if (sizeof(long) == 4)
+		return offset + window <= 1ULL << 44;
+	return offset >= 1ULL << 44 && offset + window < 1ULL << 63;
+}
+
 static const char *alloc_is_odd(struct actor *a, const struct rust_buddy_alloc *r)
 {
 	const uint64_t page = board->pool.unit;
@@ -781,7 +789,7 @@ static const char *alloc_is_odd(struct actor *a, const struct rust_buddy_alloc *
 		return "has a handle or an epoch that is not new";
 	if (r->granted < r->size || r->granted != granted_for(r))
 		return "was granted another size";
-	if (!r->offset || r->offset % page || r->offset + window > 1ULL << 44)
+	if (!r->offset || r->offset % page || !window_fits(r->offset, window))
 		return "has an offset that can't be";
 	if (page << r->order != next_power(r->granted))
 		return "has another order";

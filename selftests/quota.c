@@ -3,17 +3,20 @@
  * What one client, and all clients of one user, may hold: limits that root sets
  * in sysfs while everything runs.
  */
+#include <sys/mount.h>
 #include <sys/stat.h>
 
 #include "rb_test.h"
 
 #define PARAMETERS	"/sys/module/rust_buddy/parameters/"
 #define USERS		"/sys/kernel/debug/rust_buddy/users"
-#define NOBODY		65534
 
 static const char * const limits[] = {
 	"quota_client_bytes", "quota_client_handles", "quota_uid_bytes", "quota_uid_handles",
 };
+
+/* What is in force when nobody has set any. */
+static const uint64_t defaults[ARRAY_SIZE(limits)] = { 0, 0, 0, 1 << 18 };
 
 static int limit_raw(const char *name, const char *value)
 {
@@ -108,7 +111,7 @@ FIXTURE_TEARDOWN(quota)
 	if (self->other < 0)
 		return;
 	for (i = 0; i < ARRAY_SIZE(limits); i++)
-		EXPECT_EQ(0, limit(limits[i], 0));
+		EXPECT_EQ(0, limit(limits[i], defaults[i]));
 	EXPECT_EQ(0, chmod(RB_DEV, self->mode));
 	close(self->other);
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
@@ -126,11 +129,11 @@ TEST_F(quota, limits_are_numbers)
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(limits); i++) {
-		EXPECT_EQ(0ULL, limit_is(limits[i]));
+		EXPECT_EQ(defaults[i], limit_is(limits[i]));
 		EXPECT_EQ(-EINVAL, limit_raw(limits[i], "many"));
 		EXPECT_EQ(-EINVAL, limit_raw(limits[i], "-1"));
 		EXPECT_EQ(-ERANGE, limit_raw(limits[i], "99999999999999999999"));
-		EXPECT_EQ(0ULL, limit_is(limits[i]));
+		EXPECT_EQ(defaults[i], limit_is(limits[i]));
 		EXPECT_EQ(0, limit(limits[i], 12345));
 		EXPECT_EQ(12345ULL, limit_is(limits[i]));
 	}
@@ -291,6 +294,150 @@ TEST_F(quota, refused_requests_cost_nothing)
 	EXPECT_EQ(0, rb_free(self->fd, again.handle));
 	EXPECT_EQ(0, rb_free(self->other, first.handle));
 	munmap(nowhere, 4096);
+}
+
+/* Takes windows of @size bytes until it may have no more: how many. */
+static unsigned int take_windows(int fd, struct rust_buddy_alloc *low, uint64_t size, int *err)
+{
+	unsigned int n = 0;
+
+	for (;;) {
+		memset(low, 0, sizeof(*low));
+		low->size = KiB(4);
+		low->max_size = size;
+		*err = ioctl_32(fd, RUST_BUDDY_IOC_ALLOC, low);
+		if (*err)
+			return n;
+		n++;
+	}
+}
+
+/* One window for a client of @uid; 0 or a negative errno. */
+static int one_window(unsigned int uid, struct rust_buddy_alloc *low, uint64_t size)
+{
+	int fd, err;
+
+	if (seteuid(uid))
+		return -errno;
+	fd = rb_open(RB_DEV);
+	if (seteuid(0) || fd < 0)
+		return -EBADF;
+	memset(low, 0, sizeof(*low));
+	low->size = KiB(4);
+	low->max_size = size;
+	err = ioctl_32(fd, RUST_BUDDY_IOC_ALLOC, low);
+	close(fd);
+	return err;
+}
+
+/*
+ * mmap offsets are one resource of all clients: a client that takes all it may have of them leaves
+ * enough to its user's other clients and to other users, without any limit set.
+ */
+TEST_F_TIMEOUT(quota, windows_leave_room, SLOW)
+{
+	const uint64_t offsets = 1ULL << 44, size = self->before.size;
+	struct rust_buddy_alloc *low;
+	struct rust_buddy_alloc high = { .size = KiB(4), .max_size = size };
+	unsigned int n;
+	int err;
+
+	if (offsets / 3 / size > size / self->before.unit)
+		SKIP(return, "the pool has too few pages for so many buffers: load with size_mb=256");
+	low = page_below_4g();
+	ASSERT_TRUE(low != MAP_FAILED);
+	ASSERT_EQ(0, chmod(RB_DEV, 0666));
+	n = take_windows(self->other, low, size, &err);
+	EXPECT_EQ(-EDQUOT, err);
+	EXPECT_EQ((__u32)RUST_BUDDY_WHY_USER_QUOTA, low->hdr.reason);
+	/* A third of them: as much again for its user, and for all others. */
+	EXPECT_GE(offsets / 3 / size, n);
+	EXPECT_LE(offsets / 4 / size, n);
+	EXPECT_EQ(0, one_window(0, low, size));
+	EXPECT_EQ(0, one_window(NOBODY, low, size));
+	/* 64-bit callers have their own. */
+	EXPECT_EQ(0, rb_alloc_req(self->other, &high));
+	EXPECT_EQ(0, rb_free(self->other, high.handle));
+	TH_LOG("%u windows of %llu MiB", n, (unsigned long long)size >> 20);
+	close(self->other);
+	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
+	/* All of them are back. */
+	self->other = rb_open(RB_DEV);
+	ASSERT_LE(0, self->other);
+	EXPECT_EQ(n, take_windows(self->other, low, size, &err));
+	munmap(low, 4096);
+}
+
+#define CGROUPS		"/tmp/rust_buddy_cgroups"
+#define CLIENT_GROUP	CGROUPS "/rust_buddy_client"
+#define CHARGED		4000
+
+static uint64_t number_in(const char *path)
+{
+	unsigned long long value = 0;
+	FILE *file = fopen(path, "r");
+
+	if (file) {
+		if (fscanf(file, "%llu", &value) != 1)
+			value = 0;
+		fclose(file);
+	}
+	return value;
+}
+
+/* In the group: bytes of kernel memory that a buffer takes, by the group's account. */
+static int charged_client(uint64_t *each)
+{
+	uint64_t before;
+	int fd, i;
+
+	if (put_text(CLIENT_GROUP "/cgroup.procs", "0"))
+		return 1;
+	fd = rb_open(RB_DEV);
+	before = number_in(CLIENT_GROUP "/memory.current");
+	for (i = 0; i < CHARGED; i++) {
+		struct rust_buddy_alloc req;
+
+		if (rb_alloc(fd, KiB(4), 0, "charged", &req))
+			return 2;
+	}
+	*each = (number_in(CLIENT_GROUP "/memory.current") - before) / CHARGED;
+	return 0;
+}
+
+/* The kernel's memory for handles and buffers is the caller's, for its control group to limit. */
+TEST_F_TIMEOUT(quota, kernel_memory_is_the_callers, SLOW)
+{
+	uint64_t *each;
+	pid_t pid;
+	int ret;
+
+	if (self->before.free < CHARGED * self->before.unit)
+		SKIP(return, "the pool has too few pages");
+	mkdir(CGROUPS, 0700);
+	if (mount("none", CGROUPS, "cgroup2", 0, NULL))
+		SKIP(return, "there are no control groups of the second kind");
+	ret = put_text(CGROUPS "/cgroup.subtree_control", "+memory");
+	if (ret || mkdir(CLIENT_GROUP, 0700)) {
+		umount(CGROUPS);
+		SKIP(return, "there is no memory controller");
+	}
+	each = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	ASSERT_TRUE(each != MAP_FAILED);
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid)
+		_exit(charged_client(each));
+	EXPECT_EQ(0, verdict(pid));
+	/* Buffer, site, two handles' nodes and the pool's: some 900 bytes. */
+	EXPECT_LE(600ULL, *each);
+	EXPECT_GE(2048ULL, *each);
+	TH_LOG("%llu bytes of the kernel's memory a buffer", (unsigned long long)*each);
+	TH_LOG("{\"figure\": \"charged\", \"bytes_a_buffer\": %llu}", (unsigned long long)*each);
+	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
+	EXPECT_EQ(0, rmdir(CLIENT_GROUP));
+	EXPECT_EQ(0, umount(CGROUPS));
+	rmdir(CGROUPS);
 }
 
 #define RACERS	4

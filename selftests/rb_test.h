@@ -182,6 +182,28 @@ static inline const char *pool_settles(int fd, const struct rust_buddy_pool_info
 		       &__req.hdr, err, why);					\
 } while (0)
 
+#ifdef __x86_64__
+/* As a 32-bit program calls: @arg lies below 4 GiB. 0 or a negative errno. */
+static inline int ioctl_32(int fd, unsigned long cmd, void *arg)
+{
+	const long nr = 54;
+	long ret;
+
+	asm volatile("int $0x80"
+		     : "=a" (ret)
+		     : "a" (nr), "b" ((long)fd), "c" (cmd), "d" (arg)
+		     : "memory", "cc", "r8", "r9", "r10", "r11");
+	return (int)ret;
+}
+
+/* A page that such a call can name. */
+static inline void *page_below_4g(void)
+{
+	return mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+}
+#endif
+
 /* Where a buffer is; fd is one of the phys node. 0 if it does not tell. */
 static inline uint64_t place_of(int fd, uint64_t handle)
 {

@@ -166,7 +166,7 @@ impl Slot {
     pub(crate) fn new(lingering: Arc<Lingering>) -> Result<Self> {
         Ok(Self {
             lingering,
-            node: RBTreeNodeReservation::new(GFP_KERNEL)?,
+            node: RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?,
         })
     }
 

@@ -22,6 +22,20 @@ pub(crate) const fn bytes(pages: u64) -> u64 {
     pages.saturating_mul(UNIT)
 }
 
+/// Is the current system call one of a 32-bit program, as `in_ia32_syscall()` has it?
+#[cfg(CONFIG_X86_64)]
+pub(crate) fn is_32_bit_call() -> bool {
+    let task = kernel::current!().as_ptr();
+    // SAFETY: The current task lives during this call; only its own system calls write the flag.
+    unsafe { (*task).thread_info.status & bindings::TS_COMPAT != 0 }
+}
+
+/// Nothing tells, so every call counts as one.
+#[cfg(not(CONFIG_X86_64))]
+pub(crate) fn is_32_bit_call() -> bool {
+    true
+}
+
 /// A page frame number: a physical address in pages.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Pfn(pub(crate) u64);

@@ -187,7 +187,7 @@ pub(crate) struct Shelter(UniqueArc<core::mem::MaybeUninit<Waiting>>);
 
 impl Shelter {
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self(UniqueArc::new_uninit(GFP_KERNEL)?))
+        Ok(Self(UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?))
     }
 
     /// Keeps `memory` from everybody for as long as its pool says.

@@ -6,10 +6,16 @@
 //! in its pool: while a mapping keeps it, and in quarantine, it is still its owner's. The owner is
 //! the user who opened the file, whoever uses it later.
 //!
+//! Windows of mmap offsets count from ALLOC until the buffer and what is kept of it are gone. There
+//! is a fixed number of offsets for all, so a bound holds without any limit set: what a client, its
+//! user, and all users have, added up, stays within what there is. So a client that takes a window
+//! leaves as much as it and its user have to others, and so does the next.
+//!
 //! Limits are looked at when something is asked for. Lowering one takes nothing away.
 
 #![warn(clippy::arithmetic_side_effects)]
 
+use crate::buffer::Area;
 use kernel::{
     bindings,
     fmt,
@@ -39,10 +45,10 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    const fn none() -> Self {
+    const fn new(bytes: u64, handles: u64) -> Self {
         Self {
-            bytes: Atomic::new(0),
-            handles: Atomic::new(0),
+            bytes: Atomic::new(bytes),
+            handles: Atomic::new(handles),
         }
     }
 
@@ -54,15 +60,20 @@ impl Limit {
 }
 
 /// Of each client: `quota_client_bytes` and `quota_client_handles`.
-pub(crate) static CLIENT: Limit = Limit::none();
+pub(crate) static CLIENT: Limit = Limit::new(0, 0);
 /// Of all clients of one user: `quota_uid_bytes` and `quota_uid_handles`.
-pub(crate) static USER: Limit = Limit::none();
+///
+/// Handles have a bound by default: each takes kernel memory, and a user opens as many files as it
+/// likes.
+pub(crate) static USER: Limit = Limit::new(0, 1 << 18);
 
 /// What is held.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Use {
     pub(crate) bytes: u64,
     pub(crate) handles: u64,
+    /// Pages of windows, by area.
+    windows: [u64; Area::COUNT],
 }
 
 impl Use {
@@ -70,6 +81,7 @@ impl Use {
         Self {
             bytes: self.bytes.saturating_add(more.bytes),
             handles: self.handles.saturating_add(more.handles),
+            ..self
         }
     }
 
@@ -77,6 +89,15 @@ impl Use {
         Self {
             bytes: self.bytes.saturating_sub(less.bytes),
             handles: self.handles.saturating_sub(less.handles),
+            ..self
+        }
+    }
+
+    fn windows(&mut self, area: Area) -> &mut u64 {
+        let [low, high] = &mut self.windows;
+        match area {
+            Area::Low => low,
+            Area::High => high,
         }
     }
 }
@@ -107,6 +128,8 @@ struct Member {
 #[pin_data]
 pub(crate) struct Users {
     max_handles: u64,
+    /// Pages of windows that all users have, by area.
+    windows: [Atomic<u64>; Area::COUNT],
     #[pin]
     members: Mutex<RBTree<bindings::uid_t, Member>>,
 }
@@ -117,6 +140,7 @@ impl Users {
         Arc::pin_init(
             pin_init!(Self {
                 max_handles,
+                windows: [const { Atomic::new(0) }; Area::COUNT],
                 members <- new_mutex!(RBTree::new(), "rust_buddy_users"),
             }),
             GFP_KERNEL,
@@ -128,6 +152,14 @@ impl Users {
         self.max_handles
     }
 
+    fn windows(&self, area: Area) -> &Atomic<u64> {
+        let [low, high] = &self.windows;
+        match area {
+            Area::Low => low,
+            Area::High => high,
+        }
+    }
+
     /// One more client of a user.
     fn join(&self, uid: bindings::uid_t) -> Result<Arc<User>> {
         // Before the lock, though most users are there already.
@@ -136,13 +168,13 @@ impl Users {
                 uid,
                 used <- new_spinlock!(Use::default(), "rust_buddy_user"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         let newcomer = Member {
             user: user.clone(),
             holders: 1,
         };
-        let node = RBTreeNode::new(uid, newcomer, GFP_KERNEL)?;
+        let node = RBTreeNode::new(uid, newcomer, GFP_KERNEL_ACCOUNT)?;
         let mut members = self.members.lock();
         if let Some(member) = members.get_mut(&uid) {
             member.holders = member.holders.saturating_add(1);
@@ -201,7 +233,7 @@ impl Holder {
     pub(crate) fn new(users: Arc<Users>, uid: bindings::uid_t) -> Result<Arc<Self>> {
         let user = users.join(uid)?;
         let own = LockedBy::new(&user.used, Use::default());
-        Arc::new(Self { users, user, own }, GFP_KERNEL).map_err(Error::from)
+        Arc::new(Self { users, user, own }, GFP_KERNEL_ACCOUNT).map_err(Error::from)
     }
 
     /// What this client holds.
@@ -209,9 +241,38 @@ impl Holder {
         *self.own.access(&self.user.used.lock())
     }
 
+    /// Takes `pages` of mmap offsets in `area`, unless that leaves too few to others.
+    pub(crate) fn share(self: &Arc<Self>, area: Area, pages: u64) -> Result<Share, Over> {
+        let taken = self.users.windows(area);
+        let mut used = self.user.used.lock();
+        let own = self
+            .own
+            .access_mut(&mut used)
+            .windows(area)
+            .saturating_add(pages);
+        let user = used.windows(area).saturating_add(pages);
+        // Counted before it is judged, so that two users can't both take the last.
+        let all = taken.fetch_add(pages, Relaxed).saturating_add(pages);
+        if own.saturating_add(user).saturating_add(all) > area.pages() {
+            taken.fetch_sub(pages, Relaxed);
+            return Err(Over::User);
+        }
+        *self.own.access_mut(&mut used).windows(area) = own;
+        *used.windows(area) = user;
+        Ok(Share {
+            holder: self.clone(),
+            area,
+            pages,
+        })
+    }
+
     /// One handle and `bytes` more, if both limits allow: looked at and taken in one go.
     pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Result<Charge, Over> {
-        let amount = Use { bytes, handles: 1 };
+        let amount = Use {
+            bytes,
+            handles: 1,
+            ..Use::default()
+        };
         self.take(amount)?;
         Ok(Charge {
             holder: self.clone(),
@@ -245,6 +306,37 @@ impl Holder {
     }
 }
 
+/// Pages of mmap offsets that a holder has, until this is dropped.
+pub(crate) struct Share {
+    holder: Arc<Holder>,
+    area: Area,
+    pages: u64,
+}
+
+impl Share {
+    /// Where they are.
+    pub(crate) fn area(&self) -> Area {
+        self.area
+    }
+
+    /// How many there are.
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let Holder { users, user, own } = &*self.holder;
+        let mut used = user.used.lock();
+        let held = own.access_mut(&mut used).windows(self.area);
+        *held = held.saturating_sub(self.pages);
+        let held = used.windows(self.area);
+        *held = held.saturating_sub(self.pages);
+        users.windows(self.area).fetch_sub(self.pages, Relaxed);
+    }
+}
+
 /// Something that is charged, until it is dropped.
 pub(crate) struct Charge {
     holder: Arc<Holder>,
@@ -271,7 +363,10 @@ impl Charge {
     ///
     /// As [`Holder::charge`].
     pub(crate) fn add(&mut self, bytes: u64) -> Result<(), Over> {
-        self.holder.take(Use { bytes, handles: 0 })?;
+        self.holder.take(Use {
+            bytes,
+            ..Use::default()
+        })?;
         self.amount.bytes = self.amount.bytes.saturating_add(bytes);
         Ok(())
     }
@@ -279,7 +374,10 @@ impl Charge {
     /// So many bytes less, as far as there are.
     pub(crate) fn take(&mut self, bytes: u64) {
         let bytes = bytes.min(self.amount.bytes);
-        self.holder.give_back(Use { bytes, handles: 0 });
+        self.holder.give_back(Use {
+            bytes,
+            ..Use::default()
+        });
         self.amount.bytes = self.amount.bytes.saturating_sub(bytes);
     }
 }

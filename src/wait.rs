@@ -66,7 +66,7 @@ impl Waiter {
                 ticket: Atomic::new(0),
                 bell <- Bell::new(),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
@@ -106,7 +106,7 @@ pub(crate) struct Room(RBTreeNodeReservation<u64, Wish>);
 
 impl Room {
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self(RBTreeNodeReservation::new(GFP_KERNEL)?))
+        Ok(Self(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?))
     }
 }
 

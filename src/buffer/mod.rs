@@ -37,6 +37,8 @@ pub(crate) use view::{
     View, //
 };
 pub(crate) use window::{
+    Area,
+    NoWindow,
     Offsets,
     Window, //
 };
@@ -143,7 +145,7 @@ impl Buffer {
                 epoch: label.epoch,
                 mappings: Atomic::new(0),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         // From here on it has one who takes it out again.
         Site::settle(&site, vacancy);

@@ -108,7 +108,7 @@ impl Site {
                 stack,
                 parts: Atomic::new(0),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 

@@ -5,6 +5,7 @@
 //! costs.
 
 use super::{
+    Area,
     Buffer,
     Label,
     Site, //
@@ -49,10 +50,11 @@ impl Spare {
         Some(Self { buffer, vacancy })
     }
 
-    /// Can a buffer of `pool` be made of it that has a window of `pages` and is plain?
-    pub(crate) fn fits(&self, pool: &Arc<Pool>, pages: u64) -> bool {
-        let site = &self.buffer.site;
-        site.window().pages() == pages && Arc::ptr_eq(site.pool(), pool)
+    /// Can a buffer of `pool` be made of it that has a window of `pages` in `area`
+    /// and is plain?
+    pub(crate) fn fits(&self, pool: &Arc<Pool>, area: Area, pages: u64) -> bool {
+        let (site, window) = (&self.buffer.site, self.buffer.site.window());
+        window.pages() == pages && window.area() == area && Arc::ptr_eq(site.pool(), pool)
     }
 
     /// Makes one, of memory that is clear and was asked for with `ask`.

@@ -2,7 +2,16 @@
 
 //! Windows of mmap offsets, and the one address space that all mappings are found in by them.
 
-use core::ptr::NonNull;
+use crate::mm;
+use crate::quota::{
+    Holder,
+    Over,
+    Share, //
+};
+use core::{
+    ops::RangeInclusive,
+    ptr::NonNull, //
+};
 use kernel::{
     bindings,
     error::from_err_ptr,
@@ -78,6 +87,78 @@ impl Drop for Space {
     }
 }
 
+/// A part of the mmap offsets, by the callers that can pass them to mmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Area {
+    /// Below 2^44 bytes: mmap2 of a 32-bit caller passes an offset as 32 bits of pages.
+    Low,
+    /// From there up to the largest `loff_t`: for 64-bit callers.
+    High,
+}
+
+impl Area {
+    /// How many areas there are.
+    pub(crate) const COUNT: usize = 2;
+
+    /// The first page of the high area.
+    const BORDER: u64 = 1 << 32;
+
+    /// `unmap_mapping_range` adds a page to the end of its range, in a `loff_t`: the last page of
+    /// all stays free, so that this does not overflow.
+    const END: u64 = (1 << (63 - PAGE_SHIFT)) - 1;
+
+    /// Returns the area whose windows the current system call's caller can map.
+    pub(crate) fn of_caller() -> Self {
+        if mm::is_32_bit_call() {
+            Self::Low
+        } else {
+            Self::High
+        }
+    }
+
+    /// Can a caller that gets windows from this area map one that ends at offset `last`, in pages?
+    pub(crate) fn reaches(self, last: u64) -> bool {
+        self == Self::High || last < Self::BORDER
+    }
+
+    /// Returns the number of pages in it.
+    pub(crate) const fn pages(self) -> u64 {
+        match self {
+            // Offset 0 is what a caller passes that forgot the offset.
+            Self::Low => Self::BORDER.saturating_sub(1),
+            Self::High => Self::END.saturating_sub(Self::BORDER),
+        }
+    }
+
+    /// CAST: A page number fits in a `usize` of 64 bits, which `mm` asserts.
+    fn range(self) -> RangeInclusive<usize> {
+        match self {
+            Self::Low => 1..=Self::pages(self) as usize,
+            Self::High => Self::BORDER as usize..=Self::END.saturating_sub(1) as usize,
+        }
+    }
+}
+
+/// Why there is no window.
+pub(crate) enum NoWindow {
+    /// The kernel has no memory for it.
+    Memory,
+    /// No gap is large enough.
+    Gap,
+    /// The holder would leave too few offsets to others.
+    Share(Over),
+}
+
+impl From<NoWindow> for Error {
+    fn from(none: NoWindow) -> Self {
+        match none {
+            NoWindow::Memory => ENOMEM,
+            NoWindow::Gap => ENOSPC,
+            NoWindow::Share(_) => EDQUOT,
+        }
+    }
+}
+
 /// The offsets of mmap: every buffer has its own, in pages, for as long as it lives.
 #[pin_data]
 pub(crate) struct Offsets {
@@ -92,9 +173,6 @@ unsafe impl Send for Offsets {}
 unsafe impl Sync for Offsets {}
 
 impl Offsets {
-    /// Windows end below 2^44 bytes: what 32-bit callers can say in pages.
-    const LAST_PAGE: usize = (1 << (44 - kernel::page::PAGE_SHIFT)) - 1;
-
     /// No offset is taken.
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
@@ -116,23 +194,30 @@ impl Offsets {
         unsafe { (*file).f_mapping = self.space.mapping() };
     }
 
-    /// A window of `pages`. Never at 0, which is what a caller passes who forgot the offset.
+    /// Takes a window of `pages` in `area`, at the expense of `holder`. Never at 0.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` without kernel memory, `ENOSPC` if no gap is large enough.
-    pub(crate) fn take(self: &Arc<Self>, pages: u64) -> Result<Window> {
+    /// As [`NoWindow`] says.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        holder: &Arc<Holder>,
+        area: Area,
+        pages: u64,
+    ) -> Result<Window, NoWindow> {
+        // First, so that it is given back if there is no gap.
+        let share = holder.share(area, pages).map_err(NoWindow::Share)?;
         let first = self
             .tree
-            .alloc_range(pages as usize, (), 1..=Self::LAST_PAGE, GFP_KERNEL)
+            .alloc_range(pages as usize, (), area.range(), GFP_KERNEL_ACCOUNT)
             .map_err(|error| match error.cause {
-                AllocErrorKind::AllocError(_) => ENOMEM,
-                _ => ENOSPC,
+                AllocErrorKind::AllocError(_) => NoWindow::Memory,
+                _ => NoWindow::Gap,
             })?;
         Ok(Window {
             offsets: self.clone(),
             first: first as u64,
-            pages,
+            share,
         })
     }
 }
@@ -141,7 +226,7 @@ impl Offsets {
 pub(crate) struct Window {
     offsets: Arc<Offsets>,
     first: u64,
-    pages: u64,
+    share: Share,
 }
 
 impl Window {
@@ -152,7 +237,12 @@ impl Window {
 
     /// How many there are.
     pub(crate) fn pages(&self) -> u64 {
-        self.pages
+        self.share.pages()
+    }
+
+    /// The area it is in.
+    pub(crate) fn area(&self) -> Area {
+        self.share.area()
     }
 
     /// Takes `pages` of it, from the `from`th on, out of every page table. May sleep.

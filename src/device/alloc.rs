@@ -11,6 +11,7 @@ use super::{
         Refusal, //
     },
     client::{
+        over_quota,
         Client,
         Nodes,
         Room as NodeRoom, //
@@ -26,9 +27,11 @@ use crate::buddy::{
     Place, //
 };
 use crate::buffer::{
+    Area,
     Buffer,
     Label,
     Name,
+    NoWindow,
     Stack,
     View,
     Window, //
@@ -164,9 +167,10 @@ pub(super) fn alloc<'a>(
     // A stack has a page of guard below it for ever.
     let guards = stack.map_or(0, |stack| stack.above.saturating_add(1));
     let pages = window_pages.unwrap_or(block.pages()).saturating_add(guards);
-    let start = match take_spare(client, pool, pages, request.flags) {
+    let area = Area::of_caller();
+    let start = match take_spare(client, pool, area, pages, request.flags) {
         Some(spare) => Start::Spare(spare),
-        None => Start::Window(take_window(client, pages)?),
+        None => Start::Window(take_window(client, area, pages)?),
     };
     let no_memory = |_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY);
     let epoch = hub.next_epoch();
@@ -216,7 +220,13 @@ enum Start {
 }
 
 /// What is left of another one, for who wants nothing special.
-fn take_spare(client: &Client, pool: &Arc<Pool>, pages: u64, flags: u32) -> Option<Spare> {
+fn take_spare(
+    client: &Client,
+    pool: &Arc<Pool>,
+    area: Area,
+    pages: u64,
+    flags: u32,
+) -> Option<Spare> {
     const SPECIAL: u32 = uapi::ALLOC_WC
         | uapi::ALLOC_UC
         | uapi::ALLOC_GUP
@@ -225,26 +235,23 @@ fn take_spare(client: &Client, pool: &Arc<Pool>, pages: u64, flags: u32) -> Opti
     if flags & SPECIAL != 0 {
         return None;
     }
-    client.spares().take(pool, pages)
+    client.spares().take(pool, area, pages)
 }
 
-/// A window of mmap offsets; if there is none left, in place of those that the client keeps.
-fn take_window(client: &Client, pages: u64) -> Result<Window, Refusal> {
-    let offsets = &client.hub().offsets;
-    let window = match offsets.take(pages) {
-        Err(error) if error == ENOSPC => {
+/// Takes a window of mmap offsets; if there is none left, in place of those that the client keeps.
+fn take_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusal> {
+    let take = || client.hub().offsets.take(client.holder(), area, pages);
+    let window = match take() {
+        Err(NoWindow::Gap | NoWindow::Share(_)) => {
             client.spares().clear();
-            offsets.take(pages)
+            take()
         }
         window => window,
     };
-    window.map_err(|error| {
-        let reason = if error == ENOSPC {
-            uapi::WHY_WINDOWS
-        } else {
-            uapi::WHY_KERNEL_MEMORY
-        };
-        Refusal::new(error, reason)
+    window.map_err(|none| match none {
+        NoWindow::Memory => Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY),
+        NoWindow::Gap => Refusal::new(ENOSPC, uapi::WHY_WINDOWS),
+        NoWindow::Share(over) => over_quota(over),
     })
 }
 

@@ -61,9 +61,9 @@ impl<T: Request, U> Parts<T, U> {
         let (at, stride) = (request.entries as usize, request.stride as usize);
         let count = request.count as usize;
         let mut this = Self {
-            came: KVVec::from_elem(T::new_zeroed(), count, GFP_KERNEL)?,
-            answers: KVVec::with_capacity(count, GFP_KERNEL)?,
-            done: KVVec::with_capacity(count, GFP_KERNEL)?,
+            came: KVVec::from_elem(T::new_zeroed(), count, GFP_KERNEL_ACCOUNT)?,
+            answers: KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?,
+            done: KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?,
             at,
             stride,
         };
@@ -83,9 +83,10 @@ impl<T: Request, U> Parts<T, U> {
             }
         }
         // INVARIANT: One each.
-        this.answers.extend_from_slice(&this.came, GFP_KERNEL)?;
+        this.answers
+            .extend_from_slice(&this.came, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..count {
-            this.done.push(None, GFP_KERNEL)?;
+            this.done.push(None, GFP_KERNEL_ACCOUNT)?;
         }
         Ok(this)
     }

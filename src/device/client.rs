@@ -97,8 +97,8 @@ pub(super) struct Room {
 impl Room {
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
-            entry: RBTreeNodeReservation::new(GFP_KERNEL)?,
-            end: RBTreeNodeReservation::new(GFP_KERNEL)?,
+            entry: RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?,
+            end: RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?,
         })
     }
 }

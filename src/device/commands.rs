@@ -23,6 +23,10 @@ use super::{
     writable,
     Addresses, //
 };
+use crate::buffer::{
+    Area,
+    View, //
+};
 use crate::mm;
 use crate::pool::{
     Pool,
@@ -282,10 +286,20 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Refuses to tell a 32-bit caller of a window that it can't map.
+pub(super) fn check_reach(view: &View) -> Result<(), Refusal> {
+    if Area::of_caller().reaches(view.last_page()) {
+        Ok(())
+    } else {
+        Err(Refusal::new(EOVERFLOW, uapi::WHY_OFFSET))
+    }
+}
+
 fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal> {
     let table = client.table();
     let entry = entry(&table, request.handle)?;
     let (view, buffer) = (&entry.view, entry.view.buffer());
+    check_reach(view)?;
     request.size = view.size();
     request.granted = view.granted();
     request.max_size = view.max_size();

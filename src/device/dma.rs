@@ -481,7 +481,8 @@ impl Devices {
         name: DeviceName,
         hold: Hold,
     ) -> Result<Mapping, Refused> {
-        let reservation = RBTreeNodeReservation::new(GFP_KERNEL).map_err(|_| Refused::Memory)?;
+        let reservation =
+            RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT).map_err(|_| Refused::Memory)?;
         let (physical, size) = (hold.address(), hold.bytes());
         let bounce = hold.view().buffer().has_pages();
         let device_key = device.key();

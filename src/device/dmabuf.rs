@@ -95,7 +95,7 @@ impl DmaBuf {
                     "rust_buddy_dmabuf"
                 ),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         let info = bindings::dma_buf_export_info {
             exp_name: c"rust_buddy".as_char_ptr(),
@@ -119,7 +119,7 @@ impl DmaBuf {
             // SAFETY: The name ends with a NUL. Nobody else has the dma-buf yet; the kernel frees
             // the copy along with it.
             unsafe {
-                let copy = bindings::kstrdup(name.as_ptr().cast(), bindings::GFP_KERNEL);
+                let copy = bindings::kstrdup(name.as_ptr().cast(), bindings::GFP_KERNEL_ACCOUNT);
                 (*dmabuf).name = copy;
             }
         }
@@ -255,11 +255,11 @@ impl DeviceMap {
                 attrs: 0,
                 hold,
             },
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         // SAFETY: Room for a table; a failed call leaves an empty one, for which `drop` is good.
         to_result(unsafe {
-            bindings::sg_alloc_table(&raw mut this.table, count, bindings::GFP_KERNEL)
+            bindings::sg_alloc_table(&raw mut this.table, count, bindings::GFP_KERNEL_ACCOUNT)
         })?;
         this.fill(most)?;
         Ok(this)
@@ -412,7 +412,7 @@ unsafe extern "C" fn map_dma_buf(
     let map = hold.and_then(|hold| unsafe { DeviceMap::new(hold, device, direction) });
     let stored = map.and_then(|mut map| {
         let table = &raw mut map.table;
-        exported.users.lock().maps.push(map, GFP_KERNEL)?;
+        exported.users.lock().maps.push(map, GFP_KERNEL_ACCOUNT)?;
         Ok(table)
     });
     stored.unwrap_or_else(|error| error.to_ptr())

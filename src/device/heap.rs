@@ -20,6 +20,7 @@ use crate::buddy::{
     Place, //
 };
 use crate::buffer::{
+    Area,
     Buffer,
     Label,
     Name,
@@ -160,7 +161,7 @@ impl MiscDevice for HeapFile {
         let hub = HeapNode::of(misc).hub.clone();
         hub.check_open()?;
         let holder = hub.holder(file)?;
-        Ok(KBox::new(Self { hub, holder }, GFP_KERNEL)?)
+        Ok(KBox::new(Self { hub, holder }, GFP_KERNEL_ACCOUNT)?)
     }
 
     fn ioctl(this: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
@@ -223,7 +224,7 @@ impl HeapFile {
             strict: false,
         };
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
-        let window = hub.offsets.take(block.pages())?;
+        let window = hub.offsets.take(&self.holder, Area::High, block.pages())?;
         let name = Name::new(&[0; uapi::NAME_LEN]).ok_or(EINVAL)?;
         let memory =
             Memory::new(block, charge, None).map_err(|why| commands::stopped(why).errno)?;

@@ -312,7 +312,7 @@ impl MiscDevice for Client {
         unsafe { node.hub.offsets.adopt(file.as_ptr()) };
         KBox::pin_init(
             Self::new(node.hub.clone(), node.addresses, holder, Waiter::new()?),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 

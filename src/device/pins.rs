@@ -209,7 +209,7 @@ fn pin_for_device(
             Refused::Memory => Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY),
         })?;
     let number = mapping.number();
-    let node = RBTreeNode::new(number, ForDevice { mapping, count: 0 }, GFP_KERNEL)
+    let node = RBTreeNode::new(number, ForDevice { mapping, count: 0 }, GFP_KERNEL_ACCOUNT)
         .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))?;
     let mut table = client.table();
     let entry = pinnable(&mut table, request.handle)?;

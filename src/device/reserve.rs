@@ -207,7 +207,7 @@ pub(super) fn reserve<'a>(
     pool.count_apart(|apart| apart.reserved = apart.reserved.saturating_add(pages));
     request.handle = client.hub().next_handle();
     let reservation = Reservation { block, name };
-    let node = RBTreeNode::new(request.handle, reservation, GFP_KERNEL)
+    let node = RBTreeNode::new(request.handle, reservation, GFP_KERNEL_ACCOUNT)
         .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))?;
     let owner = if request.flags & uapi::RESERVE_PERSIST != 0 {
         client.hub().reservations()

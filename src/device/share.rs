@@ -104,6 +104,7 @@ pub(super) fn import<'a>(
     if size < ROOM {
         return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
     }
+    commands::check_reach(&view)?;
     // The memory is charged to who allocated it, for as long as anybody has it.
     let charge = client.charge(0)?;
     request.handle = client.hub().next_handle();

@@ -6,6 +6,7 @@
 use super::client::Room;
 use crate::buffer::{
     self,
+    Area,
     Buffer, //
 };
 use crate::pool::Pool;
@@ -48,17 +49,17 @@ impl Spares {
     /// None yet.
     pub(super) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            list <- new_spinlock!(KVec::with_capacity(MOST, GFP_KERNEL)?, "rust_buddy_spares"),
+            list <- new_spinlock!(KVec::with_capacity(MOST, GFP_KERNEL_ACCOUNT)?, "rust_buddy_spares"),
         })
     }
 
-    /// One that a buffer of `pool` with a window of `pages` can be made of.
-    pub(super) fn take(&self, pool: &Arc<Pool>, pages: u64) -> Option<Spare> {
+    /// One that a buffer of `pool` with a window of `pages` in `area` can be made of.
+    pub(super) fn take(&self, pool: &Arc<Pool>, area: Area, pages: u64) -> Option<Spare> {
         let mut list = self.list.lock();
         // What came last is what caches know best.
         let at = list
             .iter()
-            .rposition(|spare| spare.buffer.fits(pool, pages))?;
+            .rposition(|spare| spare.buffer.fits(pool, area, pages))?;
         let last = list.pop()?;
         Some(match list.get_mut(at) {
             Some(spare) => core::mem::replace(spare, last),

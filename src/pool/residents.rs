@@ -52,7 +52,7 @@ pub(crate) struct Vacancy(RBTreeNodeReservation<u64, Home>);
 
 impl Vacancy {
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self(RBTreeNodeReservation::new(GFP_KERNEL)?))
+        Ok(Self(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?))
     }
 }
 

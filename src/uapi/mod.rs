@@ -178,6 +178,8 @@ constants! {
     WHY_UNDONE: u32 = 49;
     /// A page of the buffer has a memory error.
     WHY_BAD_MEMORY: u32 = 50;
+    /// The window is beyond what a 32-bit caller can pass to mmap.
+    WHY_OFFSET: u32 = 51;
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;

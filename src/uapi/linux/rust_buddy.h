@@ -94,6 +94,7 @@
 #define RUST_BUDDY_WHY_COMMAND		48	/* EINVAL: there are no batches of that */
 #define RUST_BUDDY_WHY_UNDONE		49	/* ECANCELED: for another of the batch */
 #define RUST_BUDDY_WHY_BAD_MEMORY	50	/* EIO: a page of it is bad */
+#define RUST_BUDDY_WHY_OFFSET		51	/* EOVERFLOW: a 32-bit program can't map it */
 
 /*
  * The head of every request.
