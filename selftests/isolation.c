@@ -681,6 +681,45 @@ TEST_F(two, fdinfo)
 	free(b);
 }
 
+/* A reader of fdinfo gets all totals, and no more lines than any client's take. */
+TEST_F(two, fdinfo_is_bounded)
+{
+	const unsigned int most = 256, all = most + 50;
+	struct rust_buddy_alloc req[307];
+	unsigned int unlisted = 0, i, lines = 0;
+	char path[64], line[512];
+	FILE *file;
+
+	if (access("/proc/self/fdinfo", R_OK))
+		SKIP(return, NO_FDINFO);
+	/* With the fixture's: as many as are listed. */
+	for (i = 1; i < most; i++)
+		ASSERT_EQ(0, rb_alloc(self->a, 1, 0, "one of many", &req[i]));
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", self->a);
+	file = fopen(path, "r");
+	ASSERT_TRUE(!!file);
+	while (fgets(line, sizeof(line), file)) {
+		lines += !strncmp(line, "rust_buddy-buffer:", 18);
+		EXPECT_EQ(0, sscanf(line, "rust_buddy-unlisted: %u", &unlisted));
+	}
+	fclose(file);
+	EXPECT_EQ(most, lines);
+	for (; i < all; i++)
+		ASSERT_EQ(0, rb_alloc(self->a, 1, 0, "one of many", &req[i]));
+	file = fopen(path, "r");
+	ASSERT_TRUE(!!file);
+	lines = 0;
+	while (fgets(line, sizeof(line), file)) {
+		lines += !strncmp(line, "rust_buddy-buffer:", 18);
+		sscanf(line, "rust_buddy-unlisted: %u", &unlisted);
+	}
+	fclose(file);
+	EXPECT_EQ(most, lines);
+	EXPECT_EQ(all - most, unlisted);
+	for (i = 1; i < all; i++)
+		EXPECT_EQ(0, rb_free(self->a, req[i].handle));
+}
+
 TEST_F(two, fdinfo_counts_pins)
 {
 	struct shown *b = calloc(1, sizeof(*b));

@@ -165,9 +165,11 @@ impl Table {
         }
     }
 
-    /// All buffers, by handle.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Handle, &Entry)> {
-        self.entries.iter()
+    /// The first buffer whose handle is at least `from`.
+    pub(super) fn at_least(&self, from: Handle) -> Option<(Handle, &Entry)> {
+        let cursor = self.entries.cursor_lower_bound(&from)?;
+        let handle = *cursor.current().0;
+        Some((handle, self.get(handle)?))
     }
 
     pub(super) fn get(&self, handle: Handle) -> Option<&Entry> {

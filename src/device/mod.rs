@@ -35,7 +35,10 @@ use self::{
     dma::Devices,
     reserve::Reservations, //
 };
-use crate::buffer::Offsets;
+use crate::buffer::{
+    Offsets,
+    View, //
+};
 use crate::pool::Pool;
 use crate::quota::{
     Holder,
@@ -329,16 +332,23 @@ impl MiscDevice for Client {
     }
 }
 
+/// Buffers that fdinfo lists. A reader of `/proc` has no quota, and the kernel writes all of it again
+/// each time that its buffer was too small.
+const LISTED: u64 = 256;
+
 impl Client {
-    /// What `/proc/PID/fdinfo/FD` says of a client.
+    /// Shows what `/proc/PID/fdinfo/FD` says of a client: all that its handles add up to, and the
+    /// first [`LISTED`] of them.
+    ///
+    /// Any process that may look can have this done. So the table is locked for one buffer at a
+    /// time, and a client that is listed goes on with its calls.
     fn show(&self, m: &SeqFile) {
         let node = match self.addresses() {
             Addresses::Hidden => "plain",
             Addresses::Shown => "phys",
         };
         seq_print!(m, "rust_buddy-node:\t{}\n", node);
-        let table = self.table();
-        let sums = table.sums();
+        let sums = self.sums();
         seq_print!(m, "rust_buddy-buffers:\t{}\n", sums.buffers());
         seq_print!(m, "rust_buddy-requested:\t{} bytes\n", sums.requested());
         seq_print!(m, "rust_buddy-granted:\t{} bytes\n", sums.granted());
@@ -352,24 +362,46 @@ impl Client {
         );
         let charged = self.holder().used().bytes;
         seq_print!(m, "rust_buddy-charged:\t{} bytes\n", charged);
-        for (handle, entry) in table.iter() {
-            let (view, buffer) = (&entry.view, entry.view.buffer());
-            seq_print!(
-                m,
-                "rust_buddy-buffer:\thandle={} pool={} size={} granted={} order={} pins={} \
-                 mappings={} epoch={} name=\"{}\"\n",
-                handle,
-                buffer.pool().id(),
-                view.size(),
-                view.granted(),
-                buffer.order(),
-                entry.pins.total(),
-                buffer.mappings(),
-                buffer.epoch(),
-                buffer.name().text(),
-            );
+        let mut from = 0;
+        for _ in 0..LISTED {
+            let Some((handle, view, pins)) = self.next_buffer(from) else {
+                return;
+            };
+            show_buffer(m, handle, &view, pins);
+            from = handle.saturating_add(1);
+        }
+        let unlisted = sums.buffers().saturating_sub(LISTED);
+        if unlisted > 0 {
+            seq_print!(m, "rust_buddy-unlisted:\t{}\n", unlisted);
         }
     }
+
+    /// Returns the first buffer whose handle is at least `from`, and how often it is pinned.
+    fn next_buffer(&self, from: client::Handle) -> Option<(client::Handle, View, u32)> {
+        let table = self.table();
+        let (handle, entry) = table.at_least(from)?;
+        Some((handle, entry.view.clone(), entry.pins.total()))
+    }
+}
+
+/// Writes the line of one buffer. Waits for the buffer if it is being moved, with no lock of the
+/// client's.
+fn show_buffer(m: &SeqFile, handle: client::Handle, view: &View, pins: u32) {
+    let buffer = view.buffer();
+    seq_print!(
+        m,
+        "rust_buddy-buffer:\thandle={} pool={} size={} granted={} order={} pins={} \
+         mappings={} epoch={} name=\"{}\"\n",
+        handle,
+        buffer.pool().id(),
+        view.size(),
+        view.granted(),
+        buffer.order(),
+        pins,
+        buffer.mappings(),
+        buffer.epoch(),
+        buffer.name().text(),
+    );
 }
 
 /// Was the file opened for writing?
