@@ -7,6 +7,7 @@
 #include <linux/io_uring.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #include "rb_test.h"
 
@@ -333,6 +334,63 @@ TEST_F_TIMEOUT(gup, looked_for_before_enospc, SLOW)
 		EXPECT_STREQ("", pool_settles(self->fd, &self->before));
 	}
 	EXPECT_EQ(20, served);
+	close(self->fd);
+}
+
+/* Nanoseconds of @n refusals while page @page of a buffer of @size bytes is in a pipe. */
+static uint64_t refused_while_lingering(int fd, uint64_t size, uint64_t page, unsigned int n,
+					uint64_t all)
+{
+	struct timespec from, to;
+	struct rust_buddy_alloc req;
+	struct iovec iov = { NULL, 4096 };
+	int pipes[2];
+	char *mem;
+
+	if (pipe(pipes) || rb_alloc(fd, size, RUST_BUDDY_ALLOC_GUP, "large", &req))
+		return 0;
+	mem = rb_map(fd, &req, PROT_READ | PROT_WRITE);
+	if (mem == MAP_FAILED)
+		return 0;
+	mem[page * 4096] = 1;
+	iov.iov_base = mem + page * 4096;
+	if (vmsplice(pipes[1], &iov, 1, 0) != 4096 || munmap(mem, size) || rb_free(fd, req.handle))
+		return 0;
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	while (n--)
+		if (rb_alloc(fd, all, 0, "all", &req) != -ENOSPC)
+			return 0;
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	close(pipes[0]);
+	close(pipes[1]);
+	return (to.tv_sec - from.tv_sec) * 1000000000ULL + to.tv_nsec - from.tv_nsec;
+}
+
+/*
+ * A look at memory that lingers costs the same wherever the page is that is still in use: whoever
+ * keeps one page of a large buffer does not make the kernel read all its pages, over and over.
+ */
+TEST_F_TIMEOUT(gup, looks_are_cheap, SLOW)
+{
+	const unsigned int rounds = 500;
+	const uint64_t size = MiB(16);
+	uint64_t first, last;
+
+	if (self->before.largest_free < size)
+		SKIP(return, "the pool has no free block of 16 MiB");
+	let_go(_metadata, self);
+	first = refused_while_lingering(self->fd, size, 0, rounds, self->before.size);
+	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
+	last = refused_while_lingering(self->fd, size, size / 4096 - 1, rounds, self->before.size);
+	EXPECT_LT(0ULL, first);
+	EXPECT_LT(0ULL, last);
+	/* Reading 4096 pages takes ten times as long as being refused. */
+	EXPECT_GT(4 * first, last);
+	TH_LOG("a refusal takes %llu ns, or %llu with the last page in use",
+	       (unsigned long long)first / rounds, (unsigned long long)last / rounds);
+	TH_LOG("{\"figure\": \"lingering\", \"first_ns\": %llu, \"last_ns\": %llu}",
+	       (unsigned long long)first / rounds, (unsigned long long)last / rounds);
+	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
 	close(self->fd);
 }
 

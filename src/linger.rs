@@ -40,23 +40,67 @@ use kernel::{
 /// How often what lingers is looked at.
 const LOOK_MS: u32 = 100;
 
+/// Pages that are looked at while the lock is held.
+const AT_ONCE: u64 = 1 << 15;
+
+/// What a look at a block's pages has found.
+enum Found {
+    /// A page has another reference.
+    Reference,
+    /// None so far, and not all pages were looked at.
+    NoneYet,
+    /// None.
+    None,
+}
+
 /// A block that somebody still has pages of. Fields go from the top: the module last.
+///
+/// Nothing maps the block any more, so a page that has no other reference gets none. Each look goes
+/// on where the last one found a reference, instead of reading all pages before it again.
 struct Kept {
+    /// The page that is looked at next, counted from the block's start.
+    next: u64,
+    /// Pages to be looked at, `next` first and round to the one before it.
+    left: u64,
     block: Block,
     _charge: Charge,
     _module: ModuleRef,
 }
 
 impl Kept {
-    fn new(block: Block, charge: Charge) -> Self {
+    /// Of a block whose page `next` has another reference.
+    fn new(block: Block, charge: Charge, next: u64) -> Self {
         let pages = block.pages();
         block
             .pool()
             .count_apart(|apart| apart.lingering = apart.lingering.saturating_add(pages));
         Self {
+            next,
+            left: pages,
             block,
             _charge: charge,
             _module: ModuleRef::another(),
+        }
+    }
+
+    /// Looks at [`AT_ONCE`] pages at most.
+    fn look(&mut self) -> Found {
+        let pages = self.block.pages();
+        for _ in 0..AT_ONCE.min(self.left) {
+            if has_foreign_reference(&self.block, self.next) {
+                self.left = pages;
+                return Found::Reference;
+            }
+            self.left = self.left.saturating_sub(1);
+            self.next = self.next.saturating_add(1);
+            if self.next >= pages {
+                self.next = 0;
+            }
+        }
+        if self.left > 0 {
+            Found::NoneYet
+        } else {
+            Found::None
         }
     }
 }
@@ -122,12 +166,17 @@ impl Lingering {
         let mut from = 0;
         loop {
             let mut kept = self.kept.lock();
-            let Some(cursor) = kept.cursor_lower_bound(&from) else {
+            let Some(mut cursor) = kept.cursor_lower_bound_mut(&from) else {
                 return some;
             };
-            let (&first, entry) = cursor.current();
-            from = first.saturating_add(1);
-            if has_foreign_references(&entry.block) {
+            let (&first, entry) = cursor.current_mut();
+            let found = entry.look();
+            from = match found {
+                // The others have the lock in between.
+                Found::NoneYet => first,
+                Found::Reference | Found::None => first.saturating_add(1),
+            };
+            if !matches!(found, Found::None) {
                 continue;
             }
             let gone = kept.remove_node(&first);
@@ -145,13 +194,11 @@ impl Lingering {
     }
 }
 
-/// Does anybody but the pool have a reference to a page of it?
-fn has_foreign_references(block: &Block) -> bool {
-    let first = block.first();
-    (0..block.pages()).any(|page| {
-        // SAFETY: Only blocks of pools whose pages are the kernel's own come here.
-        unsafe { mm::page_references(first.plus(page)) > 1 }
-    })
+/// Does page `page` of it have a reference beside the pool's?
+fn has_foreign_reference(block: &Block, page: u64) -> bool {
+    // SAFETY: Only blocks of pools whose pages are the kernel's own come here, and the page is one
+    // of the block's.
+    unsafe { mm::page_references(block.first().plus(page)) > 1 }
 }
 
 /// Memory for a block to linger in, taken when there is still somebody to be told that there is
@@ -172,11 +219,12 @@ impl Slot {
 
     /// Gives `block` back when nobody has pages of it: now, or later.
     pub(crate) fn give_back(self, block: Block, charge: Charge) {
-        if !has_foreign_references(&block) {
+        let mut pages = 0..block.pages();
+        let Some(page) = pages.find(|&page| has_foreign_reference(&block, page)) else {
             return;
-        }
+        };
         let first = block.first().0;
-        let node = self.node.into_node(first, Kept::new(block, charge));
+        let node = self.node.into_node(first, Kept::new(block, charge, page));
         self.lingering.kept.lock().insert(node);
         self.lingering.look_later();
     }
