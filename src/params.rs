@@ -292,7 +292,7 @@ modinfo!(
 modinfo!(USER_HANDLES_TYPE, "parmtype=quota_uid_handles:ullong\0");
 modinfo!(
     USER_HANDLES_TEXT,
-    "parm=quota_uid_handles:Handles that one user's files may hold (default 0: no limit)\0"
+    "parm=quota_uid_handles:Handles that one user's files may hold (default 262144; 0: no limit)\0"
 );
 modinfo!(CLEAN_SHARE_TYPE, "parmtype=clean_share:ullong\0");
 modinfo!(
