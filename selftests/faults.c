@@ -8,7 +8,6 @@
  * Needs CONFIG_FAULT_INJECTION with failslab, fail_page_alloc and fail_usercopy;
  * the fault attributes in debugfs are set here.
  */
-#include <sched.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -489,101 +488,6 @@ TEST_F_TIMEOUT(fault, nth, 600)
 	EXPECT_LT(0UL, injected);
 	TH_LOG("{\"sweep\": %d, \"faults\": %lu, \"survived\": %lu}", variant->call, injected,
 	       survived);
-}
-
-/*
- * A dirty block whose ALLOC fails before it is cleared stays where the worker finds it:
- * what is kept at hand for the next ALLOC is clear.
- */
-#define SHARE	"/sys/module/rust_buddy/parameters/clean_share"
-
-FIXTURE(dirty)
-{
-	int fd;
-	char share[16];
-};
-
-FIXTURE_SETUP(dirty)
-{
-	cpu_set_t set;
-	int share;
-
-	OPEN_OR_SKIP(self->fd, RB_DEV);
-	if (prepare_faults())
-		SKIP(return, "the kernel injects no faults: %s", NO_FAULTS);
-	share = open(SHARE, O_RDONLY | O_CLOEXEC);
-	ASSERT_LE(0, share);
-	ASSERT_LT(0, read(share, self->share, sizeof(self->share) - 1));
-	close(share);
-	ASSERT_EQ(0, put_text(SHARE, "0"));
-	/* What is at hand is so on one CPU. */
-	CPU_ZERO(&set);
-	CPU_SET(0, &set);
-	ASSERT_EQ(0, sched_setaffinity(0, sizeof(set), &set));
-}
-
-FIXTURE_TEARDOWN(dirty)
-{
-	put_text(SHARE, self->share);
-	close(fail_fd);
-	close(self->fd);
-}
-
-static int get_highest(int fd, uint64_t size, struct rust_buddy_alloc *buf)
-{
-	memset(buf, 0, sizeof(*buf));
-	buf->size = size;
-	buf->flags = RUST_BUDDY_ALLOC_HIGHEST;
-	return raw_ioctl(fd, RUST_BUDDY_IOC_ALLOC, buf);
-}
-
-/* Has what was just taken count as written, and gives it back. */
-static int soil(int fd, struct rust_buddy_alloc *buf)
-{
-	void *map = rb_map(fd, buf, PROT_READ);
-
-	if (map == MAP_FAILED)
-		return -errno;
-	munmap(map, buf->granted);
-	return rb_free(fd, buf->handle);
-}
-
-TEST_F_TIMEOUT(dirty, alloc_that_fails, 300)
-{
-	struct rust_buddy_pool_info before, after;
-	struct rust_buddy_alloc buf;
-	int nth, ret, spared = 0;
-	uint64_t cleared;
-
-	/* Clears all below the block that is soiled. */
-	ASSERT_EQ(0, get_highest(self->fd, MiB(1), &buf));
-	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-	for (nth = 1; nth < MOST; nth++) {
-		ASSERT_EQ(0, get_highest(self->fd, KiB(32), &buf));
-		ASSERT_EQ(0, soil(self->fd, &buf));
-		/* Counting empties what is at hand: the next one takes what is dirty. */
-		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &before));
-		arm(nth);
-		ret = get_highest(self->fd, KiB(32), &buf);
-		if (!disarm()) {
-			ASSERT_EQ(0, ret);
-			ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-			break;
-		}
-		if (!ret) {
-			ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-			continue;
-		}
-		/* If it had taken the block, what is at hand now is clear, and lies below. */
-		ASSERT_EQ(0, get_highest(self->fd, KiB(32), &buf));
-		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &after));
-		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-		cleared = after.cleared - before.cleared;
-		EXPECT_TRUE(cleared == 0 || cleared == KiB(32));
-		spared += !cleared;
-	}
-	ASSERT_LT(nth, MOST);
-	EXPECT_LT(0, spared);
 }
 
 FIXTURE(module)

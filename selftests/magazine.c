@@ -300,4 +300,73 @@ TEST_F(magazine, a_window_fits_its_buffer)
 	}
 }
 
+static int get_highest(int fd, uint64_t window, struct rust_buddy_alloc *buf)
+{
+	memset(buf, 0, sizeof(*buf));
+	buf->size = KiB(32);
+	buf->max_size = window;
+	buf->flags = RUST_BUDDY_ALLOC_HIGHEST;
+	return rb_alloc_req(fd, buf);
+}
+
+/* Clears the top of the pool, and then has its last block count as written. */
+static int soil_the_last(int fd)
+{
+	struct rust_buddy_alloc buf = { .size = MiB(1), .flags = RUST_BUDDY_ALLOC_HIGHEST };
+	void *map;
+	int ret = rb_alloc_req(fd, &buf);
+
+	if (!ret)
+		ret = rb_free(fd, buf.handle);
+	if (!ret)
+		ret = get_highest(fd, 0, &buf);
+	if (ret)
+		return ret;
+	map = rb_map(fd, &buf, PROT_READ);
+	if (map == MAP_FAILED)
+		return -errno;
+	munmap(map, buf.granted);
+	return rb_free(fd, buf.handle);
+}
+
+/*
+ * An ALLOC that has taken a dirty block fails before it clears that: no mmap window is
+ * left. The block goes back to where the worker finds it. At hand is what is clear.
+ */
+TEST_F_TIMEOUT(magazine, a_dirty_block_is_not_kept, 120)
+{
+	static const char share[] = "/sys/module/rust_buddy/parameters/clean_share";
+	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_alloc buf;
+	int ret;
+
+	if (self->base.size < MiB(512))
+		SKIP(return, "there are too many windows: load with size_mb=512");
+	ASSERT_TRUE(run_on(0));
+	if (put_text(share, "0"))
+		SKIP(return, "only root stops the worker");
+	do {
+		memset(&buf, 0, sizeof(buf));
+		buf.size = KiB(4);
+		buf.max_size = self->base.size;
+		ret = rb_alloc_req(self->fd, &buf);
+	} while (!ret);
+	EXPECT_EQ(-ENOSPC, ret);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WINDOWS, buf.hdr.reason);
+
+	EXPECT_EQ(0, soil_the_last(self->fd));
+	/* Counting empties what is at hand: the next one takes what is dirty. */
+	before = pool_of(self->fd);
+	EXPECT_EQ(-ENOSPC, get_highest(self->fd, self->base.size, &buf));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WINDOWS, buf.hdr.reason);
+	EXPECT_EQ(0, get_highest(self->fd, 0, &buf));
+	after = pool_of(self->fd);
+	EXPECT_EQ(before.cleared, after.cleared);
+	put_text(share, "25");
+	/* All at once. */
+	close(self->fd);
+	self->fd = rb_open(RB_DEV);
+	ASSERT_LE(0, self->fd);
+}
+
 TEST_HARNESS_MAIN
