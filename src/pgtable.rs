@@ -101,6 +101,15 @@ impl Huge {
         self.bytes().wrapping_sub(1)
     }
 
+    /// Can one of them be in a VMA from `start` to `end`?
+    fn fits(self, start: usize, end: usize) -> bool {
+        let size = self.bytes();
+        let first = start.checked_next_multiple_of(size);
+        first
+            .and_then(|first| first.checked_add(size))
+            .is_some_and(|last| last <= end)
+    }
+
     /// Fills the entry that a fault is about, so that it shows the frames from `frame` on.
     ///
     /// # Safety
@@ -175,6 +184,52 @@ pub(crate) unsafe fn touch(vma: *mut bindings::vm_area_struct, address: usize, w
             flags as c_uint,
             core::ptr::null_mut(),
         )
+    };
+}
+
+/// Empties the page tables of the VMA that fork is about to copy to `copy`, if large entries can be
+/// in them. Does nothing for a copy in the current address space (split, mremap).
+///
+/// fork reads a large entry of the parent before it takes a lock, and sets what it read in the
+/// child. Unmapping by offset takes no `mmap_lock`, so it can pass both page tables in between, and
+/// the child then shows memory that the buffer has left. With nothing to copy there is no such
+/// entry: parent and child fault it in again.
+///
+/// Single pages need no such care: fork reads and sets them under the locks of both tables.
+///
+/// # Safety
+///
+/// `copy` must be a VMA that its operation `open` is called for.
+pub(crate) unsafe fn empty_before_fork(copy: *mut bindings::vm_area_struct) {
+    // SAFETY: By this function's requirements, it can't change meanwhile.
+    let (mm, start, end) = unsafe {
+        let bounds = (*copy).__bindgen_anon_1.__bindgen_anon_1;
+        (
+            (*copy).vm_mm,
+            bounds.vm_start as usize,
+            bounds.vm_end as usize,
+        )
+    };
+    if !Huge::smallest().is_some_and(|size| size.fits(start, end)) {
+        return;
+    }
+    let task = current!();
+    let parent = match task.mm() {
+        Some(parent) if parent.as_raw() != mm => parent.as_raw(),
+        _ => return,
+    };
+    // SAFETY: Only fork copies a VMA to an address space that is not the current one: userfaultfd
+    // and process_madvise(), which can split VMAs of others, refuse PFNMAP ones. fork holds the
+    // current `mmap_lock` for writing.
+    let original = unsafe { bindings::find_vma(parent, start as c_ulong) };
+    if original.is_null() {
+        return;
+    }
+    // SAFETY: `mmap_lock` is held, as above; a VMA that does not contain the range is left alone.
+    // fork has locked the parent's VMA, which is at the same addresses, for writing: no fault
+    // brings entries back before it has copied them.
+    unsafe {
+        bindings::zap_special_vma_range(original, start as c_ulong, (end - start) as c_ulong)
     };
 }
 

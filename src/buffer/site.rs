@@ -257,7 +257,7 @@ impl Site {
 
     /// Is it one that never moves, nor shrinks? What is mapped by struct page may have been taken
     /// by reference; what is filled by mmap is in a page table before unmapping can find that.
-    pub(super) fn stays(&self) -> bool {
+    pub(crate) fn stays(&self) -> bool {
         self.by_page || self.filled
     }
 

@@ -18,6 +18,7 @@ use crate::buffer::{
     View, //
 };
 use crate::mm;
+use crate::pgtable;
 use crate::uapi;
 use core::ops::RangeInclusive;
 use kernel::{
@@ -148,7 +149,10 @@ pub(super) unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorr
     unsafe { ArcBorrow::from_raw((*vma).vm_private_data.cast::<Buffer>()) }
 }
 
-/// A VMA was copied (fork), cut in two or moved: the copy needs a reference of its own.
+/// Gives a VMA that was copied by fork, split or moved a reference of its own.
+///
+/// fork calls this before it copies page tables. Large entries of a buffer that can move or shrink
+/// must not be copied, see [`pgtable::empty_before_fork`].
 ///
 /// # Safety
 ///
@@ -157,6 +161,10 @@ unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
     // SAFETY: By this function's requirements.
     let buffer: Arc<Buffer> = unsafe { shown_by(vma) }.into();
     buffer.count_mapping();
+    if !buffer.stays() {
+        // SAFETY: By this function's requirements.
+        unsafe { pgtable::empty_before_fork(vma) };
+    }
     // The raw pointer in the copy now stands for this reference.
     core::mem::forget(buffer);
 }

@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * fork and mappings by large entries. The kernel copies such an entry without a
+ * lock, so the module has the parent's taken out before: neither process has one
+ * after fork, and both fault it in again. Faults are counted to see that.
+ */
+#define _GNU_SOURCE
+#include <sys/resource.h>
+#include <pthread.h>
+#include <time.h>
+
+#include "rb_test.h"
+
+#define PAGE	KiB(4)
+#define BLOCK	MiB(2)
+#define SIZE	(4 * BLOCK)
+#define RW	(PROT_READ | PROT_WRITE)
+
+/* How many mappings the race has, and how long it takes. */
+#define WINDOWS	64
+#define RACE_MS	env_number("RB_FORK_MS", 3000)
+
+static long faults(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_minflt;
+}
+
+/*
+ * Compares the first word of each page with the stamps of @seed, and writes those
+ * of @next: the number of faults, or -1 if something else is there. The first
+ * round is for the pages of the program itself.
+ */
+static long touch(char *mem, uint64_t bytes, uint64_t page, uint64_t seed, uint64_t next)
+{
+	uint64_t own[2 * PAGE / sizeof(uint64_t)], at;
+	bool right = true;
+	long before = 0;
+	int round;
+
+	for (round = 0; round < 2; round++) {
+		char *here = round ? mem : (char *)own;
+		uint64_t end = round ? bytes : PAGE;
+
+		own[0] = pattern(seed, page);
+		before = faults();
+		for (at = 0; at < end; at += PAGE) {
+			uint64_t *word = (uint64_t *)(here + at);
+
+			right &= __atomic_load_n(word, __ATOMIC_RELAXED) ==
+				 pattern(seed, page + at / PAGE);
+			__atomic_store_n(word, pattern(next, page + at / PAGE), __ATOMIC_RELAXED);
+		}
+	}
+	return right ? faults() - before : -1;
+}
+
+static void stamp(char *mem, uint64_t bytes, uint64_t seed)
+{
+	uint64_t at;
+
+	for (at = 0; at < bytes; at += PAGE)
+		*(uint64_t *)(mem + at) = pattern(seed, at / PAGE);
+}
+
+/* Addresses that nothing is at: as many, and the first a multiple of 2 MiB. */
+static char *place(uint64_t bytes)
+{
+	char *all = mmap(NULL, bytes + BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *start = (char *)round_up_to((uintptr_t)all, BLOCK);
+
+	if (all == MAP_FAILED)
+		abort();
+	munmap(all, bytes + BLOCK);
+	return start;
+}
+
+FIXTURE(fork) {
+	int fd;
+	int dmabuf;
+	struct rust_buddy_pool_info base;
+	struct rust_buddy_alloc req;
+	char *mem;
+};
+
+FIXTURE_VARIANT(fork) {
+	bool dmabuf;
+};
+
+FIXTURE_VARIANT_ADD(fork, node) {
+	.dmabuf = false,
+};
+
+FIXTURE_VARIANT_ADD(fork, dmabuf) {
+	.dmabuf = true,
+};
+
+FIXTURE_SETUP(fork)
+{
+	char own[PAGE] __attribute__((aligned(8)));
+	long before;
+
+	self->fd = -1;
+	self->dmabuf = -1;
+	OPEN_OR_SKIP(self->fd, RB_DEV);
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->base));
+	if (self->base.largest_free < 2 * SIZE)
+		SKIP(return, "the pool has no free block of 16 MiB");
+	ASSERT_EQ(0, rb_alloc(self->fd, SIZE, 0, "forked", &self->req));
+	if (variant->dmabuf) {
+		self->dmabuf = rb_export(self->fd, self->req.handle, 0, 0, O_RDWR | O_CLOEXEC);
+		ASSERT_LE(0, self->dmabuf);
+		self->mem = mmap(place(SIZE), SIZE, RW, MAP_SHARED | MAP_FIXED, self->dmabuf, 0);
+	} else {
+		self->mem = mmap(place(SIZE), SIZE, RW, MAP_SHARED | MAP_FIXED, self->fd,
+				 self->req.offset);
+	}
+	ASSERT_TRUE(self->mem != MAP_FAILED);
+	stamp(own, PAGE, 1);
+	before = faults();
+	stamp(self->mem, SIZE, 1);
+	if (faults() - before != SIZE / BLOCK)
+		SKIP(return, "this kernel has no large entries for device memory");
+}
+
+FIXTURE_TEARDOWN(fork)
+{
+	if (self->dmabuf >= 0)
+		close(self->dmabuf);
+	if (self->mem && self->mem != MAP_FAILED)
+		munmap(self->mem, SIZE);
+	EXPECT_EQ(0, rb_free(self->fd, self->req.handle));
+	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
+	close(self->fd);
+}
+
+/* Neither process has an entry, and both see what the other writes. */
+TEST_F(fork, large_entries_are_not_copied)
+{
+	int line[2];
+	pid_t pid;
+
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, line));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (touch(self->mem, SIZE, 0, 1, 2) != SIZE / BLOCK)
+			_exit(1);
+		say(line[1]);
+		hear(line[1]);
+		_exit(touch(self->mem, SIZE, 0, 3, 3) ? 2 : 0);
+	}
+	hear(line[0]);
+	EXPECT_EQ((long)(SIZE / BLOCK), touch(self->mem, SIZE, 0, 2, 3));
+	say(line[0]);
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_EQ(0, touch(self->mem, SIZE, 0, 3, 3));
+	close(line[0]);
+	close(line[1]);
+}
+
+TEST_F(fork, fork_of_a_fork)
+{
+	pid_t pid = fork();
+
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (touch(self->mem, SIZE, 0, 1, 2) != SIZE / BLOCK)
+			_exit(1);
+		pid = fork();
+		if (!pid)
+			_exit(touch(self->mem, SIZE, 0, 2, 3) == SIZE / BLOCK ? 0 : 2);
+		if (pid < 0 || verdict(pid))
+			_exit(3);
+		/* What it had from the first fork went with the second. */
+		_exit(touch(self->mem, SIZE, 0, 3, 4) == SIZE / BLOCK ? 0 : 4);
+	}
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_EQ((long)(SIZE / BLOCK), touch(self->mem, SIZE, 0, 4, 1));
+}
+
+/* A hole in the middle of a block, a protected block: each piece is a VMA that fork copies. */
+TEST_F(fork, parent_in_pieces)
+{
+	char *hole = self->mem + BLOCK + KiB(64);
+	uint64_t rest = SIZE - (hole + KiB(64) - self->mem), at = SIZE - rest;
+	pid_t pid;
+
+	ASSERT_EQ(0, munmap(hole, KiB(64)));
+	ASSERT_EQ(0, mprotect(self->mem + 3 * BLOCK, BLOCK, PROT_READ));
+	ASSERT_EQ(0, mprotect(self->mem + 3 * BLOCK, BLOCK, RW));
+	EXPECT_LE(0, touch(self->mem, BLOCK + KiB(64), 0, 1, 1));
+	EXPECT_LE(0, touch(self->mem + at, rest, at / PAGE, 1, 1));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		/* The first block by one entry, then 16 pages. */
+		if (touch(self->mem, BLOCK + KiB(64), 0, 1, 2) != 1 + 16)
+			_exit(1);
+		if (touch(self->mem + at, rest, at / PAGE, 1, 2) < 2)
+			_exit(2);
+		_exit(0);
+	}
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_LE(1, touch(self->mem, BLOCK + KiB(64), 0, 2, 2));
+	EXPECT_LE(2, touch(self->mem + at, rest, at / PAGE, 2, 2));
+}
+
+/* Only fork takes entries out: the other copies of a VMA are in the same address space. */
+TEST_F(fork, split_and_mremap_keep_entries)
+{
+	char *to = place(SIZE);
+
+	ASSERT_EQ(0, mprotect(self->mem + BLOCK, BLOCK, PROT_READ));
+	EXPECT_EQ(0, touch(self->mem, BLOCK, 0, 1, 2));
+	EXPECT_EQ(0, touch(self->mem + 2 * BLOCK, 2 * BLOCK, 2 * BLOCK / PAGE, 1, 2));
+	ASSERT_EQ(0, munmap(self->mem + BLOCK, BLOCK));
+	EXPECT_EQ(0, touch(self->mem + 2 * BLOCK, 2 * BLOCK, 2 * BLOCK / PAGE, 2, 3));
+	ASSERT_TRUE(mremap(self->mem + 2 * BLOCK, 2 * BLOCK, 2 * BLOCK,
+			   MREMAP_MAYMOVE | MREMAP_FIXED, to) == to);
+	EXPECT_EQ(0, touch(to, 2 * BLOCK, 2 * BLOCK / PAGE, 3, 4));
+	EXPECT_EQ(0, munmap(to, 2 * BLOCK));
+}
+
+/* Less than what one entry shows is copied as ever: single pages, under both locks. */
+TEST_F(fork, small_mappings_are_copied)
+{
+	char *small = mmap(place(BLOCK), MiB(1), RW, MAP_SHARED | MAP_FIXED, self->fd,
+			   self->req.offset);
+	pid_t pid;
+
+	ASSERT_TRUE(small != MAP_FAILED);
+	EXPECT_EQ((long)(MiB(1) / PAGE), touch(small, MiB(1), 0, 1, 1));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid)
+		_exit(touch(small, MiB(1), 0, 1, 2) ? 1 : 0);
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_EQ(0, touch(small, MiB(1), 0, 2, 1));
+	EXPECT_EQ(0, munmap(small, MiB(1)));
+}
+
+/* What never moves nor shrinks keeps what it was filled with, in both. */
+TEST_F(fork, filled_mappings_are_copied)
+{
+	struct rust_buddy_alloc req;
+	pid_t pid;
+	char *mem;
+
+	ASSERT_EQ(0, rb_alloc(self->fd, SIZE, RUST_BUDDY_ALLOC_PREFAULT, "filled", &req));
+	mem = mmap(place(SIZE), SIZE, RW, MAP_SHARED | MAP_FIXED, self->fd, req.offset);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	stamp(mem, SIZE, 1);
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid)
+		_exit(touch(mem, SIZE, 0, 1, 2) ? 1 : 0);
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_EQ(0, touch(mem, SIZE, 0, 2, 2));
+	EXPECT_EQ(0, munmap(mem, SIZE));
+	EXPECT_EQ(0, rb_free(self->fd, req.handle));
+}
+
+/* A shrunk buffer is out of reach of a child that was forked before. */
+TEST_F(fork, shrinks_after_fork)
+{
+	struct rust_buddy_resize req;
+	int line[2];
+	pid_t pid;
+
+	if (variant->dmabuf)
+		SKIP(return, "what others have a part of does not shrink");
+	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, line));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid) {
+		if (touch(self->mem, SIZE, 0, 1, 2) < 0)
+			_exit(1);
+		say(line[1]);
+		hear(line[1]);
+		if (touch(self->mem, BLOCK, 0, 2, 3) < 0)
+			_exit(2);
+		*(volatile char *)(self->mem + 2 * BLOCK);
+		_exit(3);
+	}
+	hear(line[0]);
+	EXPECT_EQ(0, rb_resize(self->fd, self->req.handle, BLOCK, 0, &req));
+	say(line[0]);
+	EXPECT_EQ(128 + SIGBUS, verdict(pid));
+	EXPECT_LE(0, touch(self->mem, BLOCK, 0, 3, 3));
+	close(line[0]);
+	close(line[1]);
+}
+
+/* What a fork of 64 MiB, or of as much as there is, costs both processes. */
+TEST_F(fork, cost)
+{
+	uint64_t size = MiB(64);
+	struct timespec from, to;
+	struct rust_buddy_alloc req;
+	pid_t pid;
+	char *mem;
+
+	while (size > BLOCK && rb_alloc(self->fd, size, 0, "large", &req))
+		size /= 2;
+	if (size == BLOCK)
+		SKIP(return, "the pool has no free block of 4 MiB");
+	mem = mmap(place(size), size, RW, MAP_SHARED | MAP_FIXED, self->fd, req.offset);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	stamp(mem, size, 1);
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	pid = fork();
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	ASSERT_LE(0, pid);
+	if (!pid)
+		_exit(touch(mem, size, 0, 1, 1) == (long)(size / BLOCK) ? 0 : 1);
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_EQ((long)(size / BLOCK), touch(mem, size, 0, 1, 1));
+	figure_begin("fork");
+	figure_number("bytes", size);
+	figure_number("faults", size / BLOCK);
+	figure_number("ns", (to.tv_sec - from.tv_sec) * 1000000000LL + to.tv_nsec - from.tv_nsec);
+	figure_end();
+	EXPECT_EQ(0, munmap(mem, size));
+	EXPECT_EQ(0, rb_free(self->fd, req.handle));
+}
+
+/* Moves the buffer from one place to another and back, until it is told to stop. */
+struct mover {
+	int fd;
+	uint64_t handle;
+	unsigned int moves;
+	int failed;
+	bool stop;
+};
+
+static void *move(void *arg)
+{
+	struct mover *mover = arg;
+	struct rust_buddy_migrate req;
+	unsigned int turn = 0;
+
+	while (!__atomic_load_n(&mover->stop, __ATOMIC_SEQ_CST)) {
+		uint32_t end = turn++ & 1 ? RUST_BUDDY_ALLOC_HIGHEST : RUST_BUDDY_ALLOC_LOWEST;
+
+		mover->failed |= rb_migrate(mover->fd, mover->handle, end, 0, 0, &req);
+		__atomic_add_fetch(&mover->moves, 1, __ATOMIC_SEQ_CST);
+		sched_yield();
+	}
+	return NULL;
+}
+
+static double seconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec + now.tv_nsec / 1e9;
+}
+
+/*
+ * The race itself: a buffer that many mappings show moves all the time while the
+ * process forks. Each child then sees one memory through all of them, the one that
+ * the parent writes to. Whatever the kernel copied of an old place would show here.
+ */
+TEST_F_TIMEOUT(fork, moves_meanwhile, SLOW)
+{
+	struct mover mover = { .fd = self->fd };
+	char *window[WINDOWS], *room = place(WINDOWS * 2 * BLOCK);
+	struct rust_buddy_alloc req = { 0 };
+	unsigned int i, rounds = 0, stale = 0;
+	double end = seconds() + RACE_MS / 1e3;
+	pthread_t thread;
+
+	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
+		SKIP(return, "the buffers of this pool never move");
+	ASSERT_EQ(0, rb_alloc(self->fd, BLOCK, RUST_BUDDY_ALLOC_HIGHEST, "moves", &req));
+	mover.handle = req.handle;
+	for (i = 0; i < WINDOWS; i++) {
+		window[i] = mmap(room + i * 2 * BLOCK, BLOCK, RW, MAP_SHARED | MAP_FIXED, self->fd,
+				 req.offset);
+		ASSERT_TRUE(window[i] != MAP_FAILED);
+	}
+	ASSERT_EQ(0, pthread_create(&thread, NULL, move, &mover));
+	while (seconds() < end) {
+		int line[2], bad;
+		pid_t pid;
+
+		for (i = 0; i < WINDOWS; i++)
+			*(volatile uint64_t *)window[i];
+		if (pipe(line))
+			break;
+		pid = fork();
+		if (!pid) {
+			uint64_t want;
+
+			hear(line[0]);
+			want = *(volatile uint64_t *)(self->mem);
+			for (i = 0; i < WINDOWS; i++)
+				if (*(volatile uint64_t *)window[i] != want)
+					_exit(1);
+			_exit(0);
+		}
+		if (pid < 0)
+			break;
+		*(volatile uint64_t *)window[0] = ++rounds;
+		*(volatile uint64_t *)self->mem = rounds;
+		say(line[1]);
+		bad = verdict(pid);
+		stale += bad != 0;
+		close(line[0]);
+		close(line[1]);
+	}
+	__atomic_store_n(&mover.stop, true, __ATOMIC_SEQ_CST);
+	pthread_join(thread, NULL);
+	EXPECT_EQ(0U, stale);
+	EXPECT_EQ(0, mover.failed);
+	EXPECT_LT(0U, mover.moves);
+	TH_LOG("%u forks, %u moves", rounds, mover.moves);
+	for (i = 0; i < WINDOWS; i++)
+		munmap(window[i], BLOCK);
+	EXPECT_EQ(0, rb_free(self->fd, req.handle));
+}
+
+TEST_HARNESS_MAIN
