@@ -507,7 +507,7 @@ TEST_F(dmabuf, module_stays)
  */
 #define FRAMES	3
 
-static int open_vivid(void)
+static int open_vivid(uint32_t caps)
 {
 	char path[32];
 	int i;
@@ -521,7 +521,7 @@ static int open_vivid(void)
 		if (fd < 0)
 			continue;
 		if (!ioctl(fd, VIDIOC_QUERYCAP, &cap) && !strcmp((char *)cap.driver, "vivid") &&
-		    cap.device_caps & V4L2_CAP_VIDEO_CAPTURE)
+		    cap.device_caps & caps)
 			return fd;
 		close(fd);
 	}
@@ -535,14 +535,18 @@ FIXTURE(video) {
 
 FIXTURE_VARIANT(video) {
 	const char *load;
+	/* What the queue says when it can't have a buffer, whatever the reason. */
+	int no;
 };
 
 FIXTURE_VARIANT_ADD(video, vmalloc) {
-	.load = "modprobe vivid n_devs=1 node_types=0x1 allocators=0 2>/dev/null",
+	.load = "modprobe vivid n_devs=1 node_types=0x101 allocators=0 2>/dev/null",
+	.no = EFAULT,
 };
 
 FIXTURE_VARIANT_ADD(video, dma) {
-	.load = "modprobe vivid n_devs=1 node_types=0x1 allocators=1 2>/dev/null",
+	.load = "modprobe vivid n_devs=1 node_types=0x101 allocators=1 2>/dev/null",
+	.no = EINVAL,
 };
 
 FIXTURE_SETUP(video)
@@ -570,7 +574,7 @@ TEST_F_TIMEOUT(video, frames, SLOW)
 
 	if (system(self->fd < 0 ? "false" : variant->load))
 		SKIP(return, "the kernel has no vivid");
-	video = open_vivid();
+	video = open_vivid(V4L2_CAP_VIDEO_CAPTURE);
 	ASSERT_LE(0, video);
 	ASSERT_EQ(0, ioctl(video, VIDIOC_G_FMT, &format));
 	format.fmt.pix.width = 320;
@@ -618,6 +622,89 @@ TEST_F_TIMEOUT(video, frames, SLOW)
 	EXPECT_EQ(self->before.buffers + 2, buffers(self->fd));
 	EXPECT_EQ(0, ioctl(video, VIDIOC_STREAMOFF, &type));
 	close(video);
+	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
+	EXPECT_EQ(0, system("modprobe -r vivid"));
+}
+
+/* One buffer with a picture of @size bytes for a queue of the video driver: 0, or the errno. */
+static int queue_one(int video, uint32_t type, int dmabuf, uint64_t size)
+{
+	struct v4l2_buffer buf = {
+		.type = type, .memory = V4L2_MEMORY_DMABUF, .m.fd = dmabuf, .bytesused = size,
+		.field = V4L2_FIELD_NONE,
+	};
+
+	return ioctl(video, VIDIOC_QBUF, &buf) ? errno : 0;
+}
+
+/* The size of a picture that one buffer was asked for, 0 for none. */
+static uint64_t request_one(int video, uint32_t type)
+{
+	struct v4l2_requestbuffers queue = {
+		.count = 1, .type = type, .memory = V4L2_MEMORY_DMABUF,
+	};
+	struct v4l2_format format = { .type = type };
+
+	if (ioctl(video, VIDIOC_G_FMT, &format) || ioctl(video, VIDIOC_REQBUFS, &queue))
+		return 0;
+	return format.fmt.pix.sizeimage;
+}
+
+/*
+ * A capture queue would write: it does not get what was exported read-only, nor
+ * that imported and exported again. An output queue reads by DMA, and gets both;
+ * the address that a queue of the other kind asks for could be written through.
+ */
+TEST_F_TIMEOUT(video, read_only, SLOW)
+{
+	uint32_t in = V4L2_BUF_TYPE_VIDEO_CAPTURE, out = V4L2_BUF_TYPE_VIDEO_OUTPUT;
+	int capture, output, ro[2], i, importer = rb_open(RB_DEV), rw;
+	struct rust_buddy_import imported;
+	struct rust_buddy_alloc req;
+	uint64_t size, shown;
+	char *mem;
+
+	if (system(self->fd < 0 ? "false" : variant->load))
+		SKIP(return, "the kernel has no vivid");
+	capture = open_vivid(V4L2_CAP_VIDEO_CAPTURE);
+	output = open_vivid(V4L2_CAP_VIDEO_OUTPUT);
+	ASSERT_LE(0, capture);
+	ASSERT_LE(0, output);
+	size = request_one(capture, in);
+	shown = request_one(output, out);
+	ASSERT_NE(0ULL, size);
+	ASSERT_NE(0ULL, shown);
+	ASSERT_EQ(0, rb_alloc(self->fd, size > shown ? size : shown, 0, "read only", &req));
+	mem = rb_map(self->fd, &req, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE(mem != MAP_FAILED);
+	fill(mem, req.granted, 5);
+	ro[0] = rb_export(self->fd, req.handle, 0, 0, O_CLOEXEC);
+	ASSERT_LE(0, ro[0]);
+	ASSERT_EQ(0, rb_import(importer, ro[0], &imported));
+	ro[1] = rb_export(importer, imported.handle, 0, 0, O_CLOEXEC);
+	ASSERT_LE(0, ro[1]);
+	for (i = 0; i < 2; i++)
+		EXPECT_EQ(variant->no, queue_one(capture, in, ro[i], size));
+	/* The queue itself is fine. */
+	rw = rb_export(self->fd, req.handle, 0, 0, RW);
+	ASSERT_LE(0, rw);
+	EXPECT_EQ(0, queue_one(capture, in, rw, size));
+
+	/* Queued is mapped for the device; it need not run for that. */
+	for (i = 0; i < 2; i++) {
+		ASSERT_EQ(shown, request_one(output, out));
+		EXPECT_EQ(variant->no == EFAULT ? EFAULT : 0,
+			  queue_one(output, out, ro[i], shown));
+	}
+	EXPECT_TRUE(filled(mem, req.granted, 5));
+	close(capture);
+	close(output);
+	close(rw);
+	for (i = 0; i < 2; i++)
+		close(ro[i]);
+	close(importer);
+	EXPECT_EQ(0, munmap(mem, req.granted));
+	EXPECT_EQ(0, rb_free(self->fd, req.handle));
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
 	EXPECT_EQ(0, system("modprobe -r vivid"));
 }

@@ -313,6 +313,17 @@ impl DeviceMap {
         Ok(())
     }
 
+    /// The direction for syncing what the CPU accesses in `direction`: no other than what the
+    /// device has mapped. The caller of DMA_BUF_IOCTL_SYNC chooses his freely, and bounce buffers
+    /// that the device only reads must not be copied back.
+    fn narrowed(&self, direction: Direction) -> Direction {
+        if self.direction == Direction::DMA_BIDIRECTIONAL {
+            direction
+        } else {
+            self.direction
+        }
+    }
+
     /// Lets the CPU see what the device wrote.
     fn for_cpu(&self, direction: Direction) {
         if self.has_pages {
@@ -323,7 +334,7 @@ impl DeviceMap {
                     self.device,
                     table.sgl,
                     table.orig_nents as c_int,
-                    direction,
+                    self.narrowed(direction),
                 )
             };
         }
@@ -339,7 +350,7 @@ impl DeviceMap {
                     self.device,
                     table.sgl,
                     table.orig_nents as c_int,
-                    direction,
+                    self.narrowed(direction),
                 )
             };
         }
@@ -396,7 +407,12 @@ unsafe fn exported<'a>(dmabuf: *mut bindings::dma_buf) -> ArcBorrow<'a, Exported
     unsafe { ArcBorrow::from_raw((*dmabuf).priv_.cast::<Exported>()) }
 }
 
-/// An importer wants to do DMA.
+/// Maps a dma-buf for an importer's device.
+///
+/// # Errors
+///
+/// `EACCES` if the device is to write and the dma-buf was exported to be read only: neither the
+/// kernel nor importers look at the mode of its file.
 ///
 /// # Safety
 ///
@@ -407,6 +423,9 @@ unsafe extern "C" fn map_dma_buf(
 ) -> *mut bindings::sg_table {
     // SAFETY: By this function's requirements; the importer's device lives while it is attached.
     let (exported, device) = unsafe { (exported((*attachment).dmabuf), (*attachment).dev) };
+    if direction != Direction::DMA_TO_DEVICE && !exported.view.writable() {
+        return EACCES.to_ptr();
+    }
     let hold = exported.view.hold();
     // SAFETY: As above.
     let map = hold.and_then(|hold| unsafe { DeviceMap::new(hold, device, direction) });
@@ -498,7 +517,12 @@ unsafe extern "C" fn mmap_dma_buf(
     }
 }
 
-/// Another driver wants to look with the CPU.
+/// Gives another driver an address of the memory in the kernel.
+///
+/// # Errors
+///
+/// `EACCES` if the dma-buf was exported to be read only: the address can be written through, and
+/// the driver does not say whether it will.
 ///
 /// # Safety
 ///
@@ -506,6 +530,9 @@ unsafe extern "C" fn mmap_dma_buf(
 unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::iosys_map) -> c_int {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
+    if !exported.view.writable() {
+        return EACCES.to_errno();
+    }
     let hold = match exported.view.hold() {
         Ok(hold) => hold,
         Err(error) => return error.to_errno(),

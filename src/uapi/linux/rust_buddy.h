@@ -430,7 +430,8 @@ struct rust_buddy_buffer_info {
  * @handle:   (in)
  * @offset:   (in) bytes from the buffer's start, whole pages
  * @size:     (in) bytes, whole pages; 0 for all that follows
- * @flags:    (in) O_CLOEXEC, and O_RDONLY, or O_RDWR to allow writable mappings
+ * @flags:    (in) O_CLOEXEC, and O_RDONLY, or O_RDWR to allow writable mappings and devices
+ *            that write
  * @fd:       (out)
  */
 struct rust_buddy_export {
