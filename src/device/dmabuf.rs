@@ -212,8 +212,9 @@ impl<T> IntoRawVoid for Arc<T> {
 ///
 /// # Invariants
 ///
-/// `table` was filled by `sg_alloc_table` and mapped for `device`, which lives until the importer
-/// has detached, and so until this is dropped.
+/// `table` is empty, without entries and counts of zero, or was allocated by `sg_alloc_table`. In
+/// the latter case its `nents` entries are mapped for `device`, which lives until the importer has
+/// detached, and so until this is dropped.
 struct DeviceMap {
     table: bindings::sg_table,
     device: *mut bindings::device,
@@ -257,10 +258,17 @@ impl DeviceMap {
             },
             GFP_KERNEL_ACCOUNT,
         )?;
-        // SAFETY: Room for a table; a failed call leaves an empty one, for which `drop` is good.
+        // SAFETY: Room for a table.
         to_result(unsafe {
             bindings::sg_alloc_table(&raw mut this.table, count, bindings::GFP_KERNEL_ACCOUNT)
+        })
+        .inspect_err(|_| {
+            // INVARIANT: Empty. A call that fails after its first chunk frees the entries, but
+            // leaves counts that say there are some.
+            this.table = Default::default();
         })?;
+        // Nothing is mapped yet, which `drop` must know if `fill` fails.
+        this.table.nents = 0;
         this.fill(most)?;
         Ok(this)
     }
@@ -301,11 +309,11 @@ impl DeviceMap {
             self.table.nents = self.table.orig_nents;
             return Ok(());
         }
-        // SAFETY: The entries are filled in; the device lives, by the type invariants.
+        // SAFETY: The entries are filled in; the device lives, by the type invariants. It sets
+        // `nents` if it succeeds, and maps nothing if it fails.
         to_result(unsafe {
             bindings::dma_map_sgtable(self.device, &raw mut self.table, self.direction, self.attrs)
-        })
-        .inspect_err(|_| self.table.nents = 0)?;
+        })?;
         // What has no way to do DMA maps nothing and calls it a success.
         if self.table.nents == 0 {
             return Err(EIO);
