@@ -18,7 +18,7 @@ RB_KO=$RB_KO timeout -k 10 300 "$RB_BUILD/selftests/load" 2>&1
 echo "# exit $?"
 export RB_OFFSETS=2000 RB_MOVES=500 RB_RECLAIMS=60 RB_POOLS=2 RB_CLEAN_ROUNDS=500
 bash qemu/guest/tests.sh contig -- \
-	abi answers alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority faults edu nvme fork
+	abi answers alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait cache move stack reclaim reserve priority faults edu nvme fork mappings
 RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- device sync disorder stale killed
 bash qemu/guest/tests.sh cma -- alloc zero cache nvme
 bash qemu/guest/tests.sh range start=0x40000000 cache=wc -- cache hibernation

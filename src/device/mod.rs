@@ -236,6 +236,10 @@ impl Operations {
         let mut operations = unsafe { *misc.fops };
         operations.poll = Some(poll::poll);
         operations.get_unmapped_area = Some(huge::get_unmapped_area);
+        // There is no position, and nothing to write back. Programs that open a file as a stream,
+        // or flush a mapping, take a failure of these for one of the device.
+        operations.llseek = Some(bindings::noop_llseek);
+        operations.fsync = Some(bindings::noop_fsync);
         Self(operations)
     }
 }
