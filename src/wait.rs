@@ -46,8 +46,8 @@ use kernel::{
 /// How long others wait for the client that has the turn.
 pub(crate) const TURN_MS: u32 = 1000;
 
-/// Wishes that are looked at in one go.
-const BATCH: u32 = 32;
+/// Wishes that are looked at in one go, under one hold of the pool's lock.
+const BATCH: u32 = 8;
 
 /// A client as far as waiting goes.
 #[pin_data]
@@ -228,7 +228,11 @@ impl Wishes {
     }
 
     /// Looks at the next wishes for one that is to have the turn.
-    pub(crate) fn search(&mut self, search: &mut Search, fits: impl Fn(&Ask) -> bool) -> Found {
+    pub(crate) fn search(
+        &mut self,
+        search: &mut Search,
+        mut fits: impl FnMut(&Ask) -> bool,
+    ) -> Found {
         let mut next = self.tree.cursor_lower_bound_mut(&search.ticket);
         for _ in 0..BATCH {
             let Some(mut cursor) = next else {

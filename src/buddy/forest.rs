@@ -13,10 +13,19 @@
 //! A [`Forest`] is only the layout; the words belong to the caller and are passed to each call, so
 //! that all levels share one slice.
 
-use super::tree::{
-    Tree,
-    LEAVES,
-    RANKS, //
+use super::{
+    heads::{
+        Heads,
+        Wanted,
+        TREES,
+        TREE_SHIFT, //
+    },
+    note_words,
+    tree::{
+        Tree,
+        LEAVES,
+        RANKS, //
+    }, //
 };
 
 const WORD_BITS: u32 = u64::BITS;
@@ -30,7 +39,8 @@ const MAX_HEIGHTS: usize = 5;
 ///
 /// The trees start at word `first` and have two words each. Height `h` of the index starts at word
 /// `index[h]` and has six words for each 64 of what is below; the highest of the `heights` has six
-/// in all.
+/// in all. Three words from `pending` on are the number of the pending tree (see [`Heads`]) and that
+/// tree's words as `heads` knows them. Of all other trees `heads` knows the words that they have.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Forest {
     /// A leaf is 2^`shift` units.
@@ -41,6 +51,8 @@ pub(super) struct Forest {
     first: u32,
     heights: u8,
     index: [u32; MAX_HEIGHTS],
+    pending: u32,
+    heads: Heads,
 }
 
 /// A leaf of a forest, counted from the first tree's first, and beyond the last one for what is not
@@ -73,6 +85,11 @@ impl Forest {
             }
         }
         // INVARIANT: The loop stopped where one group holds all: five heights are enough.
+        forest.pending = next;
+        let (first, last) = (forest.item(0), forest.item(trees - 1));
+        // INVARIANT: All words are zero in the beginning: nothing is free, and the first tree is
+        // the pending one.
+        (forest.heads, next) = Heads::layout(first, last, next + 3);
         (forest, next)
     }
 
@@ -89,6 +106,13 @@ impl Forest {
         Leaf::try_from(unit.wrapping_sub(self.origin) >> self.shift).unwrap_or(Leaf::MAX)
     }
 
+    /// The first leaf that starts at or after `unit`.
+    #[inline]
+    pub(super) fn leaf_after(&self, unit: u64) -> Leaf {
+        let leaves = unit.saturating_sub(self.origin).div_ceil(1 << self.shift);
+        Leaf::try_from(leaves).unwrap_or(Leaf::MAX)
+    }
+
     /// The first unit of `leaf`.
     #[inline]
     pub(super) fn unit(&self, leaf: Leaf) -> u64 {
@@ -101,6 +125,7 @@ impl Forest {
         let Some(at) = self.start_of(leaf) else {
             return Tree::default();
         };
+        note_words(2);
         let word = |at| words.get(at).copied().unwrap_or(0);
         Tree::new([word(at), word(at + 1)])
     }
@@ -245,17 +270,18 @@ impl Forest {
             .find(|&rank| self.word(words, top, 0, rank) != 0)
     }
 
-    /// The lowest block of `rank`, at or after the one with `leaf` in it. Looks at each tree with
-    /// blocks of `rank` or more on the way.
-    pub(super) fn next(&self, words: &[u64], leaf: Leaf, rank: u32) -> Option<Leaf> {
+    /// The lowest block of `rank`, at or after the one with `leaf` in it and starting before leaf
+    /// `end`. Looks at each tree with blocks of `rank` or more on the way.
+    pub(super) fn next(&self, words: &[u64], leaf: Leaf, end: Leaf, rank: u32) -> Option<Leaf> {
         let mut leaf = leaf;
-        loop {
+        while leaf < end {
             let start = leaf & !(LEAVES - 1);
             if let Some(found) = self.tree(words, leaf).next(rank, leaf % LEAVES, 0) {
                 return Some(start + found);
             }
             leaf = self.next_tree(words, (leaf >> RANKS) + 1, rank)? << RANKS;
         }
+        None
     }
 
     /// Is there a free block in any of the trees with the leaves `[from, to)`, of which there is at
@@ -285,6 +311,120 @@ impl Forest {
             });
             n = n.div_ceil(WORD_BITS);
             holds
+        })
+    }
+
+    /// The first tree, at or after `from`, that may have a block that is wanted, in a place that is
+    /// wanted. [`Forest::settle`] comes first. At most two items are returned trees of without such
+    /// a block: that with `from`, and the last one.
+    pub(super) fn next_match(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
+        let tree = self.next_tree(words, from, wanted.least)?;
+        if wanted.is_plain() {
+            return Some(tree);
+        }
+        let item = self.heads.next(words, self.item(tree), wanted)?;
+        self.next_tree(words, tree.max(self.first_tree(item)), wanted.least)
+    }
+
+    /// The last tree, at or before `from`, that may; as [`Forest::next_match`].
+    pub(super) fn prev_match(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
+        let tree = self.prev_tree(words, from, wanted.least)?;
+        if wanted.is_plain() {
+            return Some(tree);
+        }
+        let item = self.heads.prev(words, self.item(tree), wanted)?;
+        let last = self.first_tree(item).saturating_add(TREES - 1);
+        self.prev_tree(words, tree.min(last), wanted.least)
+    }
+
+    /// Brings the second index up to date.
+    #[inline]
+    pub(super) fn settle(&self, words: &mut [u64]) {
+        if self.heads.is_there() {
+            self.turn_to(words, self.pending_tree(words));
+        }
+    }
+
+    /// Another tree is about to change: brings the second index up to date, and notes its words.
+    #[inline(never)]
+    fn turn_to(&self, words: &mut [u64], next: u32) {
+        let (number, known) = self.known(words);
+        let now = self.tree(words, number << RANKS);
+        for rank in 0..RANKS {
+            if !self.heads.is_there() || now.is_alike(known, rank) {
+                continue;
+            }
+            let whole = self.alignment_of(number);
+            if now.alignment(rank, whole) != known.alignment(rank, whole) {
+                let item = self.item(number);
+                let align = self.alignment_in(item, rank, |tree| self.tree(words, tree << RANKS));
+                self.heads.refresh(words, item, rank, align);
+            }
+        }
+        let [leaves, larger] = self.tree(words, next << RANKS).words();
+        // CAST: u32 fits usize wherever there is a kernel with an MMU.
+        let pending = words.get_mut(self.pending as usize..);
+        if let Some(pending) = pending.and_then(|words| words.first_chunk_mut()) {
+            note_words(3);
+            // INVARIANT: The index knows of what there was, and these are the words of the other.
+            *pending = [u64::from(next), leaves, larger];
+        }
+    }
+
+    /// The pending tree, and its words as the second index knows them.
+    fn known(&self, words: &[u64]) -> (u32, Tree) {
+        note_words(2);
+        // CAST: As above.
+        let at = self.pending as usize + 1;
+        let word = |at| words.get(at).copied().unwrap_or(0);
+        (
+            self.pending_tree(words),
+            Tree::new([word(at), word(at + 1)]),
+        )
+    }
+
+    #[inline(always)]
+    fn pending_tree(&self, words: &[u64]) -> u32 {
+        note_words(1);
+        // CAST: As above; and it was put in as a u32.
+        words.get(self.pending as usize).copied().unwrap_or(0) as u32
+    }
+
+    /// The largest alignment of the blocks of `rank` in `item`, whose trees are as `tree` says.
+    fn alignment_in(&self, item: u64, rank: u32, tree: impl Fn(u32) -> Tree) -> Option<u32> {
+        let first = self.first_tree(item);
+        let end = self.first_tree(item + 1).min(self.trees);
+        (first..end)
+            .filter_map(|number| tree(number).alignment(rank, self.alignment_of(number)))
+            .max()
+    }
+
+    /// The alignment of a tree's start, in leaves as a power of two, as far as items tell.
+    fn alignment_of(&self, tree: u32) -> u32 {
+        let number = (self.origin >> (self.shift + RANKS)) + u64::from(tree);
+        RANKS + number.trailing_zeros().min(TREE_SHIFT)
+    }
+
+    /// The item with `tree` in it.
+    fn item(&self, tree: u32) -> u64 {
+        ((self.origin >> (self.shift + RANKS)) + u64::from(tree)) >> TREE_SHIFT
+    }
+
+    /// The first tree that `item` has of the level.
+    fn first_tree(&self, item: u64) -> u32 {
+        let first = self.origin >> (self.shift + RANKS);
+        // CAST: An item of the level, or the one after it: at most 2^24 + 16 trees.
+        (item << TREE_SHIFT).saturating_sub(first) as u32
+    }
+
+    /// Does the second index say what is in the trees of blocks of `rank`? For validation.
+    pub(super) fn heads_hold(&self, words: &[u64], rank: u32) -> bool {
+        let (pending, known) = self.known(words);
+        self.heads.holds(words, rank, |item| {
+            self.alignment_in(item, rank, |tree| match tree == pending {
+                true => known,
+                false => self.tree(words, tree << RANKS),
+            })
         })
     }
 
@@ -390,6 +530,7 @@ impl Forest {
             let Some(group): Option<&mut [u64; RANKS as usize]> = group else {
                 break;
             };
+            note_words(RANKS);
             let mut below = any;
             any = 0;
             for (rank, word) in group.iter_mut().enumerate() {
@@ -427,6 +568,10 @@ impl Forest {
     /// Puts the tree with `leaf` in it back, changed.
     #[inline(always)]
     fn put(&self, words: &mut [u64], leaf: Leaf, tree: Tree) {
+        if self.pending_tree(words) != leaf >> RANKS {
+            self.turn_to(words, leaf >> RANKS);
+        }
+        note_words(2);
         // CAST: As above. It was read from there: there is such a tree.
         let at = (self.first + 2 * (leaf >> RANKS)) as usize;
         for (at, now) in (at..).zip(tree.words()) {
@@ -446,6 +591,7 @@ impl Forest {
 
     #[inline]
     fn word(&self, words: &[u64], height: u8, group: u32, rank: u32) -> u64 {
+        note_words(1);
         self.word_at(height, group, rank)
             .and_then(|at| words.get(at))
             .copied()
@@ -460,6 +606,7 @@ impl Forest {
         group: u32,
         rank: u32,
     ) -> Option<&'a mut u64> {
+        note_words(1);
         words.get_mut(self.word_at(height, group, rank)?)
     }
 }

@@ -14,9 +14,9 @@
 //! As bits: one for each block there can be, set where it is free; nothing for what is allocated.
 //! Six orders make a level. 64 neighbours of a level's lowest order and all they can be joined to
 //! are a [`tree`] of two words; all trees of a level with an index over them are a
-//! [`forest::Forest`]; a whole tree is one of the 64 on the level above. 2.13 bits a unit in all.
-//! Finding, splitting and joining cost a few word operations a level. The exceptions are said at
-//! [`Buddy::alloc`].
+//! [`forest::Forest`]; a whole tree is one of the 64 on the level above. A second index, [`heads`],
+//! finds what is aligned to more than its size, and what a limit on splitting leaves. 2.18 bits a
+//! unit in all. Finding, splitting and joining cost a few word operations a level.
 //!
 //! # What is given
 //!
@@ -33,6 +33,7 @@
 #![forbid(unsafe_code)]
 
 mod forest;
+mod heads;
 mod request;
 mod tree;
 
@@ -41,6 +42,7 @@ use forest::{
     Forest,
     Leaf, //
 };
+use heads::Wanted;
 pub use request::{
     AllocError,
     ConfigError,
@@ -59,6 +61,13 @@ use tree::{
     LEAVES,
     RANKS, //
 };
+
+/// Counts words that are read or written, where a test wants to know.
+#[inline(always)]
+fn note_words(_words: u32) {
+    #[cfg(feature = "count")]
+    crate::touched::add(_words);
+}
 
 /// Levels of trees: six orders each.
 // CAST: 6.
@@ -194,10 +203,14 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// The ranks that will do on the level whose leaves are 2^`shift` units.
-    fn ranks(&self, shift: u32) -> (u32, u32) {
+    /// What will do on the level whose leaves are 2^`shift` units.
+    fn wanted(&self, shift: u32) -> Wanted {
         let rank = |order: Order| order.get().saturating_sub(shift).min(RANKS - 1);
-        (rank(self.least), rank(self.limit))
+        Wanted {
+            least: rank(self.least),
+            most: rank(self.limit),
+            align: self.align.get().saturating_sub(shift),
+        }
     }
 
     /// Within a tree, every 2^this-th block of `order` at most is on the boundary.
@@ -320,9 +333,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// Takes units that fit `request`.
     ///
-    /// Costs O(orders). Only where `request.align` is larger than the block itself, or
-    /// `request.split_limit` leaves trees out that have only larger blocks, may it look at each
-    /// tree in the window.
+    /// Costs O(orders), whatever is asked for and whatever is free.
     ///
     /// # Errors
     ///
@@ -366,10 +377,11 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Would [`Buddy::alloc`] find units for `request`? Costs as much as finding them.
-    pub fn could_alloc(&self, request: &Request) -> bool {
-        request
-            .shape()
-            .is_some_and(|(order, units)| self.find(request, order, units).is_some())
+    pub fn could_alloc(&mut self, request: &Request) -> bool {
+        request.shape().is_some_and(|(order, units)| {
+            self.settle(request, order);
+            self.find(request, order, units).is_some()
+        })
     }
 
     /// Would [`Buddy::alloc_at`] get the units `[start, start + units)`?
@@ -538,6 +550,11 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         if self.requested > self.len() - free_units {
             return Err(Fault::Requested);
         }
+        for order in Order::default().to(Order::MAX) {
+            if !self.level(order).heads_hold(&self.words, rank(order)) {
+                return Err(Fault::Heads(order));
+            }
+        }
         Ok(())
     }
 
@@ -601,9 +618,19 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
+    /// Brings the second index up to date, if the search for a block of `order` needs it.
+    fn settle(&mut self, request: &Request, order: Order) {
+        if request.align > order || request.split_limit < self.max_order {
+            for level in &self.levels {
+                level.settle(&mut self.words);
+            }
+        }
+    }
+
     /// Takes `units` of a block of `order` where `request` wants it.
     #[inline(never)]
     fn take_where(&mut self, request: &Request, order: Order, units: u64) -> Option<u64> {
+        self.settle(request, order);
         let found = self.find(request, order, units)?;
         if units == order.units() {
             self.carve_block(&found, order);
@@ -720,14 +747,14 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             return None;
         }
         let shift = forest.shift();
-        let (from, to) = bounds.ranks(shift);
+        let wanted = bounds.wanted(shift);
         let mut leaf = forest.leaf(bounds.first);
         loop {
-            let number = forest.next_tree(&self.words, leaf >> RANKS, from)?;
+            let number = forest.next_match(&self.words, leaf >> RANKS, &wanted)?;
             let start = number << RANKS;
             leaf = leaf.max(start);
             let tree = forest.tree(&self.words, leaf);
-            let found = tree.ranks_in(from, to).filter_map(|rank| {
+            let found = tree.ranks_in(wanted.least, wanted.most).filter_map(|rank| {
                 let order = Order::saturating(shift + rank);
                 let in_tree = tree.next(rank, leaf % LEAVES, bounds.skip(order))?;
                 let block = forest.unit(start + in_tree);
@@ -754,14 +781,14 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             return None;
         }
         let shift = forest.shift();
-        let (from, to) = bounds.ranks(shift);
+        let wanted = bounds.wanted(shift);
         let mut leaf = forest.leaf(bounds.last);
         loop {
-            let number = forest.prev_tree(&self.words, leaf >> RANKS, from)?;
+            let number = forest.prev_match(&self.words, leaf >> RANKS, &wanted)?;
             let start = number << RANKS;
             leaf = leaf.min(start + LEAVES - 1);
             let tree = forest.tree(&self.words, leaf);
-            let found = tree.ranks_in(from, to).filter_map(|rank| {
+            let found = tree.ranks_in(wanted.least, wanted.most).filter_map(|rank| {
                 let order = Order::saturating(shift + rank);
                 let in_tree = tree.prev(rank, leaf % LEAVES, bounds.skip(order))?;
                 let block = forest.unit(start + in_tree);
@@ -1005,7 +1032,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// The lowest free block of `order` that holds or comes after `from` and starts before `to`.
     fn next_free(&self, order: Order, from: u64, to: u64) -> Option<u64> {
         let (level, from) = (self.level(order), self.leaf(from, order));
-        let leaf = level.next(&self.words, from, rank(order))?;
+        let end = level.leaf_after(to);
+        let leaf = level.next(&self.words, from, end, rank(order))?;
         let block = level.unit(leaf);
         (block < to).then_some(block)
     }

@@ -248,6 +248,8 @@ pub enum GrowError {
 pub enum Fault {
     /// A summary bit does not say what is below it.
     Summary(Order),
+    /// A bit for an alignment does not say what is below it.
+    Heads(Order),
     /// A free block lies partly outside the region, or on no boundary of its order.
     Outside(Order, u64),
     /// A unit is in two free blocks.

@@ -288,19 +288,29 @@ impl Tree {
         found.checked_ilog2().map(|top| top << rank)
     }
 
+    /// The largest alignment, as a power of two of leaves, of the free blocks of `rank`; `whole` is
+    /// that of the tree's start.
+    pub(super) fn alignment(self, rank: u32, whole: u32) -> Option<u32> {
+        let members = self.members(rank, 0);
+        if members & 1 != 0 {
+            return Some(whole);
+        }
+        (0..RANKS - rank)
+            .rev()
+            .find(|&shift| members & stride(shift) != 0)
+            .map(|shift| rank + shift)
+    }
+
+    /// Are the free blocks of `rank` the same as those of another tree?
+    #[inline]
+    pub(super) fn is_alike(self, other: Self, rank: u32) -> bool {
+        self.only(rank) == other.only(rank)
+    }
+
     /// The free blocks of `rank` whose numbers are multiples of 2^`shift`, by their numbers.
     #[inline]
     fn members(self, rank: u32, shift: u32) -> u64 {
-        let members = self.only(rank) >> node(rank, 0);
-        if shift == 0 {
-            return members;
-        }
-        // All ones divided by as many: a one in every 2^shift bits.
-        members
-            & match 1_u64.checked_shl(1 << shift.min(RANKS)) {
-                Some(step) => u64::MAX / (step - 1),
-                None => 1,
-            }
+        (self.only(rank) >> node(rank, 0)) & stride(shift)
     }
 
     /// The free blocks of `rank`, by their places in their word.
@@ -325,6 +335,21 @@ impl Tree {
 #[inline]
 fn node(rank: u32, leaf: u32) -> u32 {
     FIRST[rank as usize % FIRST.len()] + (leaf >> rank)
+}
+
+/// Every 2^`shift`-th bit, from the first on.
+#[inline]
+pub(super) fn stride(shift: u32) -> u64 {
+    const STRIDE: [u64; RANKS as usize + 1] = [
+        u64::MAX,
+        u64::MAX / 0x3,
+        u64::MAX / 0xf,
+        u64::MAX / 0xff,
+        u64::MAX / 0xffff,
+        u64::MAX / 0xffff_ffff,
+        1,
+    ];
+    STRIDE[(shift as usize).min(STRIDE.len() - 1)]
 }
 
 #[inline]

@@ -117,6 +117,9 @@ pub(crate) const DEFAULT_POOL: u32 = 1;
 /// The pool is idle when nobody took memory or gave some back for so long.
 const IDLE_MS: u32 = 500;
 
+/// Units whose free blocks are counted under one hold of the pool's lock.
+const COUNTED: u64 = 1 << 12;
+
 /// What a pool's administrator decides.
 #[derive(Clone, Copy)]
 pub(crate) struct Policy {
@@ -859,7 +862,7 @@ impl Pool {
         loop {
             let mut guard = self.state.lock();
             let state = &mut *guard;
-            let supply = &state.supply;
+            let supply = &mut state.supply;
             let found = state.wishes.search(&mut search, |ask| supply.fits(ask));
             drop(guard);
             match found {
@@ -923,14 +926,23 @@ impl Pool {
         }
     }
 
-    /// How many of the units `[lo, hi)`, from the pool's start, are free.
+    /// Counts the free units of `[lo, hi)`, from the pool's start. Sleeps.
     ///
-    /// Takes as long as there are free blocks in between: ask for a part of the pool at a time.
+    /// The pool's lock is held over [`COUNTED`] units at a time, so the sum is that of no single
+    /// moment.
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
+        let hi = hi.min(self.region.pages());
         let _still = self.still();
-        let state = self.state.lock();
-        state.supply.core().free_units_in(base + lo, base + hi)
+        let mut sum = 0;
+        let mut at = lo;
+        while at < hi {
+            let end = hi.min(at + COUNTED);
+            let state = self.state.lock();
+            sum += state.supply.core().free_units_in(base + at, base + end);
+            at = end;
+        }
+        sum
     }
 }
 

@@ -122,7 +122,7 @@ impl Supply {
     }
 
     /// Would a client get that?
-    pub(super) fn fits(&self, ask: &Ask) -> bool {
+    pub(super) fn fits(&mut self, ask: &Ask) -> bool {
         if self.permits(ask).is_err() {
             return false;
         }

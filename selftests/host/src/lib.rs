@@ -22,3 +22,26 @@ pub mod victim;
 
 #[path = "../../../src/uapi/mod.rs"]
 pub mod uapi;
+
+/// How many of the core's words this thread has read and written.
+#[cfg(feature = "count")]
+pub mod touched {
+    extern crate std;
+
+    use core::cell::Cell;
+
+    std::thread_local! {
+        static WORDS: Cell<u64> = const { Cell::new(0) };
+    }
+
+    /// So many more.
+    #[inline]
+    pub fn add(words: u32) {
+        WORDS.with(|sum| sum.set(sum.get() + u64::from(words)));
+    }
+
+    /// So many since this was last called.
+    pub fn take() -> u64 {
+        WORDS.with(|sum| sum.replace(0))
+    }
+}

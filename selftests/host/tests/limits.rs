@@ -28,7 +28,10 @@ use rust_buddy_host::buddy::{
     Run, //
 };
 use std::{
-    cell::Cell,
+    cell::{
+        Cell,
+        OnceCell, //
+    },
     collections::BTreeSet,
     ops::{
         Deref,
@@ -122,7 +125,12 @@ fn metadata_is_small() {
     for &len in lens.iter().filter(|&&len| len <= LARGEST) {
         for &base in &bases {
             let bits = 64 * storage_len(base, len).unwrap() as u64;
-            assert!(10 * bits <= 22 * len, "{bits} bits for {len} at {base}");
+            // The second index has whole groups on each level, of which little may be in use.
+            let spare = 4000 * 8;
+            assert!(
+                10 * bits <= 22 * len + 10 * spare,
+                "{bits} bits for {len} at {base}"
+            );
             // For every order whose blocks fit there must be bits enough for all of them.
             assert!(bits > 2 * len - 64, "{bits} bits for {len} at {base}");
             if len >= 1 << 20 {
@@ -130,7 +138,7 @@ fn metadata_is_small() {
             }
         }
     }
-    assert!(worst < 2.14, "{worst} bits a unit");
+    assert!(worst < 2.22, "{worst} bits a unit");
 }
 
 #[test]
@@ -700,10 +708,11 @@ fn turnover_makes_large_blocks_whole_again() {
     }
 }
 
-/// Words as they were written, and as they are read once they are broken.
+/// Words as they were written, and as they are read once the first of them are broken.
 struct Words {
     written: Vec<u64>,
-    broken: Vec<u64>,
+    first: Vec<u64>,
+    broken: OnceCell<Vec<u64>>,
     is_broken: Rc<Cell<bool>>,
 }
 
@@ -712,7 +721,8 @@ impl Deref for Words {
 
     fn deref(&self) -> &[u64] {
         if self.is_broken.get() {
-            &self.broken
+            let rest = &self.written[self.first.len()..];
+            self.broken.get_or_init(|| [&self.first, rest].concat())
         } else {
             &self.written
         }
@@ -725,15 +735,14 @@ impl DerefMut for Words {
     }
 }
 
-/// What `validate()` says when `free` is all that is free of the region and its words are `broken`,
-/// and zero after that.
-fn validate_broken(region: Region, free: &[(u64, u64)], broken: &[u64]) -> Result<(), Fault> {
-    let mut broken = broken.to_vec();
-    broken.resize(storage_len(region.base, region.len).unwrap(), 0);
+/// What `validate()` says when `free` is all that is free of the region and its words begin with
+/// those of `first`.
+fn validate_broken(region: Region, free: &[(u64, u64)], first: &[u64]) -> Result<(), Fault> {
     let is_broken = Rc::new(Cell::new(false));
     let words = Words {
-        written: vec![!0; broken.len()],
-        broken,
+        written: vec![!0; storage_len(region.base, region.len).unwrap()],
+        first: first.to_vec(),
+        broken: OnceCell::new(),
         is_broken: is_broken.clone(),
     };
     let mut core = Buddy::new(words, AlwaysJoin, region.base, region.len).unwrap();
