@@ -24,7 +24,8 @@
 //! from one of the lowest 64 trees that have any, the lowest that has nothing larger than needed,
 //! or else the lowest, and in it the smallest block. Smallest first everywhere would fill the holes
 //! of trees that are nearly free; lowest first lets these become free while blocks come and go, and
-//! large blocks whole again. Single units are also taken from larger blocks that lie lower.
+//! large blocks whole again. Single units are also taken from larger blocks that lie lower. The last
+//! block of an order that no single tree holds is not split while a smaller one will do.
 //!
 //! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
 //! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
@@ -324,6 +325,21 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             joins: self.joins,
             free_blocks,
         }
+    }
+
+    /// Are there free blocks of `order`, larger ones being as many as they hold of it, for `blocks`
+    /// at least?
+    pub fn has_blocks(&self, order: Order, blocks: u64) -> bool {
+        let (mut steps, mut sum) = (0_u32, 0);
+        for ((size, step), count) in (0..).zip(self.steps).zip(self.blocks) {
+            steps = steps.wrapping_add(step);
+            let more = u32::checked_sub(size, order.get());
+            sum += more.map_or(0, |more| u64::from(count.wrapping_add(steps)) << more);
+            if sum >= blocks {
+                return true;
+            }
+        }
+        false
     }
 
     /// The policy; when its answers have changed, [`Buddy::rejoin`] asks it again.
@@ -675,17 +691,37 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Some(start)
     }
 
-    /// Takes the first unit of a block on the second level.
+    /// Takes the first unit of a block on the second level, or one of a smaller block if this is
+    /// the last one that is so large.
     #[inline(never)]
     fn take_first(&mut self, leaf: Leaf, rank: u32) -> u64 {
         let level = &self.levels[1];
-        let found = Found {
+        let lowest = Found {
             block: level.unit(leaf),
             order: Order::saturating(level.shift() + rank),
             start: level.unit(leaf),
         };
-        self.carve_block(&found, Order::default());
+        let single = Order::default();
+        let found = self.instead_of_last(lowest.order, single).unwrap_or(lowest);
+        self.carve_block(&found, single);
         found.start
+    }
+
+    /// What a block of `order` is to be taken from, if a block of `from` is the last one that is so
+    /// large and a smaller one will do.
+    fn instead_of_last(&mut self, from: Order, order: Order) -> Option<Found> {
+        // In most cases there is nothing else, or enough.
+        if self.free_units == from.units() || self.has_blocks(from, 2) {
+            return None;
+        }
+        let limit = from.smaller().filter(|&limit| limit >= order)?;
+        let request = Request {
+            place: Place::Lowest,
+            split_limit: limit,
+            ..Request::new(order.units())
+        };
+        self.settle(&request, order);
+        self.find(&request, order, order.units())
     }
 
     /// The same as [`Buddy::take`], when the level of `order` has none.
@@ -695,7 +731,14 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let mut levels = self.levels.iter().enumerate().skip(index(order) + 1);
         let (at, level, tree) =
             levels.find_map(|(at, level)| Some((at, level, level.lowest(words, 0)?)))?;
-        let (leaf, found) = level.take(words, tree, 0)?;
+        let smallest = level.tree(words, tree).smallest()?;
+        let from = Order::saturating(level.shift() + smallest);
+        if let Some(found) = self.instead_of_last(from, order) {
+            self.carve_block(&found, order);
+            return Some(found.start);
+        }
+        let level = &self.levels[at];
+        let (leaf, found) = level.take(&mut self.words, tree, 0)?;
         let (start, from) = (level.unit(leaf), Order::saturating(level.shift() + found));
         self.split(start, at, order);
         self.note_split(from, order);

@@ -56,6 +56,11 @@ impl Order {
         (self.0..=last.0).map(Self)
     }
 
+    /// The next smaller one, but for the smallest.
+    pub fn smaller(self) -> Option<Self> {
+        self.0.checked_sub(1).map(Self)
+    }
+
     /// The next larger one, but for the largest.
     pub fn larger(self) -> Option<Self> {
         (self < Self::MAX).then_some(Self(self.0 + 1))

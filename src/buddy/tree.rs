@@ -261,6 +261,14 @@ impl Tree {
             .min()
     }
 
+    /// The rank of the smallest free block.
+    pub(super) fn smallest(self) -> Option<u32> {
+        if self.leaves != 0 {
+            return Some(0);
+        }
+        (self.larger != 0).then(|| rank_of(self.larger.trailing_zeros()))
+    }
+
     /// The rank of the free block that holds `leaf`.
     pub(super) fn covering(self, leaf: u32) -> Option<u32> {
         (0..RANKS).find(|&rank| self.contains(rank, leaf))

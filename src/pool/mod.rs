@@ -316,6 +316,11 @@ impl Ask {
             .map_or(0, Order::get)
     }
 
+    /// Says whether it may land elsewhere to keep the last large block whole.
+    fn spares_the_last(&self) -> bool {
+        !self.strict && matches!(self.spot, Spot::Within { .. })
+    }
+
     /// Could it be served, were all of the pool free?
     pub(crate) fn can_reach(&self) -> bool {
         match self.spot {

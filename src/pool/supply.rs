@@ -112,10 +112,12 @@ impl Supply {
         Ok(run)
     }
 
-    /// A block of `order` that somebody may ask for soon.
+    /// Takes a block of `order` to have it ready; never part of the last large block.
     pub(super) fn take_block(&mut self, place: Place, order: Order) -> Option<Run> {
+        let spares = order < LARGE && !self.core.has_blocks(LARGE, 2);
         let request = Request {
             place,
+            split_limit: if spares { SMALL } else { Order::MAX },
             ..Request::new(order.units())
         };
         self.core.alloc(&request).ok()
@@ -242,9 +244,14 @@ impl Supply {
         None
     }
 
-    /// The same as [`Supply::get`]; for low priority first out of what is small.
+    /// Takes units as [`Supply::get`] does, but first tries to split nothing large: for low
+    /// priority always, and else when one large block is left and the place is not the client's.
     fn get_sparing(&mut self, ask: &Ask, scope: Scope) -> Result<Run, Refused> {
-        if ask.priority == Priority::Low && ask.order() < LARGE.get() {
+        let is_small = ask.order() < LARGE.get();
+        let spares = is_small
+            && (ask.priority == Priority::Low
+                || (ask.spares_the_last() && !self.core.has_blocks(LARGE, 2)));
+        if spares {
             if let Some(run) = self.get(ask, scope, SMALL) {
                 return Ok(run);
             }

@@ -708,6 +708,49 @@ fn turnover_makes_large_blocks_whole_again() {
     }
 }
 
+/// A few units never split the last block of the largest order while a smaller one would do.
+#[test]
+fn the_last_large_block_stays_whole() {
+    let mut spared = 0;
+    for seed in 0..40 {
+        let mut random = Random(seed);
+        let base = random.below(1 << 20);
+        let mut core = Region::new(base, 1 << 14).buddy(AlwaysJoin);
+        let mut live: Vec<Run> = Vec::new();
+        for _ in 0..3000 {
+            if random.below(5) < 2 && !live.is_empty() {
+                let at = random.below(live.len() as u64) as usize;
+                core.free(live.swap_remove(at));
+                continue;
+            }
+            let k = random.below(10) as u32;
+            let few = random.below(3) > 0;
+            let request = Request::new(if few { 1 } else { 1 << k });
+            let before = core.counters();
+            let largest = core.largest_free();
+            let careful = largest.and_then(Order::smaller).map(|split_limit| Request {
+                split_limit,
+                ..request
+            });
+            let would_do = careful.is_some_and(|careful| core.could_alloc(&careful));
+            let Ok(run) = core.alloc(&request) else {
+                continue;
+            };
+            live.push(run);
+            let is_last = largest.is_some_and(|order| before.free_blocks[order.index()] == 1);
+            // What one tree of the request's own level holds is not counted as large.
+            let level = |order: Order| order.get() / 6;
+            let covering = Order::covering(request.units).unwrap();
+            let is_large = largest.is_some_and(|order| level(order) > level(covering));
+            if is_last && would_do && is_large {
+                assert_eq!(core.largest_free(), largest, "{request:?} after {before:?}");
+                spared += 1;
+            }
+        }
+    }
+    assert!(spared > 1000, "{spared} times");
+}
+
 /// Words as they were written, and as they are read once the first of them are broken.
 struct Words {
     written: Vec<u64>,
