@@ -714,6 +714,47 @@ TEST_F(pool, at_every_length)
 	}
 }
 
+/* Without its first page the pool is many blocks, and one run of pages all the same. */
+TEST_F(pool, exact_beyond_the_largest_block)
+{
+	const uint64_t u = self->unit;
+	struct rust_buddy_alloc first, req;
+	struct rust_buddy_pool_info pool;
+	uint64_t sizes[4];
+	unsigned int i;
+
+	if (self->base.free != self->base.size)
+		SKIP(return, "the pool is not empty");
+	if (self->base.size > self->info.max_window)
+		SKIP(return, "the pool is larger than max_window");
+	ASSERT_EQ(0, get(self->fd, u, AT, 0, 0, &first));
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
+	ASSERT_EQ(self->base.size - u, pool.free);
+	ASSERT_LT(pool.largest_free + u, pool.free);
+	sizes[0] = pool.largest_free + u;
+	sizes[1] = pool.largest_free + 1;
+	sizes[2] = pool.free - u;
+	sizes[3] = pool.free;
+	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+		ASSERT_EQ(0, get(self->fd, sizes[i], EXACT, 0, 0, &req)) {
+			TH_LOG("%llu bytes", (unsigned long long)sizes[i]);
+		}
+		EXPECT_EQ((sizes[i] + u - 1) / u * u, req.granted);
+		EXPECT_LE(u, where(self, &req));
+		EXPECT_LE(where(self, &req) + req.granted, self->base.size);
+		EXPECT_FREE(self->fd, &req);
+		/* The lowest: next to the page that is taken. */
+		ASSERT_EQ(0, get(self->fd, sizes[i], EXACT | LOWEST, 0, 0, &req));
+		EXPECT_EQ(u, where(self, &req));
+		EXPECT_FREE(self->fd, &req);
+		EXPECT_POOL(self->fd, &pool);
+	}
+	EXPECT_FULL(self->fd, get(self->fd, self->base.size, EXACT, 0, 0, &req), &req);
+	/* A block that large there is none. */
+	EXPECT_FULL(self->fd, get(self->fd, sizes[0], 0, 0, 0, &req), &req);
+	EXPECT_FREE(self->fd, &first);
+}
+
 TEST_F(pool, largest_free)
 {
 	struct rust_buddy_alloc req, more;

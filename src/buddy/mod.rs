@@ -27,6 +27,9 @@
 //! large blocks whole again. Single units are also taken from larger blocks that lie lower. The last
 //! block of an order that no single tree holds is not split while a smaller one will do.
 //!
+//! An exact request that no block covers gets free blocks side by side, if it asks for more than a
+//! 32nd of where it may be.
+//!
 //! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
 //! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
 //! [`Buddy`] brings the lock.
@@ -73,6 +76,10 @@ fn note_words(_words: u32) {
 /// Levels of trees: six orders each.
 // CAST: 6.
 const LEVELS: usize = Order::COUNT.div_ceil(RANKS as usize);
+
+/// Boundaries that are looked at for a run of blocks side by side. So a run must have more than a
+/// 32nd of the units that it may lie in.
+pub const RUN_STEPS: u64 = 64;
 
 /// Says whether two free buddies may become one.
 pub trait JoinPolicy {
@@ -366,7 +373,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         } else {
             self.take_where(request, order, units)
         };
-        let start = start.ok_or(AllocError::Full)?;
+        let start = start
+            .or_else(|| self.take_run(request, order, units))
+            .ok_or(AllocError::Full)?;
         self.requested += request.units;
         Ok(Run {
             start,
@@ -397,6 +406,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         request.shape().is_some_and(|(order, units)| {
             self.settle(request, order);
             self.find(request, order, units).is_some()
+                || self
+                    .find_run(request, order, units)
+                    .is_some_and(|start| self.claimable(start, start + units))
         })
     }
 
@@ -641,6 +653,83 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
                 level.settle(&mut self.words);
             }
         }
+    }
+
+    /// The start of `units` free units side by side, for an exact request that no block covers.
+    ///
+    /// A quarter of the covering block is less than half of the run, and so the run has a block of
+    /// that size. It is enough to look where one may start: at [`RUN_STEPS`] places at most.
+    fn find_run(&self, request: &Request, order: Order, units: u64) -> Option<u64> {
+        if request.extent != Extent::Exact || request.split_limit < self.max_order {
+            return None;
+        }
+        let (lo, hi) = request.window;
+        let (lo, hi) = (lo.max(self.base), hi.min(self.end));
+        let step = Order::saturating(order.get().saturating_sub(2));
+        if hi.checked_sub(lo)? < units || (hi - lo) >> step.get() > RUN_STEPS {
+            return None;
+        }
+        let align = request.align.units();
+        let mut best = None;
+        let mut at = lo;
+        loop {
+            let probe = at.next_multiple_of(step.units());
+            if probe >= hi {
+                return best;
+            }
+            at = probe + 1;
+            // All up to the next boundary is in the run, and so in one block.
+            if self.covering(probe).is_none_or(|(_, order)| order < step) {
+                continue;
+            }
+            let end = self.free_until(probe, hi);
+            at = end + 1;
+            // What is free before the boundary is looked at only where it could be enough.
+            if end - probe + step.units() <= units {
+                continue;
+            }
+            let start = self.free_since(probe, lo);
+            let lowest = start.next_multiple_of(align);
+            if lowest.saturating_add(units) > end {
+                continue;
+            }
+            if request.place != Place::Highest {
+                return Some(lowest);
+            }
+            best = Some((end - units) & !(align - 1));
+        }
+    }
+
+    /// The first unit from `at` on, before `hi`, that is not free, or `hi`.
+    fn free_until(&self, at: u64, hi: u64) -> u64 {
+        let mut at = at;
+        while at < hi {
+            let Some((block, order)) = self.covering(at) else {
+                return at;
+            };
+            at = block + order.units();
+        }
+        hi
+    }
+
+    /// The first of the free units before `at` that are side by side, but none before `lo`.
+    fn free_since(&self, at: u64, lo: u64) -> u64 {
+        let mut at = at;
+        while at > lo {
+            let Some((block, _)) = self.covering(at - 1) else {
+                return at;
+            };
+            at = block;
+        }
+        lo
+    }
+
+    /// Takes `units` side by side, after no block of `order` was there for an exact request.
+    #[inline(never)]
+    fn take_run(&mut self, request: &Request, order: Order, units: u64) -> Option<u64> {
+        let start = self.find_run(request, order, units)?;
+        self.claim(start, start + units)?;
+        Some(start)
     }
 
     /// Takes `units` of a block of `order` where `request` wants it.

@@ -72,7 +72,9 @@ impl Order {
 pub enum Extent {
     /// The whole block.
     Block,
-    /// The units asked for; the tail goes back at once.
+    /// The units asked for; the tail goes back at once. Where no block covers them, any free units
+    /// side by side, unless `split_limit` is less than the largest order: the lowest, or the
+    /// highest, that start on `align` ([`RUN_STEPS`](super::RUN_STEPS) says from what size on).
     Exact,
 }
 

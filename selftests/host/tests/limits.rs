@@ -751,6 +751,64 @@ fn the_last_large_block_stays_whole() {
     assert!(spared > 1000, "{spared} times");
 }
 
+/// 6 GiB from 5 GiB on, in pages: the largest block is 2 GiB, but all of it can be had as one run.
+#[test]
+fn exact_runs_beyond_the_largest_block() {
+    let (base, len) = (5 << 18, 6 << 18);
+    let mut core = Region::new(base, len).buddy(AlwaysJoin);
+    let new = core.counters();
+    assert_eq!(core.largest_free(), Some(order(19)));
+    for units in [(1 << 19) + 1, 1 << 20, (5 << 18) + 77, len - 1, len] {
+        for place in [Place::Any, Place::Lowest, Place::Highest] {
+            let request = Request {
+                place,
+                ..exact(units)
+            };
+            // No block covers that.
+            assert_eq!(core.alloc(&Request::new(units)), Err(AllocError::Full));
+            assert!(core.could_alloc(&request));
+            let run = core.alloc(&request).unwrap();
+            assert_eq!((run.units(), run.requested()), (units, units));
+            let start = match place {
+                Place::Highest => base + len - units,
+                _ => base,
+            };
+            assert_eq!(run.start(), start, "{units} {place:?}");
+            core.free(run);
+            assert_eq!(core.counters().free_blocks, new.free_blocks);
+        }
+    }
+    assert_eq!(core.alloc(&exact(len + 1)), Err(AllocError::Full));
+    // Around what is in use, on a boundary, and in a window.
+    let low = core.alloc_at(base + 10, 1).unwrap();
+    let run = core.alloc(&exact(len - 11)).unwrap();
+    assert_eq!(run.start(), base + 11);
+    core.free(run);
+    let aligned = Request {
+        align: order(10),
+        ..exact(len - 1024)
+    };
+    let run = core.alloc(&aligned).unwrap();
+    assert_eq!(run.start(), base + 1024);
+    core.free(run);
+    let window = Request {
+        window: (base + 77, base + 77 + (4 << 18)),
+        ..exact(4 << 18)
+    };
+    let run = core.alloc(&window).unwrap();
+    assert_eq!(run.start(), base + 77);
+    core.free(run);
+    core.free(low);
+    // A limit on what may be split is one for runs, too.
+    let careful = Request {
+        split_limit: order(18),
+        ..exact((1 << 19) + 1)
+    };
+    assert_eq!(core.alloc(&careful), Err(AllocError::Full));
+    assert_eq!(core.validate(), Ok(()));
+    assert_eq!(core.counters().splits, core.counters().joins);
+}
+
 /// Words as they were written, and as they are read once the first of them are broken.
 struct Words {
     written: Vec<u64>,

@@ -20,7 +20,8 @@ use rust_buddy_host::buddy::{
     Order,
     Place,
     Request,
-    Run, //
+    Run,
+    RUN_STEPS, //
 };
 
 /// Says what went wrong.
@@ -353,6 +354,29 @@ impl Model {
             .filter(move |&start| start >= self.region.base && self.fits(request, start))
     }
 
+    /// The places of an exact request that no block covers: free units side by side.
+    pub fn runs<'a>(&'a self, request: &'a Request) -> impl DoubleEndedIterator<Item = u64> + 'a {
+        let Region { base, len } = self.region;
+        let (lo, hi) = request.window;
+        let (lo, hi) = (lo.max(base), hi.min(base + len));
+        let step = covering(request.units).map_or(1, |(order, _)| 1 << order.saturating_sub(2));
+        let largest = pieces(base, base + len)
+            .into_iter()
+            .map(|piece| piece.1)
+            .max();
+        let may = request.extent == Extent::Exact
+            && Some(request.split_limit.get()) >= largest
+            && covering(request.units).is_some()
+            && lo < hi
+            && (hi - lo) / step <= RUN_STEPS;
+        let end = if may { hi } else { 0 };
+        (lo..end).filter(move |&start| {
+            start % request.align.units() == 0
+                && request.units <= hi - start
+                && self.is_free(start, start + request.units)
+        })
+    }
+
     /// What growing gives: where the run then lies.
     pub fn grown(
         &self,
@@ -580,6 +604,7 @@ impl Bench {
             Err(AllocError::Full) => {
                 ensure!(covering(request.units).is_some(), "Full, but it is invalid");
                 let place = self.model.places(request).next();
+                let place = place.or_else(|| self.model.runs(request).next());
                 ensure!(place.is_none(), "Full, but there is {place:?}");
                 return Ok(false);
             }
@@ -590,14 +615,17 @@ impl Bench {
             Model::granted(request) == Some(span.units) && span.requested == request.units,
             "not as much as asked for: {span:?}"
         );
+        let is_block = self.model.places(request).next().is_some();
         ensure!(
-            self.model.fits(request, span.start),
+            !is_block || self.model.fits(request, span.start),
             "this is no place for it: {span:?}"
         );
-        let best = match request.place {
-            Place::Any => Some(span.start),
-            Place::Lowest => self.model.places(request).next(),
-            Place::Highest => self.model.places(request).next_back(),
+        let best = match (is_block, request.place) {
+            (true, Place::Any) => Some(span.start),
+            (true, Place::Lowest) => self.model.places(request).next(),
+            (true, Place::Highest) => self.model.places(request).next_back(),
+            (false, Place::Highest) => self.model.runs(request).next_back(),
+            (false, _) => self.model.runs(request).next(),
         };
         ensure!(best == Some(span.start), "{span:?}, not {best:?}");
         self.took(run)?;

@@ -210,6 +210,21 @@ impl Bench {
             );
             return Ok(());
         };
+        // Only where no block covers it: blocks side by side, each piece in a free one.
+        if places.is_empty() {
+            ensure!(
+                request.extent == Extent::Exact
+                    && request.split_limit >= self.core.max_order()
+                    && run.start() % request.align.units() == 0
+                    && run.start() >= request.window.0
+                    && run.end() <= request.window.1
+                    && run.units() == granted,
+                "{run:?} for {request:?}"
+            );
+            self.take(run.start(), run.end())?;
+            self.live.push(run);
+            return Ok(());
+        }
         let start = run.start();
         let right = match request.place {
             Place::Any => places.contains(&start),
