@@ -306,14 +306,20 @@ TEST_F(move, every_mapping_moves)
 	const uint64_t bytes = KiB(64);
 	struct rust_buddy_migrate to;
 	struct rust_buddy_import in;
-	struct rust_buddy_alloc buf;
+	struct rust_buddy_alloc buf = {
+		.size = bytes, .flags = RUST_BUDDY_ALLOC_AT, .lo = MiB(4), .name = "shared",
+	};
+	struct rust_buddy_alloc next = {
+		.size = bytes, .flags = RUST_BUDDY_ALLOC_AT, .lo = MiB(4), .name = "next",
+	};
 	int dmabuf, other, go[2], done[2];
-	volatile uint64_t *map, *shown, *imported;
+	volatile uint64_t *map, *shown, *imported, *left;
 	char node[64], byte;
 	struct stat stat_buf;
+	uint64_t i;
 	pid_t pid;
 
-	ASSERT_EQ(0, rb_alloc(self->fd, bytes, 0, "shared", &buf));
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
 	map = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE((void *)map != MAP_FAILED);
 	dmabuf = rb_export(self->fd, buf.handle, 0, 0, O_RDWR | O_CLOEXEC);
@@ -350,9 +356,15 @@ TEST_F(move, every_mapping_moves)
 		_exit(good ? 0 : 1);
 	}
 	ASSERT_EQ(1, read(done[0], &byte, 1));
-	ASSERT_EQ(0, rb_migrate(self->fd, buf.handle, 0, 0, 0, &to));
-	/* Whoever still sees the old place shows by this. */
+	ASSERT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT, MiB(8), 0, &to));
+	/* A mapping that still shows the old place shows what is there now. */
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &next));
+	left = rb_map(self->fd, &next, PROT_READ | PROT_WRITE);
+	ASSERT_TRUE((void *)left != MAP_FAILED);
+	left[0] = 9;
+	EXPECT_EQ(1ULL, map[0]);
 	map[0] = 2;
+	EXPECT_EQ(9ULL, left[0]);
 	EXPECT_EQ(2ULL, shown[0]);
 	EXPECT_EQ(2ULL, imported[0]);
 	ASSERT_EQ(1, write(go[1], "x", 1));
@@ -362,6 +374,11 @@ TEST_F(move, every_mapping_moves)
 	imported[3] = 5;
 	EXPECT_EQ(4ULL, map[2]);
 	EXPECT_EQ(5ULL, map[3]);
+	EXPECT_EQ(9ULL, left[0]);
+	for (i = 1; i < bytes / sizeof(*left); i++)
+		EXPECT_EQ(0ULL, left[i]);
+	munmap((void *)left, bytes);
+	EXPECT_EQ(0, rb_free(self->fd, next.handle));
 	munmap((void *)imported, bytes);
 	close(other);
 out:

@@ -1,0 +1,48 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# mutants.sh LIST SECONDS: loads one module after the other and runs the one test that has to fail
+# with it. A line of LIST: name, folder with module/ and selftests/, program, test, parameters,
+# with tabs between. Ends early where the kernel can't be trusted any more.
+. qemu/guest/lib.sh
+
+list=$1
+limit=$2
+echo 30 >/proc/sys/kernel/hung_task_timeout_secs
+echo 1 >/proc/sys/kernel/sysrq
+
+# run DIR PROGRAM TEST: a script loads the module itself.
+run() {
+	case $2 in
+	*.sh) RB_BUILD=$1 timeout -k 5 "$limit" bash "selftests/$2" 2>&1 ;;
+	*) (cd /tmp && timeout -k 5 "$limit" "$1/selftests/$2" -r "$3") 2>&1 ;;
+	esac
+}
+
+while IFS=$'\t' read -r id dir program test load <&5; do
+	echo "# mutant $id begins"
+	case "$load" in
+	*quarantine_ms=*) ;;
+	*) load+=" quarantine_ms=0" ;;
+	esac
+	# A task that can't be killed would keep the guest for as long as it has.
+	(sleep $((limit + 15)) && echo c >/proc/sysrq-trigger) 5<&- &
+	watch=$!
+	# shellcheck disable=SC2086 # words
+	case $program in
+	*.sh) run "$dir" "$program" "$test" 5<&- ;;
+	*) insmod "$dir/module/rust_buddy.ko" $load && run "$dir" "$program" "$test" 5<&- ;;
+	esac
+	kill $watch
+	echo "# mutant $id ended"
+	if grep -q '^rust_buddy ' /proc/modules; then
+		# What was killed may take a moment to let go.
+		for _ in $(seq 20); do
+			rmmod rust_buddy 2>/dev/null && break
+			sleep 0.1
+		done
+		grep -q '^rust_buddy ' /proc/modules && exit 0
+	fi
+	dmesg | grep -qE 'BUG:|Oops|[Bb]ad page|general protection' && exit 0
+done 5<"$list"
+exit 0
