@@ -23,6 +23,7 @@ help:
 	@echo "  make test      the same set-up, then all tests: on the host and in the guest"
 	@echo "  make test-debug  build a kernel that watches itself (once, 10 minutes), all guest tests in it"
 	@echo "  make fuzz      random calls until something fails, or for MINUTES=N; SEED=N, DEBUG=1"
+	@echo "  make mutants   each promise broken once: its test has to fail; ONLY=GLOB"
 	@echo "  make soak      a mixed load for MINUTES=10, with SEED=N, in the debug kernel with DEBUG=1"
 	@echo "  make fuzz-core MINUTES=n  the allocator under a fuzzer for so long, on the host"
 	@echo "  make bench     the allocator against others, on the host and in a guest (docs/benchmarks.md)"
@@ -44,7 +45,7 @@ else
 own := 1
 endif
 
-.PHONY: setup demo test test-debug fuzz soak fuzz-core bench shell check
+.PHONY: setup demo test test-debug mutants fuzz soak fuzz-core bench shell check
 setup:
 	@qemu/setup.sh
 demo:
@@ -55,6 +56,8 @@ check:
 	@qemu/check.sh
 test-debug:
 	@qemu/test-debug.sh
+mutants:
+	@qemu/mutants.sh
 # For ever, unless it is told; hence not by the variable that has a default.
 fuzz:
 	@qemu/fuzz.sh

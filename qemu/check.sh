@@ -95,5 +95,6 @@ judge clippy-fuzz clippy_fuzz
 judge clippy-bench clippy_bench
 judge checkpatch checkpatch
 judge shellcheck shellcheck_all
+judge mutants-table qemu/mutants.sh table-check
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

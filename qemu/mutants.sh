@@ -8,14 +8,16 @@
 # Variables:
 #
 #   ONLY=GLOB   only the mutants of these names
+#   DEBUG=1     in the debug kernel, which some need
 #
 # A mutant is a patch in selftests/mutants/, which begins with
 #
 #   Breaks: SENTENCE         the promise, as it is broken
-#   Caught-by: PROGRAM TEST  TEST as the harness prints it; PROGRAM may be a script of selftests/
+#   Caught-by: PROGRAM TEST  TEST as the harness prints it, with or without a variant; PROGRAM may be a script of selftests/
 #                            with the name of a check, or "host" with the name of a host test
 #   Load: PARAMETER...       of the module (default: source=contig)
 #   Memory: 4G               of the guest
+#   Kernel: debug            only with DEBUG=1, as all that PROGRAM faults catches
 #   Boot: WORDS              on the guest's command line, beside cma= and memmap=
 #
 # The unmutated module has to pass each named test in the same guest first.
@@ -39,9 +41,15 @@ patches() {
 	local file
 	for file in "$folder"/*.patch; do
 		# shellcheck disable=SC2053 # a glob, on purpose
-		[[ $(id_of "$file") == ${ONLY:-*} ]] && echo "$file"
+		[[ $(id_of "$file") == ${ONLY:-*} ]] || continue
+		if [ "${DEBUG:-}" != 1 ] && wants_debug "$file"; then
+			say "not tried without DEBUG=1: $(id_of "$file")"
+		else
+			echo "$file"
+		fi
 	done
 }
+wants_debug() { [ "$(field "$1" Kernel)" = debug ] || [[ $(field "$1" Caught-by) == "faults "* ]]; }
 state() { cat "$work/$1/state" 2>/dev/null; }
 set_state() { echo "$2" >"$work/$1/state"; }
 
@@ -103,20 +111,31 @@ build_one() {
 	set_state "$id" built
 }
 
+# pattern TEST: as the harness prints it, in any variant if none is named.
+pattern() {
+	case $1 in
+	*" "*) echo "$1" ;;
+	*.*.*) echo "${1//./\\.}" ;;
+	*.*) echo "${1%.*}(\.[a-zA-Z0-9_]+)?\.${1#*.}" ;;
+	*) echo "(global\.)?$1" ;;
+	esac
+}
+
 # judge LIST LOG: the state of each line of LIST that the guest came to; 1 if it left some out.
 judge() {
-	local id dir program test load said left=0
+	local id dir program test load said re left=0
 	while IFS=$'\t' read -r id dir program test load; do
 		said=$(sed -n "/^# mutant $id begins/,/^# mutant $id ended/p" "$2" | tr -d '\r')
+		re=$(pattern "$test")
 		if [ -z "$said" ]; then
 			left=1
-		elif grep -qE "^not ok [0-9]+ (- )?$test( |$)" <<<"$said"; then
+		elif grep -qE "^not ok [0-9]+ (- )?$re( |$)" <<<"$said"; then
 			set_state "$id" caught
-		elif grep -qE "^ok [0-9]+ (- )?$test.*# SKIP" <<<"$said"; then
+		elif grep -qE "^ok [0-9]+ (- )?$re .*# SKIP" <<<"$said"; then
 			set_state "$id" "test skipped"
-		elif grep -qE "^ok [0-9]+ (- )?$test( |$)" <<<"$said"; then
+		elif grep -qE "^ok [0-9]+ (- )?$re( |$)" <<<"$said"; then
 			set_state "$id" survives
-		elif ! grep -qE "RUN +$test |^# suite" <<<"$said"; then
+		elif ! grep -qE "RUN +$re |^# suite" <<<"$said"; then
 			set_state "$id" "not run"
 		elif grep -q "^# mutant $id ended" <<<"$said"; then
 			set_state "$id" "caught, the test never ended"
@@ -134,7 +153,7 @@ guests() {
 	cp "$3" "$list"
 	while [ -s "$list" ]; do
 		n=$(wc -l <"$list")
-		RB_MEMORY=$1 qemu/boot.sh "$name" --quiet --timeout $((180 + n * (limit + 20))) \
+		RB_MEMORY=${1:-${DEBUG:+3G}} qemu/boot.sh "$name" --quiet --timeout $((180 + n * (limit + 20))) \
 			--append "cma=256M memmap=64M\$0x40000000 oops=panic $2" -- \
 			bash qemu/guest/mutants.sh "$list" "$limit" 2>"$work/boot.log"
 		judge "$list" "$RB_CACHE/out/$name/log" && return 0
@@ -193,6 +212,12 @@ if [ -z "${KERNEL:-}" ]; then
 	qemu/setup.sh || exit 1
 	rel=$(krel)
 	export KBUILD_ARGS=${KBUILD_ARGS-LOCALVERSION=+${rel#*+}}
+fi
+if [ "${DEBUG:-}" = 1 ]; then
+	qemu/debug-kernel.sh || exit 1
+	export RB_BUILD=$RB_BUILD-debug KDIR=$RB_DEBUG KBUILD_ARGS="LLVM=1 RB_AUDIT=1"
+	export KERNEL=$RB_DEBUG/rust_buddy-debug.img
+	work=$RB_BUILD/mutants
 fi
 [ -n "${RB_NO_BUILD:-}" ] || qemu/build.sh || exit 1
 start=$SECONDS

@@ -11,11 +11,11 @@ limit=$2
 echo 30 >/proc/sys/kernel/hung_task_timeout_secs
 echo 1 >/proc/sys/kernel/sysrq
 
-# run DIR PROGRAM TEST: a script loads the module itself.
+# run DIR PROGRAM TEST: in all variants. A script loads the module itself.
 run() {
 	case $2 in
 	*.sh) RB_BUILD=$1 timeout -k 5 "$limit" bash "selftests/$2" 2>&1 ;;
-	*) (cd /tmp && timeout -k 5 "$limit" "$1/selftests/$2" -r "$3") 2>&1 ;;
+	*) (cd /tmp && timeout -k 5 "$limit" "$1/selftests/$2" -t "${3##*.}") 2>&1 ;;
 	esac
 }
 
