@@ -5,6 +5,8 @@
 //! The way of a request, each layer knowing only the ones after it: `device` (nodes, clients,
 //! commands), `buffer`, `pool`, `buddy` (the allocator) and `region` (the memory).
 
+#[path = "src/audit.rs"]
+mod audit;
 #[path = "src/bell.rs"]
 mod bell;
 #[path = "src/buddy/mod.rs"]
@@ -132,6 +134,7 @@ struct RustBuddy {
     reserved: debugfs::ReservedFile,
     hibernation: Option<Pin<KBox<Hibernation>>>,
     background: Background,
+    _oracle: audit::Oracle,
 }
 
 impl kernel::InPlaceModule for RustBuddy {
@@ -153,6 +156,8 @@ impl kernel::InPlaceModule for RustBuddy {
                 )?,
                 compact_above: params::compact_above(module_parameters::compact_above.value())?,
             };
+            // Before anything is granted, and dropped after all has gone back.
+            let oracle = audit::Oracle::find();
             let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?, policy)?;
             // From here on: it ends, too, if any of what follows fails.
             let background = Background::begin(pool.clone());
@@ -184,6 +189,7 @@ impl kernel::InPlaceModule for RustBuddy {
                 reserved,
                 hibernation,
                 background,
+                _oracle: oracle,
             }))
         })
     }

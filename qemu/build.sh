@@ -13,13 +13,24 @@ kdir=${KDIR:-$RB_TREE}
 args=("KBUILD_ARGS=${KBUILD_ARGS:-}")
 if [ -z "${KDIR:-}" ]; then
 	rel=$(krel)
-	args=("KBUILD_ARGS=LOCALVERSION=+${rel#*+}")
+	KBUILD_ARGS="LOCALVERSION=+${rel#*+} ${KBUILD_ARGS:-}"
+	args=("KBUILD_ARGS=$KBUILD_ARGS")
 fi
 out=$RB_BUILD
 mkdir -p "$out"
 
 build() {
 	"$here/enter.sh" make -C "$RB_TOP" KDIR="$kdir" BUILD="$out/module" "${args[@]}" modules
+	# The walker of the oracle, where the module has that.
+	rm -rf "$out/audit"
+	case " ${KBUILD_ARGS:-} " in
+	*" RB_AUDIT=1 "*)
+		mkdir -p "$out/audit"
+		# shellcheck disable=SC2086 # words
+		"$here/enter.sh" make -C "$kdir" M="$RB_TOP/selftests/audit" MO="$out/audit" \
+			$KBUILD_ARGS modules
+		;;
+	esac
 	client || echo "no client library: cargo can't build it, and what tests it is left out"
 	"$here/enter.sh" make -C "$RB_TOP/selftests" KSRC="$kdir" OUTPUT="$out/selftests" \
 		CLIENT="$out/client/release" all

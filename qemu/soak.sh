@@ -17,7 +17,7 @@ seed=${2:-}
 qemu/setup.sh || exit 1
 if [ "${3:-}" = 1 ]; then
 	qemu/debug-kernel.sh || exit 1
-	export RB_BUILD=$RB_BUILD-debug KDIR=$RB_DEBUG KBUILD_ARGS=LLVM=1
+	export RB_BUILD=$RB_BUILD-debug KDIR=$RB_DEBUG KBUILD_ARGS="LLVM=1 RB_AUDIT=1"
 	export KERNEL=$RB_DEBUG/rust_buddy-debug.img RB_MEMORY=3G
 fi
 qemu/build.sh || exit 1

@@ -15,7 +15,7 @@ cd "$RB_TOP" || exit 1
 qemu/setup.sh || { trouble "the set-up"; finish; }
 qemu/debug-kernel.sh || { trouble "building the debug kernel"; finish; }
 
-export RB_BUILD=$RB_CACHE/build-debug KDIR=$RB_DEBUG KBUILD_ARGS=LLVM=1
+export RB_BUILD=$RB_CACHE/build-debug KDIR=$RB_DEBUG KBUILD_ARGS="LLVM=1 RB_AUDIT=1"
 qemu/build.sh || { trouble "the build"; finish; }
 disk=$RB_CACHE/out/debug-nvme.img
 mkdir -p "$RB_CACHE/out"

@@ -44,6 +44,8 @@ pub(crate) fn show(root: &Dir, pool: Arc<Pool>) -> Result<PoolFiles> {
             dir.read_callback_file(c"areas", pool, &areas);
             dir.read_callback_file(c"modes", pool, &modes);
             dir.read_callback_file(c"modes_mapped", pool, &modes_mapped);
+            #[cfg(rust_buddy_audit)]
+            dir.read_callback_file(c"audit", pool, &crate::audit::show);
             dir.write_only_callback_file(c"release_quarantine", pool, &release_quarantine);
         }),
         GFP_KERNEL,

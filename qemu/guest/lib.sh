@@ -10,4 +10,10 @@ debug=/sys/kernel/debug/rust_buddy
 
 mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null
 
-load() { insmod "$RB_KO" "$@"; }
+load() {
+	# The oracle's walker, where it was built.
+	if [ -e "$RB_BUILD/audit/rust_buddy_audit.ko" ] && ! grep -q '^rust_buddy_audit ' /proc/modules; then
+		insmod "$RB_BUILD/audit/rust_buddy_audit.ko" || return 1
+	fi
+	insmod "$RB_KO" "$@"
+}

@@ -39,6 +39,15 @@ no_leaks() {
 	[ ! -s "$RB_OUT/kmemleak-soak" ]
 }
 
+# What the oracle found, of all that was freed, granted or mapped, where it is built in.
+audit=$debug/pool1/audit
+if [ -e $audit ]; then
+	plan soak:audit 1
+	sed 's/^/# /' $audit
+	check "the oracle found nothing" grep -q '^faults: 0$' $audit
+	finish
+fi
+
 plan soak:unload 2
 check "the module goes" rmmod rust_buddy
 if [ -e $leaks ]; then

@@ -138,6 +138,13 @@ pub(super) fn is_ours(vma: &VmaRef) -> bool {
     unsafe { (*vma.as_ptr()).vm_ops == &raw const OPERATIONS.0 }
 }
 
+/// The buffer that a VMA shows, if it is one of ours. To be asked with its lock held.
+#[cfg(rust_buddy_audit)]
+pub(crate) fn shown_in(vma: &VmaRef) -> Option<Arc<Buffer>> {
+    // SAFETY: Set up by `map` or a copy, and the lock keeps it from being closed.
+    is_ours(vma).then(|| unsafe { shown_by(vma.as_ptr()) }.into())
+}
+
 /// The buffer that a VMA of ours shows.
 ///
 /// # Safety

@@ -29,6 +29,8 @@ mod spares;
 
 pub(crate) use client::Client;
 pub(crate) use heap::HeapNode;
+#[cfg(rust_buddy_audit)]
+pub(crate) use mmap::shown_in;
 pub(crate) use modes::show_modes;
 
 use self::{

@@ -7,6 +7,10 @@ use super::{
     Ask,
     Pool, //
 };
+use crate::audit::{
+    self,
+    When, //
+};
 use crate::buddy::{
     Direction,
     Order,
@@ -71,6 +75,7 @@ impl Block {
     /// Of units that were just taken out of `pool`, asked for with `requested` bytes, wherever they
     /// are if an `end` is named.
     pub(super) fn new(pool: Arc<Pool>, run: Run, requested: u64, end: Option<End>) -> Self {
+        audit::unreachable(&pool, Pfn(run.start()), run.units(), When::Granted);
         pool.census.add(Pfn(run.start()), run.units(), false);
         // INVARIANT: Counted.
         Self {
@@ -246,6 +251,7 @@ impl Block {
             Direction::Up => run.start() + before,
             Direction::Down => run.start(),
         };
+        audit::unreachable(&self.pool, Pfn(gained), more, When::Granted);
         // INVARIANT: Counted.
         self.pool.census.add(Pfn(gained), more, self.movable);
         self.requested = ask.size;
@@ -273,6 +279,7 @@ impl Block {
             Direction::Up => run.end() - fewer,
             Direction::Down => run.start(),
         };
+        audit::unreachable(&self.pool, Pfn(lost), fewer, When::Freed);
         // INVARIANT: Counted, before they are somebody else's.
         self.pool.census.remove(Pfn(lost), fewer, self.movable);
         self.written.note(&self.pool, Pfn(lost), fewer);
@@ -349,6 +356,7 @@ impl Drop for Block {
                 core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
                 return;
             }
+            audit::unreachable(&self.pool, Pfn(run.start()), run.units(), When::Freed);
             self.written.note(&self.pool, Pfn(run.start()), run.units());
             // INVARIANT: Counted, before it is somebody else's.
             self.pool
