@@ -1,12 +1,16 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# The kernel that watches itself, built once from debug.config into RB_DEBUG.
+# The kernel that watches itself, built once from debug.config into RB_DEBUG, with the patches
+# in qemu/patches/.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
 . "$here/lib.sh"
 cd "$RB_TOP" || exit 1
+
+# What is applied, to be taken out again before another set of patches comes in.
+applied=$RB_DEBUG/.rust_buddy-patches
 
 # A source tree of its own: the stock one is configured in place.
 unpack() {
@@ -14,6 +18,25 @@ unpack() {
 	mkdir -p "$RB_DEBUG"
 	qemu/enter.sh tar -xf "$RB_KERNEL/usr/src/linux-source-$RB_SERIES.tar.xz" -C "$RB_DEBUG" \
 		--strip-components=1
+}
+take_out() {
+	local i files=("$applied"/*.patch)
+	for ((i = ${#files[@]} - 1; i >= 0; i--)); do
+		[ ! -e "${files[i]}" ] || patch -p1 -s -f -R -d "$RB_DEBUG" <"${files[i]}" || return 1
+	done
+	rm -rf "$applied"
+}
+put_in() {
+	local file
+	mkdir "$applied"
+	for file in qemu/patches/*.patch; do
+		patch -p1 -s -f -d "$RB_DEBUG" <"$file" || return 1
+		cp "$file" "$applied"
+	done
+}
+# An interrupted run leaves a patch in that is not recorded: only a new tree is sure to be clean.
+repatch() {
+	(take_out && put_in) || (unpack && put_in)
 }
 compile() {
 	# shellcheck disable=SC2016 # expanded by the inner shell
@@ -32,5 +55,9 @@ compile() {
 }
 
 once debug-source "$(krel)" "unpacking the source for the debug kernel" unpack
-once debug-kernel "$(krel) $(cksum <qemu/debug.config)" \
+patches=$(cat qemu/patches/*.patch | cksum)
+# A tree that was unpacked anew has none.
+[ -d "$applied" ] || rm -f "$RB_STAMPS/debug-patches"
+once debug-patches "$patches" "patching the debug kernel" repatch
+once debug-kernel "$(krel) $(cksum <qemu/debug.config) $patches" \
 	"building the debug kernel (about 10 minutes on 2 cores)" compile
