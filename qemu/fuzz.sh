@@ -6,7 +6,8 @@
 #
 #   MINUTES=n  end after so long (default: never)
 #   SEED=n     this seed in every round: threads meet differently each time
-#   DEBUG=1    in the debug kernel (see test-debug.sh)
+#   DEBUG=1    in the debug kernel (see test-debug.sh), where copy_huge_pmd() has a delay
+#   AUDIT=1    in the stock kernel with the oracle of src/audit.rs, which DEBUG=1 includes
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -26,9 +27,12 @@ else
 fi
 if [ "${DEBUG:-}" = 1 ]; then
 	qemu/debug-kernel.sh || exit 1
-	export RB_BUILD=$RB_BUILD-debug KDIR=$RB_DEBUG KBUILD_ARGS=LLVM=1
+	export RB_BUILD=$RB_BUILD-debug KDIR=$RB_DEBUG KBUILD_ARGS="LLVM=1 RB_AUDIT=1"
 	kernel=$RB_DEBUG/rust_buddy-debug.img
 	memory=3G
+fi
+if [ "${AUDIT:-}" = 1 ] && [ "${DEBUG:-}" != 1 ]; then
+	export RB_BUILD=$RB_BUILD-audit KBUILD_ARGS=RB_AUDIT=1
 fi
 qemu/build.sh || exit 1
 
@@ -57,10 +61,11 @@ while [ "$minutes" -eq 0 ] || left=$((minutes * 60 - (SECONDS - start))) && [ "$
 	seconds=$((left < longest ? left : longest))
 	say "round $((rounds + 1)): seed $seed, ${words[*]}, quarantine_ms=$quarantine, $seconds s"
 	bad=
-	KERNEL=$kernel RB_MEMORY=$memory qemu/boot.sh fuzz --quiet --timeout $((seconds + 900)) \
+	KERNEL=$kernel RB_MEMORY=$memory qemu/boot.sh fuzz --quiet --timeout $((seconds * 2 + 900)) \
 		--append "cma=256M memmap=64M\$0x40000000" -- \
-		env RB_FUZZ_SEED="$seed" RB_FUZZ_SECONDS="$seconds" bash qemu/guest/tests.sh \
-		"${words[0]#source=}" "${words[@]:1}" quarantine_ms="$quarantine" -- fuzz &
+		env RB_FUZZ_SEED="$seed" RB_FUZZ_SECONDS="$seconds" RB_TANGLE_SEED="$seed" \
+		RB_TANGLE_SECONDS="$((seconds / 2 + 1))" bash qemu/guest/tests.sh \
+		"${words[0]#source=}" "${words[@]:1}" quarantine_ms="$quarantine" -- tangle fuzz &
 	boot=$!
 	wait "$boot" || bad=1
 	boot=

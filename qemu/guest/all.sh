@@ -32,7 +32,7 @@ bash qemu/guest/tests.sh contig size_mb=256 -- quota size_mb=512 magazine
 # Few enough buffers that a test can have them all.
 bash qemu/guest/tests.sh contig max_buffers=1000 -- alloc
 # What was pinned by processes that were killed comes back while others go on.
-bash qemu/guest/tests.sh contig quarantine_ms=200 -- fuzz
+bash qemu/guest/tests.sh contig quarantine_ms=200 -- tangle fuzz
 bash selftests/stress.sh
 # The mixed load, for as long as it takes to know that it works.
 bash qemu/guest/soak.sh 0.4 1

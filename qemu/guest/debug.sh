@@ -28,6 +28,11 @@ for ms in 1500 -1; do
 done
 # Some hundred calls a second, where all is watched.
 RB_FUZZ_CALLS=30000 bash qemu/guest/tests.sh contig quarantine_ms=200 -- fuzz
+# Forks that meet buffers that move, where the kernel has the delay.
+delay=/sys/module/huge_memory/parameters/rust_buddy_pmd_delay_us
+[ ! -e $delay ] || echo 300 >$delay
+RB_TANGLE_SECONDS=30 bash qemu/guest/tests.sh contig -- tangle
+[ ! -e $delay ] || echo 0 >$delay
 bash selftests/stress.sh
 
 # The sweep over insmod itself, which wants the module not loaded.
