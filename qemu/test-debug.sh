@@ -5,6 +5,8 @@
 # KASAN, lockdep, sleeping in atomic context, DEBUG_OBJECTS, page table checks,
 # DMA-API debugging, UBSAN, Rust's own assertions, and kmemleak at the end. Any
 # report fails the run.
+#
+#   RB_SECONDS=n  begin no test program after so long; what is left is skipped and named
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -21,6 +23,11 @@ disk=$RB_CACHE/out/debug-nvme.img
 mkdir -p "$RB_CACHE/out"
 qemu/enter.sh "$RB_BUILD/selftests/nvme-image" create "$disk"
 export KERNEL=$RB_DEBUG/rust_buddy-debug.img RB_MEMORY=3G
+deadline=
+if [ -n "${RB_SECONDS:-}" ]; then
+	# The longest program, and the search for leaks, come after.
+	deadline=$((RB_SECONDS - SECONDS - 600))
+fi
 guest debug "the guest" --append "cma=256M memmap=64M\$0x40000000" --nvme "$disk" \
-	--timeout 2700 -- bash qemu/guest/debug.sh
+	--timeout 4500 -- env ${deadline:+RB_UNTIL=$deadline} bash qemu/guest/debug.sh
 finish

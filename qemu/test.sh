@@ -119,7 +119,7 @@ qemu/enter.sh "$image" create "$disk" || trouble "making the NVMe image"
 # One test replays how this very kernel started, which its log has to tell.
 guest tests "the guest" --nvme "$disk" \
 	--append "cma=256M memmap=64M\$0x40000000 memblock=debug log_buf_len=4M" \
-	--timeout 1800 -- bash qemu/guest/all.sh
+	--timeout 3600 -- bash qemu/guest/all.sh
 if qemu/enter.sh "$image" check "$disk"; then
 	pass
 else

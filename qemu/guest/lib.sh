@@ -17,3 +17,8 @@ load() {
 	fi
 	insmod "$RB_KO" "$@"
 }
+
+# RB_UNTIL: seconds after the guest's start at which no further test program begins (default: none).
+out_of_time() {
+	[ -n "${RB_UNTIL:-}" ] && [ "$(cut -d. -f1 /proc/uptime)" -ge "$RB_UNTIL" ]
+}

@@ -40,6 +40,11 @@ echo "# exit 0"
 
 for program in "$@"; do
 	echo "# suite $program:$source"
+	if out_of_time; then
+		echo "1..0 # SKIP $program: there is no time left"
+		echo "# exit 4"
+		continue
+	fi
 	if [ -x "$RB_BUILD/selftests/$program" ]; then
 		"$RB_BUILD/selftests/$program" -h >/dev/null 2>&1
 		if [ $? -ge 126 ]; then
