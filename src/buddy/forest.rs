@@ -27,6 +27,7 @@ use super::{
         RANKS, //
     }, //
 };
+use core::cell::Cell;
 
 const WORD_BITS: u32 = u64::BITS;
 const WORD_SHIFT: u32 = WORD_BITS.ilog2();
@@ -39,9 +40,9 @@ const MAX_HEIGHTS: usize = 5;
 ///
 /// The trees start at word `first` and have two words each. Height `h` of the index starts at word
 /// `index[h]` and has six words for each 64 of what is below; the highest of the `heights` has six
-/// in all. Three words from `pending` on are the number of the pending tree (see [`Heads`]) and that
-/// tree's words as `heads` knows them. Of all other trees `heads` knows the words that they have.
-#[derive(Clone, Copy, Default)]
+/// in all. Two words from `known` on are those of the pending tree (see [`Heads`]) as `heads` knows
+/// them. Of all other trees `heads` knows the words that they have.
+#[derive(Default)]
 pub(super) struct Forest {
     /// A leaf is 2^`shift` units.
     shift: u32,
@@ -51,7 +52,9 @@ pub(super) struct Forest {
     first: u32,
     heights: u8,
     index: [u32; MAX_HEIGHTS],
-    pending: u32,
+    /// The number of the pending tree. Changes with the words, under the owner's `&mut`.
+    pending: Cell<u32>,
+    known: u32,
     heads: Heads,
 }
 
@@ -85,11 +88,11 @@ impl Forest {
             }
         }
         // INVARIANT: The loop stopped where one group holds all: five heights are enough.
-        forest.pending = next;
+        forest.known = next;
         let (first, last) = (forest.item(0), forest.item(trees - 1));
         // INVARIANT: All words are zero in the beginning: nothing is free, and the first tree is
         // the pending one.
-        (forest.heads, next) = Heads::layout(first, last, next + 3);
+        (forest.heads, next) = Heads::layout(first, last, next + 2);
         (forest, next)
     }
 
@@ -317,21 +320,33 @@ impl Forest {
     /// The first tree, at or after `from`, that may have a block that is wanted, in a place that is
     /// wanted. [`Forest::settle`] comes first. At most two items are returned trees of without such
     /// a block: that with `from`, and the last one.
+    #[inline(always)]
     pub(super) fn next_match(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
-        let tree = self.next_tree(words, from, wanted.least)?;
-        if wanted.is_plain() {
-            return Some(tree);
+        match wanted.is_plain() {
+            true => self.next_tree(words, from, wanted.least),
+            false => self.next_by_heads(words, from, wanted),
         }
+    }
+
+    #[inline(never)]
+    fn next_by_heads(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
+        let tree = self.next_tree(words, from, wanted.least)?;
         let item = self.heads.next(words, self.item(tree), wanted)?;
         self.next_tree(words, tree.max(self.first_tree(item)), wanted.least)
     }
 
     /// The last tree, at or before `from`, that may; as [`Forest::next_match`].
+    #[inline(always)]
     pub(super) fn prev_match(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
-        let tree = self.prev_tree(words, from, wanted.least)?;
-        if wanted.is_plain() {
-            return Some(tree);
+        match wanted.is_plain() {
+            true => self.prev_tree(words, from, wanted.least),
+            false => self.prev_by_heads(words, from, wanted),
         }
+    }
+
+    #[inline(never)]
+    fn prev_by_heads(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
+        let tree = self.prev_tree(words, from, wanted.least)?;
         let item = self.heads.prev(words, self.item(tree), wanted)?;
         let last = self.first_tree(item).saturating_add(TREES - 1);
         self.prev_tree(words, tree.min(last), wanted.least)
@@ -341,7 +356,7 @@ impl Forest {
     #[inline]
     pub(super) fn settle(&self, words: &mut [u64]) {
         if self.heads.is_there() {
-            self.turn_to(words, self.pending_tree(words));
+            self.turn_to(words, self.pending.get());
         }
     }
 
@@ -361,13 +376,14 @@ impl Forest {
                 self.heads.refresh(words, item, rank, align);
             }
         }
-        let [leaves, larger] = self.tree(words, next << RANKS).words();
+        let next_words = self.tree(words, next << RANKS).words();
         // CAST: u32 fits usize wherever there is a kernel with an MMU.
-        let pending = words.get_mut(self.pending as usize..);
-        if let Some(pending) = pending.and_then(|words| words.first_chunk_mut()) {
-            note_words(3);
+        let known = words.get_mut(self.known as usize..);
+        if let Some(known) = known.and_then(|words| words.first_chunk_mut()) {
+            note_words(2);
             // INVARIANT: The index knows of what there was, and these are the words of the other.
-            *pending = [u64::from(next), leaves, larger];
+            *known = next_words;
+            self.pending.set(next);
         }
     }
 
@@ -375,19 +391,10 @@ impl Forest {
     fn known(&self, words: &[u64]) -> (u32, Tree) {
         note_words(2);
         // CAST: As above.
-        let at = self.pending as usize + 1;
-        let word = |at| words.get(at).copied().unwrap_or(0);
-        (
-            self.pending_tree(words),
-            Tree::new([word(at), word(at + 1)]),
-        )
-    }
-
-    #[inline(always)]
-    fn pending_tree(&self, words: &[u64]) -> u32 {
-        note_words(1);
-        // CAST: As above; and it was put in as a u32.
-        words.get(self.pending as usize).copied().unwrap_or(0) as u32
+        let known = words.get(self.known as usize..);
+        let known = known.and_then(|words| words.first_chunk());
+        let known = Tree::new(known.copied().unwrap_or_default());
+        (self.pending.get(), known)
     }
 
     /// The largest alignment of the blocks of `rank` in `item`, whose trees are as `tree` says.
@@ -568,7 +575,7 @@ impl Forest {
     /// Puts the tree with `leaf` in it back, changed.
     #[inline(always)]
     fn put(&self, words: &mut [u64], leaf: Leaf, tree: Tree) {
-        if self.pending_tree(words) != leaf >> RANKS {
+        if self.pending.get() != leaf >> RANKS {
             self.turn_to(words, leaf >> RANKS);
         }
         note_words(2);

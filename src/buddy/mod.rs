@@ -161,7 +161,7 @@ fn layout(base: u64, len: u64) -> Result<(Order, [Forest; LEVELS], usize), Confi
         .take_while(|order| base.next_multiple_of(order.units()) + order.units() <= end)
         .last()
         .unwrap_or_default();
-    let mut levels = [Forest::default(); LEVELS];
+    let mut levels: [Forest; LEVELS] = Default::default();
     let mut words = 0;
     for (level, shift) in levels
         .iter_mut()
@@ -373,9 +373,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         } else {
             self.take_where(request, order, units)
         };
-        let start = start
-            .or_else(|| self.take_run(request, order, units))
-            .ok_or(AllocError::Full)?;
+        let Some(start) = start else {
+            return self.alloc_run(request, order, units);
+        };
         self.requested += request.units;
         Ok(Run {
             start,
@@ -608,6 +608,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// The free block, and the place in it, that a request for a block of `order` gets, of which it
     /// keeps `units`.
+    #[inline(always)]
     fn find(&self, request: &Request, order: Order, units: u64) -> Option<Found> {
         let (lo, hi) = request.window;
         let align = request.align.max(order);
@@ -630,7 +631,12 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
         let bounds = Bounds {
             least: order,
-            limit,
+            // Larger blocks than the region holds need not be told from others.
+            limit: if limit == self.max_order {
+                Order::MAX
+            } else {
+                limit
+            },
             align,
             first,
             last,
@@ -647,6 +653,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Brings the second index up to date, if the search for a block of `order` needs it.
+    #[inline]
     fn settle(&mut self, request: &Request, order: Order) {
         if request.align > order || request.split_limit < self.max_order {
             for level in &self.levels {
@@ -726,10 +733,22 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// Takes `units` side by side, after no block of `order` was there for an exact request.
     #[inline(never)]
-    fn take_run(&mut self, request: &Request, order: Order, units: u64) -> Option<u64> {
-        let start = self.find_run(request, order, units)?;
-        self.claim(start, start + units)?;
-        Some(start)
+    fn alloc_run(
+        &mut self,
+        request: &Request,
+        order: Order,
+        units: u64,
+    ) -> Result<Run, AllocError> {
+        let start = self
+            .find_run(request, order, units)
+            .ok_or(AllocError::Full)?;
+        self.claim(start, start + units).ok_or(AllocError::Full)?;
+        self.requested += units;
+        Ok(Run {
+            start,
+            units,
+            requested: units,
+        })
     }
 
     /// Takes `units` of a block of `order` where `request` wants it.
@@ -798,9 +817,9 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// What a block of `order` is to be taken from, if a block of `from` is the last one that is so
     /// large and a smaller one will do.
+    #[inline(never)]
     fn instead_of_last(&mut self, from: Order, order: Order) -> Option<Found> {
-        // In most cases there is nothing else, or enough.
-        if self.free_units == from.units() || self.has_blocks(from, 2) {
+        if self.has_blocks(from, 2) {
             return None;
         }
         let limit = from.smaller().filter(|&limit| limit >= order)?;
@@ -822,9 +841,12 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             levels.find_map(|(at, level)| Some((at, level, level.lowest(words, 0)?)))?;
         let smallest = level.tree(words, tree).smallest()?;
         let from = Order::saturating(level.shift() + smallest);
-        if let Some(found) = self.instead_of_last(from, order) {
-            self.carve_block(&found, order);
-            return Some(found.start);
+        // In an empty region there is nothing else.
+        if self.free_units != from.units() {
+            if let Some(found) = self.instead_of_last(from, order) {
+                self.carve_block(&found, order);
+                return Some(found.start);
+            }
         }
         let level = &self.levels[at];
         let (leaf, found) = level.take(&mut self.words, tree, 0)?;

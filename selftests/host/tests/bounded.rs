@@ -35,7 +35,7 @@ use std::time::Instant;
 type Core = Buddy<Vec<u64>>;
 
 /// Words that any operation may read or write, of any region and in any state.
-const MOST: u64 = 12_000;
+const MOST: u64 = 6000;
 
 /// The same for a block without an alignment of its own, window or limit, and for giving one back.
 const MOST_PLAIN: u64 = 1500;
