@@ -153,7 +153,7 @@ guests() {
 	cp "$3" "$list"
 	while [ -s "$list" ]; do
 		n=$(wc -l <"$list")
-		RB_MEMORY=${1:-${DEBUG:+3G}} qemu/boot.sh "$name" --quiet --timeout $((180 + n * (limit + 20))) \
+		RB_MEMORY=${1:-${DEBUG:+3G}} qemu/boot.sh "$name" --quiet --timeout $((600 + n * (limit + 20))) \
 			--append "cma=256M memmap=64M\$0x40000000 oops=panic $2" -- \
 			bash qemu/guest/mutants.sh "$list" "$limit" 2>"$work/boot.log"
 		judge "$list" "$RB_CACHE/out/$name/log" && return 0

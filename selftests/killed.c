@@ -11,7 +11,7 @@
 
 #define SHARE	"/sys/module/rust_buddy/parameters/clean_share"
 /* The kill comes too late now and then, where CPUs are shared. */
-#define TRIES	50
+#define TRIES	20
 
 enum call {
 	ALLOC,

@@ -95,7 +95,7 @@ TEST_F_TIMEOUT(load, no_file_before_all_nodes_are_there, 120)
 {
 	int round, refused = 0;
 
-	for (round = 0; round < 12; round++) {
+	for (round = 0; round < 24; round++) {
 		struct opener opener = { .node = nodes[round % 2] };
 
 		ASSERT_EQ(0, pthread_create(&opener.thread, NULL, open_early, &opener));

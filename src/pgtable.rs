@@ -204,11 +204,7 @@ pub(crate) unsafe fn empty_before_fork(copy: *mut bindings::vm_area_struct) {
     // SAFETY: By this function's requirements, it can't change meanwhile.
     let (mm, start, end) = unsafe {
         let bounds = (*copy).__bindgen_anon_1.__bindgen_anon_1;
-        (
-            (*copy).vm_mm,
-            bounds.vm_start as usize,
-            bounds.vm_end as usize,
-        )
+        ((*copy).vm_mm, bounds.vm_start, bounds.vm_end)
     };
     if !Huge::smallest().is_some_and(|size| size.fits(start, end)) {
         return;
