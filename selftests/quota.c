@@ -430,7 +430,7 @@ TEST_F_TIMEOUT(quota, kernel_memory_is_the_callers, SLOW)
 		_exit(charged_client(each));
 	EXPECT_EQ(0, verdict(pid));
 	/* Buffer, site, two nodes of the handle and one of the pool: 1048 bytes, give or take. */
-	EXPECT_LE(900ULL, *each);
+	EXPECT_LE(800ULL, *each);
 	EXPECT_GE(2048ULL, *each);
 	TH_LOG("%llu bytes of the kernel's memory a buffer", (unsigned long long)*each);
 	TH_LOG("{\"figure\": \"charged\", \"bytes_a_buffer\": %llu}", (unsigned long long)*each);
