@@ -224,7 +224,9 @@ impl HeapFile {
             strict: false,
         };
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
-        let window = hub.offsets.take(&self.holder, Area::High, block.pages())?;
+        let window = hub
+            .offsets
+            .take(&self.holder, Area::of_caller(), block.pages())?;
         let name = Name::new(&[0; uapi::NAME_LEN]).ok_or(EINVAL)?;
         let memory =
             Memory::new(block, charge, None).map_err(|why| commands::stopped(why).errno)?;
