@@ -359,10 +359,8 @@ impl Zone {
             .into_iter()
             .filter(move |_| is_memory_node(node))
             .filter_map(move |index| {
-                let nodes = (&raw const bindings::node_data).cast::<*mut bindings::pglist_data>();
-                // SAFETY: The array has `MAX_NUMNODES` entries, and `is_memory_node()` has found
-                // this one among them.
-                let data = unsafe { nodes.add(node as usize).read() };
+                // SAFETY: `is_memory_node()` has found this one among those that there may be.
+                let data = unsafe { node_data(node) };
                 if data.is_null() {
                     return None;
                 }
@@ -435,7 +433,7 @@ impl Zone {
             word.read_volatile() >> (block * BITS % c_ulong::BITS as usize)
         };
         let isolated = word >> bindings::pageblock_bits_PB_migrate_isolate & 1 != 0;
-        !isolated && word & TYPE != bindings::migratetype_MIGRATE_CMA as usize
+        !isolated && word & TYPE != MIGRATE_CMA
     }
 
     /// Looks at a page frame, which must begin a folio or a free block if it is part of one.
@@ -464,11 +462,15 @@ impl Zone {
         };
         let flag = |number: bindings::pageflags| flags >> number & 1 != 0;
         let zone = flags >> SHIFT & u64::from(bindings::ZONES_MASK);
-        let node = flags >> (SHIFT + bindings::ZONES_WIDTH) & u64::from(bindings::NODES_MASK);
+        // Without NUMA no bits are left for it.
+        let node = flags
+            .checked_shr(SHIFT + bindings::ZONES_WIDTH)
+            .unwrap_or(0)
+            & u64::from(bindings::NODES_MASK);
         if zone != self.index.into()
             || node != self.node as u64
             || flag(bindings::pageflags_PG_reserved)
-            || flag(bindings::pageflags_PG_hwpoison)
+            || flags & POISON != 0
         {
             return Content::Unmovable;
         }
@@ -516,6 +518,35 @@ impl Zone {
         }
     }
 }
+
+/// Returns the kernel's data of a node, or null.
+///
+/// # Safety
+///
+/// `node` must be at least 0 and below [`MAX_NODES`].
+#[cfg(CONFIG_NUMA)]
+unsafe fn node_data(node: i32) -> *mut bindings::pglist_data {
+    let nodes = (&raw const bindings::node_data).cast::<*mut bindings::pglist_data>();
+    // SAFETY: The array has `MAX_NUMNODES` entries.
+    unsafe { nodes.add(node as usize).read() }
+}
+
+#[cfg(not(CONFIG_NUMA))]
+unsafe fn node_data(_node: i32) -> *mut bindings::pglist_data {
+    &raw mut bindings::contig_page_data
+}
+
+/// The type of a pageblock of a CMA area.
+#[cfg(CONFIG_CMA)]
+const MIGRATE_CMA: usize = bindings::migratetype_MIGRATE_CMA as usize;
+#[cfg(not(CONFIG_CMA))]
+const MIGRATE_CMA: usize = usize::MAX;
+
+/// The flag of a page with a hardware error.
+#[cfg(CONFIG_MEMORY_FAILURE)]
+const POISON: u64 = 1 << bindings::pageflags_PG_hwpoison;
+#[cfg(not(CONFIG_MEMORY_FAILURE))]
+const POISON: u64 = 0;
 
 /// Returns the `struct page` of a frame that is online.
 fn online_page(frame: Pfn) -> Option<NonNull<bindings::page>> {

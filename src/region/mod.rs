@@ -41,7 +41,7 @@ use kernel::{
 pub(crate) enum Source {
     /// The page allocator, else CMA.
     Auto,
-    /// `alloc_contig_pages()`.
+    /// The page allocator.
     Contig,
     /// The default CMA area.
     Cma,
@@ -165,16 +165,20 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if there is no such memory, `EINVAL` for a range that can't be, `EBUSY` for one in
-    /// use, `ENXIO` for one that is no memory, `ENODEV` without a CMA area. The log holds the reason
-    /// and the remedy.
+    /// `ENOMEM` if there is no such memory, `EINTR` if the caller is killed, `EINVAL` for a range that
+    /// can't be, `EBUSY` for one in use, `ENXIO` for one that is no memory, `ENODEV` without a CMA
+    /// area. The log holds the reason and the remedy.
     pub(crate) fn take(wanted: &Wanted) -> Result<Self> {
         let begin = Instant::<Monotonic>::now();
         let region = match wanted.source {
             Source::Contig => contig::take(wanted),
             Source::Cma => cma::take(wanted),
             Source::Range => range::take(wanted),
-            Source::Auto => contig::take(wanted).or_else(|_| cma::take(wanted)),
+            Source::Auto => contig::take(wanted).or_else(|error| match error {
+                // The caller is killed.
+                EINTR => Err(error),
+                _ => cma::take(wanted),
+            }),
         }?;
         let us = begin.elapsed().as_nanos() / 1000;
         pr_info!(
