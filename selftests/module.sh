@@ -242,7 +242,7 @@ whole_entry() {
 	while IFS='- :' read -r first last _; do
 		start=$((16#$first))
 		size=$((16#$last + 1 - start))
-		[ $((start % 4096)) -eq 0 ] && [ $((size % (1 << 20))) -eq 0 ] || continue
+		[ $((start % 4096 + size % (1 << 20))) -eq 0 ] || continue
 		refused_as EBUSY 'in use, see /proc/iomem' \
 			source=range "start=$start" "size_mb=$((size >> 20))"
 		return
@@ -263,10 +263,10 @@ nothing_there() {
 		source=range start=0x300000000
 }
 
-# The largest piece of RAM beside the kernel, as it was at boot, in MiB: half of it must be there,
-# wherever it begins.
-half_a_stretch() {
-	awk -F '[- :]+' '
+# Most of the largest piece of RAM beside the kernel and the CMA area, which the kernel puts last, in
+# MiB: it must be there, wherever it begins. No multiple of it is in the guest's memory, or few are.
+most_of_a_stretch() {
+	awk -F '[- :]+' -v "cma=$(meminfo CmaTotal)" '
 		function hex(text,  i, value) {
 			for (i = 1; i <= length(text); i++)
 				value = value * 16 + index("0123456789abcdef", substr(text, i, 1)) - 1
@@ -281,11 +281,11 @@ half_a_stretch() {
 		/^[0-9a-f].*System RAM/ { if (end) piece(start, end); start = hex($1); end = hex($2) }
 		/^ .*Kernel code/ { piece(start, hex($2)) }
 		/^ .*Kernel bss/ { start = hex($3) }
-		END { piece(start, end); printf "%d\n", most / 1048576 / 2 }' /proc/iomem
+		END { piece(start, end - cma * 1024); printf "%d\n", most / 1048576 * 5 / 8 }' /proc/iomem
 }
 finds_a_stretch() {
 	local size
-	size=$(half_a_stretch)
+	size=$(most_of_a_stretch)
 	echo 3 >/proc/sys/vm/drop_caches
 	load source=contig "size_mb=$size" || { echo "# no $size MiB"; return 1; }
 	dmesg | grep -E 'rust_buddy: (about|[0-9]+ MiB)' | tail -n 2 | sed 's/^/# /'

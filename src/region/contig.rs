@@ -41,8 +41,8 @@ const BREATH: usize = 4096;
 
 /// # Invariants
 ///
-/// `pages` pages from `first` on came from `alloc_contig_range()`, with one reference each, and were
-/// not given back.
+/// `pages` pages from `first` on came from `alloc_contig_range()`, with one reference each, and
+/// were not given back.
 pub(super) struct Pages {
     first: Pfn,
     pages: u64,

@@ -165,9 +165,9 @@ impl Region {
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if there is no such memory, `EINTR` if the caller is killed, `EINVAL` for a range that
-    /// can't be, `EBUSY` for one in use, `ENXIO` for one that is no memory, `ENODEV` without a CMA
-    /// area. The log holds the reason and the remedy.
+    /// `ENOMEM` if there is no such memory, `EINTR` if the caller is killed, `EINVAL` for a range
+    /// that can't be, `EBUSY` for one in use, `ENXIO` for one that is no memory, `ENODEV` without a
+    /// CMA area. The log holds the reason and the remedy.
     pub(crate) fn take(wanted: &Wanted) -> Result<Self> {
         let begin = Instant::<Monotonic>::now();
         let region = match wanted.source {
