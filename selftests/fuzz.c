@@ -204,7 +204,8 @@ struct actor {
 	uint64_t rng;
 	struct client own[OWN];
 	struct slot slots[SLOTS];
-	unsigned char *rw, *ro, *mixed;	/* one memory, seen in three ways; see set_up() */
+	unsigned char *rw, *ro, *mixed;	/* one memory, seen in four ways; see set_up() */
+	unsigned char *flip;
 	uint64_t last_handle, last_epoch;
 };
 
@@ -374,12 +375,16 @@ static bool set_up(struct actor *a)
 
 	if (fd < 0 || ftruncate(fd, all))
 		return false;
-	room = mmap(NULL, 3 * all + 3 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	room = mmap(NULL, 4 * all + 4 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (room == MAP_FAILED)
 		return false;
 	a->rw = room;
 	a->ro = room + all + page;
 	a->mixed = room + 2 * (all + page);
+	a->flip = room + 3 * (all + page);
+	if (mmap(a->flip, all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) ==
+	    MAP_FAILED)
+		return false;
 	if (mmap(a->rw, all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
 	    mmap(a->ro, all, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
 	    mmap(a->mixed, all, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
@@ -819,7 +824,9 @@ static const char *buffer_is_odd(const struct slot *s, const struct rust_buddy_b
  * A call, and the judgement.
  */
 
-enum where { PLAIN, UNALIGNED, IN_BUFFER, READ_ONLY, INTO_READ_ONLY, INTO_NOTHING, NOWHERE };
+enum where {
+	PLAIN, UNALIGNED, IN_BUFFER, READ_ONLY, INTO_READ_ONLY, INTO_NOTHING, FLIPPING, NOWHERE
+};
 
 struct call {
 	struct client *client;
@@ -1043,6 +1050,46 @@ static void judge(struct actor *a, struct call *c, const unsigned char *got,
 		wrong(a, "%s: reason %u instead of %u", name, hdr->reason, want);
 }
 
+/*
+ * Has a call that ended in EFAULT acted? Its header says that it was in progress if it has, and
+ * what creates something never has. The only place that judges this.
+ */
+static bool has_acted(const struct call *c, const struct rust_buddy_hdr *now)
+{
+	if (c->nr == ALLOC || c->nr == EXPORT || c->nr == IMPORT || c->nr == RESERVE)
+		return false;
+	return now->ret == -EINPROGRESS;
+}
+
+/* Asks what has become of a buffer that was changed without an answer. */
+static void ask(struct actor *a, const struct call *c)
+{
+	struct rust_buddy_buffer_info info = { .handle = c->req.free.handle };
+	struct slot *s = NULL;
+
+	if (c->client->own && (c->nr == FREE || c->nr == PIN || c->nr == UNPIN ||
+			       c->nr == MIGRATE || c->nr == RESIZE))
+		s = slot_of(a, c->client, c->req.free.handle);
+	if (!s)
+		return;
+	if (ioctl(c->client->fd, RUST_BUDDY_IOC_BUFFER_INFO, &info)) {
+		if (c->nr != FREE || info.hdr.reason != RUST_BUDDY_WHY_HANDLE)
+			wrong(a, "%s without an answer: the buffer is gone", count_names[c->nr]);
+		s->req.handle = 0;
+		check_pattern(a, s);
+		forget(s);
+		return;
+	}
+	if (c->nr == FREE)
+		wrong(a, "FREE without an answer has acted, and the buffer is there");
+	s->pins = info.pins;
+	s->req.size = info.size;
+	s->req.granted = info.granted;
+	s->req.order = info.order;
+	s->generation = info.generation;
+	check_pattern(a, s);
+}
+
 /* Puts the request where it is wanted, calls, and judges all that can be said of it. */
 static void call(struct actor *a, struct call *c)
 {
@@ -1083,6 +1130,14 @@ static void call(struct actor *a, struct call *c)
 		at = a->ro + i;
 		look += i;
 		writable = 0;
+		break;
+	case FLIPPING:
+		/* Within one page, which is as a whole writable or not. */
+		if (c->size <= page) {
+			i = below(a, page - c->size + 1);
+			at = a->flip + i;
+			look += i;
+		}
 		break;
 	case INTO_READ_ONLY:
 		writable = c->size ? below(a, c->size < page ? c->size : page) : 0;
@@ -1129,6 +1184,12 @@ static void call(struct actor *a, struct call *c)
 		if (changed < there)
 			wrong(a, "command %#lx: byte %zu has changed", cmd, changed);
 		count(a, known ? N_REFUSED : N_UNKNOWN);
+		return;
+	}
+	if (err == EFAULT && at >= a->flip && at < a->flip + page && !surplus) {
+		count(a, N_FAULTS);
+		if (has_acted(c, (const void *)look))
+			ask(a, c);
 		return;
 	}
 	if (there < c->size || surplus || writable < len) {
@@ -2442,10 +2503,30 @@ static void *live(void *arg)
 	return NULL;
 }
 
+/* Takes away the right to write to structs, and gives it back, at any time. */
+static void *flip(void *unused)
+{
+	uint64_t rng = board->seed;
+	unsigned int i;
+
+	(void)unused;
+	for (;;) {
+		for (i = 0; i < THREADS; i++) {
+			unsigned char *page = __atomic_load_n(&actors[i].flip, __ATOMIC_ACQUIRE);
+
+			if (page)
+				mprotect(page, board->pool.unit, rnd(&rng) % 2 ? PROT_READ :
+					 PROT_READ | PROT_WRITE);
+		}
+		usleep(500);
+	}
+	return NULL;
+}
+
 static void work(unsigned int worker, unsigned int life)
 {
 	struct sigaction act = { .sa_handler = caught, .sa_flags = SA_NODEFER };
-	pthread_t threads[THREADS];
+	pthread_t threads[THREADS], flipper;
 	unsigned int i;
 
 	sigaction(SIGBUS, &act, NULL);
@@ -2459,6 +2540,8 @@ static void work(unsigned int worker, unsigned int life)
 		if (pthread_create(&threads[i], NULL, live, &actors[i]))
 			_exit(1);
 	}
+	if (pthread_create(&flipper, NULL, flip, NULL))
+		_exit(1);
 	for (i = 0; i < THREADS; i++)
 		pthread_join(threads[i], NULL);
 	_exit(0);
@@ -2572,6 +2655,7 @@ TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
 {
 	const uint64_t seconds = env_number("RB_FUZZ_SECONDS", 0);
 	const uint64_t target = env_number("RB_FUZZ_CALLS", 1000000);
+	const uint64_t found = audit_faults();
 	uint64_t seed, calls = 0, last = 0, next_kill = 0;
 	struct rust_buddy_pool_info pool;
 	double began, moved;
@@ -2658,6 +2742,7 @@ TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
 	show_figures(now() - began, self->kills);
 	show_complaints(_metadata);
 	EXPECT_EQ(0U, board->wrong);
+	EXPECT_EQ(found, audit_faults());
 
 	/* Every byte comes back, also what was pinned by those that were killed. */
 	for (n = 0; n < 600; n++) {
