@@ -653,7 +653,7 @@ static uint64_t request_one(int video, uint32_t type)
 /*
  * A capture queue would write: it does not get what was exported read-only, nor
  * that imported and exported again. An output queue reads by DMA, and gets both;
- * the address that a queue of the other kind asks for could be written through.
+ * what asks for an address in the kernel gets none, since it could write.
  */
 TEST_F_TIMEOUT(video, read_only, SLOW)
 {

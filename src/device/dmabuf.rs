@@ -55,7 +55,18 @@ struct Operations(bindings::dma_buf_ops);
 // SAFETY: Function pointers, never written.
 unsafe impl Sync for Operations {}
 
-static OPERATIONS: Operations = Operations(bindings::dma_buf_ops {
+static OPERATIONS: Operations = Operations(ALL);
+
+/// For what may be read only. The address that `vmap` gives could be written through, and a driver
+/// does not say whether it will. Without the operation the kernel refuses with `EINVAL`; if the
+/// operation itself failed, it would warn.
+static READ_ONLY: Operations = Operations(bindings::dma_buf_ops {
+    vmap: None,
+    vunmap: None,
+    ..ALL
+});
+
+const ALL: bindings::dma_buf_ops = bindings::dma_buf_ops {
     map_dma_buf: Some(map_dma_buf),
     unmap_dma_buf: Some(unmap_dma_buf),
     release: Some(release),
@@ -65,7 +76,7 @@ static OPERATIONS: Operations = Operations(bindings::dma_buf_ops {
     vmap: Some(vmap),
     vunmap: Some(vunmap),
     ..pin_init::zeroed()
-});
+};
 
 /// A reference to a dma-buf.
 ///
@@ -84,6 +95,11 @@ impl DmaBuf {
     pub(super) fn new(view: View, access: u32, offsets: &Offsets) -> Result<Self> {
         let name = view.buffer().name().bytes();
         let size = view.granted() as usize;
+        let operations = if view.writable() {
+            &OPERATIONS
+        } else {
+            &READ_ONLY
+        };
         let exported = Arc::pin_init(
             pin_init!(Exported {
                 view,
@@ -100,7 +116,7 @@ impl DmaBuf {
         let info = bindings::dma_buf_export_info {
             exp_name: c"rust_buddy".as_char_ptr(),
             owner: this_module::<crate::LocalModule>().as_ptr(),
-            ops: &raw const OPERATIONS.0,
+            ops: &raw const operations.0,
             size,
             flags: access as c_int,
             priv_: exported.into_raw_void(),
@@ -142,7 +158,8 @@ impl DmaBuf {
     pub(super) fn view(&self) -> Option<View> {
         // SAFETY: By the type invariants.
         let dmabuf = unsafe { self.0.as_ref() };
-        if dmabuf.ops != &raw const OPERATIONS.0 {
+        let ours = [&raw const OPERATIONS.0, &raw const READ_ONLY.0];
+        if !ours.contains(&dmabuf.ops) {
             return None;
         }
         // SAFETY: One of ours, and alive.
@@ -527,20 +544,12 @@ unsafe extern "C" fn mmap_dma_buf(
 
 /// Gives another driver an address of the memory in the kernel.
 ///
-/// # Errors
-///
-/// `EACCES` if the dma-buf was exported to be read only: the address can be written through, and
-/// the driver does not say whether it will.
-///
 /// # Safety
 ///
 /// `dmabuf` must be one of ours, and `map` may be written.
 unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::iosys_map) -> c_int {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    if !exported.view.writable() {
-        return EACCES.to_errno();
-    }
     let hold = match exported.view.hold() {
         Ok(hold) => hold,
         Err(error) => return error.to_errno(),
