@@ -354,7 +354,8 @@ impl Resident for Site {
             return;
         };
         if let Some(within) = page.0.checked_sub(first.0).filter(|&at| at < pages) {
-            self.window.zap(self.first_in_window(pages) + within, 1);
+            let at = self.first_in_window(pages).saturating_add(within);
+            self.window.zap(at, 1);
         }
     }
 }

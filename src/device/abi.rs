@@ -181,7 +181,7 @@ fn write<T: Request>(at: UserPtr, request: &T, range: Range<usize>) -> Result {
 
 /// Does a struct of `size` bytes at `at` lie in more than one page? A page is writable as a whole.
 fn crosses_pages(at: UserPtr, size: usize) -> bool {
-    (at.as_const_ptr() as usize) % PAGE_SIZE + size > PAGE_SIZE
+    ((at.as_const_ptr() as usize) % PAGE_SIZE).saturating_add(size) > PAGE_SIZE
 }
 
 /// Writes the `shared` bytes of a struct before a call acts, with `-EINPROGRESS` in the header.

@@ -65,7 +65,7 @@ fn read() -> Result<KVVec<u8>> {
         };
         match usize::try_from(read) {
             Ok(0) => break,
-            Ok(read) => length = rest.len().min(read) + length,
+            Ok(read) => length += rest.len().min(read),
             Err(_) => return Err(EIO),
         }
     }
