@@ -29,8 +29,6 @@ bash qemu/guest/tests.sh contig size_mb=16 -- poison
 bash qemu/guest/tests.sh contig watermark_min=5 -- priority
 # Large enough that 32-bit mmap offsets run out before the pages do.
 bash qemu/guest/tests.sh contig size_mb=256 -- quota
-# Few enough windows that a test can have them all.
-bash qemu/guest/tests.sh contig size_mb=512 -- magazine
 # Few enough buffers that a test can have them all.
 bash qemu/guest/tests.sh contig max_buffers=1000 -- alloc
 # What was pinned by processes that were killed comes back while others go on.
