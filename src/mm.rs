@@ -411,23 +411,19 @@ impl Zone {
         /// Bits of a pageblock in the section's bitmap, and those that tell its type.
         const BITS: usize = 8;
         const TYPE: usize = 7;
-        const ROOT: u64 = UNIT / size_of::<bindings::mem_section>() as u64;
 
         let _guard = kernel::sync::rcu::read_lock();
         if online_page(first).is_none() {
             return false;
         }
-        let shift = bindings::SECTION_SIZE_BITS as usize - PAGE_SHIFT;
-        let section = first.0 >> shift;
-        // SAFETY: The frame is online, so its section and the root that this is in exist. Their
-        // bitmap is freed after a grace period, and RCU is read-locked.
+        // SAFETY: The frame is online, so its section exists. The section's bitmap is freed after a
+        // grace period, and RCU is read-locked.
         let word = unsafe {
-            let root = bindings::mem_section.add((section / ROOT) as usize).read();
-            let usage = (*root.add((section % ROOT) as usize)).usage;
+            let usage = (*section_of(first)).usage;
             if usage.is_null() {
                 return false;
             }
-            let block = ((first.0 & ((1 << shift) - 1)) / PAGEBLOCK) as usize;
+            let block = ((first.0 & ((1 << SECTION_SHIFT) - 1)) / PAGEBLOCK) as usize;
             let flags = (&raw const (*usage).pageblock_flags).cast::<c_ulong>();
             let word = flags.add(block * BITS / c_ulong::BITS as usize);
             word.read_volatile() >> (block * BITS % c_ulong::BITS as usize)
@@ -548,10 +544,51 @@ const POISON: u64 = 1 << bindings::pageflags_PG_hwpoison;
 #[cfg(not(CONFIG_MEMORY_FAILURE))]
 const POISON: u64 = 0;
 
-/// Returns the `struct page` of a frame that is online.
+/// The frames of a section of the memory map, as a power of two.
+const SECTION_SHIFT: usize = bindings::SECTION_SIZE_BITS as usize - PAGE_SHIFT;
+
+/// Returns the section of the memory map that a frame is in, or null.
+///
+/// # Safety
+///
+/// The frame must be in the span of a zone.
+unsafe fn section_of(frame: Pfn) -> *const bindings::mem_section {
+    const ROOT: u64 = UNIT / size_of::<bindings::mem_section>() as u64;
+
+    let section = frame.0 >> SECTION_SHIFT;
+    // SAFETY: The table is set up during early boot, for all frames that the CPU can address.
+    let root = unsafe { bindings::mem_section.add((section / ROOT) as usize).read() };
+    if root.is_null() {
+        root
+    } else {
+        // SAFETY: A root is a page of sections.
+        unsafe { root.add((section % ROOT) as usize) }
+    }
+}
+
+/// Returns the `struct page` of a frame in the span of a zone, if it is online.
+#[cfg(CONFIG_MEMORY_HOTPLUG)]
 fn online_page(frame: Pfn) -> Option<NonNull<bindings::page>> {
     // SAFETY: Any frame number may be asked for.
     NonNull::new(unsafe { bindings::pfn_to_online_page(frame.raw()) })
+}
+
+/// Returns the `struct page` of a frame in the span of a zone, if there is one.
+///
+/// Without hot-plug all sections are from boot, and their memory map is complete: C has this inline.
+#[cfg(not(CONFIG_MEMORY_HOTPLUG))]
+fn online_page(frame: Pfn) -> Option<NonNull<bindings::page>> {
+    /// `SECTION_HAS_MEM_MAP`.
+    const HAS_MAP: c_ulong = 1 << 1;
+
+    // SAFETY: By this function's contract.
+    let section = unsafe { section_of(frame) };
+    // SAFETY: Not null, and so a section, which is not freed.
+    if section.is_null() || unsafe { (*section).section_mem_map } & HAS_MAP == 0 {
+        return None;
+    }
+    // SAFETY: The section has a memory map.
+    NonNull::new(unsafe { pfn_to_page(frame) })
 }
 
 /// Is there a NUMA node of this number that has memory?
