@@ -58,7 +58,7 @@ static int poison(FIXTURE_DATA(poison) *self, uint64_t at)
 {
 	char text[32];
 
-	snprintf(text, sizeof(text), "0x%" PRIx64, self->base.phys_base + at);
+	snprintf(text, sizeof(text), "0x%llx", (unsigned long long)(self->base.phys_base + at));
 	/* It is refused since the kernel can't free such a page; but the page is marked. */
 	return put_text(OFFLINE, text) && access(OFFLINE, W_OK) ? -errno : 0;
 }

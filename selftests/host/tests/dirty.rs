@@ -35,7 +35,14 @@ fn apply(dirty: &Dirty, what: What, first: u64, pages: u64) {
         What::Soil => dirty.soil(Pfn(first), pages),
         What::Expose => dirty.expose(Pfn(first), pages),
         What::Wash => dirty.wash(Pfn(first), pages),
-        What::WashQuiet => dirty.wash_quiet(Pfn(first), Pfn(first + pages)),
+        // As the worker does it, piece by piece.
+        What::WashQuiet => {
+            let (mut at, end) = (Pfn(first), Pfn(first + pages));
+            while let Some((first, pages)) = dirty.next_quiet(at, end) {
+                dirty.wash(first, pages);
+                at = Pfn(first.0 + pages);
+            }
+        }
     }
 }
 
