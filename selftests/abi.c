@@ -61,7 +61,7 @@ TEST(layout)
 {
 	EXPECT_EQ(16U, sizeof(struct rust_buddy_hdr));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_info));
-	EXPECT_EQ(600U, sizeof(struct rust_buddy_pool_info));
+	EXPECT_EQ(608U, sizeof(struct rust_buddy_pool_info));
 	EXPECT_EQ(168U, sizeof(struct rust_buddy_alloc));
 	EXPECT_EQ(24U, sizeof(struct rust_buddy_free));
 	EXPECT_EQ(96U, sizeof(struct rust_buddy_pin));
@@ -91,7 +91,7 @@ TEST(layout)
 	EXPECT_EQ(96U, offsetof(struct rust_buddy_buffer_info, name));
 
 	EXPECT_EQ(0xc040bd00U, (__u32)RUST_BUDDY_IOC_INFO);
-	EXPECT_EQ(0xc258bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
+	EXPECT_EQ(0xc260bd01U, (__u32)RUST_BUDDY_IOC_POOL_INFO);
 	EXPECT_EQ(0xc0a8bd02U, (__u32)RUST_BUDDY_IOC_ALLOC);
 	EXPECT_EQ(0xc018bd03U, (__u32)RUST_BUDDY_IOC_FREE);
 	EXPECT_EQ(0xc060bd04U, (__u32)RUST_BUDDY_IOC_PIN);
@@ -1575,11 +1575,14 @@ TEST(passed_file)
 	unsigned long long handle;
 	struct rust_buddy_alloc req;
 	int fd, dmabuf;
-	char *mem;
+	char *mem, *next;
 
 	if (!getenv(PASSED))
 		SKIP(return, "for the 64-bit program to run");
-	ASSERT_EQ(3, sscanf(getenv(PASSED), "%d %llu %d", &fd, &handle, &dmabuf));
+	fd = strtol(getenv(PASSED), &next, 10);
+	handle = strtoull(next, &next, 10);
+	dmabuf = strtol(next, &next, 10);
+	ASSERT_EQ('\0', *next);
 	info.handle = handle;
 	EXPECT_REFUSED(fd, 0, rb_ioctl(fd, RUST_BUDDY_IOC_BUFFER_INFO, &info), &info.hdr,
 		       -EOVERFLOW, RUST_BUDDY_WHY_OFFSET);
@@ -1616,7 +1619,7 @@ TEST(file_passed_to_32_bits)
 
 	len = readlink("/proc/self/exe", path, sizeof(path) - 3);
 	ASSERT_LT(0, len);
-	strcpy(path + len, "32");
+	memcpy(path + len, "32", sizeof("32"));
 	if (access(path, X_OK))
 		SKIP(return, "there is no abi32");
 	OPEN_OR_SKIP(fd, RB_DEV);

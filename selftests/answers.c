@@ -119,6 +119,8 @@ FIXTURE_TEARDOWN(answers)
 {
 	int fd;
 
+	if (self->dmabuf >= 0)
+		close(self->dmabuf);
 	munmap(self->gate.pages, 2 * self->gate.page);
 	close(self->gate.uffd);
 	close(self->gate.fd);
@@ -369,8 +371,6 @@ TEST_F(answers, unwritable_during_the_call)
 		EXPECT_EQ((__u32)RUST_BUDDY_WHY_NONE, answer.hdr.reason);
 		expect_done(_metadata, self, variant->op, &was);
 	}
-	if (self->dmabuf >= 0)
-		close(self->dmabuf);
 }
 
 /* A refusal is the call's result, whether or not the struct can say so. */

@@ -337,7 +337,7 @@ TEST_F_TIMEOUT(gup, looked_for_before_enospc, SLOW)
 	close(self->fd);
 }
 
-/* Nanoseconds of the fastest of @n refusals while page @page of a buffer of @size bytes is in a pipe. */
+/* Nanoseconds of the fastest of @n refusals while page @page of @size bytes is in a pipe. */
 static uint64_t refused_while_lingering(int fd, uint64_t size, uint64_t page, unsigned int n,
 					uint64_t all)
 {

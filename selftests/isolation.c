@@ -186,7 +186,8 @@ TEST_F_TIMEOUT(two, every_offset, SLOW)
 		if (first > req[i].offset)
 			first = req[i].offset;
 	}
-	EXPECT_LE(self->base.size + self->base.free, end - first);
+	/* The one page of the first buffer is no window of its own. */
+	EXPECT_LE(self->base.size + self->base.free - page, end - first);
 
 	end += margin * page;
 	first -= margin * page;
@@ -681,6 +682,8 @@ TEST_F(two, fdinfo)
 	free(b);
 }
 
+#define UNLISTED	"rust_buddy-unlisted:"
+
 /* A reader of fdinfo gets all totals, and no more lines than any client's take. */
 TEST_F(two, fdinfo_is_bounded)
 {
@@ -700,7 +703,7 @@ TEST_F(two, fdinfo_is_bounded)
 	ASSERT_TRUE(!!file);
 	while (fgets(line, sizeof(line), file)) {
 		lines += !strncmp(line, "rust_buddy-buffer:", 18);
-		EXPECT_EQ(0, sscanf(line, "rust_buddy-unlisted: %u", &unlisted));
+		EXPECT_NE(0, strncmp(line, UNLISTED, strlen(UNLISTED)));
 	}
 	fclose(file);
 	EXPECT_EQ(most, lines);
@@ -711,7 +714,8 @@ TEST_F(two, fdinfo_is_bounded)
 	lines = 0;
 	while (fgets(line, sizeof(line), file)) {
 		lines += !strncmp(line, "rust_buddy-buffer:", 18);
-		sscanf(line, "rust_buddy-unlisted: %u", &unlisted);
+		if (!strncmp(line, UNLISTED, strlen(UNLISTED)))
+			unlisted = strtoul(line + strlen(UNLISTED), NULL, 10);
 	}
 	fclose(file);
 	EXPECT_EQ(most, lines);

@@ -343,7 +343,7 @@ TEST_F_TIMEOUT(quota, windows_leave_room, SLOW)
 	int err;
 
 	if (offsets / 3 / size > size / self->before.unit)
-		SKIP(return, "the pool has too few pages for so many buffers: load with size_mb=256");
+		SKIP(return, "too few pages for so many buffers: load with size_mb=256");
 	low = page_below_4g();
 	ASSERT_TRUE(low != MAP_FAILED);
 	ASSERT_EQ(0, chmod(RB_DEV, 0666));

@@ -575,7 +575,7 @@ fn online_page(frame: Pfn) -> Option<NonNull<bindings::page>> {
 
 /// Returns the `struct page` of a frame in the span of a zone, if there is one.
 ///
-/// Without hot-plug all sections are from boot, and their memory map is complete: C has this inline.
+/// Without hot-plug all sections are from boot and have a complete map. C has this inline.
 #[cfg(not(CONFIG_MEMORY_HOTPLUG))]
 fn online_page(frame: Pfn) -> Option<NonNull<bindings::page>> {
     /// `SECTION_HAS_MEM_MAP`.

@@ -73,7 +73,7 @@ impl Wanted {
     }
 }
 
-/// The largest alignment, in leaves as a power of two, that items of a height tell apart: their own.
+/// The largest alignment, in leaves as a power of two, that items of a height tell apart.
 fn cap(height: u8) -> u32 {
     RANKS + TREE_SHIFT + WORD_SHIFT * u32::from(height)
 }
@@ -257,7 +257,7 @@ impl Heads {
                     };
                     let word =
                         self.word(words, height, item >> WORD_SHIFT, plane(height, rank, at));
-                    has == (word >> (item % u64::from(WORD_BITS)) & 1 != 0)
+                    has == ((word >> (item % u64::from(WORD_BITS))) & 1 != 0)
                 })
             })
         })

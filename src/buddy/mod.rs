@@ -24,8 +24,8 @@
 //! from one of the lowest 64 trees that have any, the lowest that has nothing larger than needed,
 //! or else the lowest, and in it the smallest block. Smallest first everywhere would fill the holes
 //! of trees that are nearly free; lowest first lets these become free while blocks come and go, and
-//! large blocks whole again. Single units are also taken from larger blocks that lie lower. The last
-//! block of an order that no single tree holds is not split while a smaller one will do.
+//! large blocks whole again. Single units are also taken from larger blocks that lie lower. The
+//! last block of an order that no single tree holds is not split while a smaller one will do.
 //!
 //! An exact request that no block covers gets free blocks side by side, if it asks for more than a
 //! 32nd of where it may be.

@@ -338,8 +338,8 @@ impl MiscDevice for Client {
     }
 }
 
-/// Buffers that fdinfo lists. A reader of `/proc` has no quota, and the kernel writes all of it again
-/// each time that its buffer was too small.
+/// Buffers that fdinfo lists. A reader of `/proc` has no quota, and the kernel writes all of it
+/// again each time that its buffer was too small.
 const LISTED: u64 = 256;
 
 impl Client {

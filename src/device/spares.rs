@@ -49,7 +49,10 @@ impl Spares {
     /// None yet.
     pub(super) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            list <- new_spinlock!(KVec::with_capacity(MOST, GFP_KERNEL_ACCOUNT)?, "rust_buddy_spares"),
+            list <- new_spinlock!(
+                KVec::with_capacity(MOST, GFP_KERNEL_ACCOUNT)?,
+                "rust_buddy_spares"
+            ),
         })
     }
 

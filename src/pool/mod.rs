@@ -529,12 +529,14 @@ impl Pool {
             pages,
         )
         .map_err(|_| EINVAL)?;
-        pr_info!(
-            "pool {}: the largest block has {} KiB of {}; only EXACT and AT can get more in one\n",
-            id,
-            core.max_order().units() * mm::UNIT / 1024,
-            pages * mm::UNIT / 1024,
-        );
+        if core.max_order().units() < pages {
+            pr_info!(
+                "pool {}: the largest block has {} KiB of {}; only EXACT and AT can get more in one\n",
+                id,
+                core.max_order().units() * mm::UNIT / 1024,
+                pages * mm::UNIT / 1024,
+            );
+        }
         let [min, low, high] = policy
             .watermarks
             .map(|per_cent| pages * u64::from(per_cent) / 100);
