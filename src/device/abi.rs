@@ -179,38 +179,33 @@ fn write<T: Request>(at: UserPtr, request: &T, range: Range<usize>) -> Result {
     UserSlice::new(to, bytes.len()).writer().write_slice(bytes)
 }
 
-/// Does a struct of `size` bytes at `at` lie in more than one page? A page is writable as a whole.
-fn crosses_pages(at: UserPtr, size: usize) -> bool {
-    ((at.as_const_ptr() as usize) % PAGE_SIZE).saturating_add(size) > PAGE_SIZE
+/// Writes the first `shared` bytes of `request` to the struct at `at`, those on its first page last.
+///
+/// A page is writable as a whole, and no struct lies on more than two. So `hdr.ret`, which is on
+/// the first page where structs are aligned, changes only if all else could be written.
+fn write_header_last<T: Request>(at: UserPtr, shared: usize, request: &T) -> Result {
+    let first_page = PAGE_SIZE.saturating_sub((at.as_const_ptr() as usize) % PAGE_SIZE);
+    if first_page >= shared {
+        return write(at, request, 0..shared);
+    }
+    write(at, request, first_page..shared)?;
+    write(at, request, 0..first_page)
 }
 
-/// Writes the `shared` bytes of a struct before a call acts, with `-EINPROGRESS` in the header.
-///
-/// The header comes last, so it says `-EINPROGRESS` only if all of the struct was writable.
+/// Writes a struct before a call acts, with `-EINPROGRESS` in the header.
 ///
 /// # Errors
 ///
 /// `EFAULT`; the header is then as it was.
 fn announce<T: Request>(at: UserPtr, shared: usize, request: &mut T) -> Result {
-    const HEADER: usize = size_of::<Header>();
-
     say_in_progress(request);
-    if crosses_pages(at, shared) {
-        write(at, request, HEADER..shared)?;
-    }
-    write(at, request, 0..HEADER)
+    write_header_last(at, shared, request)
 }
 
-/// Writes the `shared` bytes of an answer after a call has acted. The header comes last, so it says
-/// `-EINPROGRESS` for as long as the rest of the answer is not there.
+/// Writes an answer after a call has acted. The header says `-EINPROGRESS` for as long as the rest
+/// of the answer is not there.
 fn conclude<T: Request>(at: UserPtr, shared: usize, request: &T) -> Result {
-    const HEADER: usize = size_of::<Header>();
-
-    if crosses_pages(at, shared) {
-        write(at, request, HEADER..shared)?;
-        return write(at, request, 0..HEADER);
-    }
-    write(at, request, 0..shared)
+    write_header_last(at, shared, request)
 }
 
 /// Reads a request of `size` bytes at `at`, of which `into` may have more or less.
