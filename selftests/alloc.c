@@ -1073,11 +1073,9 @@ TEST_F_TIMEOUT(pool, random, SLOW)
 		if (!(req.flags & (EXACT | AT)))
 			units = covering;
 		ASSERT_EQ(units * unit, req.granted);
-		if (run) {
-			ASSERT_TRUE(run_is_free(m, place, units));
-		} else if (!(req.flags & AT)) {
+		ASSERT_TRUE(!run || run_is_free(m, place, units));
+		if (!run && !(req.flags & AT))
 			ASSERT_EQ(0U, (m->base + place) % covering);
-		}
 		if (known)
 			ASSERT_EQ(expected, place)
 				TH_LOG("operation %u: flags %u, size %ju", op, req.flags,

@@ -179,7 +179,7 @@ fn write<T: Request>(at: UserPtr, request: &T, range: Range<usize>) -> Result {
     UserSlice::new(to, bytes.len()).writer().write_slice(bytes)
 }
 
-/// Writes the first `shared` bytes of `request` to the struct at `at`, those on its first page last.
+/// Writes the first `shared` bytes of `request` to the struct at `at`, its first page last.
 ///
 /// A page is writable as a whole, and no struct lies on more than two. So `hdr.ret`, which is on
 /// the first page where structs are aligned, changes only if all else could be written.

@@ -145,14 +145,14 @@ fn comb(base: u64, len: u64, tooth: u32, step: u32, offset: u64) -> Core {
     let mut from = base;
     while at + size <= end {
         if from < at {
-            std::mem::forget(core.alloc_at(from, at - from).unwrap());
+            let _taken = core.alloc_at(from, at - from).unwrap();
         }
         teeth.push(core.alloc_at(at, size).unwrap());
         from = at + size;
         at += 1 << step;
     }
     if from < end {
-        std::mem::forget(core.alloc_at(from, end - from).unwrap());
+        let _taken = core.alloc_at(from, end - from).unwrap();
     }
     teeth.into_iter().for_each(|run| core.free(run));
     core
@@ -170,7 +170,7 @@ fn nothing_costs_more_where_there_is_more() {
     for len in [1, 100, 1 << 18, (1 << 30) - 12_345, 1 << 30] {
         let mut core = new(0, len);
         cost.try_all(&mut core, &mut random);
-        std::mem::forget(core.alloc_at(0, len).unwrap());
+        let _taken = core.alloc_at(0, len).unwrap();
         cost.try_all(&mut core, &mut random);
     }
     // Anything.
@@ -199,7 +199,7 @@ fn runs_among_crumbs() {
         let mut core = new(base, 1 << k);
         let step = 1 << (k - 6);
         for i in (1..64).step_by(2) {
-            std::mem::forget(core.alloc_at(base + i * step + step / 2, 1).unwrap());
+            let _taken = core.alloc_at(base + i * step + step / 2, 1).unwrap();
         }
         for place in [Place::Lowest, Place::Highest] {
             for units in [2 * step + 1, 3 * step] {
