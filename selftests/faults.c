@@ -112,6 +112,8 @@ FIXTURE(fault)
 	uint64_t imported;
 	uint64_t reserved;
 	struct rust_buddy_alloc batch[3];
+	/* The call ended in EFAULT after it had acted: only its answer is missing. */
+	bool acted;
 };
 
 FIXTURE_VARIANT(fault)
@@ -247,6 +249,7 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 
 	memset(&u, 0, sizeof(u));
 	*why = 0;
+	self->acted = false;
 	switch (call) {
 	case OPEN:
 		fd = rb_open(RB_DEV);
@@ -375,6 +378,7 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		return -EINVAL;
 	}
 	*why = u.hdr.reason;
+	self->acted = ret == -EFAULT && u.hdr.ret == -EINPROGRESS;
 	return ret;
 }
 
@@ -472,7 +476,8 @@ TEST_F_TIMEOUT(fault, nth, 600)
 				TH_LOG("the %dth failed: errno %d", nth, -ret);
 			if (ret == -ENOMEM && why)
 				EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_KERNEL_MEMORY, why);
-			ASSERT_EQ(0, after_failure(self, variant->call));
+			ASSERT_EQ(0, self->acted ? after_call(self, variant->call, &got) :
+						   after_failure(self, variant->call));
 			if (variant->call == ALLOC_WC)
 				EXPECT_EQ(0, uncached_runs()) TH_LOG("the %dth failed", nth);
 		}
