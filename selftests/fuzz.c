@@ -1186,11 +1186,16 @@ static void call(struct actor *a, struct call *c)
 		count(a, known ? N_REFUSED : N_UNKNOWN);
 		return;
 	}
-	if (err == EFAULT && at >= a->flip && at < a->flip + page && !surplus) {
-		count(a, N_FAULTS);
-		if (has_acted(c, (const void *)look))
-			ask(a, c);
-		return;
+	if (at >= a->flip && at < a->flip + page && !surplus) {
+		const bool acted = has_acted(c, (const void *)look);
+
+		/* A refusal is the call's result, also where the struct has no place for it. */
+		if (err && (err == EFAULT || acted)) {
+			count(a, N_FAULTS);
+			if (err == EFAULT && acted)
+				ask(a, c);
+			return;
+		}
 	}
 	if (there < c->size || surplus || writable < len) {
 		/* A surplus that is partly there can be seen not to be zero before its end. */
@@ -2518,7 +2523,8 @@ static void *flip(void *unused)
 				mprotect(page, board->pool.unit, rnd(&rng) % 2 ? PROT_READ :
 					 PROT_READ | PROT_WRITE);
 		}
-		usleep(500);
+		/* Each is a shootdown on all CPUs: more of them would leave no time for calls. */
+		usleep(10000);
 	}
 	return NULL;
 }
