@@ -10,6 +10,8 @@ here=$(dirname "$(readlink -f "$0")")
 cd "$RB_TOP" || exit 1
 
 qemu/setup.sh || exit 1
+# In CI this is the first script to run, on a cache without logs.
+mkdir -p "$RB_LOGS"
 passed=0
 failed=0
 rel=$(krel)
