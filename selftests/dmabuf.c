@@ -6,6 +6,8 @@
 #include <linux/dma-buf.h>
 #include <linux/videodev2.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -705,6 +707,86 @@ TEST_F_TIMEOUT(video, read_only, SLOW)
 	close(importer);
 	EXPECT_EQ(0, munmap(mem, req.granted));
 	EXPECT_EQ(0, rb_free(self->fd, req.handle));
+	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
+	EXPECT_EQ(0, system("modprobe -r vivid"));
+}
+
+/* What one RESIZE is to do while a driver maps the buffer. */
+struct growth {
+	int fd;
+	uint64_t handle;
+	uint64_t size;
+	int begun;
+	int ret;
+};
+
+static void *grow_elsewhere(void *arg)
+{
+	struct growth *growth = arg;
+	struct rust_buddy_resize req;
+
+	__atomic_store_n(&growth->begun, 1, __ATOMIC_RELEASE);
+	growth->ret = rb_resize(growth->fd, growth->handle, growth->size,
+				RUST_BUDDY_RESIZE_MAY_MOVE, &req);
+	return NULL;
+}
+
+/*
+ * A driver that maps a buffer while RESIZE clears its new place waits for that.
+ * It is not refused: the driver would fail for a reason that its user can't see,
+ * and the kernel warns when vmap fails (which the run of the tests looks for).
+ */
+TEST_F_TIMEOUT(video, changing, SLOW)
+{
+	uint64_t granted = 1 << 20, large = self->before.largest_free / 2;
+	struct rust_buddy_alloc dirty, req, next;
+	uint32_t in = V4L2_BUF_TYPE_VIDEO_CAPTURE;
+	struct v4l2_requestbuffers none = { .type = in, .memory = V4L2_MEMORY_DMABUF };
+	struct growth growth = { .size = large };
+	int capture, round, dmabuf;
+	pthread_t thread;
+	uint64_t size;
+	char *mem;
+
+	if (system(self->fd < 0 ? "false" : variant->load))
+		SKIP(return, "the kernel has no vivid");
+	capture = open_vivid(V4L2_CAP_VIDEO_CAPTURE);
+	ASSERT_LE(0, capture);
+	for (round = 0; round < 4; round++) {
+		/* Memory that has to be cleared, and a buffer that can't grow where it is. */
+		ASSERT_EQ(0, rb_alloc(self->fd, large, 0, "dirty", &dirty));
+		mem = rb_map(self->fd, &dirty, PROT_READ | PROT_WRITE);
+		ASSERT_TRUE(mem != MAP_FAILED);
+		ASSERT_EQ(0, munmap(mem, dirty.granted));
+		memset(&req, 0, sizeof(req));
+		req.size = granted;
+		req.max_size = 2 * large;
+		ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
+		ASSERT_EQ(0, rb_alloc(self->fd, granted, 0, "beside", &next));
+		dmabuf = rb_export(self->fd, req.handle, 0, 0, RW);
+		ASSERT_LE(0, dmabuf);
+		ASSERT_EQ(0, rb_free(self->fd, dirty.handle));
+		size = request_one(capture, in);
+		ASSERT_NE(0ULL, size);
+		ASSERT_GE(granted, size);
+
+		growth.fd = self->fd;
+		growth.handle = req.handle;
+		growth.begun = 0;
+		ASSERT_EQ(0, pthread_create(&thread, NULL, grow_elsewhere, &growth));
+		while (!__atomic_load_n(&growth.begun, __ATOMIC_ACQUIRE))
+			sched_yield();
+		usleep(1000);
+		EXPECT_EQ(0, queue_one(capture, in, dmabuf, size));
+		ASSERT_EQ(0, pthread_join(thread, NULL));
+		/* If the driver came first, the buffer stayed where it was. */
+		EXPECT_TRUE(!growth.ret || growth.ret == EBUSY);
+		ASSERT_EQ(0, ioctl(capture, VIDIOC_REQBUFS, &none));
+		close(dmabuf);
+		EXPECT_EQ(0, rb_free(self->fd, req.handle));
+		EXPECT_EQ(0, rb_free(self->fd, next.handle));
+	}
+	close(capture);
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
 	EXPECT_EQ(0, system("modprobe -r vivid"));
 }

@@ -226,6 +226,6 @@ impl Buffer {
 
 impl Drop for Change {
     fn drop(&mut self) {
-        self.with(|place| place.changing = false);
+        self.buffer.end_change();
     }
 }

@@ -30,6 +30,7 @@ use crate::region::Stopped;
 use crate::uapi;
 use core::mem::MaybeUninit;
 use kernel::{
+    new_condvar,
     new_mutex,
     prelude::*,
     sync::{
@@ -38,6 +39,7 @@ use kernel::{
             Relaxed, //
         },
         Arc,
+        CondVar,
         Mutex,
         MutexGuard, //
     }, //
@@ -63,6 +65,9 @@ pub(super) struct Place {
 pub(crate) struct Site {
     #[pin]
     place: Mutex<Option<Place>>,
+    /// Told when a change ends, for a caller that can't be refused.
+    #[pin]
+    changed: CondVar,
     pool: Arc<Pool>,
     mode: Mode,
     /// Mapped by struct page, or filled by mmap: it neither moves nor shrinks.
@@ -100,6 +105,7 @@ impl Site {
         Arc::pin_init(
             pin_init!(Self {
                 place <- new_mutex!(Some(place), "rust_buddy_place"),
+                changed <- new_condvar!("rust_buddy_changed"),
                 pool,
                 mode,
                 by_page,
@@ -149,6 +155,26 @@ impl Site {
     /// What is there, under its lock.
     pub(super) fn lock(&self) -> MutexGuard<'_, Option<Place>> {
         self.place.lock()
+    }
+
+    /// The same, once no change is under way.
+    ///
+    /// A change neither touches user memory nor takes a lock that a driver may hold, so it ends
+    /// whatever the caller holds. Sleeps meanwhile, and no signal ends that.
+    pub(super) fn lock_unchanging(&self) -> MutexGuard<'_, Option<Place>> {
+        let mut guard = self.place.lock();
+        while guard.as_ref().is_some_and(|place| place.changing) {
+            self.changed.wait(&mut guard);
+        }
+        guard
+    }
+
+    /// A change has ended.
+    pub(super) fn end_change(&self) {
+        if let Some(place) = (*self.place.lock()).as_mut() {
+            place.changing = false;
+        }
+        self.changed.notify_all();
     }
 
     /// From now on somebody can write to it.

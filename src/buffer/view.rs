@@ -3,7 +3,10 @@
 //! What somebody has of a buffer: a view of all or a part of it, and, for those who need to know
 //! where it is, a hold that keeps it there.
 
-use super::Buffer;
+use super::{
+    site::Place,
+    Buffer, //
+};
 use crate::mm::{
     self,
     Pfn, //
@@ -13,7 +16,8 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::Relaxed,
-        Arc, //
+        Arc,
+        MutexGuard, //
     }, //
 };
 
@@ -176,11 +180,26 @@ impl View {
     ///
     /// `EBUSY` while it is being moved or resized, `EINVAL` if nothing of it is there.
     pub(crate) fn hold(&self) -> Result<Hold> {
-        let mut guard = self.buffer.lock();
-        let place = (*guard).as_mut().ok_or(EINVAL)?;
-        if place.changing {
+        let guard = self.buffer.lock();
+        if guard.as_ref().is_some_and(|place| place.changing) {
             return Err(EBUSY);
         }
+        self.hold_in(guard)
+    }
+
+    /// The same for a driver that uses a dma-buf: waits until the buffer is not being changed any
+    /// more. A driver is not prepared to be refused because of that, and the kernel warns if `vmap`
+    /// fails.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if nothing of it is there.
+    pub(crate) fn hold_for_driver(&self) -> Result<Hold> {
+        self.hold_in(self.buffer.lock_unchanging())
+    }
+
+    fn hold_in(&self, mut guard: MutexGuard<'_, Option<Place>>) -> Result<Hold> {
+        let place = (*guard).as_mut().ok_or(EINVAL)?;
         let block = place.memory.block().ok_or(EINVAL)?;
         // Of a stack there are no parts: who wants to know gets all of it.
         let first = if self.buffer.is_stack() {

@@ -451,7 +451,7 @@ unsafe extern "C" fn map_dma_buf(
     if direction != Direction::DMA_TO_DEVICE && !exported.view.writable() {
         return EACCES.to_ptr();
     }
-    let hold = exported.view.hold();
+    let hold = exported.view.hold_for_driver();
     // SAFETY: As above.
     let map = hold.and_then(|hold| unsafe { DeviceMap::new(hold, device, direction) });
     let stored = map.and_then(|mut map| {
@@ -550,7 +550,7 @@ unsafe extern "C" fn mmap_dma_buf(
 unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::iosys_map) -> c_int {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    let hold = match exported.view.hold() {
+    let hold = match exported.view.hold_for_driver() {
         Ok(hold) => hold,
         Err(error) => return error.to_errno(),
     };
