@@ -8,6 +8,7 @@
  * Needs CONFIG_FAULT_INJECTION with failslab, fail_page_alloc and fail_usercopy;
  * the fault attributes in debugfs are set here.
  */
+#include <sched.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -493,6 +494,115 @@ TEST_F_TIMEOUT(fault, nth, 600)
 	EXPECT_LT(0UL, injected);
 	TH_LOG("{\"sweep\": %d, \"faults\": %lu, \"survived\": %lu}", variant->call, injected,
 	       survived);
+}
+
+/*
+ * A dirty block whose ALLOC fails before it is cleared goes back to where the worker
+ * finds it. Memory that is kept at hand for the next ALLOC is hidden from the worker.
+ */
+#define SHARE	"/sys/module/rust_buddy/parameters/clean_share"
+
+FIXTURE(dirty)
+{
+	int fd;
+	char share[16];
+};
+
+FIXTURE_SETUP(dirty)
+{
+	cpu_set_t set;
+	int share;
+
+	OPEN_OR_SKIP(self->fd, RB_DEV);
+	if (prepare_faults())
+		SKIP(return, "the kernel injects no faults: %s", NO_FAULTS);
+	share = open(SHARE, O_RDONLY | O_CLOEXEC);
+	ASSERT_LT(0, read(share, self->share, sizeof(self->share) - 1));
+	close(share);
+	/* What is at hand is so on one CPU. */
+	CPU_ZERO(&set);
+	CPU_SET(0, &set);
+	ASSERT_EQ(0, sched_setaffinity(0, sizeof(set), &set));
+}
+
+FIXTURE_TEARDOWN(dirty)
+{
+	put_text(SHARE, self->share);
+	close(fail_fd);
+	close(self->fd);
+}
+
+/* A block of 32 KiB at the pool's end, with a window that has to be allocated. */
+static int get_filled(int fd, struct rust_buddy_alloc *buf)
+{
+	memset(buf, 0, sizeof(*buf));
+	buf->size = KiB(32);
+	buf->flags = RUST_BUDDY_ALLOC_PREFAULT;
+	return raw_ioctl(fd, RUST_BUDDY_IOC_ALLOC, buf);
+}
+
+/* Allocates a block, has it count as written, and frees it. */
+static int soil(int fd, uint32_t place)
+{
+	struct rust_buddy_alloc buf;
+	int ret = rb_alloc(fd, KiB(32), place, "soil", &buf);
+	void *map;
+
+	if (ret)
+		return ret;
+	map = rb_map(fd, &buf, PROT_READ);
+	if (map == MAP_FAILED)
+		return -errno;
+	munmap(map, buf.granted);
+	return rb_free(fd, buf.handle);
+}
+
+TEST_F_TIMEOUT(dirty, alloc_that_fails, 300)
+{
+	struct rust_buddy_pool_info info;
+	struct rust_buddy_alloc buf;
+	uint64_t cleared, ahead;
+	int nth, ret, failed = 0;
+
+	/* Nothing is dirty but what the test soils. */
+	ASSERT_EQ(0, put_text(SHARE, "100"));
+	ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_LOWEST));
+	do {
+		usleep(100000);
+		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &info));
+	} while (info.dirty);
+	for (nth = 1; nth < MOST; nth++) {
+		ASSERT_EQ(0, put_text(SHARE, "0"));
+		ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_HIGHEST));
+		/* Counting empties what is at hand: the next ALLOC takes the dirty block. */
+		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &info));
+		arm(nth);
+		ret = get_filled(self->fd, &buf);
+		if (!disarm()) {
+			ASSERT_EQ(0, ret);
+			ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+			break;
+		}
+		if (!ret) {
+			ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+			continue;
+		}
+		failed++;
+		/* The worker, which memory that was written wakes, clears all that it finds. */
+		ASSERT_EQ(0, put_text(SHARE, "100"));
+		ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_LOWEST));
+		usleep(300000);
+		ASSERT_EQ(0, put_text(SHARE, "0"));
+		ASSERT_EQ(0, get_filled(self->fd, &buf));
+		cleared = info.cleared;
+		ahead = info.cleared_ahead;
+		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &info));
+		EXPECT_LT(ahead, info.cleared_ahead);
+		EXPECT_EQ(cleared, info.cleared) TH_LOG("the %dth failed", nth);
+		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	}
+	ASSERT_LT(nth, MOST);
+	EXPECT_LT(0, failed);
 }
 
 FIXTURE(module)
