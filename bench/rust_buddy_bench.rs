@@ -322,6 +322,21 @@ fn gen_pool(report: &Report, bytes: usize, half: bool) -> Result {
     Ok(())
 }
 
+/// Makes an empty list, which points to itself.
+///
+/// # Safety
+///
+/// `list` must be writable, and not be moved while it is used as a list.
+unsafe fn empty_list(list: *mut bindings::list_head) {
+    // SAFETY: By this function's requirements.
+    unsafe {
+        list.write(bindings::list_head {
+            next: list,
+            prev: list,
+        })
+    };
+}
+
 /// The buddy allocator of graphics memory.
 fn gpu_buddy(report: &Report, bytes: usize, half: bool) -> Result {
     let buddy = KBox::new(Opaque::<bindings::gpu_buddy>::zeroed(), GFP_KERNEL)?;
@@ -335,13 +350,8 @@ fn gpu_buddy(report: &Report, bytes: usize, half: bool) -> Result {
     }
     let [list, kept] = [lists[0].get(), lists[1].get()];
     for list in [list, kept] {
-        // SAFETY: Not moved until the end of this function: an empty list points to itself.
-        unsafe {
-            list.write(bindings::list_head {
-                next: list,
-                prev: list,
-            })
-        };
+        // SAFETY: Not moved until the end of this function.
+        unsafe { empty_list(list) };
     }
     // SAFETY: Both live until the end of this function, and nobody else uses them.
     let take = |list| unsafe {
@@ -371,6 +381,163 @@ fn gpu_buddy(report: &Report, bytes: usize, half: bool) -> Result {
     // SAFETY: Nothing of it is in use.
     unsafe { bindings::gpu_buddy_fini(buddy.get()) };
     Ok(())
+}
+
+/// The range of [`in_pieces`], and how many requests it makes at a time: as many as there are
+/// boundaries of 64 KiB.
+const LARGE_RANGE: u64 = 4 << 30;
+const IN_PIECES: usize = (LARGE_RANGE >> 16) as usize;
+
+/// What a block is said to hold when it is given back. An allocator that knows the difference does
+/// not join one with the other at once.
+#[derive(Clone, Copy, PartialEq)]
+enum Contents {
+    Clear,
+    Dirty,
+}
+
+/// An allocator, as [`in_pieces`] uses it. What it has given is in one of two lists.
+trait Pieces {
+    /// Takes `bytes` on a boundary of 64 KiB.
+    fn take(&mut self, bytes: u64, list: usize) -> bool;
+    /// Gives back all that is in a list, in the order in which it was taken.
+    fn give(&mut self, list: usize, contents: Contents);
+}
+
+/// The requests of gpu_buddy's KUnit test `fragmentation_performance`, in the same order: 65 536
+/// blocks of 8 KiB, each on a boundary of 64 KiB, two of four of which go back before the others;
+/// then as many of 64 KiB. And again the small ones, of which every second goes back first.
+/// Reports the instructions of all these, for each block that was taken.
+fn in_pieces<P: Pieces>(what: &str, new: fn() -> Result<P>) -> Result {
+    let show = |state: &str, taken: u64, blocks: usize| {
+        pr_info!(
+            "{{\"bench\": \"instructions\", \"bytes\": 8192, \"state\": \"{}\", \
+             \"what\": \"{}\", \"least\": {}, \"median\": {}}}\n",
+            state,
+            what,
+            taken / blocks as u64,
+            taken / blocks as u64,
+        );
+    };
+    let mut pieces = new()?;
+    let start = clock();
+    let mut done =
+        (0..IN_PIECES).all(|i| pieces.take(8 << 10, usize::from(i % 4 == 1 || i % 4 == 2)));
+    pieces.give(0, Contents::Clear);
+    pieces.give(1, Contents::Dirty);
+    done &= (0..IN_PIECES).all(|_| pieces.take(64 << 10, 0));
+    pieces.give(0, Contents::Dirty);
+    show("pieces", clock() - start, 2 * IN_PIECES);
+
+    let mut pieces = new()?;
+    let start = clock();
+    done &= (0..IN_PIECES).all(|i| pieces.take(8 << 10, i % 2));
+    pieces.give(0, Contents::Clear);
+    pieces.give(1, Contents::Clear);
+    show("halves", clock() - start, IN_PIECES);
+    done.then_some(()).ok_or(ENOSPC)
+}
+
+/// The core, with no lock: the other has none.
+struct OurPieces {
+    core: Core,
+    lists: [KVVec<Run>; 2],
+}
+
+impl OurPieces {
+    fn new() -> Result<Self> {
+        let units = LARGE_RANGE / PAGE as u64;
+        let words = storage_len(0, units).map_err(|_| EINVAL)?;
+        let words = KVVec::from_elem(0, words, GFP_KERNEL)?;
+        Ok(Self {
+            core: Buddy::new(words, Default::default(), 0, units).map_err(|_| EINVAL)?,
+            lists: [
+                KVVec::with_capacity(IN_PIECES, GFP_KERNEL)?,
+                KVVec::with_capacity(IN_PIECES, GFP_KERNEL)?,
+            ],
+        })
+    }
+}
+
+impl Pieces for OurPieces {
+    fn take(&mut self, bytes: u64, list: usize) -> bool {
+        let request = Request {
+            align: Order::saturating(4),
+            ..Request::new(bytes / PAGE as u64)
+        };
+        let run = self.core.alloc(&request);
+        run.is_ok_and(|run| self.lists[list].push_within_capacity(run).is_ok())
+    }
+
+    fn give(&mut self, list: usize, _contents: Contents) {
+        for run in self.lists[list].drain_all() {
+            self.core.free(run);
+        }
+    }
+}
+
+/// Those of `gpu_buddy`.
+struct GpuPieces {
+    buddy: KBox<Opaque<bindings::gpu_buddy>>,
+    lists: KBox<[Opaque<bindings::list_head>; 2]>,
+}
+
+impl GpuPieces {
+    fn new() -> Result<Self> {
+        let buddy = KBox::new(Opaque::<bindings::gpu_buddy>::zeroed(), GFP_KERNEL)?;
+        let lists = KBox::new(
+            [const { Opaque::<bindings::list_head>::uninit() }; 2],
+            GFP_KERNEL,
+        )?;
+        for list in lists.iter() {
+            // SAFETY: In a box of its own, which is not moved out of.
+            unsafe { empty_list(list.get()) };
+        }
+        // SAFETY: Zeroed, and in a box of its own.
+        if unsafe { bindings::gpu_buddy_init(buddy.get(), LARGE_RANGE, PAGE as u64) } != 0 {
+            return Err(ENOMEM);
+        }
+        Ok(Self { buddy, lists })
+    }
+}
+
+impl Pieces for GpuPieces {
+    fn take(&mut self, bytes: u64, list: usize) -> bool {
+        let list = self.lists[list].get();
+        // SAFETY: Both are initialised, and used by no other task.
+        unsafe {
+            bindings::gpu_buddy_alloc_blocks(
+                self.buddy.get(),
+                0,
+                LARGE_RANGE,
+                bytes,
+                64 << 10,
+                list,
+                0,
+            ) == 0
+        }
+    }
+
+    fn give(&mut self, list: usize, contents: Contents) {
+        /// `GPU_BUDDY_CLEARED`, which is no constant for Rust.
+        const CLEARED: c_uint = 1 << 4;
+        let flags = match contents {
+            Contents::Clear => CLEARED,
+            Contents::Dirty => 0,
+        };
+        let list = self.lists[list].get();
+        // SAFETY: As above; in the list are blocks that it has given.
+        unsafe { bindings::gpu_buddy_free_list(self.buddy.get(), list, flags) };
+    }
+}
+
+impl Drop for GpuPieces {
+    fn drop(&mut self) {
+        self.give(0, Contents::Clear);
+        self.give(1, Contents::Clear);
+        // SAFETY: Initialised, and nothing of it is in use.
+        unsafe { bindings::gpu_buddy_fini(self.buddy.get()) };
+    }
 }
 
 /// `alloc_contig_pages()` and back; none if there was none.
@@ -530,6 +697,9 @@ impl kernel::Module for Bench {
             system(&report, bytes, NonNull::new(device).ok_or(ENODEV)?);
             Ok(())
         });
+        let result = result
+            .and_then(|()| in_pieces("core", OurPieces::new))
+            .and_then(|()| in_pieces("gpu_buddy", GpuPieces::new));
         // SAFETY: Created above.
         unsafe { bindings::faux_device_destroy(faux.as_ptr()) };
         result.map(|()| Self)

@@ -5,6 +5,7 @@
 //! `rust-buddy-bench [quick] [--plots FOLDER]` prints tables, lines of JSON (one a cell), how we
 //! compare with what was aimed at, and what we lose; and draws plots.
 
+mod holds;
 mod loads;
 mod peers;
 mod plots;
@@ -380,6 +381,20 @@ fn main() {
     tail::<FrameAllocator>(SIZES[0], effort, &mut plots);
     tail::<Bitmap>(SIZES[0], effort, &mut plots);
     println!("\nthe clock alone: {} {} {}", at(2), at(100), at(10_000));
+    println!("\nany operation where its search is longest, ns with the clock's own\n");
+    heading(["operations", "p50", "p99", "p99.99"].into_iter());
+    for row in holds::rows() {
+        let numbers = [row.operations as u64, row.p50, row.p99, row.p9999];
+        line(
+            &format!("{} units", row.units),
+            numbers.iter().map(u64::to_string),
+        );
+        let values = format!(
+            r#""p50": {}, "p99": {}, "p9999": {}"#,
+            row.p50, row.p99, row.p9999
+        );
+        json("longest searches", RustBuddy::NAME, row.units, &values);
+    }
     println!(
         "\ntwo threads, {} units: millions of operations a second by one, by two, the ratio\n",
         SIZES[0]
