@@ -123,7 +123,7 @@ fi
 complaints='BUG:|WARNING:|Oops|Call Trace|general protection|Kernel panic|[Bb]ad page|INFO: (task|rcu)'
 complaints+='|possible (circular|recursive) lock|inconsistent lock state|sleeping function'
 complaints+='|refcount_t:|list_(add|del) corruption|unable to handle|soft lockup|UBSAN:|DMA-API:.*(error|warn|leak)'
-complaints+='|Trying to free nonexistent resource'
+complaints+='|Trying to free nonexistent resource|bad p[gu4m]d '
 if awk -f "$here/complaints.awk" "$out"/dmesg* "$out/console" | grep -E "$complaints" >"$out/complaints"; then
 	bad="${bad:+$bad; }the kernel complained: $(head -n 1 "$out/complaints" | cut -c 1-120)"
 fi

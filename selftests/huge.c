@@ -723,10 +723,13 @@ TEST_F_TIMEOUT(huge, gib, 600)
 	EXPECT_EQ(0, try_word(mem, true));
 	at = place(GiB(2), GiB(1));
 	ASSERT_TRUE(mremap(mem, GiB(1), GiB(1), MREMAP_MAYMOVE | MREMAP_FIXED, at) == at);
+	/* Not even by what this CPU remembers of the page table. */
+	EXPECT_EQ(SIGSEGV, try_word(mem, false));
 	EXPECT_LE(0, touch(at, GiB(1), 0, 1, READ));
 	cut = at + GiB(1) + BLOCK;
 	mem = mremap(at + BLOCK, MiB(512), MiB(512), MREMAP_MAYMOVE | MREMAP_FIXED, cut);
 	ASSERT_TRUE(mem == cut);
+	EXPECT_EQ(SIGSEGV, try_word(at + BLOCK, false));
 	EXPECT_LE(0, touch(mem, MiB(512), 512, 1, READ));
 	EXPECT_LE(0, touch(at, BLOCK, 0, 1, READ));
 	EXPECT_EQ(0, munmap(mem, MiB(512)));
@@ -735,6 +738,13 @@ TEST_F_TIMEOUT(huge, gib, 600)
 	EXPECT_EQ(0, rb_free(self->fd, req.handle));
 	MAP_NEW(GiB(1), RUST_BUDDY_ALLOC_PREFAULT, &req, mem);
 	EXPECT_EQ(0, touch(mem, GiB(1), 0, 0, READ));
+	EXPECT_EQ(0, try_word(mem, true));
+	cut = mremap(mem + MiB(512), PAGE, PAGE, MREMAP_MAYMOVE);
+	ASSERT_TRUE(cut != MAP_FAILED);
+	EXPECT_EQ(SIGSEGV, try_word(mem + MiB(512), false));
+	EXPECT_EQ(0, try_word(mem, true));
+	EXPECT_EQ(0, try_word(cut, true));
+	EXPECT_EQ(0, munmap(cut, PAGE));
 	UNMAP_NEW(&req, mem);
 }
 

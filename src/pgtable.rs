@@ -229,6 +229,27 @@ pub(crate) unsafe fn empty_before_fork(copy: *mut bindings::vm_area_struct) {
     };
 }
 
+/// Is `copy` a VMA to which mremap moves page tables that may have entries of 1 GiB, of a buffer
+/// whose window has `pages` pages? Says yes for what is split, too.
+///
+/// mremap does not know such entries on x86: `get_old_pud()` asks `pud_none_or_clear_bad()`, for
+/// which each one is a broken table. It prints the entry, and with it a physical address. Then it
+/// clears the entry and flushes no TLB: the CPU goes on to show the memory, also when it is another
+/// client's. Emptied before, by offset, page tables have nothing that mremap could find; a fault
+/// brings it back at the new place. The kernel has locked the VMA that it moves from for writing, so
+/// that no fault does earlier.
+///
+/// # Safety
+///
+/// `copy` must be a VMA that its operation `open` is called for.
+pub(crate) unsafe fn moves_gib_entries(copy: *mut bindings::vm_area_struct, pages: u64) -> bool {
+    // SAFETY: By this function's requirements, it can't change meanwhile.
+    let mm = unsafe { (*copy).vm_mm };
+    Huge::Pud.there()
+        && pages >= Huge::Pud.pages()
+        && current!().mm().is_some_and(|current| current.as_raw() == mm)
+}
+
 /// What an entry of a page table shows.
 pub(crate) struct Shown {
     /// How many bytes.

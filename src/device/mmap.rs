@@ -161,6 +161,9 @@ pub(super) unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorr
 /// fork calls this before it copies page tables. Large entries of a buffer that can move or shrink
 /// must not be copied, see [`pgtable::empty_before_fork`].
 ///
+/// mremap calls this before it moves page tables. It takes an entry of 1 GiB for a broken table,
+/// see [`pgtable::moves_gib_entries`], so that none must be there.
+///
 /// # Safety
 ///
 /// `vma` must be a fresh copy of a VMA that [`map`] set up.
@@ -171,6 +174,16 @@ unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
     if !buffer.stays() {
         // SAFETY: By this function's requirements.
         unsafe { pgtable::empty_before_fork(vma) };
+    }
+    // SAFETY: By this function's requirements.
+    if unsafe { pgtable::moves_gib_entries(vma, buffer.window().pages()) } {
+        // SAFETY: As above; the offset of a VMA and its length fit a window.
+        let (first, pages) = unsafe {
+            let area = VmaRef::from_raw(vma);
+            ((*vma).vm_pgoff as u64, ((area.end() - area.start()) >> PAGE_SHIFT) as u64)
+        };
+        let window = buffer.window();
+        window.zap(first.saturating_sub(window.first()), pages);
     }
     // The raw pointer in the copy now stands for this reference.
     core::mem::forget(buffer);
