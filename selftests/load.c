@@ -91,11 +91,13 @@ FIXTURE_TEARDOWN(load)
 	free(self->image);
 }
 
-TEST_F_TIMEOUT(load, no_file_before_all_nodes_are_there, 120)
+TEST_F_TIMEOUT(load, no_file_before_all_nodes_are_there, 300)
 {
+	time_t begin = time(NULL);
 	int round, refused = 0;
 
-	for (round = 0; round < 24; round++) {
+	/* A load takes seconds in a kernel that watches itself. */
+	for (round = 0; round < 24 && time(NULL) - begin < 60; round++) {
 		struct opener opener = { .node = nodes[round % 2] };
 
 		ASSERT_EQ(0, pthread_create(&opener.thread, NULL, open_early, &opener));
@@ -106,7 +108,7 @@ TEST_F_TIMEOUT(load, no_file_before_all_nodes_are_there, 120)
 		refused += opener.refused;
 		ASSERT_EQ(0, syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK));
 	}
-	TH_LOG("%d opens were too early", refused);
+	TH_LOG("%d loads, %d opens were too early", round, refused);
 }
 
 TEST_HARNESS_MAIN
