@@ -198,7 +198,10 @@ impl Lingering {
 fn has_foreign_reference(block: &Block, page: u64) -> bool {
     // SAFETY: Only blocks of pools whose pages are the kernel's own come here, and the page is one
     // of the block's.
-    unsafe { mm::page_references(block.first().plus(page)) > 1 }
+    let references = unsafe { mm::page_references(block.first().plus(page)) };
+    // The pool has one. Less than that is a count that has overflowed, or was dropped too often:
+    // then it says of nothing that it is free.
+    references != 1
 }
 
 /// Memory for a block to linger in, taken when there is still somebody to be told that there is
