@@ -20,6 +20,7 @@ mod magazines;
 mod reclaim;
 mod residents;
 mod supply;
+mod turn;
 
 pub(crate) use block::Block;
 pub(crate) use cleaner::CLEAN_SHARE;
@@ -801,9 +802,10 @@ impl Pool {
         // there twice for a moment, and what is cleared ahead or at hand not at all, but not while
         // nobody else can begin to.
         self.lingering.sweep();
-        let moving = self.moving.lock();
+        // A killed caller goes on without it: its task sees no refusal any more.
+        let moving = turn::lock_killable(&self.moving);
         let mut still = self.still();
-        still._moving = Some(moving);
+        still._moving = moving;
         let mut state = self.state.lock();
         let outcome = state.take(ask);
         state.note(&self.magazines);

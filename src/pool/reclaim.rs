@@ -13,6 +13,7 @@ use super::{
     census::AREA,
     magazines::Gathered,
     supply::Scope,
+    turn,
     Ask,
     Block,
     Pool,
@@ -47,7 +48,8 @@ const AREAS: usize = 8;
 
 /// Why somebody stays where he is.
 pub(crate) enum Stays {
-    /// Others than page tables know where he is, or he is being moved or resized already.
+    /// Others than page tables know where it is, its lock is busy, it is being moved or resized
+    /// already, or the move would hold others up for too long.
     Fixed,
     /// No other place for him.
     Full,
@@ -204,7 +206,7 @@ impl<'a> Fence<'a> {
                 limit,
                 bytes: effort.left(),
             };
-            let moving = pool.moving.lock();
+            let moving = turn::lock_killable(&pool.moving).ok_or(Failed::Signal)?;
             effort.copied += resident.make_way(&way)?;
             drop(moving);
             from = last + 1;
@@ -272,7 +274,7 @@ impl Pool {
             rounds -= 1;
             let bounds = (self.base(), self.base() + self.region.pages());
             // One block, and then it is somebody else's turn.
-            let turn = self.reclaiming.lock();
+            let turn = turn::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
             let emptied = self.empty_one(&turn, order, order, bounds, effort, |_| Ok(()));
             drop(turn);
             if let Err(failed) = emptied {
@@ -295,7 +297,7 @@ impl Pool {
         at: u64,
         effort: &mut Effort,
     ) -> Result<(), Failed> {
-        let turn = self.reclaiming.lock();
+        let turn = turn::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
         let lo = self.base() + at;
         let fence = Fence::raise(self, &turn, lo, lo + order.units());
         let result = fence.empty(effort, Order::MAX);
@@ -319,7 +321,7 @@ impl Pool {
         ask: &Ask,
         effort: &mut Effort,
     ) -> Result<Block, Failed> {
-        let turn = self.reclaiming.lock();
+        let turn = turn::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
         let result = match ask.spot {
             Spot::At(at) => {
                 let lo = self.base() + at;
