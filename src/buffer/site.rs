@@ -42,8 +42,21 @@ use kernel::{
         CondVar,
         Mutex,
         MutexGuard, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
     }, //
 };
+
+/// The pages of the largest buffer in an uncached mode that is moved for others: 4 MiB.
+///
+/// The calls of all clients that are about to be refused wait for such a move. Uncached memory is
+/// read at some 25 MB/s: this is 160 ms.
+const MOST_UNCACHED: u64 = 1 << 10;
+
+/// How often a buffer that is to make way is tried to be locked, 1 ms apart.
+const TRIES: u32 = 5;
 
 /// What is at a site.
 pub(super) struct Place {
@@ -320,9 +333,26 @@ impl Site {
         }
     }
 
-    /// May the pool have it moved? Not what was asked to be where it is.
+    /// May the pool have it moved? Not what was asked to be where it is, nor what takes too long to
+    /// copy.
     fn may_be_moved(&self, place: &Place) -> bool {
-        place.holds == 0 && !self.is_immovable() && !matches!(place.ask.spot, Spot::At(_))
+        let pages = place.span().map_or(0, |(_, pages)| pages);
+        let slow = self.mode != Mode::WriteBack && pages > MOST_UNCACHED;
+        place.holds == 0 && !slow && !self.is_immovable() && !matches!(place.ask.spot, Spot::At(_))
+    }
+
+    /// Locks what is there for a caller that holds up others: not for longer than a few ms.
+    ///
+    /// The holder may move or grow the buffer, which keeps the lock for as long as it can make that
+    /// take. A fault keeps it for microseconds.
+    fn lock_soon(&self) -> Option<MutexGuard<'_, Option<Place>>> {
+        for _ in 1..TRIES {
+            if let Some(guard) = self.place.try_lock() {
+                return Some(guard);
+            }
+            fsleep(Delta::from_millis(1));
+        }
+        self.place.try_lock()
     }
 
     /// Moves what is in `place` to `block`, from under all who have it mapped; gives what it was
@@ -354,7 +384,7 @@ impl Site {
 
 impl Resident for Site {
     fn make_way(&self, way: &Way<'_>) -> Result<u64, Stays> {
-        let mut guard = self.place.lock();
+        let mut guard = self.lock_soon().ok_or(Stays::Fixed)?;
         let Some(place) = (*guard).as_mut() else {
             return Ok(0);
         };
