@@ -27,6 +27,8 @@ pub(crate) enum Fixed {
     Shared,
     /// It is being changed already.
     Changing,
+    /// It has too many mappings: all others' mmap and munmap would wait until it is unmapped.
+    Mapped,
     /// Its pool's buffers never move, or it is one of those that neither move nor shrink: mapped by
     /// struct page, or filled by mmap.
     Never,
@@ -218,6 +220,7 @@ impl Buffer {
             Kind::Move if self.is_immovable() => Err(Fixed::Never),
             Kind::Shrink if self.stays() => Err(Fixed::Never),
             Kind::Move | Kind::Shrink if place.holds > 0 => Err(Fixed::Held),
+            Kind::Move | Kind::Shrink if self.is_mapped_out() => Err(Fixed::Mapped),
             Kind::Shrink if self.is_shared() => Err(Fixed::Shared),
             _ => Ok(()),
         }

@@ -56,10 +56,6 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
-        },
         Arc,
         SpinLock, //
     }, //
@@ -113,7 +109,6 @@ pub(crate) struct Buffer {
     name: Name,
     flags: u32,
     epoch: u64,
-    mappings: Atomic<u64>,
 }
 
 /// What a new buffer is called, beside its memory.
@@ -143,7 +138,6 @@ impl Buffer {
                 name: label.name,
                 flags: label.flags,
                 epoch: label.epoch,
-                mappings: Atomic::new(0),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -171,21 +165,6 @@ impl Buffer {
     pub(crate) fn leave_told(&self, shelter: Shelter) {
         let surplus = self.shelter.lock().replace(shelter);
         drop(surplus);
-    }
-
-    /// Parts of address spaces that map it.
-    pub(crate) fn mappings(&self) -> u64 {
-        self.mappings.load(Relaxed)
-    }
-
-    /// One more of them.
-    pub(crate) fn count_mapping(&self) {
-        self.mappings.fetch_add(1, Relaxed);
-    }
-
-    /// One less.
-    pub(crate) fn uncount_mapping(&self) {
-        self.mappings.fetch_sub(1, Relaxed);
     }
 
     /// The memory goes back, at once or when it may. Gives what the pool knew of it.

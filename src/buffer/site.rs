@@ -55,6 +55,13 @@ use kernel::{
 /// read at some 25 MB/s: this is 160 ms.
 const MOST_UNCACHED: u64 = 1 << 10;
 
+/// How many mappings a buffer that is moved for others may have. To unmap it takes time for each.
+const MOST_MAPPINGS_MOVED: u64 = 1 << 10;
+
+/// How many mappings mmap and splitting give a buffer, as the kernel's `max_map_count` bounds those
+/// of one process. Beyond that a buffer is not unmapped: it neither moves nor shrinks.
+const MOST_MAPPINGS: u64 = 1 << 16;
+
 /// How often a buffer that is to make way is tried to be locked, 1 ms apart.
 const TRIES: u32 = 5;
 
@@ -90,6 +97,8 @@ pub(crate) struct Site {
     stack: Option<Stack>,
     /// Parts of it that others were given: they count on its size.
     parts: Atomic<u32>,
+    /// Parts of address spaces that map it.
+    mappings: Atomic<u64>,
 }
 
 /// A buffer that grows downward: its end stays where it is in the window, and all around it is
@@ -126,6 +135,7 @@ impl Site {
                 window,
                 stack,
                 parts: Atomic::new(0),
+                mappings: Atomic::new(0),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -294,6 +304,39 @@ impl Site {
         self.parts.load(Relaxed) > 0
     }
 
+    /// Returns the number of parts of address spaces that map it.
+    pub(crate) fn mappings(&self) -> u64 {
+        self.mappings.load(Relaxed)
+    }
+
+    /// Counts one mapping more, unless it has as many as it may.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, as mmap says for a process that has too many.
+    pub(crate) fn try_count_mapping(&self) -> Result {
+        if self.mappings.fetch_add(1, Relaxed) >= MOST_MAPPINGS {
+            self.uncount_mapping();
+            return Err(ENOMEM);
+        }
+        Ok(())
+    }
+
+    /// Says whether it has as many mappings as it may.
+    pub(crate) fn is_mapped_out(&self) -> bool {
+        self.mappings() >= MOST_MAPPINGS
+    }
+
+    /// Counts one mapping more, which can't be refused: fork's.
+    pub(crate) fn count_mapping(&self) {
+        self.mappings.fetch_add(1, Relaxed);
+    }
+
+    /// Counts one mapping less.
+    pub(crate) fn uncount_mapping(&self) {
+        self.mappings.fetch_sub(1, Relaxed);
+    }
+
     /// Is it one that never moves, nor shrinks? What is mapped by struct page may have been taken
     /// by reference; what is filled by mmap is in a page table before unmapping can find that.
     pub(crate) fn stays(&self) -> bool {
@@ -391,7 +434,8 @@ impl Resident for Site {
         let Some((_, pages)) = place.span().filter(|&(first, pages)| way.has(first, pages)) else {
             return Ok(0);
         };
-        if place.changing || !self.may_be_moved(place) {
+        let many = self.mappings() > MOST_MAPPINGS_MOVED;
+        if place.changing || many || !self.may_be_moved(place) {
             return Err(Stays::Fixed);
         }
         let mut block = way.elsewhere(&place.ask, pages)?;

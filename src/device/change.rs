@@ -57,6 +57,7 @@ fn refusal(fixed: Fixed) -> Refusal {
     match fixed {
         Fixed::Held => Refusal::new(EBUSY, uapi::WHY_PINNED),
         Fixed::Shared => Refusal::new(EBUSY, uapi::WHY_SHARED),
+        Fixed::Mapped => Refusal::new(EBUSY, uapi::WHY_FIXED),
         Fixed::Changing => Refusal::new(EBUSY, uapi::WHY_CHANGING),
         Fixed::Never => Refusal::new(EOPNOTSUPP, uapi::WHY_MOVABLE),
     }

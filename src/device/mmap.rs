@@ -46,6 +46,7 @@ unsafe impl Sync for Operations {}
 static OPERATIONS: Operations = Operations(bindings::vm_operations_struct {
     open: Some(open),
     close: Some(close),
+    may_split: Some(may_split),
     fault: Some(fault),
     huge_fault: Some(huge::huge_fault),
     access: Some(access::access),
@@ -94,7 +95,8 @@ pub(super) fn map_part(view: View, vma: &VmaNew) -> Result {
 ///
 /// # Errors
 ///
-/// As [`map`]; `EACCES` for a writable mapping of what may be read only.
+/// As [`map`]; `EACCES` for a writable mapping of what may be read only, `ENOMEM` for a buffer that
+/// has as many mappings as it may.
 fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
     if *pages.end() > view.last_page() {
         return Err(EINVAL);
@@ -103,12 +105,13 @@ fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
         vma.try_clear_maywrite().map_err(|_| EACCES)?;
     }
     let buffer = view.buffer().clone();
+    // Nothing that follows fails.
+    buffer.try_count_mapping()?;
     if view.writable() {
         buffer.soil();
     }
     vma.set_dontexpand();
     vma.set_dontdump();
-    buffer.count_mapping();
     let mode = buffer.mode();
     let kind = if buffer.by_page() {
         flags::MIXEDMAP
@@ -187,6 +190,22 @@ unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
     }
     // The raw pointer in the copy now stands for this reference.
     core::mem::forget(buffer);
+}
+
+/// Refuses to split a VMA, as mprotect and munmap of a part do, of a buffer that has as many
+/// mappings as it may.
+///
+/// # Safety
+///
+/// `vma` must have been set up by [`map`], or be the copy of such a one, and not be closed yet.
+unsafe extern "C" fn may_split(vma: *mut bindings::vm_area_struct, _at: c_ulong) -> c_int {
+    // SAFETY: By this function's requirements.
+    let buffer = unsafe { shown_by(vma) };
+    if buffer.is_mapped_out() {
+        ENOMEM.to_errno()
+    } else {
+        0
+    }
 }
 
 /// A VMA goes.
