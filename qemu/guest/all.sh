@@ -14,7 +14,7 @@ bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero magazine cache move s
 for mode in wc uc; do
 	bash qemu/guest/tests.sh range "${range[@]}" cache=$mode -- cache
 done
-bash qemu/guest/tests.sh contig -- device sync disorder stale killed
+bash qemu/guest/tests.sh contig -- device sync disorder stale killed holdup
 bash qemu/guest/heap.sh
 for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms

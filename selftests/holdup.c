@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A client can make the work on its own buffer last: by its size, its cache mode, or the number of
+ * its mappings. Calls of other clients do not wait for that, or can be killed while they do.
+ *
+ * No time is measured: a call that has not waited returns before the pool's counters say that the
+ * work is done.
+ */
+#include <pthread.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "rb_test.h"
+
+#define SHARE	"/sys/module/rust_buddy/parameters/clean_share"
+/* The work may be over too soon, where CPUs are shared. */
+#define TRIES	40
+
+/* The bounds in src/buffer/site.rs. */
+#define MOVED_UNCACHED	MiB(4)
+#define MOVED_MAPPINGS	1024
+#define MAPPINGS	65536
+
+#define CHILDREN	8
+#define EACH		(MAPPINGS / CHILDREN)
+
+FIXTURE(holdup) {
+	int fd;
+	char share[16];
+	struct rust_buddy_pool_info base;
+	struct rust_buddy_alloc buf;
+	volatile uint64_t *map;
+	pid_t tid;
+	int done;
+	int ret;
+};
+
+static struct rust_buddy_pool_info pool_of(int fd)
+{
+	struct rust_buddy_pool_info pool;
+
+	if (rb_pool_info(fd, 0, &pool))
+		abort();
+	return pool;
+}
+
+FIXTURE_SETUP(holdup)
+{
+	int fd;
+
+	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
+	self->base = pool_of(self->fd);
+	if (self->base.free != self->base.size)
+		SKIP(return, "somebody has buffers");
+	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
+		SKIP(return, "the pool's buffers never move");
+	fd = open(SHARE, O_RDONLY | O_CLOEXEC);
+	ASSERT_LE(0, fd);
+	ASSERT_LT(0, read(fd, self->share, sizeof(self->share) - 1));
+	close(fd);
+	ASSERT_EQ(0, put_text(SHARE, "0"));
+}
+
+FIXTURE_TEARDOWN(holdup)
+{
+	put_text(SHARE, self->share);
+	if (self->buf.handle)
+		EXPECT_EQ(0, rb_free(self->fd, self->buf.handle));
+	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
+	close(self->fd);
+}
+
+static int get(FIXTURE_DATA(holdup) *self, uint64_t size, uint32_t flags)
+{
+	return rb_alloc(self->fd, size, flags | RUST_BUDDY_ALLOC_EXACT, "held up", &self->buf);
+}
+
+static uint64_t home(FIXTURE_DATA(holdup) *self)
+{
+	return place_of(self->fd, self->buf.handle) - self->base.phys_base;
+}
+
+static void *map_it(FIXTURE_DATA(holdup) *self, uint64_t size)
+{
+	return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, self->buf.offset);
+}
+
+/* Does the thread sleep where no signal but a fatal one ends that? */
+static bool waits(pid_t tid)
+{
+	char path[64], text[256] = "", *state;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	if (read(fd, text, sizeof(text) - 1) < 0)
+		text[0] = 0;
+	close(fd);
+	state = strrchr(text, ')');
+	return state && state[1] && state[2] == 'D';
+}
+
+static void *migrate(void *arg)
+{
+	FIXTURE_DATA(holdup) *self = arg;
+	struct rust_buddy_migrate to;
+
+	self->ret = rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
+	__atomic_store_n(&self->done, 1, __ATOMIC_RELEASE);
+	return NULL;
+}
+
+/* Waits for the buffer's lock while its owner has that. */
+static void *touch(void *arg)
+{
+	FIXTURE_DATA(holdup) *self = arg;
+	uint64_t word;
+
+	__atomic_store_n(&self->tid, syscall(SYS_gettid), __ATOMIC_RELEASE);
+	do
+		word = *self->map;
+	while (!__atomic_load_n(&self->done, __ATOMIC_ACQUIRE));
+	return (void *)(uintptr_t)word;
+}
+
+/* While a client's buffer is locked for long, RECLAIM leaves it where it is. */
+TEST_F_TIMEOUT(holdup, locked_buffer, SLOW)
+{
+	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_reclaim got;
+	int tries, early = 0;
+	int other;
+
+	if (!(self->base.caps & RUST_BUDDY_CAP_UC))
+		SKIP(return, "the pool has no uncached buffers");
+	other = rb_open(RB_DEV);
+	ASSERT_LE(0, other);
+	for (tries = 0; tries < TRIES && !early; tries++) {
+		pthread_t mover, toucher;
+		uint64_t place;
+		bool held = false;
+		int ret = 0;
+
+		ASSERT_EQ(0, get(self, self->base.size / 4,
+				 RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_LOWEST));
+		place = home(self);
+		self->map = map_it(self, 4096);
+		ASSERT_TRUE(self->map != MAP_FAILED);
+		before = pool_of(self->fd);
+		self->done = 0;
+		self->tid = 0;
+		ASSERT_EQ(0, pthread_create(&toucher, NULL, touch, self));
+		ASSERT_EQ(0, pthread_create(&mover, NULL, migrate, self));
+		while (!held && !__atomic_load_n(&self->done, __ATOMIC_ACQUIRE))
+			held = waits(__atomic_load_n(&self->tid, __ATOMIC_ACQUIRE));
+		if (held)
+			ret = rb_reclaim_at(other, 0, place, &got);
+		after = pool_of(self->fd);
+		early = held && waits(self->tid) && after.migrations == before.migrations;
+		if (early) {
+			EXPECT_EQ(-EBUSY, ret);
+			EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, got.hdr.reason);
+		}
+		pthread_join(mover, NULL);
+		pthread_join(toucher, NULL);
+		EXPECT_EQ(0, self->ret);
+		munmap((void *)self->map, 4096);
+		ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
+		self->buf.handle = 0;
+	}
+	close(other);
+	EXPECT_TRUE(early);
+	TH_LOG("early in try %d", tries);
+}
+
+/* A call that waits for what moves, to be refused, ends when it is killed. */
+TEST_F_TIMEOUT(holdup, killed_waiter, SLOW)
+{
+	struct rust_buddy_pool_info before, after;
+	struct rust_buddy_migrate back;
+	int tries, early = 0;
+
+	ASSERT_EQ(0, get(self, self->base.size / 8 * 3, RUST_BUDDY_ALLOC_LOWEST));
+	self->map = map_it(self, 4096);
+	ASSERT_TRUE(self->map != MAP_FAILED);
+	for (tries = 0; tries < TRIES && !early; tries++) {
+		uint64_t place = home(self);
+		pid_t mover, waiter;
+		bool held;
+		int status;
+
+		before = pool_of(self->fd);
+		waiter = fork();
+		ASSERT_LE(0, waiter);
+		if (!waiter) {
+			struct rust_buddy_alloc buf;
+			int fd = rb_open(RB_DEV);
+
+			for (;;)
+				rb_alloc(fd, self->base.size, RUST_BUDDY_ALLOC_EXACT, "", &buf);
+		}
+		mover = fork();
+		ASSERT_LE(0, mover);
+		if (!mover) {
+			struct rust_buddy_reclaim got;
+
+			_exit(!!rb_reclaim_at(self->fd, 0, place, &got));
+		}
+		/* The copy has a place by now, and the turn. */
+		do
+			after = pool_of(self->fd);
+		while (after.free == before.free && after.migrations == before.migrations);
+		do {
+			held = waits(waiter);
+			after = pool_of(self->fd);
+		} while (!held && after.migrations == before.migrations);
+		kill(waiter, SIGKILL);
+		ASSERT_EQ(waiter, waitpid(waiter, &status, 0));
+		EXPECT_TRUE(WIFSIGNALED(status));
+		after = pool_of(self->fd);
+		early = held && after.migrations == before.migrations;
+		ASSERT_EQ(mover, waitpid(mover, &status, 0));
+		EXPECT_EQ(0, status);
+		ASSERT_EQ(0, rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_LOWEST, 0, 0,
+					&back));
+	}
+	munmap((void *)self->map, 4096);
+	EXPECT_TRUE(early);
+	TH_LOG("early in try %d", tries);
+}
+
+/* What takes long to copy is moved by its owner only. */
+TEST_F(holdup, uncached)
+{
+	static const uint32_t modes[] = { RUST_BUDDY_ALLOC_UC, RUST_BUDDY_ALLOC_WC };
+	static const uint64_t caps[] = { RUST_BUDDY_CAP_UC, RUST_BUDDY_CAP_WC };
+	struct rust_buddy_reclaim got;
+	struct rust_buddy_migrate to;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(modes); i++) {
+		if (!(self->base.caps & caps[i]))
+			SKIP(return, "the pool has one cache mode");
+		ASSERT_EQ(0, get(self, MOVED_UNCACHED + KiB(4), modes[i]));
+		EXPECT_EQ(-EBUSY, rb_reclaim_at(self->fd, 0, home(self), &got));
+		EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, got.hdr.reason);
+		EXPECT_EQ(0, rb_migrate(self->fd, self->buf.handle, 0, 0, 0, &to));
+		ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
+		self->buf.handle = 0;
+		ASSERT_EQ(0, get(self, MOVED_UNCACHED, modes[i]));
+		EXPECT_EQ(0, rb_reclaim_at(self->fd, 0, home(self), &got));
+		EXPECT_EQ(MOVED_UNCACHED, got.copied);
+		ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
+		self->buf.handle = 0;
+	}
+}
+
+/* What takes long to unmap is moved by its owner only. */
+TEST_F(holdup, mapped_often)
+{
+	static char *maps[MOVED_MAPPINGS + 1];
+	struct rust_buddy_reclaim got;
+	struct rust_buddy_migrate to;
+	size_t i;
+
+	ASSERT_EQ(0, get(self, KiB(4), 0));
+	for (i = 0; i < ARRAY_SIZE(maps); i++) {
+		maps[i] = map_it(self, KiB(4));
+		ASSERT_TRUE(maps[i] != MAP_FAILED);
+	}
+	EXPECT_EQ(-EBUSY, rb_reclaim_at(self->fd, 0, home(self), &got));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, got.hdr.reason);
+	EXPECT_EQ(0, rb_migrate(self->fd, self->buf.handle, 0, 0, 0, &to));
+	munmap(maps[0], KiB(4));
+	EXPECT_EQ(0, rb_reclaim_at(self->fd, 0, home(self), &got));
+	EXPECT_EQ(KiB(4), got.copied);
+	for (i = 1; i < ARRAY_SIZE(maps); i++)
+		munmap(maps[i], KiB(4));
+}
+
+/* No buffer has more mappings than a bound, but by fork; then its owner can't move it, either. */
+TEST_F_TIMEOUT(holdup, mapped_out, SLOW)
+{
+	const uint64_t size = KiB(8);
+	static char *maps[EACH];
+	struct rust_buddy_migrate to;
+	struct rust_buddy_resize less;
+	pid_t children[CHILDREN];
+	char *map;
+	size_t i;
+
+	ASSERT_EQ(0, get(self, size, 0));
+	for (i = 0; i < EACH; i++) {
+		maps[i] = map_it(self, size);
+		ASSERT_TRUE(maps[i] != MAP_FAILED);
+	}
+	for (i = 0; i < CHILDREN; i++) {
+		children[i] = fork();
+		ASSERT_LE(0, children[i]);
+		if (!children[i])
+			for (;;)
+				pause();
+	}
+	map = map_it(self, size);
+	EXPECT_NO_MAP(ENOMEM, map);
+	EXPECT_EQ(-1, mprotect(maps[0], KiB(4), PROT_READ));
+	EXPECT_EQ(ENOMEM, errno);
+	EXPECT_EQ(-1, munmap(maps[0], KiB(4)));
+	EXPECT_EQ(ENOMEM, errno);
+	EXPECT_EQ(-EBUSY, rb_migrate(self->fd, self->buf.handle, 0, 0, 0, &to));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, to.hdr.reason);
+	EXPECT_EQ(-EBUSY, rb_resize(self->fd, self->buf.handle, KiB(4), 0, &less));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, less.hdr.reason);
+	for (i = 0; i < CHILDREN; i++) {
+		kill(children[i], SIGKILL);
+		EXPECT_EQ(128 + SIGKILL, verdict(children[i]));
+	}
+	map = map_it(self, size);
+	ASSERT_TRUE(map != MAP_FAILED);
+	munmap(map, size);
+	EXPECT_EQ(0, mprotect(maps[0], KiB(4), PROT_READ));
+	EXPECT_EQ(0, rb_migrate(self->fd, self->buf.handle, 0, 0, 0, &to));
+	for (i = 0; i < EACH; i++)
+		munmap(maps[i], size);
+}
+
+TEST_HARNESS_MAIN
