@@ -4,6 +4,8 @@
  * while a buffer is there; afterwards all of it is dirty. Goes as far as frozen
  * processes (pm_test), so that the guest needs no swap.
  */
+#include <pthread.h>
+
 #include "rb_test.h"
 
 FIXTURE(hibernation) {
@@ -94,6 +96,54 @@ TEST_F_TIMEOUT(hibernation, leaves_all_of_it_dirty, SLOW)
 	/* And there again. */
 	EXPECT_EQ(self->base.free, pool.free);
 	EXPECT_EQ(self->base.largest_free, pool.largest_free);
+}
+
+static volatile bool over;
+
+/*
+ * Asks for more than it may have until the pool says that it has nothing, which is so from before
+ * processes are frozen until after they run again. Returns whether it has said so.
+ */
+static void *ask(void *fd)
+{
+	struct rust_buddy_alloc buf;
+	struct rust_buddy_pool_info pool;
+
+	if (rb_pool_info((intptr_t)fd, 0, &pool))
+		return NULL;
+	while (!over) {
+		if (!rb_alloc((intptr_t)fd, pool.size, RUST_BUDDY_ALLOC_LOW, "", &buf))
+			return NULL;
+		if (buf.hdr.reason == RUST_BUDDY_WHY_FULL)
+			return fd;
+	}
+	return NULL;
+}
+
+/* While it has nothing to give, nobody has anything to give back. */
+TEST_F_TIMEOUT(hibernation, is_no_pressure, SLOW)
+{
+	struct pollfd client = { .fd = self->fd, .events = POLLPRI };
+	struct rust_buddy_pool_info pool;
+	pthread_t thread;
+	void *asked;
+	int error;
+
+	if (self->base.source != RUST_BUDDY_SOURCE_RANGE)
+		SKIP(return, "source=range is needed");
+	over = false;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, ask, (void *)(intptr_t)self->fd));
+	error = put_text("/sys/power/state", "disk");
+	over = true;
+	pthread_join(thread, &asked);
+	if (never_goes(error))
+		SKIP(return, "this kernel can't hibernate: %s", strerror(-error));
+	ASSERT_EQ(0, error);
+	if (!asked)
+		SKIP(return, "no request came while it hibernated");
+	EXPECT_EQ(0, poll(&client, 1, 0));
+	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
+	EXPECT_EQ(0U, pool.pressure);
 }
 
 TEST_HARNESS_MAIN

@@ -210,6 +210,147 @@ TEST_F_TIMEOUT(priority, pressure, SLOW)
 	close(other);
 }
 
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000ULL + ts.tv_nsec / 1000000;
+}
+
+/* One in poll(), started a while ago: says whether it was told of pressure, or only timed out. */
+static pid_t poller(int fd)
+{
+	pid_t pid = fork();
+
+	if (!pid) {
+		uint64_t begin = now_ms();
+
+		/* At the end of its time poll() looks once more, so that its answer says nothing. */
+		_exit(pressure(fd, 10000) && now_ms() - begin < 8000 ? 0 : 1);
+	}
+	usleep(200000);
+	return pid;
+}
+
+/* Memory that is taken out of a part of the pool that was emptied for it counts as any other. */
+TEST_F(priority, reserving_tells_of_pressure)
+{
+	int phys = rb_open(RB_DEV_PHYS), other = rb_open(RB_DEV);
+	uint64_t handle;
+	pid_t pid;
+
+	ASSERT_LE(0, phys);
+	ASSERT_LE(0, other);
+	EXPECT_FALSE(pressure(other, 0));
+	pid = poller(other);
+	ASSERT_EQ(0, rb_reserve(phys, 0, self->base.size / 100 * 95 / MiB(1) * MiB(1), 0, "test",
+				&handle));
+	EXPECT_EQ(1U, pool_of(self->fd).pressure);
+	EXPECT_EQ(0, verdict(pid));
+	EXPECT_EQ(0, rb_release(phys, handle));
+	EXPECT_FALSE(pressure(other, 0));
+	close(other);
+	close(phys);
+}
+
+/* A move gives back as much as it takes: no watermark is in its way, and it is no pressure. */
+TEST_F_TIMEOUT(priority, moving_takes_nothing, SLOW)
+{
+	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = LOW }, buf;
+	struct rust_buddy_pool_info pool;
+	struct rust_buddy_migrate move;
+	struct rust_buddy_resize size;
+	uint64_t got;
+	int i;
+
+	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
+		SKIP(return, "buffers of this pool do not move");
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &low));
+	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &buf));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
+	pool = pool_of(self->fd);
+	ASSERT_GT(pool.watermark_low + PIECE, pool.free);
+	ASSERT_EQ(0U, pool.pressure);
+	ASSERT_LE(MiB(2), pool.largest_free);
+
+	for (i = 0; i < 2; i++) {
+		EXPECT_EQ(0, rb_migrate(self->fd, i ? buf.handle : low.handle, 0, 0, 0, &move));
+		EXPECT_EQ(pool.free, pool_of(self->fd).free);
+		EXPECT_EQ(0U, pool_of(self->fd).pressure);
+	}
+	/* A move below the mark, too. */
+	ASSERT_EQ(0, rb_alloc(self->fd, PIECE, 0, "", &buf));
+	EXPECT_EQ(1U, pool_of(self->fd).pressure);
+	EXPECT_EQ(0, rb_migrate(self->fd, low.handle, 0, 0, 0, &move));
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+
+	/* One that grows takes what it gains. */
+	EXPECT_EQ(-ENOSPC, rb_resize(self->fd, low.handle, MiB(2), RUST_BUDDY_RESIZE_MAY_MOVE,
+				     &size));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, size.hdr.reason);
+}
+
+/* The same for one that grows by moving: only what it gains counts. */
+TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
+{
+	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = LOW }, buf, next;
+	struct rust_buddy_resize size;
+	struct rust_buddy_pool_info pool;
+	uint64_t got;
+
+	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
+		SKIP(return, "buffers of this pool do not move");
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &low));
+	/* Its neighbour, so that it can't grow where it is, and what will be free again. */
+	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &next));
+	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &buf));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	pool = pool_of(self->fd);
+	ASSERT_LE(MiB(2), pool.largest_free);
+	EXPECT_EQ(0, rb_resize(self->fd, low.handle, MiB(2), RUST_BUDDY_RESIZE_MAY_MOVE, &size));
+	EXPECT_EQ(pool.grows_moved + 1, pool_of(self->fd).grows_moved);
+	EXPECT_EQ(pool.free - MiB(1), pool_of(self->fd).free);
+	EXPECT_EQ(0U, pool_of(self->fd).pressure);
+	EXPECT_EQ(-ENOSPC, rb_resize(self->fd, low.handle, MiB(4), RUST_BUDDY_RESIZE_MAY_MOVE,
+				     &size));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, size.hdr.reason);
+}
+
+/* A buffer of high priority grows as one only for a caller that could allocate it. */
+TEST_F_TIMEOUT(priority, growth_of_high_takes_the_capability, SLOW)
+{
+	struct rust_buddy_alloc buf = { .size = PIECE, .max_size = MiB(1), .flags = HIGH };
+	uint64_t steps[] = { 2 * PIECE, 4 * PIECE };
+	struct rust_buddy_resize size;
+	uint64_t got;
+	size_t i;
+
+	if (!self->base.watermark_min)
+		SKIP(return, "watermark_min is needed");
+	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
+	for (i = 0; i < ARRAY_SIZE(steps); i++) {
+		pid_t pid = fork();
+
+		if (!pid) {
+			if (become_nobody(0))
+				_exit(97);
+			if (!rb_resize(self->fd, buf.handle, steps[i], RUST_BUDDY_RESIZE_MAY_MOVE,
+				       &size))
+				_exit(10);
+			_exit(size.hdr.reason == RUST_BUDDY_WHY_WATERMARK ? 0 : 1);
+		}
+		/* While there is enough it grows as any other, and then no more. */
+		EXPECT_EQ(i ? 0 : 10, verdict(pid));
+		if (!i)
+			EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK,
+				  exhaust(self->fd, PIECE, 0, &got));
+	}
+	/* Its priority is what it was. */
+	EXPECT_EQ(0, rb_resize(self->fd, buf.handle, steps[1], RUST_BUDDY_RESIZE_MAY_MOVE, &size));
+}
+
 /* A flood, and how many of the urgent requests that come meanwhile are served. */
 static volatile bool stop;
 

@@ -10,6 +10,7 @@ use crate::buddy::Direction;
 use crate::pool::{
     Ask,
     Block,
+    Priority,
     Refused, //
 };
 use crate::quota::Over;
@@ -136,7 +137,11 @@ impl Change {
     /// As [`NoRoom`] says.
     pub(crate) fn elsewhere(&self, ask: &Ask, requested: u64) -> Result<Block, NoRoom> {
         let pages = self.pages();
-        let mut block = self.buffer.pool().alloc(ask).map_err(NoRoom::Pool)?;
+        let mut block = self
+            .buffer
+            .pool()
+            .alloc_for_move(ask, pages)
+            .map_err(NoRoom::Pool)?;
         let more = block.pages().saturating_sub(pages);
         match self.buffer.grows() {
             Direction::Up => block.zero(pages, more),
@@ -165,19 +170,20 @@ impl Change {
         old.transpose().map(drop)
     }
 
-    /// Lets it have what `ask` says where it is, clear. Nothing has to be unmapped. Gives false if
-    /// what is next to it is not free.
+    /// Lets it have what `ask` says where it is, clear, if `priority` may have so much: that of this
+    /// growth, which may be less than the buffer's. Nothing has to be unmapped. Gives false if what
+    /// is next to it is not free.
     ///
     /// # Errors
     ///
     /// As [`Stopped`] says; it has gained nothing then.
-    pub(crate) fn grow(&self, ask: &Ask) -> Result<bool, Stopped> {
+    pub(crate) fn grow(&self, ask: &Ask, priority: Priority) -> Result<bool, Stopped> {
         let buffer = &self.buffer;
         self.with(|place| {
             let Some(block) = place.memory.block_mut() else {
                 return Ok(false);
             };
-            let done = block.grow(buffer.grows(), ask)?;
+            let done = block.grow(buffer.grows(), &Ask { priority, ..*ask })?;
             if done {
                 place.ask = *ask;
                 buffer.note(place);

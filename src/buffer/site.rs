@@ -413,10 +413,11 @@ impl Site {
         mut block: Block,
     ) -> Result<Option<Block>, Stopped> {
         self.window.zap(0, self.window.pages());
-        let Some(old) = place.memory.block() else {
+        let Some(old) = place.memory.block_mut() else {
             return Ok(None);
         };
         block.copy(old, self.grows())?;
+        block.replaces(old);
         self.pool.counts().moved(old.pages().min(block.pages()));
         place.generation = place.generation.wrapping_add(1);
         let old = place.memory.replace(block);

@@ -15,6 +15,7 @@ use super::{
         Handle, //
     },
     commands,
+    reserve, //
 };
 use crate::buddy::{
     Extent,
@@ -30,6 +31,7 @@ use crate::buffer::{
 use crate::mm;
 use crate::pool::{
     Ask,
+    Priority,
     Spot, //
 };
 use crate::uapi::{
@@ -144,16 +146,23 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
         .filter(|&wanted| wanted <= buffer.most_pages())
         .ok_or(Refusal::new(EINVAL, uapi::WHY_MAX_SIZE))?;
     if wanted >= pages {
+        let priority = priority_of_growth(&after);
         let charged = mm::bytes(wanted.saturating_sub(pages));
         change.charge(charged).map_err(over_quota)?;
         let in_place = change
-            .grow(&after)
+            .grow(&after, priority)
             .inspect_err(|_| change.discharge(charged))
             .map_err(commands::stopped)?;
         if !in_place {
             // No other call sees the charge but as one that is too large for a moment.
-            enlarge(&change, after, may_move, &mut request.largest_free)
-                .inspect_err(|_| change.discharge(charged))?;
+            enlarge(
+                &change,
+                after,
+                priority,
+                may_move,
+                &mut request.largest_free,
+            )
+            .inspect_err(|_| change.discharge(charged))?;
         }
         pool.counts().grown(in_place);
     } else {
@@ -174,10 +183,20 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
     Ok(())
 }
 
+/// The priority with which this caller may have a buffer grow. What is kept for the urgent is given
+/// to a caller that may take it now: whether the buffer's allocator might is another question.
+fn priority_of_growth(ask: &Ask) -> Priority {
+    match ask.priority {
+        Priority::High if !reserve::may_be_urgent() => Priority::Normal,
+        priority => priority,
+    }
+}
+
 /// Moves a buffer that can't grow where it is to where it can.
 fn enlarge(
     change: &Change,
     after: Ask,
+    priority: Priority,
     may_move: bool,
     largest_free: &mut u64,
 ) -> Result<(), Refusal> {
@@ -201,7 +220,7 @@ fn enlarge(
         Spot::Within { .. } => after,
     };
     let block = change
-        .elsewhere(&after, after.size)
+        .elsewhere(&Ask { priority, ..after }, after.size)
         .map_err(|none| no_room(none, largest_free))?;
     change.move_to(block, after).map_err(commands::stopped)
 }

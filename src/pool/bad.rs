@@ -110,8 +110,7 @@ impl Pool {
         self.bad.seen.store(failures, Release);
         let mut state = self.state.lock();
         self.withhold(&mut state, self.region.base(), end);
-        state.note(&self.magazines);
-        drop(state);
+        self.note_and_tell(state);
         drop(still);
         if pages > 0 {
             pr_err!(
@@ -130,7 +129,7 @@ impl Pool {
         let mut at = from;
         while let Some((page, _)) = self.bad.pages.next(at, to) {
             // A run that is not given back stays taken.
-            if state.supply.borrow(page.0, 1).is_some() {
+            if state.supply.withhold(page.0, 1).is_some() {
                 self.census.add(page, 1, false);
                 state.withheld += 1;
                 // Or it would count as lost to rounding.

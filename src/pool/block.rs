@@ -38,6 +38,8 @@ pub(crate) struct Block {
     requested: u64,
     mode: Mode,
     movable: bool,
+    /// Pages that count as free until it goes back, since another block has what is in them.
+    twice: u64,
     written: Written,
     /// It may go to who asks for the same next, without the pool's lock.
     end: Option<End>,
@@ -61,7 +63,14 @@ impl Written {
     /// back, are somebody else's.
     fn note(self, pool: &Arc<Pool>, first: Pfn, pages: u64) {
         match self {
-            Self::Never | Self::Unknown => {}
+            Self::Never => {}
+            // What was not cleared is dirty as before. The worker may have passed it over meanwhile,
+            // and looks again only if it is told.
+            Self::Unknown => {
+                if pool.dirty.next_quiet(first, first.plus(pages)).is_some() {
+                    pool.clean_soon();
+                }
+            }
             Self::Once => {
                 pool.dirty.soil(first, pages);
                 pool.clean_soon();
@@ -84,6 +93,7 @@ impl Block {
             pool,
             requested,
             movable: false,
+            twice: 0,
             written: Written::Unknown,
             end,
         }
@@ -96,6 +106,16 @@ impl Block {
             // INVARIANT: Counted.
             self.movable = movable;
         }
+    }
+
+    /// Its pool counts so many of its pages as free, until it goes back or [`Block::replaces`].
+    pub(super) fn set_twice(&mut self, pages: u64) {
+        self.twice = pages;
+    }
+
+    /// It has what was in another block, which goes back in its stead.
+    pub(crate) fn replaces(&mut self, old: &mut Self) {
+        old.twice = core::mem::take(&mut self.twice);
     }
 
     /// The pool it is from.
@@ -353,6 +373,9 @@ impl Drop for Block {
         let reset = self.reset_mode();
         if let Some(run) = self.run.take() {
             if reset.is_err() {
+                let mut state = self.pool.state.lock();
+                state.supply.count_again(self.twice);
+                self.pool.note_and_tell(state);
                 core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
                 return;
             }
@@ -367,7 +390,7 @@ impl Drop for Block {
             let (first, pages) = (Pfn(run.start()), run.units());
             let end = self
                 .end
-                .filter(|_| clear && !self.pool.has_bad(first, pages));
+                .filter(|_| clear && self.twice == 0 && !self.pool.has_bad(first, pages));
             let run = match end {
                 Some(end) => match self.pool.put_at_hand(end, run, self.requested) {
                     Ok(()) => return,
@@ -376,6 +399,7 @@ impl Drop for Block {
                 None => run,
             };
             let mut state = self.pool.state.lock();
+            state.supply.count_again(self.twice);
             let left = match end {
                 Some(end) => self
                     .pool

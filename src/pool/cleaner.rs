@@ -174,9 +174,9 @@ impl Pool {
             });
             let (start, end) = (Pfn(run.start()), Pfn(run.end()));
             let mut state = self.state.lock();
-            state.supply.free(run);
+            state.supply.give_back(run);
             self.withhold(&mut state, start, end);
-            drop(state);
+            self.note_and_tell(state);
             break;
         }
         let next = if len > 0 {

@@ -5,7 +5,11 @@
 //! The kernel has no pages for such a range, so the image does not save it, and what is in it after
 //! the machine was off is arbitrary. A buffer there would come back with other contents. So the
 //! pool refuses hibernation while anything of it is in use. If nothing is, it takes all of its
-//! memory out of use until the machine is back: no buffer can be made before processes are frozen.
+//! memory out of use until the machine is back: no buffer can be made before processes are frozen,
+//! nor after they run again until the kernel has called the last notifier. A request in between is
+//! refused as if the pool were full, and one that waits is served afterwards. It can't be held up
+//! instead: a task that sleeps in the kernel could not be frozen. That is no pressure: no client
+//! has anything to give back.
 //! All of it counts as dirty before the image is made, so it is so afterwards.
 
 use super::Pool;
@@ -137,7 +141,10 @@ impl Hibernation {
     fn end(&self) {
         let run = self.held.lock().take();
         if let Some(run) = run {
-            self.pool.state.lock().supply.free(run);
+            let mut state = self.pool.state.lock();
+            state.supply.give_back(run);
+            // A request that came meanwhile found nothing, and has had magazines shut.
+            self.pool.note_and_tell(state);
             self.pool.clean_soon();
             self.pool.wake_if_wanted();
         }

@@ -729,12 +729,27 @@ impl Pool {
         if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
             return Ok(self.block_for(run, ask, hand));
         }
-        let (state, outcome, still) = self.attempt(ask, hand);
+        let (state, outcome, still) = self.attempt(ask, hand, 0);
         let short = state.supply.pressure();
         drop(state);
         drop(still);
         self.tell(short);
         outcome.map(|run| self.block_for(run, ask, hand))
+    }
+
+    /// A block to move to, from one of `held` pages that goes back afterwards. Only what it has
+    /// more needs the permission of `ask`'s priority.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::alloc`].
+    pub(crate) fn alloc_for_move(self: &Arc<Self>, ask: &Ask, held: u64) -> Result<Block, Refused> {
+        let (state, outcome, still) = self.attempt(ask, None, held);
+        let short = state.supply.pressure();
+        drop(state);
+        drop(still);
+        self.tell(short);
+        outcome.map(|run| self.block_for_move(run, ask, held))
     }
 
     /// The same for a client. Whatever it waited for, it does no longer: unless there is `room` for
@@ -754,7 +769,7 @@ impl Pool {
         if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
             return Ok(self.block_for(run, ask, hand));
         }
-        let (mut state, outcome, still) = self.attempt(ask, hand);
+        let (mut state, outcome, still) = self.attempt(ask, hand, 0);
         let change = match (room, &outcome) {
             (Some(room), Err(_)) => state.wishes.put(waiter, ask, room),
             _ => state.wishes.remove(waiter),
@@ -772,11 +787,12 @@ impl Pool {
     }
 
     /// What came of it, the lock under which it did, and those to let go after that. What may be at
-    /// `hand` is got ready for the next time, too.
+    /// `hand` is got ready for the next time, too. It is for what has `held` units until it moves.
     fn attempt(
         &self,
         ask: &Ask,
         hand: Option<(End, Order)>,
+        held: u64,
     ) -> (
         SpinLockGuard<'_, State>,
         Result<Run, Refused>,
@@ -788,7 +804,7 @@ impl Pool {
         let mut state = self.state.lock();
         let ready = hand.and_then(|hand| self.refill(&mut state, hand, ask.size));
         let is_ready = ready.is_some();
-        let outcome = ready.map_or_else(|| state.take(ask), Ok);
+        let outcome = ready.map_or_else(|| state.take(ask, held), Ok);
         if outcome.is_ok() {
             if let (false, Some(hand)) = (is_ready, hand) {
                 self.refill_for_next(&mut state, hand);
@@ -807,7 +823,7 @@ impl Pool {
         let mut still = self.still();
         still._moving = moving;
         let mut state = self.state.lock();
-        let outcome = state.take(ask);
+        let outcome = state.take(ask, held);
         state.note(&self.magazines);
         (state, outcome, Some(still))
     }
@@ -827,9 +843,25 @@ impl Pool {
         self.block_for(run, ask, None)
     }
 
+    /// The same for what has `held` pages until it moves there.
+    fn block_for_move(self: &Arc<Self>, run: Run, ask: &Ask, held: u64) -> Block {
+        let mut block = self.block(run, ask);
+        block.set_twice(held);
+        block
+    }
+
     /// The same, which may be at `hand` for others when it is back.
     fn block_for(self: &Arc<Self>, run: Run, ask: &Ask, hand: Option<(End, Order)>) -> Block {
         Block::new(self.clone(), run, ask.size, hand.map(|(end, _)| end))
+    }
+
+    /// After a change of what is free: sees what follows, lets go of the lock, and tells of
+    /// pressure.
+    fn note_and_tell(&self, mut state: SpinLockGuard<'_, State>) {
+        state.note(&self.magazines);
+        let short = state.supply.pressure();
+        drop(state);
+        self.tell(short);
     }
 
     /// Wakes those who want to know of pressure, if there is some. Outside of the lock.
@@ -1003,16 +1035,18 @@ impl PinnedDrop for Pool {
 }
 
 impl State {
-    /// Units for `ask`.
-    fn take(&mut self, ask: &Ask) -> Result<Run, Refused> {
-        let run = self.supply.take(ask)?;
+    /// Units for `ask`, which has `held` units until it moves there.
+    fn take(&mut self, ask: &Ask, held: u64) -> Result<Run, Refused> {
+        let run = self.supply.take(ask, held)?;
+        self.supply.set_aside(held);
         self.count(ask.size);
         Ok(run)
     }
 
-    /// The same for what moves, in `scope`, out of no block of more than `limit`.
-    fn take_for_move(&mut self, ask: &Ask, scope: Scope, limit: Order) -> Option<Run> {
+    /// The same around a fence, in `scope`, out of no block of more than `limit`.
+    fn take_for_move(&mut self, ask: &Ask, held: u64, scope: Scope, limit: Order) -> Option<Run> {
         let run = self.supply.take_for_move(ask, scope, limit)?;
+        self.supply.set_aside(held);
         self.count(ask.size);
         Some(run)
     }

@@ -151,10 +151,11 @@ impl Way<'_> {
             ..*ask
         };
         let mut state = self.pool.state.lock();
-        let run = state.take_for_move(&ask, Scope::Outside, self.limit);
-        state.note(&self.pool.magazines);
-        drop(state);
-        Ok(self.pool.block(run.ok_or(Stays::Full)?, &ask))
+        let run = state.take_for_move(&ask, pages, Scope::Outside, self.limit);
+        self.pool.note_and_tell(state);
+        Ok(self
+            .pool
+            .block_for_move(run.ok_or(Stays::Full)?, &ask, pages))
     }
 }
 
@@ -229,9 +230,8 @@ impl<'a> Fence<'a> {
     /// What `ask` wants, out of it.
     fn take(&self, ask: &Ask) -> Result<Block, Failed> {
         let mut state = self.pool.state.lock();
-        let run = state.take_for_move(ask, Scope::Inside, Order::MAX);
-        state.note(&self.pool.magazines);
-        drop(state);
+        let run = state.take_for_move(ask, 0, Scope::Inside, Order::MAX);
+        self.pool.note_and_tell(state);
         run.map(|run| self.pool.block(run, ask))
             .ok_or(Failed::Rival)
     }

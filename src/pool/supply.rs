@@ -67,6 +67,9 @@ pub(super) struct Supply {
     /// Units that are being emptied: others get them only if there is nothing else.
     fence: Option<(u64, u64)>,
     pressure: bool,
+    /// Units that are taken but count as free: they are borrowed, or their contents are here twice
+    /// while a buffer moves.
+    aside: u64,
 }
 
 impl Supply {
@@ -77,6 +80,7 @@ impl Supply {
             marks,
             fence: None,
             pressure: false,
+            aside: 0,
         }
     }
 
@@ -93,9 +97,9 @@ impl Supply {
         self.pressure
     }
 
-    /// Units for a client.
-    pub(super) fn take(&mut self, ask: &Ask) -> Result<Run, Refused> {
-        self.permits(ask)?;
+    /// Units for a client, in place of `held` units that it gives back for them.
+    pub(super) fn take(&mut self, ask: &Ask, held: u64) -> Result<Run, Refused> {
+        self.permits(ask, held)?;
         let outside = match self.fence {
             Some(_) => self.get_sparing(ask, Scope::Outside).ok(),
             None => None,
@@ -125,7 +129,7 @@ impl Supply {
 
     /// Would a client get that?
     pub(super) fn fits(&mut self, ask: &Ask) -> bool {
-        if self.permits(ask).is_err() {
+        if self.permits(ask, 0).is_err() {
             return false;
         }
         match ask.spot {
@@ -143,10 +147,38 @@ impl Supply {
         self.get(ask, scope, limit)
     }
 
-    /// The `units` units from `lo` on, if they are free, for somebody who gives them back before
-    /// anybody can miss them: as far as watermarks go, they are free all the time.
+    /// The `units` units from `lo` on, if they are free, until [`Supply::give_back`]: as far as
+    /// watermarks and pressure go, they are free all the time.
     pub(super) fn borrow(&mut self, lo: u64, units: u64) -> Option<Run> {
+        let run = self.core.alloc_at(lo, units).ok()?;
+        self.set_aside(run.units());
+        Some(run)
+    }
+
+    /// Ends that.
+    pub(super) fn give_back(&mut self, run: Run) {
+        self.count_again(run.units());
+        self.core.free(run);
+    }
+
+    /// The same units for good: they do not count as free.
+    pub(super) fn withhold(&mut self, lo: u64, units: u64) -> Option<Run> {
         self.core.alloc_at(lo, units).ok()
+    }
+
+    /// So many of the units that are taken count as free, until [`Supply::count_again`].
+    pub(super) fn set_aside(&mut self, units: u64) {
+        self.aside = self.aside.wrapping_add(units);
+    }
+
+    /// Ends that for so many of them.
+    pub(super) fn count_again(&mut self, units: u64) {
+        self.aside = self.aside.wrapping_sub(units);
+    }
+
+    /// Units that are free, or will be so without anything that a client does.
+    fn available(&self) -> u64 {
+        self.core.free_units().saturating_add(self.aside)
     }
 
     /// Gives units back.
@@ -212,11 +244,13 @@ impl Supply {
             .map_or(1000, |index| index as u32)
     }
 
-    /// May somebody with that priority take so much?
-    fn permits(&self, ask: &Ask) -> Result<(), Refused> {
-        let more = ask.granted().unwrap_or(u64::MAX);
-        let fits = more <= self.core.free_units();
-        if fits && !self.leaves(more, ask) {
+    /// May a request with that priority take so much, if it gives `held` units back for it? What
+    /// takes no more than it gives back needs no permission.
+    fn permits(&self, ask: &Ask, held: u64) -> Result<(), Refused> {
+        let wanted = ask.granted().unwrap_or(u64::MAX);
+        let more = wanted.saturating_sub(held);
+        let fits = wanted <= self.core.free_units();
+        if fits && more > 0 && !self.leaves(more, ask) {
             return Err(Refused::Watermark {
                 largest_free: self.largest_free(),
             });
@@ -231,7 +265,7 @@ impl Supply {
             Priority::Normal => self.marks.min,
             Priority::High => 0,
         };
-        self.core.free_units().saturating_sub(more) >= mark
+        self.available().saturating_sub(more) >= mark
     }
 
     /// What may be split for `ask`; nothing large if only the last of these is left and the
@@ -327,7 +361,7 @@ impl Supply {
 
     /// To be called after what is free has changed, and all of it is here if it is little.
     pub(super) fn note(&mut self) {
-        let free = self.core.free_units();
+        let free = self.available();
         if free < self.marks.low {
             self.pressure = true;
         } else if free >= self.marks.high {
