@@ -15,6 +15,8 @@ pub mod buddy;
 mod buffer;
 #[path = "src/cache.rs"]
 mod cache;
+#[path = "src/debug_file.rs"]
+mod debug_file;
 #[path = "src/debugfs.rs"]
 mod debugfs;
 #[path = "src/device/mod.rs"]
@@ -55,10 +57,7 @@ use device::{
     Hub,
     Node, //
 };
-use kernel::{
-    debugfs::Dir,
-    prelude::*, //
-};
+use kernel::prelude::*;
 use pool::{
     Background,
     Hibernation,
@@ -129,9 +128,7 @@ struct RustBuddy {
     phys: Node,
     heap: Option<Pin<KBox<HeapNode>>>,
     gate: Gate,
-    files: debugfs::PoolFiles,
-    users: debugfs::UsersFile,
-    reserved: debugfs::ReservedFile,
+    files: debugfs::Files,
     hibernation: Option<Pin<KBox<Hibernation>>>,
     background: Background,
     _oracle: audit::Oracle,
@@ -162,11 +159,8 @@ impl kernel::InPlaceModule for RustBuddy {
             // From here on: it ends, too, if any of what follows fails.
             let background = Background::begin(pool.clone());
             let users = Users::new(module_parameters::max_buffers.value().into())?;
-            let root = Dir::new(c"rust_buddy");
-            let files = debugfs::show(&root, pool.clone())?;
             let hub = Hub::new(pool.clone(), users.clone())?;
-            let users = debugfs::show_users(&root, users)?;
-            let reserved = debugfs::show_reserved(&root, hub.clone())?;
+            let files = debugfs::Files::new(pool.clone(), hub.clone(), users)?;
             let hibernation = if pool.region().is_saved() {
                 None
             } else {
@@ -184,9 +178,7 @@ impl kernel::InPlaceModule for RustBuddy {
                 phys <- Node::new(hub.clone(), Addresses::Shown),
                 plain <- Node::new(hub, Addresses::Hidden),
                 gate: gate.opened(),
-                files,
-                users,
-                reserved,
+                files: files.shown(),
                 hibernation,
                 background,
                 _oracle: oracle,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The module stays while anything of it is in use: an open file, or a mapping
- * whose file is long closed. (That it goes when nothing is, the runner tests.)
+ * The module stays while anything of it is in use: an open file, be it of a node
+ * or of debugfs, or a mapping whose file is long closed. (That it goes when nothing
+ * is, the runner tests.)
  */
 #include <sys/syscall.h>
 
@@ -77,6 +78,90 @@ TEST_F(stays, while_a_child_has_it)
 	close(go[1]);
 	EXPECT_EQ(pid, waitpid(pid, &status, 0));
 	EXPECT_EQ(0, status);
+}
+
+/* How many references hold the module, or -1. */
+static int references(void)
+{
+	FILE *file = fopen("/sys/module/rust_buddy/refcnt", "r");
+	int count = -1;
+
+	if (!file)
+		return -1;
+	if (fscanf(file, "%d", &count) != 1)
+		count = -1;
+	fclose(file);
+	return count;
+}
+
+#define DEBUGFS	"/sys/kernel/debug/rust_buddy/"
+
+FIXTURE(debugfs)
+{
+	int fd;
+	int before;
+};
+
+FIXTURE_VARIANT(debugfs)
+{
+	const char *path;
+	int flags;
+};
+
+FIXTURE_VARIANT_ADD(debugfs, of_a_pool)
+{
+	.path = DEBUGFS "pool1/status",
+	.flags = O_RDONLY,
+};
+
+FIXTURE_VARIANT_ADD(debugfs, of_all_pools)
+{
+	.path = DEBUGFS "reserved",
+	.flags = O_RDONLY,
+};
+
+FIXTURE_VARIANT_ADD(debugfs, to_write)
+{
+	.path = DEBUGFS "pool1/release_quarantine",
+	.flags = O_WRONLY,
+};
+
+FIXTURE_SETUP(debugfs)
+{
+	self->fd = -1;
+	if (geteuid())
+		SKIP(return, "only root may unload modules");
+	self->before = references();
+	if (self->before)
+		SKIP(return, "the module is not there, or in use by another program");
+	self->fd = open(variant->path, variant->flags | O_CLOEXEC);
+	if (self->fd < 0)
+		SKIP(return, "no %s: CONFIG_DEBUG_FS?", variant->path);
+}
+
+FIXTURE_TEARDOWN(debugfs)
+{
+	if (self->fd >= 0)
+		close(self->fd);
+}
+
+/*
+ * Closing it calls the operations of the file: they must still be there, and nothing
+ * else than the file holds the module here.
+ */
+TEST_F(debugfs, while_open)
+{
+	char byte = '1';
+
+	EXPECT_EQ(1, references());
+	EXPECT_EQ(-EAGAIN, unload());
+	/* The file still works. */
+	EXPECT_LE(0, variant->flags == O_WRONLY ? write(self->fd, &byte, 1)
+						: read(self->fd, &byte, 1));
+	EXPECT_EQ(0, close(self->fd));
+	self->fd = -1;
+	/* And nothing holds the module any longer: it could go now. */
+	EXPECT_EQ(0, references());
 }
 
 TEST_HARNESS_MAIN

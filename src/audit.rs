@@ -427,7 +427,7 @@ mod walk {
     }
 
     /// Looks at all VMAs and all free pages, and says what all looks found.
-    pub(crate) fn show(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    pub(crate) fn show(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(walker) = walker() else {
             return writeln!(f, "complete: 0");
         };

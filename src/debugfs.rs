@@ -5,6 +5,11 @@
 
 use crate::buddy::Order;
 use crate::cache::Mode;
+use crate::debug_file::{
+    Act,
+    File,
+    Folder, //
+};
 use crate::device::{
     self,
     Hub, //
@@ -14,67 +19,70 @@ use crate::pool::Pool;
 use crate::quota::Users;
 use crate::sums::fragmentation;
 use kernel::{
-    debugfs::{
-        Dir,
-        File,
-        Scope, //
-    },
     fmt,
     prelude::*,
     str::CString,
-    sync::Arc,
-    uaccess::UserSliceReader, //
+    sync::Arc, //
 };
 
 /// Characters in a line of the picture, and at most so many lines.
 const COLUMNS: u64 = 64;
 const LINES: u64 = 16;
 
-/// The files of one pool; they go when it is dropped.
-pub(crate) type PoolFiles = Pin<KBox<Scope<Arc<Pool>>>>;
+/// All files of the module; they go when this is dropped.
+pub(crate) struct Files {
+    pool: KVec<File<Pool>>,
+    reserved: File<Hub>,
+    users: File<Users>,
+}
 
-/// Makes the files of `pool`.
-pub(crate) fn show(root: &Dir, pool: Arc<Pool>) -> Result<PoolFiles> {
-    let name = CString::try_from_fmt(fmt!("pool{}", pool.id()))?;
-    KBox::pin_init(
-        root.scope(pool, &name, |pool, dir| {
-            dir.read_callback_file(c"status", pool, &status);
-            dir.read_callback_file(c"free_blocks", pool, &free_blocks);
-            dir.read_callback_file(c"map", pool, &map);
-            dir.read_callback_file(c"areas", pool, &areas);
-            dir.read_callback_file(c"modes", pool, &modes);
-            dir.read_callback_file(c"modes_mapped", pool, &modes_mapped);
+impl Files {
+    /// Makes the files, which are not shown yet.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new(pool: Arc<Pool>, hub: Arc<Hub>, users: Arc<Users>) -> Result<Self> {
+        let root = Folder::new(c"rust_buddy", None)?;
+        let name = CString::try_from_fmt(fmt!("pool{}", pool.id()))?;
+        let folder = Folder::new(&name, Some(root.clone()))?;
+        let acts = [
+            (c"status", Act::Show(status)),
+            (c"free_blocks", Act::Show(free_blocks)),
+            (c"map", Act::Show(map)),
+            (c"areas", Act::Show(areas)),
+            (c"modes", Act::Show(modes)),
+            (c"modes_mapped", Act::Show(modes_mapped)),
             #[cfg(rust_buddy_audit)]
-            dir.read_callback_file(c"audit", pool, &crate::audit::show);
-            dir.write_only_callback_file(c"release_quarantine", pool, &release_quarantine);
-        }),
-        GFP_KERNEL,
-    )
+            (c"audit", Act::Show(crate::audit::show)),
+            (
+                c"release_quarantine",
+                Act::Trigger(Pool::release_quarantine),
+            ),
+        ];
+        let mut files = KVec::with_capacity(acts.len(), GFP_KERNEL)?;
+        for (name, act) in acts {
+            files.push(File::new(&folder, name, pool.clone(), act)?, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            pool: files,
+            // All that is reserved whatever becomes of files.
+            reserved: File::new(&root, c"reserved", hub, Act::Show(Hub::show_reserved))?,
+            // All users, and what each holds.
+            users: File::new(&root, c"users", users, Act::Show(Users::show))?,
+        })
+    }
+
+    /// Shows all of them. Nothing that follows in the module's init may fail.
+    pub(crate) fn shown(mut self) -> Self {
+        self.pool.iter_mut().for_each(File::show);
+        self.reserved.show();
+        self.users.show();
+        self
+    }
 }
 
-/// The file of what is reserved whatever becomes of files.
-pub(crate) type ReservedFile = Pin<KBox<File<Arc<Hub>>>>;
-
-/// Makes that file.
-pub(crate) fn show_reserved(root: &Dir, hub: Arc<Hub>) -> Result<ReservedFile> {
-    KBox::pin_init(
-        root.read_callback_file(c"reserved", hub, &|hub, f| hub.show_reserved(f)),
-        GFP_KERNEL,
-    )
-}
-
-/// The file of all users, and what each holds.
-pub(crate) type UsersFile = Pin<KBox<File<Arc<Users>>>>;
-
-/// Makes that file.
-pub(crate) fn show_users(root: &Dir, users: Arc<Users>) -> Result<UsersFile> {
-    KBox::pin_init(
-        root.read_callback_file(c"users", users, &|users, f| users.show(f)),
-        GFP_KERNEL,
-    )
-}
-
-fn status(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn status(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let now = pool.snapshot();
     writeln!(f, "source: {}", pool.region().source_name())?;
     writeln!(f, "node: {}", pool.region().node().unwrap_or(-1))?;
@@ -114,13 +122,7 @@ fn status(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "joins: {}", now.counters.joins)
 }
 
-/// Writing anything lets go what waits for an administrator.
-fn release_quarantine(pool: &Arc<Pool>, _reader: &mut UserSliceReader) -> Result {
-    pool.release_quarantine();
-    Ok(())
-}
-
-fn free_blocks(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn free_blocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let now = pool.snapshot();
     let orders = Order::default().to(pool.max_order());
     for (order, count) in orders.zip(now.counters.free_blocks) {
@@ -131,7 +133,7 @@ fn free_blocks(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// The effective cache modes, as the kernel's page table has them: a line for each run of pages
 /// that are not cached, `place bytes mode slot`, and the place counts from the pool's start.
-fn modes(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn modes(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let region = pool.region();
     let mut run = None;
     let mut at = 0;
@@ -168,13 +170,13 @@ fn show_run(f: &mut fmt::Formatter<'_>, from: u64, to: u64, name: &str, slot: u8
 }
 
 /// The same of what the reader itself has mapped, `address bytes mode slot`.
-fn modes_mapped(_pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn modes_mapped(_pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     device::show_modes(f)
 }
 
 /// The pool as a picture. Each cell is looked at by itself, so the pool's lock is never held for
 /// long, and a picture of a pool at work is one of several moments.
-fn map(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn map(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let units = pool.size() / mm::UNIT;
     let cell = units.div_ceil(COLUMNS * LINES);
     let mut at = 0;
@@ -199,7 +201,7 @@ fn map(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 /// The same, a character for each 2 MiB, by what could be done with them: `.` free, `1` to `9` and
 /// `#` so many tenths or all of it in use by what could be moved, `p` if some of it could not, `*`
 /// if it is being emptied. For `watch -n 0.1 cat`.
-fn areas(pool: &Arc<Pool>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn areas(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     const PAGES: u32 = 1 << 9;
 
     let base = pool.region().base().0;
