@@ -250,6 +250,38 @@ pub(crate) fn being_killed() -> bool {
     task.signal_pending() && pending >> (bindings::SIGKILL - 1) & 1 != 0
 }
 
+/// Makes a notifier's answer that refuses with an errno: `notifier_from_errno()`, which C has
+/// inline.
+pub(crate) fn notifier_refusal(error: Error) -> c_int {
+    bindings::NOTIFY_STOP_MASK as c_int | (bindings::NOTIFY_OK as c_int - error.to_errno())
+}
+
+/// `MEM_GOING_OFFLINE` of `enum memory_block_state`, which the bindings leave out.
+pub(crate) const MEM_GOING_OFFLINE: c_ulong = 1;
+
+#[cfg(CONFIG_MEMORY_HOTPLUG)]
+extern "C" {
+    pub(crate) fn register_memory_notifier(block: *mut bindings::notifier_block) -> c_int;
+    pub(crate) fn unregister_memory_notifier(block: *mut bindings::notifier_block);
+}
+
+/// A kernel without hot-plug takes no memory offline, and calls no notifier.
+#[cfg(not(CONFIG_MEMORY_HOTPLUG))]
+mod no_hotplug {
+    use super::*;
+
+    pub(crate) unsafe fn register_memory_notifier(_: *mut bindings::notifier_block) -> c_int {
+        0
+    }
+
+    pub(crate) unsafe fn unregister_memory_notifier(_: *mut bindings::notifier_block) {}
+}
+#[cfg(not(CONFIG_MEMORY_HOTPLUG))]
+pub(crate) use no_hotplug::{
+    register_memory_notifier,
+    unregister_memory_notifier, //
+};
+
 /// A `struct cma`: opaque, never freed.
 #[repr(C)]
 pub(crate) struct CmaArea {

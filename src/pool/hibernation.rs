@@ -14,7 +14,10 @@
 
 use super::Pool;
 use crate::buddy::Run;
-use crate::mm::Pfn;
+use crate::mm::{
+    self,
+    Pfn, //
+};
 use kernel::{
     bindings,
     error::to_result,
@@ -26,11 +29,6 @@ use kernel::{
     },
     types::Opaque, //
 };
-
-/// `NOTIFY_BAD` with an errno, as `notifier_from_errno()` makes it, which C has inline.
-fn refusal(error: Error) -> c_int {
-    bindings::NOTIFY_STOP_MASK as c_int | (bindings::NOTIFY_OK as c_int - error.to_errno())
-}
 
 /// Has the kernel call a notifier.
 ///
@@ -177,7 +175,7 @@ unsafe extern "C" fn notify(
     match u32::try_from(action) {
         Ok(bindings::PM_HIBERNATION_PREPARE) => match this.prepare() {
             Ok(()) => bindings::NOTIFY_OK as c_int,
-            Err(error) => refusal(error),
+            Err(error) => mm::notifier_refusal(error),
         },
         Ok(bindings::PM_POST_HIBERNATION) => {
             this.end();

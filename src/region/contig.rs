@@ -9,8 +9,12 @@
 //! looks at each pageblock, picks the stretch with the fewest pages in use, and takes that in
 //! chunks, the fullest first, since these are the ones that fail. A chunk that fails is halved
 //! until the pageblock is found that fails; the next stretch does without it.
+//!
+//! `alloc_contig_range()` reads the memory map of the first and of the last pageblock before it
+//! checks anything. So no memory may go offline from the look at a pageblock to the call.
 
 use super::{
+    online::Online,
     Backing,
     Region,
     Wanted, //
@@ -113,10 +117,12 @@ fn search(wanted: &Wanted, effort: &mut Effort) -> Result<Pages> {
     };
     let others = (0..mm::MAX_NODES)
         .filter(|&node| wanted.node.is_none() && node != home && mm::is_memory_node(node));
+    // Before the first look: see `Map`.
+    let online = Online::hold()?;
     let mut maps = KVec::new();
     for node in Iterator::chain(core::iter::once(home), others) {
         for zone in Zone::of_node(node) {
-            let mut map = Map::new(zone, wanted.pages)?;
+            let mut map = Map::new(zone, wanted.pages, &online)?;
             while let Some(place) = map.best.filter(|place| place.used <= good) {
                 if let Some(pages) = map.take(place, effort)? {
                     return Ok(pages);
@@ -145,7 +151,13 @@ fn search(wanted: &Wanted, effort: &mut Effort) -> Result<Pages> {
 const UNFIT: u16 = u16::MAX;
 
 /// What is in a zone, pageblock by pageblock.
-struct Map {
+///
+/// # Invariants
+///
+/// Each pageblock in `blocks` that is not [`UNFIT`] was online and not isolated when it was looked
+/// at, which was after `_online` was taken. So it is online.
+struct Map<'a> {
+    _online: &'a Online,
     zone: Zone,
     /// Index of the first pageblock that lies wholly in the zone: its first frame by [`BLOCK`].
     first: u64,
@@ -178,14 +190,16 @@ struct Chunk {
     used: u64,
 }
 
-impl Map {
+impl<'a> Map<'a> {
     /// Looks at a zone.
-    fn new(zone: Zone, pages: u64) -> Result<Self> {
+    fn new(zone: Zone, pages: u64, online: &'a Online) -> Result<Self> {
         let span = zone.span();
         // A pageblock that begins before its zone is left alone, and one that ends after it.
         let first = span.start.0.div_ceil(BLOCK);
         let count = (span.end.0 / BLOCK).saturating_sub(first) as usize;
+        // INVARIANT: No pageblock was looked at yet.
         let mut map = Self {
+            _online: online,
             zone,
             first,
             blocks: KVVec::with_capacity(count, GFP_KERNEL)?,
@@ -213,6 +227,7 @@ impl Map {
         let alignment = self.natural_alignment();
         let mut free = 0;
         for index in self.blocks.len()..self.count {
+            // INVARIANT: `look()` finds unfit all that is not online, or is isolated.
             let used = self.look(index);
             self.blocks.push(used, GFP_KERNEL)?;
             free = if used == 0 { free + 1 } else { 0 };
@@ -350,7 +365,9 @@ impl Map {
                 self.give_up();
                 return Ok(None);
             }
-            match Pages::new(start, pages) {
+            // SAFETY: `choose()` has put no unfit pageblock in the stretch. So all of the chunk is in
+            // this zone, and stays online, by the type invariants.
+            match unsafe { Pages::new(start, pages) } {
                 Ok(pages) => taken.0.push(pages, GFP_KERNEL)?,
                 Err(error) if error == EINTR => return Err(error),
                 // There is no room to move anything to.
@@ -416,10 +433,15 @@ impl Taken {
 
 impl Pages {
     /// Takes exactly these pages, after moving what is in them elsewhere.
-    fn new(first: Pfn, pages: u64) -> Result<Self> {
+    ///
+    /// # Safety
+    ///
+    /// All pageblocks that the pages are in must be in one zone, be online, and stay so during the
+    /// call.
+    unsafe fn new(first: Pfn, pages: u64) -> Result<Self> {
         let gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN | mm::GFP_RETRY_MAYFAIL;
-        // SAFETY: The caller has found the range in one zone and online. If it goes offline at this
-        // moment, the kernel sees that when it isolates the range, and fails.
+        // SAFETY: By this function's requirements, the memory map covers the range, and its first
+        // page has the zone of all of it.
         let error = unsafe {
             bindings::alloc_contig_range_noprof(
                 first.raw(),

@@ -9,6 +9,7 @@ mod bytes;
 mod cma;
 mod cmdline;
 mod contig;
+mod online;
 mod range;
 
 use crate::cache::{
