@@ -739,8 +739,9 @@ TEST_F_TIMEOUT(huge, gib, 600)
 	MAP_NEW(GiB(1), RUST_BUDDY_ALLOC_PREFAULT, &req, mem);
 	EXPECT_EQ(0, touch(mem, GiB(1), 0, 0, READ));
 	EXPECT_EQ(0, try_word(mem, true));
-	cut = mremap(mem + MiB(512), PAGE, PAGE, MREMAP_MAYMOVE);
-	ASSERT_TRUE(cut != MAP_FAILED);
+	at = place(BLOCK, BLOCK);
+	cut = mremap(mem + MiB(512), PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+	ASSERT_TRUE(cut == at);
 	EXPECT_EQ(SIGSEGV, try_word(mem + MiB(512), false));
 	EXPECT_EQ(0, try_word(mem, true));
 	EXPECT_EQ(0, try_word(cut, true));
