@@ -183,7 +183,8 @@ unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
         // SAFETY: As above; the offset of a VMA and its length fit a window.
         let (first, pages) = unsafe {
             let area = VmaRef::from_raw(vma);
-            ((*vma).vm_pgoff as u64, ((area.end() - area.start()) >> PAGE_SHIFT) as u64)
+            let bytes = area.end().saturating_sub(area.start());
+            ((*vma).vm_pgoff as u64, (bytes >> PAGE_SHIFT) as u64)
         };
         let window = buffer.window();
         window.zap(first.saturating_sub(window.first()), pages);
