@@ -263,10 +263,10 @@ impl Block {
         }
         state.recount(self.requested, ask.size);
         state.note(&self.pool.magazines);
-        let short = state.supply.pressure();
+        let began = state.supply.pressure_began();
         drop(state);
         drop(still);
-        self.pool.tell(short);
+        self.pool.tell(began);
         let gained = match direction {
             Direction::Up => run.start() + before,
             Direction::Down => run.start(),

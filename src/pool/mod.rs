@@ -729,11 +729,11 @@ impl Pool {
         if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
             return Ok(self.block_for(run, ask, hand));
         }
-        let (state, outcome, still) = self.attempt(ask, hand, 0);
-        let short = state.supply.pressure();
+        let (mut state, outcome, still) = self.attempt(ask, hand, 0);
+        let began = state.supply.pressure_began();
         drop(state);
         drop(still);
-        self.tell(short);
+        self.tell(began);
         outcome.map(|run| self.block_for(run, ask, hand))
     }
 
@@ -744,11 +744,11 @@ impl Pool {
     ///
     /// As [`Pool::alloc`].
     pub(crate) fn alloc_for_move(self: &Arc<Self>, ask: &Ask, held: u64) -> Result<Block, Refused> {
-        let (state, outcome, still) = self.attempt(ask, None, held);
-        let short = state.supply.pressure();
+        let (mut state, outcome, still) = self.attempt(ask, None, held);
+        let began = state.supply.pressure_began();
         drop(state);
         drop(still);
-        self.tell(short);
+        self.tell(began);
         outcome.map(|run| self.block_for_move(run, ask, held))
     }
 
@@ -775,10 +775,10 @@ impl Pool {
             _ => state.wishes.remove(waiter),
         };
         state.note(&self.magazines);
-        let short = state.supply.pressure();
+        let began = state.supply.pressure_began();
         drop(state);
         drop(still);
-        self.tell(short);
+        self.tell(began);
         self.settle(change, outcome.is_ok().then_some(ask));
         if let Err(refused) = &outcome {
             self.counts.refused(refused);
@@ -859,14 +859,17 @@ impl Pool {
     /// pressure.
     fn note_and_tell(&self, mut state: SpinLockGuard<'_, State>) {
         state.note(&self.magazines);
-        let short = state.supply.pressure();
+        let began = state.supply.pressure_began();
         drop(state);
-        self.tell(short);
+        self.tell(began);
     }
 
-    /// Wakes those who want to know of pressure, if there is some. Outside of the lock.
-    fn tell(&self, short: bool) {
-        if short && self.pressure.is_heard() {
+    /// Wakes the clients that want to know of pressure, if it has begun. Outside of the lock.
+    ///
+    /// Not while it lasts: each wake-up walks the queue with interrupts off, and clients decide how
+    /// long that is. A client listens before it looks, so it misses no beginning.
+    fn tell(&self, began: bool) {
+        if began && self.pressure.is_heard() {
             self.pressure.ring(PRIORITY);
         }
     }

@@ -67,6 +67,8 @@ pub(super) struct Supply {
     /// Units that are being emptied: others get them only if there is nothing else.
     fence: Option<(u64, u64)>,
     pressure: bool,
+    /// It has begun since clients were last told.
+    untold: bool,
     /// Units that are taken but count as free: they are borrowed, or their contents are here twice
     /// while a buffer moves.
     aside: u64,
@@ -80,6 +82,7 @@ impl Supply {
             marks,
             fence: None,
             pressure: false,
+            untold: false,
             aside: 0,
         }
     }
@@ -95,6 +98,11 @@ impl Supply {
     /// Is so little free that who can should give some back?
     pub(super) fn pressure(&self) -> bool {
         self.pressure
+    }
+
+    /// Has pressure begun since this was last asked? Then clients are to be told.
+    pub(super) fn pressure_began(&mut self) -> bool {
+        core::mem::take(&mut self.untold) && self.pressure
     }
 
     /// Units for a client, in place of `held` units that it gives back for them.
@@ -363,6 +371,7 @@ impl Supply {
     pub(super) fn note(&mut self) {
         let free = self.available();
         if free < self.marks.low {
+            self.untold |= !self.pressure;
             self.pressure = true;
         } else if free >= self.marks.high {
             self.pressure = false;
