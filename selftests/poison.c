@@ -8,6 +8,7 @@
  * until the next boot: a pool of this test's own is what it needs.
  */
 #include <inttypes.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 
@@ -225,6 +226,68 @@ TEST_F(poison, nothing_is_copied_out_of_it)
 	ASSERT_EQ(0, rb_free(self->fd, wall.handle));
 	ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
 	EXPECT_EQ(self->base.free - KiB(4), pool_of(self->fd).free);
+}
+
+struct marker {
+	FIXTURE_DATA(poison) *self;
+	uint64_t at;
+	int ret;
+};
+
+static void *mark(void *arg)
+{
+	struct marker *marker = arg;
+
+	marker->ret = poison(marker->self, marker->at);
+	return NULL;
+}
+
+/*
+ * The kernel marks a page some time before it counts it. A client that gets the page in
+ * between sees zeros or SIGBUS, never what was there before.
+ */
+#define MARKED	8
+
+TEST_F_TIMEOUT(poison, nothing_old_is_seen_before_it_is_counted, 120)
+{
+	uint64_t home, bad, round, i;
+	int page, old = 0;
+
+	ASSERT_EQ(0, get(self, MARKED * KiB(8), RUST_BUDDY_ALLOC_HIGHEST));
+	home = self->home;
+	munmap(self->map, MARKED * KiB(8));
+	ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
+	for (page = 0; page < MARKED; page++) {
+		struct marker marker = { .self = self, .at = home + page * KiB(8) };
+		struct rust_buddy_alloc req = {
+			.size = KiB(4), .lo = marker.at, .flags = RUST_BUDDY_ALLOC_AT,
+		};
+		pthread_t thread;
+
+		bad = pool_of(self->fd).bad;
+		ASSERT_EQ(0, pthread_create(&thread, NULL, mark, &marker));
+		for (round = 0; round < 100000; round++) {
+			struct rust_buddy_alloc one = req;
+
+			if (rb_alloc_req(self->fd, &one))
+				break;
+			self->map = mmap(NULL, KiB(4), PROT_READ | PROT_WRITE, MAP_SHARED,
+					 self->fd, one.offset);
+			ASSERT_TRUE(self->map != MAP_FAILED);
+			if (!touched(self->map)) {
+				for (i = 0; i < KiB(4) / 8; i++)
+					old += self->map[i] != 0;
+				fill(self->map, KiB(4), 1);
+			}
+			munmap(self->map, KiB(4));
+			ASSERT_EQ(0, rb_free(self->fd, one.handle));
+		}
+		ASSERT_EQ(0, pthread_join(thread, NULL));
+		EXPECT_EQ(0, marker.ret);
+		EXPECT_LT(bad, pool_of(self->fd).bad);
+	}
+	EXPECT_EQ(0, old);
+	EXPECT_EQ(self->base.free - MARKED * KiB(4), pool_of(self->fd).free);
 }
 
 TEST_HARNESS_MAIN

@@ -198,26 +198,22 @@ pub(crate) unsafe fn is_poisoned(_: Pfn) -> bool {
 }
 
 /// How many memory errors the kernel has met on a node; none if it does not count them.
-#[cfg(all(CONFIG_MEMORY_FAILURE, CONFIG_NUMA))]
+#[cfg(CONFIG_MEMORY_FAILURE)]
 pub(crate) fn memory_failures(node: i32) -> Option<u64> {
-    let node = usize::try_from(node)
-        .ok()
-        .filter(|&node| node < 1 << bindings::CONFIG_NODES_SHIFT)?;
-    // SAFETY: `node_data` has an entry for every possible node, which is set during boot and
-    // stays; one of a node that never was is null. The count is only ever written by a plain
-    // store: any moment's value will do.
+    if !(0..MAX_NODES).contains(&node) {
+        return None;
+    }
+    // SAFETY: The node is one that can be. What there is of it is set during boot and stays; one
+    // that never was is null. The count is only ever written by a plain store: any moment's value
+    // will do.
     unsafe {
-        let data = (&raw const bindings::node_data)
-            .cast::<*mut bindings::pglist_data>()
-            .add(node)
-            .read();
-        let data = NonNull::new(data)?.as_ptr();
+        let data = NonNull::new(node_data(node))?.as_ptr();
         Some((&raw const (*data).mf_stats.total).read_volatile() as u64)
     }
 }
 
 /// As above.
-#[cfg(not(all(CONFIG_MEMORY_FAILURE, CONFIG_NUMA)))]
+#[cfg(not(CONFIG_MEMORY_FAILURE))]
 pub(crate) fn memory_failures(_: i32) -> Option<u64> {
     None
 }

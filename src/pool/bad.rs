@@ -2,10 +2,10 @@
 
 //! Pages that the kernel has marked as bad, after a memory error that could not be corrected.
 //!
-//! The kernel tells no driver of such a page; it sets a flag in its `struct page` and counts it by
-//! node. A pool looks for its own when that count has changed: before the allocator gives a block
-//! that was not at hand, before a fault shows a page, and once a second. What is cleared or copied
-//! is looked at in any case.
+//! The kernel tells no driver of such a page; it sets a flag in its `struct page` and, some time
+//! later, counts it by node. A pool looks for its own when that count has changed: before the allocator gives a block
+//! that was not at hand, before a fault shows a page, and once a second. What is to be cleared
+//! or copied is looked at in any case.
 //!
 //! A bad page that is free is taken out of the allocator for good. One that a block has is taken
 //! out of all page tables, a fault on it is `SIGBUS`, and the block leaves it behind when it goes
@@ -117,6 +117,19 @@ impl Pool {
                 "{} pages of pool {} are bad: they are given to no client any more\n",
                 pages,
                 self.id,
+            );
+        }
+    }
+
+    /// Takes note of a bad page that was found while it was to be cleared, before the kernel has
+    /// counted it. To be called with `cleaning` held, by the task that owns the page: it leaves the
+    /// page behind when it gives back what it owns.
+    pub(super) fn learn_bad(&self, page: Pfn) {
+        if !self.has_bad(page, 1) {
+            self.bad.pages.soil(page, 1);
+            pr_err!(
+                "a page of pool {} is bad: it is given to no client any more\n",
+                self.id
             );
         }
     }

@@ -169,11 +169,15 @@ impl Block {
         let Some(run) = self.run.as_mut().filter(|run| end.0 <= run.end()) else {
             return Ok(());
         };
-        let counts = &self.pool.counts;
+        let (pool, counts) = (&self.pool, &self.pool.counts);
         let mut clean = pages;
-        self.pool.clear(run, first, end, Dirty::next, |pages| {
+        let count = |pages| {
             clean -= pages;
             counts.cleared(pages);
+        };
+        pool.clear(run, first, end, Dirty::next, count, |page| {
+            let _cleaning = pool.cleaning.lock();
+            pool.learn_bad(page);
         })?;
         counts.were_clean(clean);
         Ok(())

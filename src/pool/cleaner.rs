@@ -69,8 +69,9 @@ pub(super) type Which = fn(&Dirty, Pfn, Pfn) -> Option<(Pfn, u64)>;
 
 impl Pool {
     /// Clears those of the pages `[from, to)` of `run` that are dirty and `which` finds, and counts
-    /// a piece by `count` before it is no longer dirty. May sleep. No other task may use any of
-    /// them: the exclusive reference is to stand for that.
+    /// a piece by `count` before it is no longer dirty. Leaves out pages that the kernel has marked
+    /// as bad, and tells `bad` of each. May sleep. No other task may use any of them: the exclusive
+    /// reference is to stand for that.
     ///
     /// # Errors
     ///
@@ -82,6 +83,7 @@ impl Pool {
         to: Pfn,
         which: Which,
         mut count: impl FnMut(u64),
+        mut bad: impl FnMut(Pfn),
     ) -> Result<(), Stopped> {
         if from.0 < run.start() || to.0 > run.end() {
             return Ok(());
@@ -92,12 +94,14 @@ impl Pool {
             // Counted from where the words of `dirty` are.
             let pages = pace.next(first.0 - self.base(), pages)?;
             let pages = match self.region.poisoned(first, first.plus(pages)) {
-                // It stays dirty. If it is to be seen, the fault handler knows it as bad by then.
-                Some(bad) if bad == first => {
+                // It stays dirty. The kernel counts it only after it has marked it, so the pool may
+                // not know it yet: the fault handler would show what is there.
+                Some(page) if page == first => {
+                    bad(page);
                     at = first.plus(1);
                     continue;
                 }
-                Some(bad) => bad.0 - first.0,
+                Some(page) => page.0 - first.0,
                 None => pages,
             };
             // SAFETY: The units of a run belong to its holder, by the core's promise, and these are
@@ -169,9 +173,14 @@ impl Pool {
             let end = Pfn(run.end());
             // Not those that have been exposed since they were looked at. The worker can't be
             // killed.
-            let _ = self.clear(&mut run, first, end, Dirty::next_quiet, |pages| {
-                self.counts.cleaned_ahead(pages)
-            });
+            let _ = self.clear(
+                &mut run,
+                first,
+                end,
+                Dirty::next_quiet,
+                |pages| self.counts.cleaned_ahead(pages),
+                |page| self.learn_bad(page),
+            );
             let (start, end) = (Pfn(run.start()), Pfn(run.end()));
             let mut state = self.state.lock();
             state.supply.give_back(run);
