@@ -19,6 +19,7 @@
 #   Memory: 4G               of the guest
 #   Kernel: debug            only with DEBUG=1, as all that PROGRAM faults catches
 #   Boot: WORDS              on the guest's command line, beside cma= and memmap=
+#   Cpu: MODEL               of the guest, where it has to be another one than QEMU's default
 #
 # The unmutated module has to pass each named test in the same guest first.
 set -uo pipefail
@@ -147,13 +148,13 @@ judge() {
 	return "$left"
 }
 
-# guests MEMORY BOOT LIST: boots until each line of LIST has its state.
+# guests MEMORY BOOT CPU LIST: boots until each line of LIST has its state.
 guests() {
 	local list=$work/list n before
-	cp "$3" "$list"
+	cp "$4" "$list"
 	while [ -s "$list" ]; do
 		n=$(wc -l <"$list")
-		RB_MEMORY=${1:-${DEBUG:+3G}} qemu/boot.sh "$name" --quiet --timeout $((600 + n * (limit + 20))) \
+		RB_MEMORY=${1:-${DEBUG:+3G}} RB_CPU=$3 qemu/boot.sh "$name" --quiet --timeout $((600 + n * (limit + 20))) \
 			--append "cma=256M memmap=64M\$0x40000000 oops=panic $2" -- \
 			bash qemu/guest/mutants.sh "$list" "$limit" 2>"$work/boot.log"
 		judge "$list" "$RB_CACHE/out/$name/log" && return 0
@@ -244,7 +245,7 @@ declare -A size open
 for file in "${all[@]}"; do
 	id=$(id_of "$file")
 	[ "$(state "$id")" = built ] || continue
-	kind="$(field "$file" Memory)|$(field "$file" Boot)"
+	kind="$(field "$file" Memory)|$(field "$file" Boot)|$(field "$file" Cpu)"
 	if [ -z "${open[$kind]:-}" ] || [ "${size[${open[$kind]}]}" -ge "$most" ]; then
 		batches=$((batches + 1))
 		open[$kind]=$batches
@@ -273,9 +274,9 @@ for ((n = 1; n <= batches; n++)); do
 			>>"$work/batch.$n"
 	done < <(cut -f 3- "$work/batch.$n.mutants" | sort -u)
 	cat "$work/batch.$n.mutants" >>"$work/batch.$n"
-	IFS='|' read -r memory boot <"$work/batch.$n.kind"
+	IFS='|' read -r memory boot cpu <"$work/batch.$n.kind"
 	say "guest $n of $batches: ${size[$n]} mutants ..."
-	guests "$memory" "$boot" "$work/batch.$n" || bad+=("guest $n")
+	guests "$memory" "$boot" "$cpu" "$work/batch.$n" || bad+=("guest $n")
 	while IFS=$'\t' read -r id _ program test load; do
 		case $id:$(state "$id") in
 		unmutated-*:survives | [!u]*:* | u[!n]*:*) ;;

@@ -6,11 +6,11 @@
  * what a debugger reads and writes.
  */
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/uio.h>
-#include <pthread.h>
 #include <setjmp.h>
 
 #include "rb_test.h"
@@ -746,6 +746,48 @@ TEST_F_TIMEOUT(huge, gib, 600)
 	EXPECT_EQ(0, try_word(mem, true));
 	EXPECT_EQ(0, try_word(cut, true));
 	EXPECT_EQ(0, munmap(cut, PAGE));
+	UNMAP_NEW(&req, mem);
+}
+
+struct reader {
+	volatile uint64_t *at;
+	int done;
+};
+
+static void *read_on(void *arg)
+{
+	struct reader *reader = arg;
+
+	while (!__atomic_load_n(&reader->done, __ATOMIC_RELAXED))
+		(void)*reader->at;
+	return NULL;
+}
+
+/* A page is taken out of 1 GiB while another thread brings the entry back as fast as it can. */
+TEST_F_TIMEOUT(huge, gib_cut_while_touched, 600)
+{
+	struct rust_buddy_alloc req;
+	struct reader reader = { 0 };
+	pthread_t thread;
+	char *mem, *at;
+	int round;
+
+	ASSERT_EQ(0, munmap(self->small, SIZE));
+	self->small = NULL;
+	ASSERT_EQ(0, rb_free(self->fd, self->req.handle));
+	if (self->base.largest_free < GiB(1))
+		SKIP(return, "the pool has no free block of 1 GiB");
+	MAP_NEW(GiB(1), 0, &req, mem);
+	reader.at = (uint64_t *)mem;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, read_on, &reader));
+	for (round = 0; round < 1000; round++) {
+		at = mmap(mem, GiB(1), RW, MAP_SHARED | MAP_FIXED, self->fd, req.offset);
+		ASSERT_TRUE(at == mem);
+		EXPECT_EQ(0, try_word(mem, false));
+		ASSERT_EQ(0, munmap(mem + MiB(513), PAGE));
+	}
+	reader.done = 1;
+	ASSERT_EQ(0, pthread_join(thread, NULL));
 	UNMAP_NEW(&req, mem);
 }
 

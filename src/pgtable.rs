@@ -229,25 +229,56 @@ pub(crate) unsafe fn empty_before_fork(copy: *mut bindings::vm_area_struct) {
     };
 }
 
-/// Is `copy` a VMA to which mremap moves page tables that may have entries of 1 GiB, of a buffer
-/// whose window has `pages` pages? Says yes for what is split, too.
+/// Is `copy` a VMA that is split off, or to which mremap moves page tables, of a buffer whose window
+/// has `pages` pages, so that there may be entries of 1 GiB? They must be gone before the kernel
+/// goes on. It does not know them there:
 ///
-/// mremap does not know such entries on x86: `get_old_pud()` asks `pud_none_or_clear_bad()`, for
-/// which each one is a broken table. It prints the entry, and with it a physical address. Then it
-/// clears the entry and flushes no TLB: the CPU goes on to show the memory, also when it is another
-/// client's. Emptied before, by offset, page tables have nothing that mremap could find; a fault
-/// brings it back at the new place. The kernel has locked the VMA that it moves from for writing, so
-/// that no fault does earlier.
+/// - mremap takes one for a broken table, on x86 (`get_old_pud()`, `pud_none_or_clear_bad()`). It
+///   prints the entry, and with it a physical address. Then it clears the entry and flushes no TLB:
+///   the CPU goes on to show the memory, also when it is another client's.
+/// - A split takes one for a table of 2 MiB entries, and follows what is in the memory
+///   (`split_huge_pmd_address()`): an Oops.
+///
+/// Emptied by offset before that, page tables have nothing that the kernel could find. No fault
+/// brings an entry back meanwhile: those of 1 GiB are set under `mmap_lock` only, see
+/// [`again_with_mmap_lock`], and mremap and splits hold it for writing.
 ///
 /// # Safety
 ///
 /// `copy` must be a VMA that its operation `open` is called for.
-pub(crate) unsafe fn moves_gib_entries(copy: *mut bindings::vm_area_struct, pages: u64) -> bool {
+pub(crate) unsafe fn may_cut_gib_entries(copy: *mut bindings::vm_area_struct, pages: u64) -> bool {
     // SAFETY: By this function's requirements, it can't change meanwhile.
     let mm = unsafe { (*copy).vm_mm };
     Huge::Pud.there()
         && pages >= Huge::Pud.pages()
-        && current!().mm().is_some_and(|current| current.as_raw() == mm)
+        && current!()
+            .mm()
+            .is_some_and(|current| current.as_raw() == mm)
+}
+
+/// Is a fault handled under the lock of its VMA, rather than under `mmap_lock`?
+///
+/// # Safety
+///
+/// `vmf` must be a fault that is being handled.
+pub(crate) unsafe fn is_under_vma_lock(vmf: *mut bindings::vm_fault) -> bool {
+    const VMA_LOCK: bindings::fault_flag = bindings::fault_flag_FAULT_FLAG_VMA_LOCK;
+
+    // SAFETY: By this function's requirements.
+    unsafe { (*vmf).flags & VMA_LOCK != 0 }
+}
+
+/// Has the kernel handle a fault again, under `mmap_lock`, as it does itself where a handler needs
+/// that (`vmf_can_call_fault()`).
+///
+/// # Safety
+///
+/// `vmf` must be a fault that is handled under the lock of its VMA. That is let go of: the handler
+/// must return what this gives, and use neither VMA nor what that holds any more.
+pub(crate) unsafe fn again_with_mmap_lock(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+    // SAFETY: By this function's requirements.
+    unsafe { bindings::vma_end_read((*vmf).__bindgen_anon_1.vma) };
+    bindings::vm_fault_reason_VM_FAULT_RETRY as bindings::vm_fault_t
 }
 
 /// What an entry of a page table shows.

@@ -87,7 +87,16 @@ pub(super) unsafe extern "C" fn huge_fault(
     buffer.pool().look_for_bad();
     // Until the entry is in: who moves the buffer waits for this, and then takes it out again.
     let placed = buffer.place();
-    match block_around(&placed, area, address, pgoff as u64, size) {
+    let found = block_around(&placed, area, address, pgoff as u64, size);
+    // SAFETY: By this function's requirements.
+    if found.is_some() && size == Huge::Pud && unsafe { pgtable::is_under_vma_lock(vmf) } {
+        // A split locks the VMA only after it has had such entries taken out. The buffer is the
+        // VMA's, so its lock goes first.
+        drop(placed);
+        // SAFETY: As above; nothing of the VMA is used after that.
+        return unsafe { pgtable::again_with_mmap_lock(vmf) };
+    }
+    match found {
         // SAFETY: The VMA is PFNMAP and shared, and all of the block is in it. The frames are the
         // buffer's, of which this VMA holds a reference.
         Some(frame) => unsafe { size.insert(vmf, frame) },

@@ -164,8 +164,8 @@ pub(super) unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorr
 /// fork calls this before it copies page tables. Large entries of a buffer that can move or shrink
 /// must not be copied, see [`pgtable::empty_before_fork`].
 ///
-/// mremap calls this before it moves page tables. It takes an entry of 1 GiB for a broken table,
-/// see [`pgtable::moves_gib_entries`], so that none must be there.
+/// mremap and splits call this before they touch page tables. They must not find an entry of 1 GiB
+/// there, see [`pgtable::may_cut_gib_entries`].
 ///
 /// # Safety
 ///
@@ -179,7 +179,7 @@ unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
         unsafe { pgtable::empty_before_fork(vma) };
     }
     // SAFETY: By this function's requirements.
-    if unsafe { pgtable::moves_gib_entries(vma, buffer.window().pages()) } {
+    if unsafe { pgtable::may_cut_gib_entries(vma, buffer.window().pages()) } {
         // SAFETY: As above; the offset of a VMA and its length fit a window.
         let (first, pages) = unsafe {
             let area = VmaRef::from_raw(vma);
