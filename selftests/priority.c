@@ -226,7 +226,7 @@ static pid_t poller(int fd)
 	if (!pid) {
 		uint64_t begin = now_ms();
 
-		/* At the end of its time poll() looks once more, so that its answer says nothing. */
+		/* At the end of its time poll() looks once more: its answer says nothing. */
 		_exit(pressure(fd, 10000) && now_ms() - begin < 8000 ? 0 : 1);
 	}
 	usleep(200000);
@@ -294,7 +294,8 @@ TEST_F_TIMEOUT(priority, moving_takes_nothing, SLOW)
 /* The same for one that grows by moving: only what it gains counts. */
 TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
 {
-	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = LOW }, buf, next;
+	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = LOW };
+	struct rust_buddy_alloc buf, next;
 	struct rust_buddy_resize size;
 	struct rust_buddy_pool_info pool;
 	uint64_t got;

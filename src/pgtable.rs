@@ -229,13 +229,13 @@ pub(crate) unsafe fn empty_before_fork(copy: *mut bindings::vm_area_struct) {
     };
 }
 
-/// Is `copy` a VMA that is split off, or to which mremap moves page tables, of a buffer whose window
-/// has `pages` pages, so that there may be entries of 1 GiB? They must be gone before the kernel
-/// goes on. It does not know them there:
+/// Is `copy` a VMA that is split off, or to which mremap moves page tables, of a buffer whose
+/// window has `pages` pages, so that there may be entries of 1 GiB? They must be gone before the
+/// kernel goes on. It does not know them there:
 ///
 /// - mremap takes one for a broken table, on x86 (`get_old_pud()`, `pud_none_or_clear_bad()`). It
-///   prints the entry, and with it a physical address. Then it clears the entry and flushes no TLB:
-///   the CPU goes on to show the memory, also when it is another client's.
+///   prints the entry, and with it a physical address. Then it clears the entry and flushes no
+///   TLB: the CPU goes on to show the memory, also when it is another client's.
 /// - A split takes one for a table of 2 MiB entries, and follows what is in the memory
 ///   (`split_huge_pmd_address()`): an Oops.
 ///

@@ -170,9 +170,9 @@ impl Change {
         old.transpose().map(drop)
     }
 
-    /// Lets it have what `ask` says where it is, clear, if `priority` may have so much: that of this
-    /// growth, which may be less than the buffer's. Nothing has to be unmapped. Gives false if what
-    /// is next to it is not free.
+    /// Lets it have what `ask` says where it is, clear, if `priority` may have so much: that of
+    /// this growth, which may be less than the buffer's. Nothing has to be unmapped. Gives false if
+    /// what is next to it is not free.
     ///
     /// # Errors
     ///

@@ -64,8 +64,8 @@ impl Written {
     fn note(self, pool: &Arc<Pool>, first: Pfn, pages: u64) {
         match self {
             Self::Never => {}
-            // What was not cleared is dirty as before. The worker may have passed it over meanwhile,
-            // and looks again only if it is told.
+            // What was not cleared is dirty as before. The worker may have passed it over in the
+            // meantime, and looks again only if it is told.
             Self::Unknown => {
                 if pool.dirty.next_quiet(first, first.plus(pages)).is_some() {
                     pool.clean_soon();

@@ -365,8 +365,8 @@ impl<'a> Map<'a> {
                 self.give_up();
                 return Ok(None);
             }
-            // SAFETY: `choose()` has put no unfit pageblock in the stretch. So all of the chunk is in
-            // this zone, and stays online, by the type invariants.
+            // SAFETY: `choose()` has put no unfit pageblock in the stretch. So all of the chunk is
+            // in this zone, and stays online, by the type invariants.
             match unsafe { Pages::new(start, pages) } {
                 Ok(pages) => taken.0.push(pages, GFP_KERNEL)?,
                 Err(error) if error == EINTR => return Err(error),

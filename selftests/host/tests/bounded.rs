@@ -35,7 +35,7 @@ use std::time::Instant;
 type Core = Buddy<Vec<u64>>;
 
 /// Words that any operation may read or write, of any region and in any state.
-const MOST: u64 = 6000;
+const MOST: u64 = 8000;
 
 /// The same for a block without an alignment of its own, window or limit, and for giving one back.
 const MOST_PLAIN: u64 = 1500;
@@ -199,7 +199,8 @@ fn runs_among_crumbs() {
         let mut core = new(base, 1 << k);
         let step = 1 << (k - 6);
         for i in (1..64).step_by(2) {
-            let _taken = core.alloc_at(base + i * step + step / 2, 1).unwrap();
+            // One unit on each side of the middle, or there would be a whole half on one side.
+            let _taken = core.alloc_at(base + i * step + step / 2 - 1, 2).unwrap();
         }
         for place in [Place::Lowest, Place::Highest] {
             for units in [2 * step + 1, 3 * step] {
