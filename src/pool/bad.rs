@@ -3,9 +3,9 @@
 //! Pages that the kernel has marked as bad, after a memory error that could not be corrected.
 //!
 //! The kernel tells no driver of such a page; it sets a flag in its `struct page` and, some time
-//! later, counts it by node. A pool looks for its own when that count has changed: before the allocator gives a block
-//! that was not at hand, before a fault shows a page, and once a second. What is to be cleared
-//! or copied is looked at in any case.
+//! later, counts it by node. A pool looks for its own when that count has changed: before the
+//! allocator gives a block that was not at hand, before a fault shows a page, and once a second.
+//! What is to be cleared or copied is looked at in any case.
 //!
 //! A bad page that is free is taken out of the allocator for good. One that a block has is taken
 //! out of all page tables, a fault on it is `SIGBUS`, and the block leaves it behind when it goes

@@ -12,12 +12,14 @@
  *
  * - It starts with struct rust_buddy_hdr. A request that was refused writes the
  *   same error to hdr.ret that the call returns, and the reason to hdr.reason;
- *   only ENOTTY, E2BIG and EFAULT leave the struct as it was.
- * - EFAULT means that nothing has happened, with one exception. Calls that act
+ *   only ENOTTY, EFAULT and, for the struct itself, E2BIG leave it as it was.
+ * - EFAULT means that nothing has happened, with two exceptions. Calls that act
  *   on existing objects (FREE, PIN, UNPIN, SYNC, MIGRATE, RESIZE, RECLAIM,
  *   RELEASE, BATCH of FREEs) write -EINPROGRESS to hdr.ret before they act. If
- *   it is still there after EFAULT, the call was carried out, and the memory
- *   for its answer became unwritable meanwhile.
+ *   it is there after EFAULT, and the caller had set hdr.ret to 0, the call was
+ *   carried out, and the memory for its answer became unwritable meanwhile.
+ *   And a BATCH whose entries can't be read or written says so in its header:
+ *   EFAULT or E2BIG, reason ENTRIES; a BATCH of FREEs has then freed @done.
  * - It may grow at its end. The size is part of the command: a caller with a
  *   shorter struct gets zeroes for what it does not know and no more bytes back
  *   than it has; a caller with a longer one is served if the surplus is zero,
