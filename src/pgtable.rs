@@ -229,9 +229,8 @@ pub(crate) unsafe fn empty_before_fork(copy: *mut bindings::vm_area_struct) {
     };
 }
 
-/// Is `copy` a VMA that is split off, or to which mremap moves page tables, of a buffer whose
-/// window has `pages` pages, so that there may be entries of 1 GiB? They must be gone before the
-/// kernel goes on. It does not know them there:
+/// Takes entries of 1 GiB out of the page tables that the kernel is about to touch since `copy` is
+/// split off, or since mremap moves page tables to it. The kernel does not know such entries there:
 ///
 /// - mremap takes one for a broken table, on x86 (`get_old_pud()`, `pud_none_or_clear_bad()`). It
 ///   prints the entry, and with it a physical address. Then it clears the entry and flushes no
@@ -239,21 +238,57 @@ pub(crate) unsafe fn empty_before_fork(copy: *mut bindings::vm_area_struct) {
 /// - A split takes one for a table of 2 MiB entries, and follows what is in the memory
 ///   (`split_huge_pmd_address()`): an Oops.
 ///
-/// Emptied by offset before that, page tables have nothing that the kernel could find. No fault
-/// brings an entry back meanwhile: those of 1 GiB are set under `mmap_lock` only, see
+/// The VMA that `copy` is made of has the same buffer and shows the same part of it. It is not
+/// named here, so all VMAs of the address space that do are emptied where they show that part. No
+/// fault brings an entry back meanwhile: those of 1 GiB are set under `mmap_lock` only, see
 /// [`again_with_mmap_lock`], and mremap and splits hold it for writing.
+///
+/// Does nothing for fork, and where the buffer's window of `pages` pages is too small.
 ///
 /// # Safety
 ///
 /// `copy` must be a VMA that its operation `open` is called for.
-pub(crate) unsafe fn may_cut_gib_entries(copy: *mut bindings::vm_area_struct, pages: u64) -> bool {
+pub(crate) unsafe fn empty_before_cut(copy: *mut bindings::vm_area_struct, pages: u64) {
     // SAFETY: By this function's requirements, it can't change meanwhile.
-    let mm = unsafe { (*copy).vm_mm };
-    Huge::Pud.there()
-        && pages >= Huge::Pud.pages()
-        && current!()
-            .mm()
-            .is_some_and(|current| current.as_raw() == mm)
+    let (mm, first, len) = unsafe {
+        let bounds = (*copy).__bindgen_anon_1.__bindgen_anon_1;
+        let len = bounds.vm_end.saturating_sub(bounds.vm_start) >> PAGE_SHIFT;
+        ((*copy).vm_mm, (*copy).vm_pgoff, len)
+    };
+    let in_current = current!()
+        .mm()
+        .is_some_and(|current| current.as_raw() == mm);
+    if !Huge::Pud.there() || pages < Huge::Pud.pages() || !in_current {
+        return;
+    }
+    let mut at = 0;
+    loop {
+        // SAFETY: splits and mremap hold the current `mmap_lock` for writing.
+        let vma = unsafe { bindings::find_vma(mm, at) };
+        if vma.is_null() {
+            return;
+        }
+        // SAFETY: `mmap_lock` keeps it as it is.
+        let (start, end, offset, is_same) = unsafe {
+            let bounds = (*vma).__bindgen_anon_1.__bindgen_anon_1;
+            let is_same = (*vma).vm_ops == (*copy).vm_ops
+                && (*vma).vm_private_data == (*copy).vm_private_data;
+            (bounds.vm_start, bounds.vm_end, (*vma).vm_pgoff, is_same)
+        };
+        at = end;
+        if !is_same || !Huge::Pud.fits(start as usize, end as usize) {
+            continue;
+        }
+        let skipped = first.saturating_sub(offset) << PAGE_SHIFT;
+        let shown = first.saturating_add(len).saturating_sub(offset) << PAGE_SHIFT;
+        let from = start.saturating_add(skipped);
+        let to = start.saturating_add(shown).min(end);
+        if from < to {
+            // SAFETY: `mmap_lock` is held, and the range is in the VMA. An entry of 1 GiB that is
+            // only partly in it goes as a whole.
+            unsafe { bindings::zap_special_vma_range(vma, from, to.saturating_sub(from)) };
+        }
+    }
 }
 
 /// Is a fault handled under the lock of its VMA, rather than under `mmap_lock`?

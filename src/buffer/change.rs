@@ -26,7 +26,7 @@ pub(crate) enum Fixed {
     Held,
     /// Somebody was given a part of it, and counts on its size.
     Shared,
-    /// It is being changed already.
+    /// It is being changed already, or a driver waits for the end of that.
     Changing,
     /// It has too many mappings: all others' mmap and munmap would wait until it is unmapped.
     Mapped,
@@ -72,7 +72,7 @@ impl Change {
     pub(crate) fn begin(buffer: &Arc<Buffer>, kind: Kind) -> Result<Self, Fixed> {
         let mut guard = buffer.lock();
         let place = (*guard).as_mut().ok_or(Fixed::Never)?;
-        if place.changing {
+        if place.changing || place.drivers > 0 {
             return Err(Fixed::Changing);
         }
         buffer.allows(place, kind)?;
@@ -83,7 +83,8 @@ impl Change {
         })
     }
 
-    /// Asks whether this may be done, too. Nothing that speaks against it can come later.
+    /// Asks whether this may be done, too. Nothing that speaks against it can come later, but
+    /// mappings by fork: to be asked just before it is done.
     ///
     /// # Errors
     ///

@@ -74,6 +74,8 @@ pub(super) struct Place {
     pub(super) holds: u32,
     /// Its holder moves or resizes it, and nobody else may begin to, nor be told where it is.
     pub(super) changing: bool,
+    /// Drivers that wait for the end of the change. With any no other change begins.
+    pub(super) drivers: u32,
     /// How often it has moved.
     pub(super) generation: u64,
     /// Its first and last page frame, as the reverse map knows them.
@@ -183,11 +185,16 @@ impl Site {
     /// The same, once no change is under way.
     ///
     /// A change neither touches user memory nor takes a lock that a driver may hold, so it ends
-    /// whatever the caller holds. Sleeps meanwhile, and no signal ends that.
+    /// whatever the caller holds; and none begins while a driver waits here. Sleeps meanwhile, and
+    /// no signal ends that.
     pub(super) fn lock_unchanging(&self) -> MutexGuard<'_, Option<Place>> {
         let mut guard = self.place.lock();
-        while guard.as_ref().is_some_and(|place| place.changing) {
+        while let Some(place) = (*guard).as_mut().filter(|place| place.changing) {
+            place.drivers = place.drivers.saturating_add(1);
             self.changed.wait(&mut guard);
+            if let Some(place) = (*guard).as_mut() {
+                place.drivers = place.drivers.saturating_sub(1);
+            }
         }
         guard
     }
@@ -474,6 +481,7 @@ impl Place {
             ask,
             holds: 0,
             changing: false,
+            drivers: 0,
             generation: 0,
             known: None,
         }

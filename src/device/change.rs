@@ -118,6 +118,7 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
         strict: spot.is_strict(),
         ..ask
     };
+    change.also(Kind::Move).map_err(refusal)?;
     change.move_to(block, recorded).map_err(commands::stopped)?;
     request.generation = buffer.generation();
     request.largest_free = 0;
@@ -222,5 +223,6 @@ fn enlarge(
     let block = change
         .elsewhere(&Ask { priority, ..after }, after.size)
         .map_err(|none| no_room(none, largest_free))?;
+    change.also(Kind::Move).map_err(refusal)?;
     change.move_to(block, after).map_err(commands::stopped)
 }

@@ -165,7 +165,7 @@ pub(super) unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorr
 /// must not be copied, see [`pgtable::empty_before_fork`].
 ///
 /// mremap and splits call this before they touch page tables. They must not find an entry of 1 GiB
-/// there, see [`pgtable::may_cut_gib_entries`].
+/// there, see [`pgtable::empty_before_cut`].
 ///
 /// # Safety
 ///
@@ -178,17 +178,8 @@ unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
         // SAFETY: By this function's requirements.
         unsafe { pgtable::empty_before_fork(vma) };
     }
-    // SAFETY: By this function's requirements.
-    if unsafe { pgtable::may_cut_gib_entries(vma, buffer.window().pages()) } {
-        // SAFETY: As above; the offset of a VMA and its length fit a window.
-        let (first, pages) = unsafe {
-            let area = VmaRef::from_raw(vma);
-            let bytes = area.end().saturating_sub(area.start());
-            ((*vma).vm_pgoff as u64, (bytes >> PAGE_SHIFT) as u64)
-        };
-        let window = buffer.window();
-        window.zap(first.saturating_sub(window.first()), pages);
-    }
+    // SAFETY: By this function's requirements; no buffer's window is smaller than a VMA of it.
+    unsafe { pgtable::empty_before_cut(vma, buffer.window().pages()) };
     // The raw pointer in the copy now stands for this reference.
     core::mem::forget(buffer);
 }

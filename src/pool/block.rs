@@ -319,7 +319,10 @@ impl Block {
         }
         state.note(&self.pool.magazines);
         let wake = less && !state.wishes.is_empty();
+        // A bad page that stays behind is no longer free.
+        let began = state.supply.pressure_began();
         drop(state);
+        self.pool.tell(began);
         if wake {
             self.pool.wake_next();
         }
@@ -418,7 +421,9 @@ impl Drop for Block {
             }
             state.note(&self.pool.magazines);
             let somebody_waits = !state.wishes.is_empty();
+            let began = state.supply.pressure_began();
             drop(state);
+            self.pool.tell(began);
             if somebody_waits {
                 self.pool.wake_next();
             }

@@ -274,7 +274,9 @@ impl Pool {
             rounds -= 1;
             let bounds = (self.base(), self.base() + self.region.pages());
             // One block, and then it is somebody else's turn.
-            let turn = turn::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
+            let Some(turn) = turn::lock_killable(&self.reclaiming) else {
+                break Err(Failed::Signal);
+            };
             let emptied = self.empty_one(&turn, order, order, bounds, effort, |_| Ok(()));
             drop(turn);
             if let Err(failed) = emptied {
