@@ -748,6 +748,8 @@ TEST_F_TIMEOUT(video, changing, SLOW)
 	uint64_t size;
 	char *mem;
 
+	if (!(self->before.caps & RUST_BUDDY_CAP_MOVABLE))
+		SKIP(return, "buffers of this pool never move");
 	if (system(self->fd < 0 ? "false" : variant->load))
 		SKIP(return, "the kernel has no vivid");
 	capture = open_vivid(V4L2_CAP_VIDEO_CAPTURE);
@@ -780,7 +782,7 @@ TEST_F_TIMEOUT(video, changing, SLOW)
 		EXPECT_EQ(0, queue_one(capture, in, dmabuf, size));
 		ASSERT_EQ(0, pthread_join(thread, NULL));
 		/* If the driver came first, the buffer stayed where it was. */
-		EXPECT_TRUE(!growth.ret || growth.ret == EBUSY);
+		EXPECT_TRUE(!growth.ret || growth.ret == -EBUSY);
 		ASSERT_EQ(0, ioctl(capture, VIDIOC_REQBUFS, &none));
 		close(dmabuf);
 		EXPECT_EQ(0, rb_free(self->fd, req.handle));
