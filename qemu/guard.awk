@@ -15,7 +15,7 @@
 FNR == NR { known[key] = count; next }
 { now[key] = count }
 what == "cma_alloc" { cma[$1] = count }
-what ~ /^core/ && count > most[$1] { most[$1] = count }
+what ~ /^core/ && $2 ~ /^(empty|half)$/ && count > most[$1] { most[$1] = count }
 END {
 	for (key in known) {
 		compared++
