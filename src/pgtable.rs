@@ -276,7 +276,7 @@ pub(crate) unsafe fn empty_before_cut(copy: *mut bindings::vm_area_struct, pages
             (bounds.vm_start, bounds.vm_end, (*vma).vm_pgoff, is_same)
         };
         at = end;
-        if !is_same || !Huge::Pud.fits(start as usize, end as usize) {
+        if !is_same || !Huge::Pud.fits(start, end) {
             continue;
         }
         let skipped = first.saturating_sub(offset) << PAGE_SHIFT;
