@@ -282,7 +282,7 @@ TEST_F(holdup, mapped_often)
 }
 
 /* No buffer has more mappings than a bound, but by fork; then its owner can't move it, either. */
-TEST_F_TIMEOUT(holdup, mapped_out, SLOW)
+TEST_F_TIMEOUT(holdup, mapped_out, 600)
 {
 	const uint64_t size = KiB(8);
 	static char *maps[EACH];
