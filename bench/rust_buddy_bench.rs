@@ -388,8 +388,8 @@ fn gpu_buddy(report: &Report, bytes: usize, half: bool) -> Result {
 const LARGE_RANGE: u64 = 4 << 30;
 const IN_PIECES: usize = (LARGE_RANGE >> 16) as usize;
 
-/// What a block is said to hold when it is given back. An allocator that knows the difference does
-/// not join one with the other at once.
+/// The contents that a block is said to have when it is given back. An allocator that knows the
+/// difference does not join one with the other at once.
 #[derive(Clone, Copy, PartialEq)]
 enum Contents {
     Clear,

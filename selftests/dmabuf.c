@@ -711,7 +711,7 @@ TEST_F_TIMEOUT(video, read_only, SLOW)
 	EXPECT_EQ(0, system("modprobe -r vivid"));
 }
 
-/* What one RESIZE is to do while a driver maps the buffer. */
+/* A RESIZE that runs while a driver maps the buffer. */
 struct growth {
 	int fd;
 	uint64_t handle;

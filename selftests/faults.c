@@ -519,7 +519,7 @@ FIXTURE_SETUP(dirty)
 	share = open(SHARE, O_RDONLY | O_CLOEXEC);
 	ASSERT_LT(0, read(share, self->share, sizeof(self->share) - 1));
 	close(share);
-	/* What is at hand is so on one CPU. */
+	/* Memory is at hand on one CPU. */
 	CPU_ZERO(&set);
 	CPU_SET(0, &set);
 	ASSERT_EQ(0, sched_setaffinity(0, sizeof(set), &set));

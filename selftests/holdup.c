@@ -232,7 +232,7 @@ TEST_F_TIMEOUT(holdup, killed_waiter, SLOW)
 	TH_LOG("early in try %d", tries);
 }
 
-/* What takes long to copy is moved by its owner only. */
+/* A buffer that takes long to copy is moved by its owner only. */
 TEST_F(holdup, uncached)
 {
 	static const uint32_t modes[] = { RUST_BUDDY_ALLOC_UC, RUST_BUDDY_ALLOC_WC };
@@ -258,7 +258,7 @@ TEST_F(holdup, uncached)
 	}
 }
 
-/* What takes long to unmap is moved by its owner only. */
+/* A buffer that takes long to unmap is moved by its owner only. */
 TEST_F(holdup, mapped_often)
 {
 	static char *maps[MOVED_MAPPINGS + 1];
