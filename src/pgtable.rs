@@ -342,7 +342,7 @@ pub(crate) unsafe fn shown(vma: *mut bindings::vm_area_struct, address: usize) -
         }
         bindings::follow_pfnmap_end(&raw mut args);
     }
-    let mask = args.addr_mask as usize;
+    let mask = args.addr_mask;
     Some(Shown {
         bytes: mask.wrapping_neg().max(mm::UNIT as usize),
         bits: args.pgprot.pgprot as u64,
