@@ -920,6 +920,16 @@ static bool run_is_free(const struct model *m, uint64_t first, uint64_t units)
 	return !memchr(m->used + first, 1, units);
 }
 
+/* Are there so many free units side by side inside [lo, hi)? */
+static bool has_run(const struct model *m, uint64_t units, uint64_t lo, uint64_t hi)
+{
+	uint64_t at, free = 0;
+
+	for (at = lo; at < hi && free < units; at++)
+		free = m->used[at] ? 0 : free + 1;
+	return free == units;
+}
+
 /* The lowest or highest free block of so many units inside [lo, hi), ~0 for none. */
 static uint64_t find_block(const struct model *m, uint64_t units, uint64_t lo, uint64_t hi,
 			   bool highest)
@@ -1059,6 +1069,9 @@ TEST_F_TIMEOUT(pool, random, SLOW)
 			}
 			ASSERT_EQ(-ENOSPC, ret);
 			ASSERT_EQ((__u32)RUST_BUDDY_WHY_FULL, req.hdr.reason);
+			ASSERT_FALSE(run && has_run(m, units, lo, hi))
+				TH_LOG("operation %u: %ju pages are free, but refused", op,
+				       (uintmax_t)units);
 			if (!(req.flags & WINDOW))
 				ASSERT_GT(covering * unit, req.largest_free);
 			full++;

@@ -13,6 +13,7 @@
 
 #define WAIT	RUST_BUDDY_ALLOC_WAIT
 #define AT	RUST_BUDDY_ALLOC_AT
+#define EXACT	RUST_BUDDY_ALLOC_EXACT
 #define READY	(POLLIN | POLLRDNORM)
 
 /* The pool is full: of these, at its start, of one large buffer, and of what else there is. */
@@ -311,18 +312,19 @@ TEST_F(full, only_what_fits_wakes)
 	TAKE_SLOT(9);
 	events(ep, 0);
 
-	/* As large as this, of which EXACT keeps a part: the whole block is needed. */
+	/* EXACT waits for as many adjacent pages as it asked for, also where no one block has them. */
 	req.flags = WAIT | RUST_BUDDY_ALLOC_EXACT;
 	req.lo = 0;
 	req.hi = 0;
 	req.size = 3 * SLOT;
 	ASSERT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
-	for (i = 16; i < 19; i++) {
-		FREE_SLOT(i);
+	FREE_SLOT(15);
+	for (i = 17; i < 19; i++) {
 		EXPECT_WOKEN(0);
-	}
-	for (; i < 23; i++)
 		FREE_SLOT(i);
+	}
+	EXPECT_WOKEN(0);
+	FREE_SLOT(16);
 	EXPECT_WOKEN(1);
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
 	close(ep);
@@ -350,6 +352,64 @@ TEST_F(full, only_what_is_aligned_wakes)
 	EXPECT_WOKEN(1);
 	EXPECT_EQ(0, rb_alloc_req(self->fd, &req));
 	close(ep);
+}
+
+/*
+ * EXACT takes adjacent free pages, also among so many stretches of free pages that the search for them
+ * drops the pool's lock many times. A wish for such pages may wake when anything is freed, and is then
+ * quiet until something else is.
+ */
+#define STRETCHES	256
+
+TEST_F(full, exact_among_many_stretches)
+{
+	static const uint32_t places[] = { 0, RUST_BUDDY_ALLOC_LOWEST, RUST_BUDDY_ALLOC_HIGHEST };
+	const uint64_t page = self->base.unit, start = SLOTS * SLOT;
+	uint64_t before[STRETCHES], behind[STRETCHES], other, handle;
+	struct rust_buddy_alloc req = { .size = 3 * page, .flags = EXACT | WAIT, .name = "run" };
+	unsigned int i, n, wide;
+
+	if (4 * page * STRETCHES > LARGE)
+		SKIP(return, "pages of %ju bytes", (uintmax_t)page);
+	/* Of four pages the middle two are free. */
+	ASSERT_EQ(0, rb_free(self->owner, self->large));
+	for (i = 0; i < STRETCHES; i++) {
+		handle = start + 4 * page * i;
+		ASSERT_EQ(0, alloc_at(self->owner, handle, page, &before[i]));
+		ASSERT_EQ(0, alloc_at(self->owner, handle + 3 * page, page, &behind[i]));
+	}
+	/* What else of the large buffer there was. */
+	for (handle = start + 4 * page * STRETCHES; handle < start + LARGE; handle += page)
+		ASSERT_EQ(0, alloc_at(self->owner, handle, page, &other));
+	/* One stretch is taken, and comes back while the wish is there. */
+	ASSERT_EQ(0, alloc_at(self->owner, start + 4 * page * 99 + page, 2 * page, &other));
+
+	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &req), &req.hdr,
+		       -ENOSPC, RUST_BUDDY_WHY_FULL);
+	EXPECT_EQ(0, rb_poll(self->fd, 50));
+	ASSERT_EQ(0, rb_free(self->owner, other));
+	rb_poll(self->fd, 50);
+	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &req), &req.hdr,
+		       -ENOSPC, RUST_BUDDY_WHY_FULL);
+	EXPECT_EQ(0, rb_poll(self->fd, 50));
+
+	for (n = 0; n < ARRAY_SIZE(places); n++) {
+		for (wide = 0; wide < STRETCHES; wide += STRETCHES - 1) {
+			req.flags = EXACT | WAIT | places[n];
+			ASSERT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
+			ASSERT_EQ(0, rb_free(self->owner, behind[wide]));
+			EXPECT_EQ(POLLIN, rb_poll(self->fd, -1));
+			ASSERT_EQ(0, rb_alloc_req(self->fd, &req))
+				TH_LOG("stretch %u, flags %u", wide, req.flags);
+			EXPECT_EQ(3 * page, req.granted);
+			/* There, and nowhere else. */
+			EXPECT_EQ(-EBUSY, alloc_at(self->owner, start + 4 * page * wide + page,
+						   page, &handle));
+			ASSERT_EQ(0, rb_free(self->fd, req.handle));
+			ASSERT_EQ(0, alloc_at(self->owner, start + 4 * page * wide + 3 * page,
+					      page, &behind[wide]));
+		}
+	}
 }
 
 /* Level: as long as it is so. Also for who was in the set before there was a wish. */

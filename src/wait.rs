@@ -13,6 +13,10 @@
 //! wish fits, and who frees does so under the same lock: either sees the other. So as long as a
 //! wish fits that is listened to, somebody has a turn, or had one and did not look at it since.
 //!
+//! Whether adjacent free blocks would do for an EXACT wish can take longer to find out than the lock
+//! is to be held. Such a wish counts as one that fits after each free. Its client finds out by asking
+//! again, in its own time.
+//!
 //! Nothing is allocated, freed or woken under the lock, and it is let go after every [`BATCH`]
 //! wishes.
 
@@ -97,6 +101,8 @@ enum Standing {
 /// What a client was refused and waits for.
 struct Wish {
     ask: Ask,
+    /// How often memory had been given back when the ask was last refused.
+    searched: u64,
     standing: Standing,
     waiter: Arc<Waiter>,
 }
@@ -171,16 +177,26 @@ impl Wishes {
         self.tree.is_empty()
     }
 
-    /// A client waits for `ask`. It keeps its place if that is what it waited for before, and goes
-    /// to the end of the queue if not.
-    pub(crate) fn put(&mut self, waiter: &Arc<Waiter>, ask: &Ask, room: Room) -> Change {
+    /// A client waits for `ask`, which was refused when memory had been given back `searched` times.
+    /// It keeps its place if that is what it waited for before, and goes to the end of the queue if
+    /// not.
+    pub(crate) fn put(
+        &mut self,
+        waiter: &Arc<Waiter>,
+        ask: &Ask,
+        searched: u64,
+        room: Room,
+    ) -> Change {
         let turn_ended = self.wait_again(waiter);
-        if self.of(waiter) == Some(ask) {
-            return Change {
-                gone: None,
-                _unused: Some(room),
-                turn_ended,
-            };
+        if let Some(wish) = self.tree.get_mut(&waiter.ticket()) {
+            if wish.ask == *ask {
+                wish.searched = searched;
+                return Change {
+                    gone: None,
+                    _unused: Some(room),
+                    turn_ended,
+                };
+            }
         }
         let (node, unused) = match self.tree.remove_node(&waiter.ticket()) {
             Some(node) => (node.into_reservation(), Some(room)),
@@ -190,6 +206,7 @@ impl Wishes {
         waiter.set_ticket(self.last);
         let wish = Wish {
             ask: *ask,
+            searched,
             standing: Standing::Waiting,
             waiter: waiter.clone(),
         };
@@ -213,9 +230,10 @@ impl Wishes {
         }
     }
 
-    /// What a client waits for.
-    pub(crate) fn of(&self, waiter: &Waiter) -> Option<&Ask> {
-        self.tree.get(&waiter.ticket()).map(|wish| &wish.ask)
+    /// What a client waits for, and how often memory had been given back when that was last refused.
+    pub(crate) fn of(&self, waiter: &Waiter) -> Option<(&Ask, u64)> {
+        let wish = self.tree.get(&waiter.ticket())?;
+        Some((&wish.ask, wish.searched))
     }
 
     /// A client that looked, and saw that its wish doesn't fit, is to be woken again. Says if it
@@ -231,7 +249,7 @@ impl Wishes {
     pub(crate) fn search(
         &mut self,
         search: &mut Search,
-        mut fits: impl FnMut(&Ask) -> bool,
+        mut fits: impl FnMut(&Ask, u64) -> bool,
     ) -> Found {
         let mut next = self.tree.cursor_lower_bound_mut(&search.ticket);
         for _ in 0..BATCH {
@@ -245,7 +263,9 @@ impl Wishes {
                     search.turns = true;
                 }
                 Standing::Turn(_) => wish.standing = Standing::Passed,
-                Standing::Waiting if wish.waiter.bell.is_heard() && fits(&wish.ask) => {
+                Standing::Waiting
+                    if wish.waiter.bell.is_heard() && fits(&wish.ask, wish.searched) =>
+                {
                     wish.standing = Standing::Turn(Instant::now());
                     return Found::Next(wish.waiter.clone());
                 }

@@ -27,8 +27,8 @@
 //! large blocks whole again. Single units are also taken from larger blocks that lie lower. The
 //! last block of an order that no single tree holds is not split while a smaller one will do.
 //!
-//! An exact request that no block covers gets free blocks side by side, if it asks for more than a
-//! 32nd of where it may be.
+//! [`Buddy::alloc_run`] serves an exact request that no block covers with adjacent free blocks. Such
+//! a search can be long, so it goes on from call to call.
 //!
 //! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
 //! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
@@ -58,7 +58,8 @@ pub use request::{
     Packed,
     Place,
     Request,
-    Run, //
+    Run,
+    RunSearch, //
 };
 use tree::{
     Tree,
@@ -77,9 +78,8 @@ fn note_words(_words: u32) {
 // CAST: 6.
 const LEVELS: usize = Order::COUNT.div_ceil(RANKS as usize);
 
-/// Boundaries that are looked at for a run of blocks side by side. So a run must have more than a
-/// 32nd of the units that it may lie in.
-pub const RUN_STEPS: u64 = 64;
+/// Stretches of adjacent free blocks that one call of [`Buddy::alloc_run`] looks at.
+const STRETCHES: u32 = 8;
 
 /// Says whether two free buddies may become one.
 pub trait JoinPolicy {
@@ -194,6 +194,16 @@ struct Found {
     block: u64,
     order: Order,
     start: u64,
+}
+
+/// What a look for adjacent free blocks came to.
+enum Looked {
+    /// They are there from this unit on.
+    Found(u64),
+    /// They may be where nothing has looked yet.
+    Unfinished,
+    /// They are nowhere.
+    Nothing,
 }
 
 /// Where a request's block may be.
@@ -354,7 +364,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         &mut self.policy
     }
 
-    /// Takes units that fit `request`.
+    /// Takes units that fit `request`, all of one block.
     ///
     /// Costs O(orders), whatever is asked for and whatever is free.
     ///
@@ -373,15 +383,46 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         } else {
             self.take_where(request, order, units)
         };
-        let Some(start) = start else {
-            return self.alloc_run(request, order, units);
-        };
+        let start = start.ok_or(AllocError::Full)?;
         self.requested += request.units;
         Ok(Run {
             start,
             units,
             requested: request.units,
         })
+    }
+
+    /// Goes on with `search` for the units of an exact `request`, in adjacent free blocks, and takes
+    /// them: the lowest such units that start on `align`, or with [`Place::Highest`] the highest.
+    ///
+    /// A caller that holds a lock drops it after `None` and calls again. Units that become free where
+    /// the search has been are not found.
+    ///
+    /// Costs O([`STRETCHES`] x orders), if buddies always join.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError::Invalid`] for no units or more than 2^30. [`AllocError::Full`] if the search is
+    /// over; and at once if `request` is not exact, or limits what may be split.
+    pub fn alloc_run(
+        &mut self,
+        request: &Request,
+        search: &mut RunSearch,
+    ) -> Result<Option<Run>, AllocError> {
+        let (order, units) = request.shape().ok_or(AllocError::Invalid)?;
+        let start = match self.look_for_run(request, order, units, search) {
+            Looked::Found(start) => start,
+            Looked::Unfinished => return Ok(None),
+            Looked::Nothing => return Err(AllocError::Full),
+        };
+        // Where the policy keeps buddies apart, these can't be taken.
+        self.claim(start, start + units).ok_or(AllocError::Full)?;
+        self.requested += units;
+        Ok(Some(Run {
+            start,
+            units,
+            requested: units,
+        }))
     }
 
     /// Takes exactly the units `[start, start + units)`.
@@ -406,10 +447,19 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         request.shape().is_some_and(|(order, units)| {
             self.settle(request, order);
             self.find(request, order, units).is_some()
-                || self
-                    .find_run(request, order, units)
-                    .is_some_and(|start| self.claimable(start, start + units))
         })
+    }
+
+    /// Would [`Buddy::alloc_run`] find units for `request`? `None` where it would have to go on.
+    pub fn could_alloc_run(&self, request: &Request, search: &mut RunSearch) -> Option<bool> {
+        let Some((order, units)) = request.shape() else {
+            return Some(false);
+        };
+        match self.look_for_run(request, order, units, search) {
+            Looked::Found(start) => Some(self.claimable(start, start + units)),
+            Looked::Unfinished => None,
+            Looked::Nothing => Some(false),
+        }
     }
 
     /// Would [`Buddy::alloc_at`] get the units `[start, start + units)`?
@@ -662,49 +712,57 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// The start of `units` free units side by side, for an exact request that no block covers.
+    /// Looks at the next [`STRETCHES`] stretches of free units for one in which `units` have a place.
     ///
-    /// A quarter of the covering block is less than half of the run, and so the run has a block of
-    /// that size. It is enough to look where one may start: at [`RUN_STEPS`] places at most.
-    fn find_run(&self, request: &Request, order: Order, units: u64) -> Option<u64> {
-        if request.extent != Extent::Exact || request.split_limit < self.max_order {
-            return None;
-        }
+    /// A quarter of the covering block is less than half of the run. So the run holds a free block of
+    /// that size, and only stretches with such a block are looked at.
+    fn look_for_run(
+        &self,
+        request: &Request,
+        order: Order,
+        units: u64,
+        search: &mut RunSearch,
+    ) -> Looked {
         let (lo, hi) = request.window;
         let (lo, hi) = (lo.max(self.base), hi.min(self.end));
+        if request.extent != Extent::Exact || request.split_limit < self.max_order {
+            return Looked::Nothing;
+        }
         let step = Order::saturating(order.get().saturating_sub(2));
-        if hi.checked_sub(lo)? < units || (hi - lo) >> step.get() > RUN_STEPS {
-            return None;
-        }
         let align = request.align.units();
-        let mut best = None;
-        let mut at = lo;
-        loop {
-            let probe = at.next_multiple_of(step.units());
-            if probe >= hi {
-                return best;
+        for _ in 0..STRETCHES {
+            let (from, to) = match (request.place, search.at) {
+                (Place::Highest, Some(at)) => (lo, hi.min(at)),
+                (_, Some(at)) => (lo.max(at), hi),
+                (_, None) => (lo, hi),
+            };
+            let block = Request {
+                place: match request.place {
+                    Place::Highest => Place::Highest,
+                    Place::Any | Place::Lowest => Place::Lowest,
+                },
+                window: (from, to),
+                ..Request::new(step.units())
+            };
+            let Some(found) = self.find(&block, step, step.units()) else {
+                return Looked::Nothing;
+            };
+            let start = self.free_since(found.start, lo);
+            let end = self.free_until(found.start, hi);
+            let place = match request.place {
+                Place::Highest => end.checked_sub(units).map(|start| start & !(align - 1)),
+                Place::Any | Place::Lowest => start.checked_next_multiple_of(align),
+            };
+            let is_inside = |place: &u64| *place >= start && place.saturating_add(units) <= end;
+            if let Some(place) = place.filter(is_inside) {
+                return Looked::Found(place);
             }
-            at = probe + 1;
-            // All up to the next boundary is in the run, and so in one block.
-            if self.covering(probe).is_none_or(|(_, order)| order < step) {
-                continue;
-            }
-            let end = self.free_until(probe, hi);
-            at = end + 1;
-            // What is free before the boundary is looked at only where it could be enough.
-            if end - probe + step.units() <= units {
-                continue;
-            }
-            let start = self.free_since(probe, lo);
-            let lowest = start.next_multiple_of(align);
-            if lowest.saturating_add(units) > end {
-                continue;
-            }
-            if request.place != Place::Highest {
-                return Some(lowest);
-            }
-            best = Some((end - units) & !(align - 1));
+            search.at = Some(match request.place {
+                Place::Highest => start,
+                Place::Any | Place::Lowest => end,
+            });
         }
+        Looked::Unfinished
     }
 
     /// The first unit from `at` on, before `hi`, that is not free, or `hi`.
@@ -729,26 +787,6 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             at = block;
         }
         lo
-    }
-
-    /// Takes `units` side by side, after no block of `order` was there for an exact request.
-    #[inline(never)]
-    fn alloc_run(
-        &mut self,
-        request: &Request,
-        order: Order,
-        units: u64,
-    ) -> Result<Run, AllocError> {
-        let start = self
-            .find_run(request, order, units)
-            .ok_or(AllocError::Full)?;
-        self.claim(start, start + units).ok_or(AllocError::Full)?;
-        self.requested += units;
-        Ok(Run {
-            start,
-            units,
-            requested: units,
-        })
     }
 
     /// Takes `units` of a block of `order` where `request` wants it.

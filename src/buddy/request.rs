@@ -72,9 +72,9 @@ impl Order {
 pub enum Extent {
     /// The whole block.
     Block,
-    /// The units asked for; the tail goes back at once. Where no block covers them, any free units
-    /// side by side, unless `split_limit` is less than the largest order: the lowest, or the
-    /// highest, that start on `align` ([`RUN_STEPS`](super::RUN_STEPS) says from what size on).
+    /// The units asked for; the tail goes back at once. Where no block covers them,
+    /// [`Buddy::alloc_run`](super::Buddy::alloc_run) finds any adjacent free units, unless
+    /// `split_limit` is less than the largest order.
     Exact,
 }
 
@@ -129,6 +129,13 @@ impl Request {
         };
         Some((order, units))
     }
+}
+
+/// A search for adjacent free blocks, and how far it has come. It belongs to one request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunSearch {
+    /// The end of what was looked at: its upper end, or its lower one if the highest place is wanted.
+    pub(super) at: Option<u64>,
 }
 
 /// Units that belong to whoever holds this: it can't be cloned, and giving it to

@@ -69,7 +69,8 @@ use crate::buddy::{
     Extent,
     Order,
     Place,
-    Run, //
+    Run,
+    RunSearch, //
 };
 use crate::linger::Lingering;
 use crate::magazine::End;
@@ -117,6 +118,10 @@ pub(crate) const DEFAULT_POOL: u32 = 1;
 
 /// The pool is idle when nobody took memory or gave some back for so long.
 const IDLE_MS: u32 = 500;
+
+/// Holds of the pool's lock in a search for adjacent free blocks, until what has to stand still for
+/// it goes on.
+const HOLDS: u32 = 64;
 
 /// Units whose free blocks are counted under one hold of the pool's lock.
 const COUNTED: u64 = 1 << 12;
@@ -320,6 +325,11 @@ impl Ask {
     /// Says whether it may land elsewhere to keep the last large block whole.
     fn spares_the_last(&self) -> bool {
         !self.strict && matches!(self.spot, Spot::Within { .. })
+    }
+
+    /// May it have adjacent free blocks, where no block is free that covers it?
+    fn may_be_run(&self) -> bool {
+        self.extent == Extent::Exact && matches!(self.spot, Spot::Within { .. })
     }
 
     /// Could it be served, were all of the pool free?
@@ -729,12 +739,8 @@ impl Pool {
         if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
             return Ok(self.block_for(run, ask, hand));
         }
-        let (mut state, outcome, still) = self.attempt(ask, hand, 0);
-        let began = state.supply.pressure_began();
-        drop(state);
-        drop(still);
-        self.tell(began);
-        outcome.map(|run| self.block_for(run, ask, hand))
+        let run = self.end(self.attempt(ask, hand, 0))?;
+        Ok(self.block_for(run, ask, hand))
     }
 
     /// A block to move to, from one of `held` pages that goes back afterwards. Only what it has
@@ -744,12 +750,8 @@ impl Pool {
     ///
     /// As [`Pool::alloc`].
     pub(crate) fn alloc_for_move(self: &Arc<Self>, ask: &Ask, held: u64) -> Result<Block, Refused> {
-        let (mut state, outcome, still) = self.attempt(ask, None, held);
-        let began = state.supply.pressure_began();
-        drop(state);
-        drop(still);
-        self.tell(began);
-        outcome.map(|run| self.block_for_move(run, ask, held))
+        let run = self.end(self.attempt(ask, None, held))?;
+        Ok(self.block_for_move(run, ask, held))
     }
 
     /// The same for a client. Whatever it waited for, it does no longer: unless there is `room` for
@@ -769,16 +771,13 @@ impl Pool {
         if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
             return Ok(self.block_for(run, ask, hand));
         }
-        let (mut state, outcome, still) = self.attempt(ask, hand, 0);
-        let change = match (room, &outcome) {
-            (Some(room), Err(_)) => state.wishes.put(waiter, ask, room),
-            _ => state.wishes.remove(waiter),
+        let mut attempt = self.attempt(ask, hand, 0);
+        let wishes = &mut attempt.state.wishes;
+        let change = match (room, &attempt.outcome) {
+            (Some(room), Err(_)) => wishes.put(waiter, ask, attempt.searched, room),
+            _ => wishes.remove(waiter),
         };
-        state.note(&self.magazines);
-        let began = state.supply.pressure_began();
-        drop(state);
-        drop(still);
-        self.tell(began);
+        let outcome = self.end(attempt);
         self.settle(change, outcome.is_ok().then_some(ask));
         if let Err(refused) = &outcome {
             self.counts.refused(refused);
@@ -786,18 +785,9 @@ impl Pool {
         outcome.map(|run| self.block_for(run, ask, hand))
     }
 
-    /// What came of it, the lock under which it did, and those to let go after that. What may be at
-    /// `hand` is got ready for the next time, too. It is for what has `held` units until it moves.
-    fn attempt(
-        &self,
-        ask: &Ask,
-        hand: Option<(End, Order)>,
-        held: u64,
-    ) -> (
-        SpinLockGuard<'_, State>,
-        Result<Run, Refused>,
-        Option<Still<'_>>,
-    ) {
+    /// Tries to take units for `ask`. What may be at `hand` is got ready for the next time, too. It
+    /// is for what has `held` units until it moves.
+    fn attempt(&self, ask: &Ask, hand: Option<(End, Order)>, held: u64) -> Attempt<'_> {
         self.activity.fetch_add(1, Relaxed);
         self.look_for_bad();
         let still = ask.strict.then(|| self.still());
@@ -809,8 +799,12 @@ impl Pool {
             if let (false, Some(hand)) = (is_ready, hand) {
                 self.refill_for_next(&mut state, hand);
             }
-            state.note(&self.magazines);
-            return (state, outcome, still);
+            return Attempt {
+                searched: state.supply.returns(),
+                state,
+                outcome,
+                still,
+            };
         }
         drop(state);
         drop(still);
@@ -818,14 +812,80 @@ impl Pool {
         // there twice for a moment, and what is cleared ahead or at hand not at all, but not while
         // nobody else can begin to.
         self.lingering.sweep();
+        let still = self.still_and_unmoved();
+        let mut state = self.state.lock();
+        let searched = state.supply.returns();
+        let outcome = state.take(ask, held);
+        let attempt = Attempt {
+            state,
+            outcome,
+            still: Some(still),
+            searched,
+        };
+        match attempt.outcome {
+            Err(Refused::Full { .. }) if ask.may_be_run() => self.attempt_run(ask, held, attempt),
+            _ => attempt,
+        }
+    }
+
+    /// Goes on with an attempt that found no block, and looks for adjacent free blocks.
+    ///
+    /// The pool's lock is let go every few stretches, and what stands still goes on from time to
+    /// time. A killed caller ends the search: its task sees no refusal any more.
+    fn attempt_run<'a>(&'a self, ask: &Ask, held: u64, attempt: Attempt<'a>) -> Attempt<'a> {
+        let Attempt {
+            mut state,
+            mut outcome,
+            mut still,
+            searched,
+        } = attempt;
+        let mut search = RunSearch::default();
+        for hold in 1_u32.. {
+            if let Some(over) = state.take_run(ask, held, &mut search) {
+                outcome = over;
+                break;
+            }
+            drop(state);
+            if hold % HOLDS == 0 {
+                // Waiting for the locks lets other tasks run, too.
+                still = None;
+                still.replace(self.still_and_unmoved());
+            }
+            let is_killed = mm::being_killed();
+            state = self.state.lock();
+            if is_killed {
+                break;
+            }
+        }
+        Attempt {
+            state,
+            outcome,
+            still,
+            searched,
+        }
+    }
+
+    /// Sees what follows from an attempt, lets go of the locks, and tells of pressure.
+    fn end(&self, attempt: Attempt<'_>) -> Result<Run, Refused> {
+        let Attempt {
+            state,
+            outcome,
+            still,
+            ..
+        } = attempt;
+        let began = self.note(state);
+        drop(still);
+        self.tell(began);
+        outcome
+    }
+
+    /// Has nothing that is free be missing, nor be there twice.
+    fn still_and_unmoved(&self) -> Still<'_> {
         // A killed caller goes on without it: its task sees no refusal any more.
         let moving = turn::lock_killable(&self.moving);
         let mut still = self.still();
         still._moving = moving;
-        let mut state = self.state.lock();
-        let outcome = state.take(ask, held);
-        state.note(&self.magazines);
-        (state, outcome, Some(still))
+        still
     }
 
     /// Has nothing that is free be missing.
@@ -857,11 +917,15 @@ impl Pool {
 
     /// After a change of what is free: sees what follows, lets go of the lock, and tells of
     /// pressure.
-    fn note_and_tell(&self, mut state: SpinLockGuard<'_, State>) {
-        state.note(&self.magazines);
-        let began = state.supply.pressure_began();
-        drop(state);
+    fn note_and_tell(&self, state: SpinLockGuard<'_, State>) {
+        let began = self.note(state);
         self.tell(began);
+    }
+
+    /// The same, but says whether pressure has begun, which the caller tells when it holds no lock.
+    fn note(&self, mut state: SpinLockGuard<'_, State>) -> bool {
+        state.note(&self.magazines);
+        state.supply.pressure_began()
     }
 
     /// Wakes the clients that want to know of pressure, if it has begun. Outside of the lock.
@@ -888,7 +952,7 @@ impl Pool {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let fits = match state.wishes.of(waiter) {
-            Some(ask) => state.supply.fits(ask),
+            Some((ask, searched)) => state.supply.fits(ask, searched),
             None => true,
         };
         let turn_ended = !fits && state.wishes.wait_again(waiter);
@@ -913,7 +977,9 @@ impl Pool {
             let mut guard = self.state.lock();
             let state = &mut *guard;
             let supply = &mut state.supply;
-            let found = state.wishes.search(&mut search, |ask| supply.fits(ask));
+            let found = state
+                .wishes
+                .search(&mut search, |ask, searched| supply.fits(ask, searched));
             drop(guard);
             match found {
                 Found::GoOn => continue,
@@ -996,6 +1062,15 @@ impl Pool {
     }
 }
 
+/// An attempt to take units, with the locks under which it came to its outcome.
+struct Attempt<'a> {
+    state: SpinLockGuard<'a, State>,
+    outcome: Result<Run, Refused>,
+    still: Option<Still<'a>>,
+    /// How often units had been given back when it began to look for them.
+    searched: u64,
+}
+
 /// As long as this is held nothing that is free is missing, and, where it says so, nothing is there
 /// twice.
 struct Still<'a> {
@@ -1044,6 +1119,21 @@ impl State {
         self.supply.set_aside(held);
         self.count(ask.size);
         Ok(run)
+    }
+
+    /// The same in adjacent free blocks. `None` if the search is to go on.
+    fn take_run(
+        &mut self,
+        ask: &Ask,
+        held: u64,
+        search: &mut RunSearch,
+    ) -> Option<Result<Run, Refused>> {
+        let outcome = self.supply.take_run(ask, held, search)?;
+        if outcome.is_ok() {
+            self.supply.set_aside(held);
+            self.count(ask.size);
+        }
+        Some(outcome)
     }
 
     /// The same around a fence, in `scope`, out of no block of more than `limit`.

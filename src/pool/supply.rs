@@ -13,10 +13,12 @@ use crate::buddy::{
     Buddy,
     Counters,
     Direction,
+    Extent,
     Order,
     Place,
     Request,
-    Run, //
+    Run,
+    RunSearch, //
 };
 use crate::mm;
 use kernel::prelude::*;
@@ -72,6 +74,8 @@ pub(super) struct Supply {
     /// Units that are taken but count as free: they are borrowed, or their contents are here twice
     /// while a buffer moves.
     aside: u64,
+    /// How often units were given back. It wraps.
+    returns: u64,
 }
 
 impl Supply {
@@ -84,6 +88,7 @@ impl Supply {
             pressure: false,
             untold: false,
             aside: 0,
+            returns: 0,
         }
     }
 
@@ -124,6 +129,50 @@ impl Supply {
         Ok(run)
     }
 
+    /// Goes on with `search` for adjacent free blocks, after [`Supply::take`] found nothing. `None` if
+    /// the search is not over: the caller lets go of the pool's lock, and calls this again.
+    pub(super) fn take_run(
+        &mut self,
+        ask: &Ask,
+        held: u64,
+        search: &mut RunSearch,
+    ) -> Option<Result<Run, Refused>> {
+        if let Err(refused) = self.permits(ask, held) {
+            return Some(Err(refused));
+        }
+        let found = match self.request_for_run(ask) {
+            Some(request) => self.core.alloc_run(&request, search).transpose()?.ok(),
+            None => None,
+        };
+        let Some(run) = found else {
+            return Some(Err(Refused::Full {
+                largest_free: self.largest_free(),
+            }));
+        };
+        let is_inside = |(lo, hi): &(u64, u64)| run.start() < *hi && run.end() > *lo;
+        if self.fence.as_ref().is_some_and(is_inside) {
+            self.fence = None;
+        }
+        Some(Ok(run))
+    }
+
+    /// The request for adjacent free blocks, where `ask` may have these.
+    fn request_for_run(&self, ask: &Ask) -> Option<Request> {
+        match ask.spot {
+            Spot::Within { place, .. } if ask.extent == Extent::Exact => {
+                let limit = self.split_limit(ask)?;
+                Some(self.request(ask, place, ask.bounds(self.base), limit))
+            }
+            _ => None,
+        }
+    }
+
+    /// How often units were given back so far. As long as this is the same, a request that was
+    /// refused would be refused again.
+    pub(super) fn returns(&self) -> u64 {
+        self.returns
+    }
+
     /// Takes a block of `order` to have it ready; never part of the last large block.
     pub(super) fn take_block(&mut self, place: Place, order: Order) -> Option<Run> {
         let spares = order < LARGE && !self.core.has_blocks(LARGE, 2);
@@ -135,8 +184,9 @@ impl Supply {
         self.core.alloc(&request).ok()
     }
 
-    /// Would a client get that?
-    pub(super) fn fits(&mut self, ask: &Ask) -> bool {
+    /// Would a client get that? It may also be told so if that takes a long search to know, unless it
+    /// was refused when units had been given back `searched` times, and none was given back since.
+    pub(super) fn fits(&mut self, ask: &Ask, searched: u64) -> bool {
         if self.permits(ask, 0).is_err() {
             return false;
         }
@@ -145,9 +195,17 @@ impl Supply {
             Spot::Within { place, .. } => {
                 let limit = self.split_limit(ask).unwrap_or(SMALL);
                 let request = self.request(ask, place, ask.bounds(self.base), limit);
-                self.core.could_alloc(&request)
+                self.core.could_alloc(&request) || self.could_be_run(ask, searched)
             }
         }
+    }
+
+    fn could_be_run(&self, ask: &Ask, searched: u64) -> bool {
+        self.request_for_run(ask).is_some_and(|request| {
+            self.core
+                .could_alloc_run(&request, &mut RunSearch::default())
+                .unwrap_or(searched != self.returns)
+        })
     }
 
     /// Units for what moves, in `scope`, out of no block of more than `limit`.
@@ -166,7 +224,7 @@ impl Supply {
     /// Ends that.
     pub(super) fn give_back(&mut self, run: Run) {
         self.count_again(run.units());
-        self.core.free(run);
+        self.free(run);
     }
 
     /// The same units for good: they do not count as free.
@@ -191,6 +249,7 @@ impl Supply {
 
     /// Gives units back.
     pub(super) fn free(&mut self, run: Run) {
+        self.returns = self.returns.wrapping_add(1);
         self.core.free(run);
     }
 
@@ -208,6 +267,7 @@ impl Supply {
 
     /// Lets `run` have no more than `units`.
     pub(super) fn shrink(&mut self, run: &mut Run, direction: Direction, units: u64) -> bool {
+        self.returns = self.returns.wrapping_add(1);
         self.core.shrink(run, direction, units).is_ok()
     }
 
@@ -344,7 +404,12 @@ impl Supply {
                 let request = self.request(ask, place, window, limit);
                 match self.core.alloc(&request) {
                     Ok(run) => Some(run),
-                    Err(AllocError::Full | AllocError::Invalid | AllocError::Taken) => None,
+                    // A first look, which is all that what moves gets.
+                    Err(AllocError::Full) => {
+                        let mut search = RunSearch::default();
+                        self.core.alloc_run(&request, &mut search).ok()?
+                    }
+                    Err(AllocError::Invalid | AllocError::Taken) => None,
                 }
             })
     }

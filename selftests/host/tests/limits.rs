@@ -5,6 +5,8 @@
 mod common;
 
 use common::{
+    alloc_anyhow,
+    could_alloc_anyhow,
     Bench,
     Care,
     Op,
@@ -766,8 +768,8 @@ fn exact_runs_beyond_the_largest_block() {
             };
             // No block covers that.
             assert_eq!(core.alloc(&Request::new(units)), Err(AllocError::Full));
-            assert!(core.could_alloc(&request));
-            let run = core.alloc(&request).unwrap();
+            assert!(could_alloc_anyhow(&mut core, &request));
+            let run = alloc_anyhow(&mut core, &request).unwrap();
             assert_eq!((run.units(), run.requested()), (units, units));
             let start = match place {
                 Place::Highest => base + len - units,
@@ -778,24 +780,27 @@ fn exact_runs_beyond_the_largest_block() {
             assert_eq!(core.counters().free_blocks, new.free_blocks);
         }
     }
-    assert_eq!(core.alloc(&exact(len + 1)), Err(AllocError::Full));
+    assert_eq!(
+        alloc_anyhow(&mut core, &exact(len + 1)),
+        Err(AllocError::Full)
+    );
     // Around what is in use, on a boundary, and in a window.
     let low = core.alloc_at(base + 10, 1).unwrap();
-    let run = core.alloc(&exact(len - 11)).unwrap();
+    let run = alloc_anyhow(&mut core, &exact(len - 11)).unwrap();
     assert_eq!(run.start(), base + 11);
     core.free(run);
     let aligned = Request {
         align: order(10),
         ..exact(len - 1024)
     };
-    let run = core.alloc(&aligned).unwrap();
+    let run = alloc_anyhow(&mut core, &aligned).unwrap();
     assert_eq!(run.start(), base + 1024);
     core.free(run);
     let window = Request {
         window: (base + 77, base + 77 + (4 << 18)),
         ..exact(4 << 18)
     };
-    let run = core.alloc(&window).unwrap();
+    let run = alloc_anyhow(&mut core, &window).unwrap();
     assert_eq!(run.start(), base + 77);
     core.free(run);
     core.free(low);
@@ -804,9 +809,38 @@ fn exact_runs_beyond_the_largest_block() {
         split_limit: order(18),
         ..exact((1 << 19) + 1)
     };
-    assert_eq!(core.alloc(&careful), Err(AllocError::Full));
+    assert_eq!(alloc_anyhow(&mut core, &careful), Err(AllocError::Full));
     assert_eq!(core.validate(), Ok(()));
     assert_eq!(core.counters().splits, core.counters().joins);
+}
+
+/// Three units side by side, none of which a block of four covers, among 65 536 stretches of two.
+#[test]
+fn exact_runs_among_many_stretches() {
+    let stretches = 1_u64 << 16;
+    // The first has units 1 to 3 of its four free, or the one in the middle, or the last.
+    for wide in [0, stretches / 2, stretches - 1] {
+        let mut core = Region::new(0, 4 * stretches).buddy(AlwaysJoin);
+        for four in 0..stretches {
+            let _taken = core.alloc_at(4 * four, 1).unwrap();
+            if four != wide {
+                let _taken = core.alloc_at(4 * four + 3, 1).unwrap();
+            }
+        }
+        for place in [Place::Any, Place::Lowest, Place::Highest] {
+            let request = Request { place, ..exact(3) };
+            assert_eq!(core.alloc(&request), Err(AllocError::Full));
+            let before = core.counters();
+            assert!(could_alloc_anyhow(&mut core, &request));
+            let run = alloc_anyhow(&mut core, &request).unwrap();
+            assert_eq!((run.start(), run.units()), (4 * wide + 1, 3), "{place:?}");
+            // Nothing is left that is as long, and a search that is over says so.
+            assert!(!could_alloc_anyhow(&mut core, &request));
+            assert_eq!(alloc_anyhow(&mut core, &request), Err(AllocError::Full));
+            core.free(run);
+            assert_eq!(core.counters().free_blocks, before.free_blocks);
+        }
+    }
 }
 
 /// Words as they were written, and as they are read once the first of them are broken.

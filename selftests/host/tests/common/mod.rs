@@ -21,7 +21,7 @@ use rust_buddy_host::buddy::{
     Place,
     Request,
     Run,
-    RUN_STEPS, //
+    RunSearch, //
 };
 
 /// Says what went wrong.
@@ -359,7 +359,6 @@ impl Model {
         let Region { base, len } = self.region;
         let (lo, hi) = request.window;
         let (lo, hi) = (lo.max(base), hi.min(base + len));
-        let step = covering(request.units).map_or(1, |(order, _)| 1 << order.saturating_sub(2));
         let largest = pieces(base, base + len)
             .into_iter()
             .map(|piece| piece.1)
@@ -367,8 +366,7 @@ impl Model {
         let may = request.extent == Extent::Exact
             && Some(request.split_limit.get()) >= largest
             && covering(request.units).is_some()
-            && lo < hi
-            && (hi - lo) / step <= RUN_STEPS;
+            && lo < hi;
         let end = if may { hi } else { 0 };
         (lo..end).filter(move |&start| {
             start % request.align.units() == 0
@@ -512,6 +510,33 @@ pub struct Live {
     owner: u32,
 }
 
+/// Takes units for `request`, in adjacent free blocks if no block will do.
+pub fn alloc_anyhow<P: JoinPolicy>(
+    core: &mut Buddy<Vec<u64>, P>,
+    request: &Request,
+) -> Result<Run, AllocError> {
+    match core.alloc(request) {
+        Err(AllocError::Full) => {
+            let mut search = RunSearch::default();
+            loop {
+                if let Some(run) = core.alloc_run(request, &mut search)? {
+                    return Ok(run);
+                }
+            }
+        }
+        outcome => outcome,
+    }
+}
+
+/// Would [`alloc_anyhow`] get them?
+pub fn could_alloc_anyhow<P: JoinPolicy>(core: &mut Buddy<Vec<u64>, P>, request: &Request) -> bool {
+    let mut search = RunSearch::default();
+    core.could_alloc(request)
+        || core::iter::repeat_with(|| core.could_alloc_run(request, &mut search))
+            .find_map(|known| known)
+            == Some(true)
+}
+
 /// The core and the model side by side. Buddies always join here, so that which blocks are free
 /// follows from which units are.
 pub struct Bench {
@@ -591,9 +616,9 @@ impl Bench {
     /// Returns if there was room.
     pub fn alloc(&mut self, request: &Request) -> Result<bool, String> {
         let before = self.core.counters();
-        let could = self.core.could_alloc(request);
+        let could = could_alloc_anyhow(&mut self.core, request);
         ensure!(before == self.core.counters(), "asking changed something");
-        let got = self.core.alloc(request);
+        let got = alloc_anyhow(&mut self.core, request);
         ensure!(could == got.is_ok(), "could: {could}, but got {got:?}");
         let run = match got {
             Ok(run) => run,

@@ -7,6 +7,8 @@
 //! recorded.
 
 use super::{
+    alloc_anyhow,
+    could_alloc_anyhow,
     covering,
     pick,
     pieces,
@@ -176,8 +178,8 @@ impl Bench {
     }
 
     pub fn alloc(&mut self, request: &Request) -> Outcome {
-        let could = self.core.could_alloc(request);
-        let got = self.core.alloc(request);
+        let could = could_alloc_anyhow(&mut self.core, request);
+        let got = alloc_anyhow(&mut self.core, request);
         ensure!(could == got.is_ok(), "could: {could}, but got {got:?}");
         ensure!(self.asked().is_empty(), "alloc asked");
         let Some((order, size)) = covering(request.units) else {
