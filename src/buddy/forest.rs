@@ -370,11 +370,18 @@ impl Forest {
                 continue;
             }
             let whole = self.alignment_of(number);
-            if now.alignment(rank, whole) != known.alignment(rank, whole) {
-                let item = self.item(number);
-                let align = self.alignment_in(item, rank, |tree| self.tree(words, tree << RANKS));
-                self.heads.refresh(words, item, rank, align);
+            let (was, is) = (known.alignment(rank, whole), now.alignment(rank, whole));
+            if was == is {
+                continue;
             }
+            let item = self.item(number);
+            // What other trees have may be as large as either.
+            if is.is_some_and(|is| Some(is) > was && self.heads.has(words, item, rank, is)) {
+                continue;
+            }
+            let others = self.alignment_of_others(words, item, rank, number, was.max(is));
+            let (before, after) = (was.max(others), is.max(others));
+            self.heads.refresh(words, item, rank, before, after);
         }
         let next_words = self.tree(words, next << RANKS).words();
         // CAST: u32 fits usize wherever there is a kernel with an MMU.
@@ -404,6 +411,28 @@ impl Forest {
         (first..end)
             .filter_map(|number| tree(number).alignment(rank, self.alignment_of(number)))
             .max()
+    }
+
+    /// The same without tree `but`, or any alignment from `enough` on if there is one.
+    fn alignment_of_others(
+        &self,
+        words: &[u64],
+        item: u64,
+        rank: u32,
+        but: u32,
+        enough: Option<u32>,
+    ) -> Option<u32> {
+        let first = self.first_tree(item);
+        let end = self.first_tree(item + 1).min(self.trees);
+        let mut best = None;
+        for number in (first..end).filter(|&number| number != but) {
+            let tree = self.tree(words, number << RANKS);
+            best = best.max(tree.alignment(rank, self.alignment_of(number)));
+            if best >= enough {
+                break;
+            }
+        }
+        best
     }
 
     /// The alignment of a tree's start, in leaves as a power of two, as far as items tell.

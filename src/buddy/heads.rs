@@ -203,16 +203,37 @@ impl Heads {
         found & stride(over)
     }
 
-    /// The blocks of `rank` in `item` have changed: the largest alignment of them all is `align`
-    /// now. Puts that into the index.
-    pub(super) fn refresh(&self, words: &mut [u64], item: u64, rank: u32, align: Option<u32>) {
+    /// Says whether `item` has a block of `rank` on a boundary of `align`.
+    pub(super) fn has(&self, words: &[u64], item: u64, rank: u32, align: u32) -> bool {
+        let word = self.word(words, 0, item >> WORD_SHIFT, plane(0, rank, align));
+        (word >> (item % u64::from(WORD_BITS))) & 1 != 0
+    }
+
+    /// Puts into the index that the largest alignment of the blocks of `rank` in `item` was `before`
+    /// and is `now`.
+    ///
+    /// Only the words of the alignments between these two change. Above an item, a word changes only
+    /// if the one below it does.
+    pub(super) fn refresh(
+        &self,
+        words: &mut [u64],
+        item: u64,
+        rank: u32,
+        before: Option<u32>,
+        now: Option<u32>,
+    ) {
+        let (least, most) = (before.min(now), before.max(now));
+        let mut from = least.map_or(rank, |align| align + 1);
+        let Some(mut to) = most else {
+            return;
+        };
         let mut item = item;
         for height in 0..self.heights {
             let group = item >> WORD_SHIFT;
-            let mut changed = false;
-            for at in rank..=cap(height) {
+            let (mut first, mut last) = (u32::MAX, None);
+            for at in from..=to {
                 let has = match height.checked_sub(1) {
-                    None => align >= Some(at),
+                    None => now >= Some(at),
                     Some(below) => self.below(words, below, item, rank, at),
                 };
                 let Some(place) = self.place(height, group, plane(height, rank, at)) else {
@@ -221,14 +242,23 @@ impl Heads {
                 if let Some(word) = words.get_mut(place) {
                     note_words(1);
                     let bit = 1 << (item % u64::from(WORD_BITS));
-                    let now = if has { *word | bit } else { *word & !bit };
-                    changed |= now != *word;
-                    *word = now;
+                    let new = if has { *word | bit } else { *word & !bit };
+                    if new != *word {
+                        *word = new;
+                        first = first.min(at);
+                        last = Some(at);
+                    }
                 }
             }
-            if !changed {
+            let Some(last) = last else {
                 break;
-            }
+            };
+            from = first;
+            // Which items above are on a larger boundary follows from that word.
+            to = match last == cap(height) {
+                true => cap(height + 1),
+                false => last,
+            };
             item = group;
         }
     }
