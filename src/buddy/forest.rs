@@ -17,7 +17,6 @@ use super::{
     heads::{
         Heads,
         Wanted,
-        TREES,
         TREE_SHIFT, //
     },
     note_words,
@@ -320,43 +319,85 @@ impl Forest {
     /// The first tree, at or after `from`, that may have a block that is wanted, in a place that is
     /// wanted. [`Forest::settle`] comes first. At most two items are returned trees of without such
     /// a block: that with `from`, and the last one.
+    ///
+    /// A search through several trees passes the same `end` each time, 0 at first: the second index
+    /// has an item up to there.
     #[inline(always)]
-    pub(super) fn next_match(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
-        match wanted.is_plain() {
-            true => self.next_tree(words, from, wanted.least),
-            false => self.next_by_heads(words, from, wanted),
+    pub(super) fn next_match(
+        &self,
+        words: &[u64],
+        from: u32,
+        wanted: &Wanted,
+        end: &mut u32,
+    ) -> Option<u32> {
+        if wanted.is_plain() {
+            return self.next_tree(words, from, wanted.least);
         }
-    }
-
-    #[inline(never)]
-    fn next_by_heads(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
         let tree = self.next_tree(words, from, wanted.least)?;
-        let item = self.heads.next(words, self.item(tree), wanted)?;
-        self.next_tree(words, tree.max(self.first_tree(item)), wanted.least)
-    }
-
-    /// The last tree, at or before `from`, that may; as [`Forest::next_match`].
-    #[inline(always)]
-    pub(super) fn prev_match(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
-        match wanted.is_plain() {
-            true => self.prev_tree(words, from, wanted.least),
-            false => self.prev_by_heads(words, from, wanted),
+        match tree < *end {
+            true => Some(tree),
+            false => self.next_by_heads(words, tree, wanted, end),
         }
     }
 
     #[inline(never)]
-    fn prev_by_heads(&self, words: &[u64], from: u32, wanted: &Wanted) -> Option<u32> {
+    fn next_by_heads(
+        &self,
+        words: &[u64],
+        tree: u32,
+        wanted: &Wanted,
+        end: &mut u32,
+    ) -> Option<u32> {
+        let item = self.heads.next(words, self.item(tree), wanted)?;
+        *end = self.first_tree(item + 1);
+        match self.first_tree(item) {
+            first if first > tree => self.next_tree(words, first, wanted.least),
+            _ => Some(tree),
+        }
+    }
+
+    /// The last tree, at or before `from`, that may; as [`Forest::next_match`], but the second index
+    /// has an item from `start` on, which is [`u32::MAX`] at first.
+    #[inline(always)]
+    pub(super) fn prev_match(
+        &self,
+        words: &[u64],
+        from: u32,
+        wanted: &Wanted,
+        start: &mut u32,
+    ) -> Option<u32> {
+        if wanted.is_plain() {
+            return self.prev_tree(words, from, wanted.least);
+        }
         let tree = self.prev_tree(words, from, wanted.least)?;
+        match tree >= *start {
+            true => Some(tree),
+            false => self.prev_by_heads(words, tree, wanted, start),
+        }
+    }
+
+    #[inline(never)]
+    fn prev_by_heads(
+        &self,
+        words: &[u64],
+        tree: u32,
+        wanted: &Wanted,
+        start: &mut u32,
+    ) -> Option<u32> {
         let item = self.heads.prev(words, self.item(tree), wanted)?;
-        let last = self.first_tree(item).saturating_add(TREES - 1);
-        self.prev_tree(words, tree.min(last), wanted.least)
+        *start = self.first_tree(item);
+        match self.first_tree(item + 1).saturating_sub(1) {
+            last if last < tree => self.prev_tree(words, last, wanted.least),
+            _ => Some(tree),
+        }
     }
 
     /// Brings the second index up to date.
     #[inline]
     pub(super) fn settle(&self, words: &mut [u64]) {
-        if self.heads.is_there() {
-            self.turn_to(words, self.pending.get());
+        let (number, known) = self.known(words);
+        if self.heads.is_there() && self.tree(words, number << RANKS) != known {
+            self.turn_to(words, number);
         }
     }
 
@@ -365,8 +406,12 @@ impl Forest {
     fn turn_to(&self, words: &mut [u64], next: u32) {
         let (number, known) = self.known(words);
         let now = self.tree(words, number << RANKS);
-        for rank in 0..RANKS {
-            if !self.heads.is_there() || now.is_alike(known, rank) {
+        let changed = match self.heads.is_there() && now != known {
+            true => RANKS,
+            false => 0,
+        };
+        for rank in 0..changed {
+            if now.is_alike(known, rank) {
                 continue;
             }
             let whole = self.alignment_of(number);
@@ -425,9 +470,16 @@ impl Forest {
         let first = self.first_tree(item);
         let end = self.first_tree(item + 1).min(self.trees);
         let mut best = None;
-        for number in (first..end).filter(|&number| number != but) {
+        let mut from = first;
+        // Only trees with blocks of that rank or more. Of the pending tree the index may say less
+        // than the second one knows, but that is the one that is left out.
+        while let Some(number) = self.next_tree(words, from, rank).filter(|&tree| tree < end) {
+            from = number + 1;
+            if number == but {
+                continue;
+            }
             let tree = self.tree(words, number << RANKS);
-            best = best.max(tree.alignment(rank, self.alignment_of(number)));
+            best = tree.alignment_beyond(rank, self.alignment_of(number), best);
             if best >= enough {
                 break;
             }

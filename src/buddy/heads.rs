@@ -6,7 +6,7 @@
 //! *or more*, on any boundary. That is not enough for two kinds of request: those aligned to more
 //! than their size, and those that may not split large blocks. Neither may look at every tree.
 //!
-//! An *item* is [`TREES`] neighbouring trees. For each item, rank and alignment there is a bit: the
+//! An *item* is 2^[`TREE_SHIFT`] neighbouring trees. For each item, rank and alignment there is a bit: the
 //! item has a free block of that rank that starts on a boundary of that alignment or more. The bits
 //! of 64 items for one rank and alignment are a word. Above that, an item is 64 items below, with
 //! the alignments that it can have beside theirs. An item's start is as aligned as the item is
@@ -27,8 +27,6 @@ use super::{
 
 /// An item at the lowest height is 2^this trees.
 pub(super) const TREE_SHIFT: u32 = 4;
-/// Trees of one item.
-pub(super) const TREES: u32 = 1 << TREE_SHIFT;
 
 const WORD_BITS: u32 = u64::BITS;
 const WORD_SHIFT: u32 = WORD_BITS.ilog2();
@@ -195,10 +193,17 @@ impl Heads {
         if group & ((1 << beyond.min(u64::BITS - 1)) - 1) != 0 {
             return 0;
         }
+        let planes = self
+            .place(height, group, 0)
+            .and_then(|first| words.get(first..))
+            .unwrap_or_default();
         let mut found = 0;
-        for rank in wanted.least..=wanted.most {
+        for rank in wanted.least..wanted.most + 1 {
             let align = wanted.align.clamp(rank, cap);
-            found |= self.word(words, height, group, plane(height, rank, align));
+            note_words(1);
+            // CAST: u32 fits usize wherever there is a kernel with an MMU.
+            let at = plane(height, rank, align) as usize;
+            found |= planes.get(at).copied().unwrap_or(0);
         }
         found & stride(over)
     }

@@ -231,11 +231,6 @@ impl Bounds {
         }
     }
 
-    /// Within a tree, every 2^this-th block of `order` at most is on the boundary.
-    fn skip(&self, order: Order) -> u32 {
-        self.align.get().saturating_sub(order.get()).min(RANKS)
-    }
-
     /// Blocks smaller than the alignment have a place only where they start on it.
     fn is_off(&self, block: u64, order: Order) -> bool {
         order < self.align && block & (self.align.units() - 1) != 0
@@ -691,9 +686,11 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             first,
             last,
         };
-        let levels = index(order)..index(limit) + 1;
+        let mut levels = index(order)..index(limit) + 1;
         match request.place {
-            Place::Any | Place::Lowest => levels
+            Place::Any => levels
+                .find_map(|level| self.lowest_in(level, &bounds)),
+            Place::Lowest => levels
                 .filter_map(|level| self.lowest_in(level, &bounds))
                 .min_by_key(|found| found.start),
             Place::Highest => levels
@@ -941,18 +938,20 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let shift = forest.shift();
         let wanted = bounds.wanted(shift);
         let mut leaf = forest.leaf(bounds.first);
+        let mut end = 0;
         loop {
-            let number = forest.next_match(&self.words, leaf >> RANKS, &wanted)?;
+            let number = forest.next_match(&self.words, leaf >> RANKS, &wanted, &mut end)?;
             let start = number << RANKS;
             leaf = leaf.max(start);
             let tree = forest.tree(&self.words, leaf);
-            let found = tree.ranks_in(wanted.least, wanted.most).filter_map(|rank| {
+            // The lowest block has the lowest place, too. Beyond a tree's size all alignments are
+            // the same, and only a block at its start has any.
+            let lowest = tree.next_of(&wanted, leaf % LEAVES);
+            let found = lowest.and_then(|(in_tree, rank)| {
                 let order = Order::saturating(shift + rank);
-                let in_tree = tree.next(rank, leaf % LEAVES, bounds.skip(order))?;
-                let block = forest.unit(start + in_tree);
-                bounds.lowest_place(block, order)
+                bounds.lowest_place(forest.unit(start + in_tree), order)
             });
-            if let Some(found) = found.min_by_key(|found| found.start) {
+            if let Some(found) = found {
                 return (found.start <= bounds.last).then_some(found);
             }
             // Trees without any such boundary need not be looked at.
@@ -975,18 +974,18 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let shift = forest.shift();
         let wanted = bounds.wanted(shift);
         let mut leaf = forest.leaf(bounds.last);
+        let mut from = u32::MAX;
         loop {
-            let number = forest.prev_match(&self.words, leaf >> RANKS, &wanted)?;
+            let number = forest.prev_match(&self.words, leaf >> RANKS, &wanted, &mut from)?;
             let start = number << RANKS;
             leaf = leaf.min(start + LEAVES - 1);
             let tree = forest.tree(&self.words, leaf);
-            let found = tree.ranks_in(wanted.least, wanted.most).filter_map(|rank| {
+            let highest = tree.prev_of(&wanted, leaf % LEAVES);
+            let found = highest.and_then(|(in_tree, rank)| {
                 let order = Order::saturating(shift + rank);
-                let in_tree = tree.prev(rank, leaf % LEAVES, bounds.skip(order))?;
-                let block = forest.unit(start + in_tree);
-                bounds.highest_place(block, order)
+                bounds.highest_place(forest.unit(start + in_tree), order)
             });
-            if let Some(found) = found.max_by_key(|found| found.start) {
+            if let Some(found) = found {
                 return (found.start >= bounds.first).then_some(found);
             }
             let unit = forest.unit(start);

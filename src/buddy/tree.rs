@@ -17,6 +17,8 @@
 //!   however many ranks it is: nothing here loops over ranks, and so no loop's end is guessed
 //!   wrong.
 
+use super::heads::Wanted;
+
 /// Ranks of one tree. A leaf one level up is as large as a whole tree.
 pub(super) const RANKS: u32 = 6;
 /// Leaves of one tree.
@@ -125,8 +127,29 @@ const FAMILY: [u64; 64] = {
     family
 };
 
+/// The nodes of the ranks from 1 on that start at a multiple of 2^n leaves, for each n.
+const ALIGNED: [u64; RANKS as usize + 1] = {
+    let mut masks = [0; RANKS as usize + 1];
+    let mut align = 0;
+    while align < masks.len() {
+        let mut rank = 1;
+        while rank < RANKS as usize {
+            let mut leaf = 0;
+            while leaf < LEAVES as usize {
+                if leaf % (1 << align) == 0 {
+                    masks[align] |= 1 << (FIRST[rank] as usize + (leaf >> rank));
+                }
+                leaf += 1 << rank;
+            }
+            rank += 1;
+        }
+        align += 1;
+    }
+    masks
+};
+
 /// The two words of a tree.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Tree {
     leaves: u64,
     larger: u64,
@@ -274,12 +297,6 @@ impl Tree {
         (0..RANKS).find(|&rank| self.contains(rank, leaf))
     }
 
-    /// Which of the ranks `[least, most]` have free blocks, from the small to the large.
-    #[inline]
-    pub(super) fn ranks_in(self, least: u32, most: u32) -> impl Iterator<Item = u32> {
-        (least..most + 1).filter(move |&rank| self.only(rank) != 0)
-    }
-
     /// The first leaf of the lowest free block of `rank`, at or after the one with `leaf` in it,
     /// whose number in its rank is a multiple of 2^`shift` (at most 6).
     #[inline]
@@ -288,12 +305,66 @@ impl Tree {
         (found != 0).then(|| found.trailing_zeros() << rank)
     }
 
-    /// The same, the highest, at or before the one with `leaf` in it.
+    /// Is there a free block that is wanted, on a boundary that the tree can tell?
+    #[inline]
+    fn has_any_of(self, wanted: &Wanted) -> bool {
+        let align = wanted.align.min(RANKS);
+        // CAST: At most 6.
+        let larger = self.larger & ALIGNED[align as usize % ALIGNED.len()];
+        let larger = larger & from(wanted.least) & !from(wanted.most + 1);
+        larger != 0 || (wanted.least == 0 && self.leaves & stride(align) != 0)
+    }
+
+    /// The first leaf of the lowest free block that is wanted, at or after the one with `leaf` in it,
+    /// and its rank.
+    #[inline]
+    pub(super) fn next_of(self, wanted: &Wanted, leaf: u32) -> Option<(u32, u32)> {
+        let mut best = None;
+        if !self.has_any_of(wanted) {
+            return best;
+        }
+        for rank in wanted.least..wanted.most + 1 {
+            if self.only(rank) == 0 {
+                continue;
+            }
+            let shift = wanted.align.saturating_sub(rank).min(RANKS);
+            if let Some(found) = self.next(rank, leaf, shift) {
+                if best.is_none_or(|(lowest, _)| found < lowest) {
+                    best = Some((found, rank));
+                }
+            }
+        }
+        best
+    }
+
+    /// The highest such block, at or before the one with `leaf` in it.
     #[inline]
     pub(super) fn prev(self, rank: u32, leaf: u32, shift: u32) -> Option<u32> {
         let found =
             self.members(rank, shift) & (u64::MAX >> (LEAVES - 1 - (leaf >> rank) % LEAVES));
         found.checked_ilog2().map(|top| top << rank)
+    }
+
+    /// The first leaf of the highest free block that is wanted, at or before the one with `leaf` in
+    /// it, and its rank.
+    #[inline]
+    pub(super) fn prev_of(self, wanted: &Wanted, leaf: u32) -> Option<(u32, u32)> {
+        let mut best = None;
+        if !self.has_any_of(wanted) {
+            return best;
+        }
+        for rank in wanted.least..wanted.most + 1 {
+            if self.only(rank) == 0 {
+                continue;
+            }
+            let shift = wanted.align.saturating_sub(rank).min(RANKS);
+            if let Some(found) = self.prev(rank, leaf, shift) {
+                if best.is_none_or(|(highest, _)| found > highest) {
+                    best = Some((found, rank));
+                }
+            }
+        }
+        best
     }
 
     /// The largest alignment, as a power of two of leaves, of the free blocks of `rank`; `whole` is
@@ -307,6 +378,22 @@ impl Tree {
             .rev()
             .find(|&shift| members & stride(shift) != 0)
             .map(|shift| rank + shift)
+    }
+
+    /// The larger of that and `best`, which is the alignment of another block of `rank`. Costs little
+    /// where it is `best`.
+    #[inline]
+    pub(super) fn alignment_beyond(
+        self,
+        rank: u32,
+        whole: u32,
+        best: Option<u32>,
+    ) -> Option<u32> {
+        let shift = best.map_or(0, |best| best + 1 - rank);
+        if self.members(rank, shift) == 0 {
+            return best;
+        }
+        best.max(self.alignment(rank, whole))
     }
 
     /// Are the free blocks of `rank` the same as those of another tree?
