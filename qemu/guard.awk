@@ -2,7 +2,7 @@
 #
 # Known counts, then those of now, as counts.awk prints them: ours may not be 5 % more than they
 # were, and have to be far below what takes memory from the whole system. Fewer are good news,
-# which want to be committed.
+# which want to be committed. In the requests of KUnit's test ours may not be more than gpu_buddy's.
 
 /^#/ || NF < 4 { next }
 {
@@ -16,7 +16,17 @@ FNR == NR { known[key] = count; next }
 { now[key] = count }
 what == "cma_alloc" { cma[$1] = count }
 what ~ /^core/ && $2 ~ /^(empty|half)$/ && count > most[$1] { most[$1] = count }
+$2 ~ /^(pieces|halves)$/ { trace[what, $2] = count }
 END {
+	for (i = split("pieces halves", states); i > 0; i--) {
+		ours = trace["core", states[i]]
+		theirs = trace["gpu_buddy", states[i]]
+		if (!ours || ours > theirs) {
+			print states[i] ": " ours + 0 " instructions, gpu_buddy " theirs + 0
+			bad++
+		}
+		compared++
+	}
 	for (key in known) {
 		compared++
 		if (!(key in now)) {
