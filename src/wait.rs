@@ -13,9 +13,9 @@
 //! wish fits, and who frees does so under the same lock: either sees the other. So as long as a
 //! wish fits that is listened to, somebody has a turn, or had one and did not look at it since.
 //!
-//! Whether adjacent free blocks would do for an EXACT wish can take longer to find out than the lock
-//! is to be held. Such a wish counts as one that fits after each free. Its client finds out by asking
-//! again, in its own time.
+//! Whether adjacent free blocks would do for an EXACT wish can take longer to find out than the
+//! lock is to be held. Such a wish counts as one that fits after each free. Its client finds out by
+//! asking again, in its own time.
 //!
 //! Nothing is allocated, freed or woken under the lock, and it is let go after every [`BATCH`]
 //! wishes.
@@ -177,9 +177,9 @@ impl Wishes {
         self.tree.is_empty()
     }
 
-    /// A client waits for `ask`, which was refused when memory had been given back `searched` times.
-    /// It keeps its place if that is what it waited for before, and goes to the end of the queue if
-    /// not.
+    /// A client waits for `ask`, which was refused when memory had been given back `searched`
+    /// times. It keeps its place if that is what it waited for before, and goes to the end of the
+    /// queue if not.
     pub(crate) fn put(
         &mut self,
         waiter: &Arc<Waiter>,
@@ -230,7 +230,8 @@ impl Wishes {
         }
     }
 
-    /// What a client waits for, and how often memory had been given back when that was last refused.
+    /// What a client waits for, and how often memory had been given back when that was last
+    /// refused.
     pub(crate) fn of(&self, waiter: &Waiter) -> Option<(&Ask, u64)> {
         let wish = self.tree.get(&waiter.ticket())?;
         Some((&wish.ask, wish.searched))

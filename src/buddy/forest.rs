@@ -356,8 +356,8 @@ impl Forest {
         }
     }
 
-    /// The last tree, at or before `from`, that may; as [`Forest::next_match`], but the second index
-    /// has an item from `start` on, which is [`u32::MAX`] at first.
+    /// The last tree, at or before `from`, that may; as [`Forest::next_match`], but the second
+    /// index has an item from `start` on, which is [`u32::MAX`] at first.
     #[inline(always)]
     pub(super) fn prev_match(
         &self,

@@ -6,11 +6,11 @@
 //! *or more*, on any boundary. That is not enough for two kinds of request: those aligned to more
 //! than their size, and those that may not split large blocks. Neither may look at every tree.
 //!
-//! An *item* is 2^[`TREE_SHIFT`] neighbouring trees. For each item, rank and alignment there is a bit: the
-//! item has a free block of that rank that starts on a boundary of that alignment or more. The bits
-//! of 64 items for one rank and alignment are a word. Above that, an item is 64 items below, with
-//! the alignments that it can have beside theirs. An item's start is as aligned as the item is
-//! large, so no item needs to know of larger alignments: its own number says the rest.
+//! An *item* is 2^[`TREE_SHIFT`] neighbouring trees. For each item, rank and alignment there is a
+//! bit: the item has a free block of that rank that starts on a boundary of that alignment or more.
+//! The bits of 64 items for one rank and alignment are a word. Above that, an item is 64 items
+//! below, with the alignments that it can have beside theirs. An item's start is as aligned as the
+//! item is large, so no item needs to know of larger alignments: its own number says the rest.
 //!
 //! Most operations ask for none of this. So only one tree a level, the *pending* one, may differ
 //! from what the bits say; its words as of then are kept beside it. Changing another tree, or a
@@ -214,11 +214,11 @@ impl Heads {
         (word >> (item % u64::from(WORD_BITS))) & 1 != 0
     }
 
-    /// Puts into the index that the largest alignment of the blocks of `rank` in `item` was `before`
-    /// and is `now`.
+    /// Puts into the index that the largest alignment of the blocks of `rank` in `item` was
+    /// `before` and is `now`.
     ///
-    /// Only the words of the alignments between these two change. Above an item, a word changes only
-    /// if the one below it does.
+    /// Only the words of the alignments between these two change. Above an item, a word changes
+    /// only if the one below it does.
     pub(super) fn refresh(
         &self,
         words: &mut [u64],

@@ -27,8 +27,8 @@
 //! large blocks whole again. Single units are also taken from larger blocks that lie lower. The
 //! last block of an order that no single tree holds is not split while a smaller one will do.
 //!
-//! [`Buddy::alloc_run`] serves an exact request that no block covers with adjacent free blocks. Such
-//! a search can be long, so it goes on from call to call.
+//! [`Buddy::alloc_run`] serves an exact request that no block covers with adjacent free blocks.
+//! Such a search can be long, so it goes on from call to call.
 //!
 //! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
 //! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
@@ -387,18 +387,19 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// Goes on with `search` for the units of an exact `request`, in adjacent free blocks, and takes
-    /// them: the lowest such units that start on `align`, or with [`Place::Highest`] the highest.
+    /// Goes on with `search` for the units of an exact `request`, in adjacent free blocks, and
+    /// takes them: the lowest such units that start on `align`, or with [`Place::Highest`] the
+    /// highest.
     ///
-    /// A caller that holds a lock drops it after `None` and calls again. Units that become free where
-    /// the search has been are not found.
+    /// A caller that holds a lock drops it after `None` and calls again. Units that become free
+    /// where the search has been are not found.
     ///
     /// Costs O([`STRETCHES`] x orders), if buddies always join.
     ///
     /// # Errors
     ///
-    /// [`AllocError::Invalid`] for no units or more than 2^30. [`AllocError::Full`] if the search is
-    /// over; and at once if `request` is not exact, or limits what may be split.
+    /// [`AllocError::Invalid`] for no units or more than 2^30. [`AllocError::Full`] if the search
+    /// is over; and at once if `request` is not exact, or limits what may be split.
     pub fn alloc_run(
         &mut self,
         request: &Request,
@@ -688,8 +689,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         };
         let mut levels = index(order)..index(limit) + 1;
         match request.place {
-            Place::Any => levels
-                .find_map(|level| self.lowest_in(level, &bounds)),
+            Place::Any => levels.find_map(|level| self.lowest_in(level, &bounds)),
             Place::Lowest => levels
                 .filter_map(|level| self.lowest_in(level, &bounds))
                 .min_by_key(|found| found.start),
@@ -709,10 +709,11 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// Looks at the next [`STRETCHES`] stretches of free units for one in which `units` have a place.
+    /// Looks at the next [`STRETCHES`] stretches of free units for one in which `units` have a
+    /// place.
     ///
-    /// A quarter of the covering block is less than half of the run. So the run holds a free block of
-    /// that size, and only stretches with such a block are looked at.
+    /// A quarter of the covering block is less than half of the run. So the run holds a free block
+    /// of that size, and only stretches with such a block are looked at.
     fn look_for_run(
         &self,
         request: &Request,

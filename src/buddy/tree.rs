@@ -315,8 +315,8 @@ impl Tree {
         larger != 0 || (wanted.least == 0 && self.leaves & stride(align) != 0)
     }
 
-    /// The first leaf of the lowest free block that is wanted, at or after the one with `leaf` in it,
-    /// and its rank.
+    /// The first leaf of the lowest free block that is wanted, at or after the one with `leaf` in
+    /// it, and its rank.
     #[inline]
     pub(super) fn next_of(self, wanted: &Wanted, leaf: u32) -> Option<(u32, u32)> {
         let mut best = None;
@@ -380,15 +380,10 @@ impl Tree {
             .map(|shift| rank + shift)
     }
 
-    /// The larger of that and `best`, which is the alignment of another block of `rank`. Costs little
-    /// where it is `best`.
+    /// The larger of that and `best`, which is the alignment of another block of `rank`. Costs
+    /// little where it is `best`.
     #[inline]
-    pub(super) fn alignment_beyond(
-        self,
-        rank: u32,
-        whole: u32,
-        best: Option<u32>,
-    ) -> Option<u32> {
+    pub(super) fn alignment_beyond(self, rank: u32, whole: u32, best: Option<u32>) -> Option<u32> {
         let shift = best.map_or(0, |best| best + 1 - rank);
         if self.members(rank, shift) == 0 {
             return best;

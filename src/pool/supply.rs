@@ -129,8 +129,8 @@ impl Supply {
         Ok(run)
     }
 
-    /// Goes on with `search` for adjacent free blocks, after [`Supply::take`] found nothing. `None` if
-    /// the search is not over: the caller lets go of the pool's lock, and calls this again.
+    /// Goes on with `search` for adjacent free blocks, after [`Supply::take`] found nothing. `None`
+    /// if the search is not over: the caller lets go of the pool's lock, and calls this again.
     pub(super) fn take_run(
         &mut self,
         ask: &Ask,
@@ -184,8 +184,9 @@ impl Supply {
         self.core.alloc(&request).ok()
     }
 
-    /// Would a client get that? It may also be told so if that takes a long search to know, unless it
-    /// was refused when units had been given back `searched` times, and none was given back since.
+    /// Would a client get that? It may also be told so if that takes a long search to know, unless
+    /// it was refused when units had been given back `searched` times, and none was given back
+    /// since.
     pub(super) fn fits(&mut self, ask: &Ask, searched: u64) -> bool {
         if self.permits(ask, 0).is_err() {
             return false;

@@ -191,8 +191,8 @@ fn nothing_costs_more_where_there_is_more() {
     );
 }
 
-/// Adjacent free blocks are looked for among stretches of free units, each of blocks of all sizes and
-/// not quite long enough.
+/// Adjacent free blocks are looked for among stretches of free units, each of blocks of all sizes
+/// and not quite long enough.
 #[test]
 fn runs_among_crumbs() {
     let mut worst = 0;
