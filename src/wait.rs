@@ -14,8 +14,8 @@
 //! wish fits that is listened to, somebody has a turn, or had one and did not look at it since.
 //!
 //! Whether adjacent free blocks would do for an EXACT wish can take longer to find out than the
-//! lock is to be held. Such a wish counts as one that fits after each free. Its client finds out by
-//! asking again, in its own time.
+//! lock is to be held. After a free, the client of such a wish is woken and finds out by asking
+//! again, in its own time. It has no turn: the others do not wait for it.
 //!
 //! Nothing is allocated, freed or woken under the lock, and it is let go after every [`BATCH`]
 //! wishes.
@@ -26,7 +26,10 @@ use crate::bell::{
     Bell,
     READABLE, //
 };
-use crate::pool::Ask;
+use crate::pool::{
+    Ask,
+    Fits, //
+};
 use kernel::{
     prelude::*,
     rbtree::{
@@ -159,6 +162,8 @@ pub(crate) struct Search {
 pub(crate) enum Found {
     /// This client has the turn now.
     Next(Arc<Waiter>),
+    /// This client is to find out whether its wish fits. It has no turn.
+    Perhaps(Arc<Waiter>),
     /// Nothing yet.
     GoOn,
     /// Nothing at all.
@@ -250,7 +255,7 @@ impl Wishes {
     pub(crate) fn search(
         &mut self,
         search: &mut Search,
-        mut fits: impl FnMut(&Ask, u64) -> bool,
+        mut fits: impl FnMut(&Ask, u64) -> Fits,
     ) -> Found {
         let mut next = self.tree.cursor_lower_bound_mut(&search.ticket);
         for _ in 0..BATCH {
@@ -264,11 +269,19 @@ impl Wishes {
                     search.turns = true;
                 }
                 Standing::Turn(_) => wish.standing = Standing::Passed,
-                Standing::Waiting
-                    if wish.waiter.bell.is_heard() && fits(&wish.ask, wish.searched) =>
-                {
-                    wish.standing = Standing::Turn(Instant::now());
-                    return Found::Next(wish.waiter.clone());
+                Standing::Waiting if wish.waiter.bell.is_heard() => {
+                    match fits(&wish.ask, wish.searched) {
+                        Fits::Yes => {
+                            wish.standing = Standing::Turn(Instant::now());
+                            return Found::Next(wish.waiter.clone());
+                        }
+                        // The others do not wait for its search.
+                        Fits::Maybe => {
+                            wish.standing = Standing::Passed;
+                            return Found::Perhaps(wish.waiter.clone());
+                        }
+                        Fits::No => {}
+                    }
                 }
                 Standing::Waiting | Standing::Passed => {}
             }

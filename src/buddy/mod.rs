@@ -723,7 +723,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     ) -> Looked {
         let (lo, hi) = request.window;
         let (lo, hi) = (lo.max(self.base), hi.min(self.end));
-        if request.extent != Extent::Exact || request.split_limit < self.max_order {
+        let is_for_runs = request.extent == Extent::Exact && request.split_limit >= self.max_order;
+        if !is_for_runs || units > self.free_units {
             return Looked::Nothing;
         }
         let step = Order::saturating(order.get().saturating_sub(2));

@@ -140,8 +140,9 @@ impl Hibernation {
         let run = self.held.lock().take();
         if let Some(run) = run {
             let mut state = self.pool.state.lock();
-            state.supply.give_back(run);
             // A request that came meanwhile found nothing, and has had magazines shut.
+            state.supply.count_again(run.units());
+            state.supply.free(run);
             self.pool.note_and_tell(state);
             self.pool.clean_soon();
             self.pool.wake_if_wanted();

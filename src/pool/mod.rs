@@ -38,6 +38,7 @@ pub(crate) use residents::{
     Vacancy, //
 };
 pub(crate) use supply::{
+    Fits,
     Priority,
     Watermarks, //
 };
@@ -53,6 +54,7 @@ use self::{
     },
     supply::{
         Core,
+        Hunt,
         Scope,
         Supply, //
     }, //
@@ -69,8 +71,7 @@ use crate::buddy::{
     Extent,
     Order,
     Place,
-    Run,
-    RunSearch, //
+    Run, //
 };
 use crate::linger::Lingering;
 use crate::magazine::End;
@@ -839,9 +840,9 @@ impl Pool {
             mut still,
             searched,
         } = attempt;
-        let mut search = RunSearch::default();
+        let mut hunt = state.supply.hunt();
         for hold in 1_u32.. {
-            if let Some(over) = state.take_run(ask, held, &mut search) {
+            if let Some(over) = state.take_run(ask, held, &mut hunt) {
                 outcome = over;
                 break;
             }
@@ -952,7 +953,7 @@ impl Pool {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let fits = match state.wishes.of(waiter) {
-            Some((ask, searched)) => state.supply.fits(ask, searched),
+            Some((ask, searched)) => state.supply.fits(ask, searched) != Fits::No,
             None => true,
         };
         let turn_ended = !fits && state.wishes.wait_again(waiter);
@@ -983,6 +984,10 @@ impl Pool {
             drop(guard);
             match found {
                 Found::GoOn => continue,
+                Found::Perhaps(waiter) => {
+                    waiter.bell().ring(READABLE);
+                    continue;
+                }
                 Found::Next(waiter) => waiter.bell().ring(READABLE),
                 Found::Nobody if !search.turns => return,
                 Found::Nobody => {}
@@ -1122,13 +1127,8 @@ impl State {
     }
 
     /// The same in adjacent free blocks. `None` if the search is to go on.
-    fn take_run(
-        &mut self,
-        ask: &Ask,
-        held: u64,
-        search: &mut RunSearch,
-    ) -> Option<Result<Run, Refused>> {
-        let outcome = self.supply.take_run(ask, held, search)?;
+    fn take_run(&mut self, ask: &Ask, held: u64, hunt: &mut Hunt) -> Option<Result<Run, Refused>> {
+        let outcome = self.supply.take_run(ask, held, hunt)?;
         if outcome.is_ok() {
             self.supply.set_aside(held);
             self.count(ask.size);

@@ -13,7 +13,6 @@ use crate::buddy::{
     Buddy,
     Counters,
     Direction,
-    Extent,
     Order,
     Place,
     Request,
@@ -49,6 +48,32 @@ pub(crate) struct Watermarks {
     pub(crate) low: u64,
     /// With as much free there is none any more.
     pub(crate) high: u64,
+}
+
+/// Says whether a request would be served.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fits {
+    Yes,
+    No,
+    /// It takes a long search to know.
+    Maybe,
+}
+
+/// A search for adjacent free blocks. What is being emptied is looked at last.
+pub(super) struct Hunt {
+    search: RunSearch,
+    phase: Phase,
+}
+
+/// Which part of the pool is looked at.
+#[derive(Clone, Copy)]
+enum Phase {
+    /// The part on the preferred side of what is being emptied.
+    First,
+    /// The part on the other side.
+    Second,
+    /// All of it.
+    Anywhere,
 }
 
 /// Where a request is looked for while something is being emptied.
@@ -129,38 +154,73 @@ impl Supply {
         Ok(run)
     }
 
-    /// Goes on with `search` for adjacent free blocks, after [`Supply::take`] found nothing. `None`
+    /// A search for adjacent free blocks from its beginning.
+    pub(super) fn hunt(&self) -> Hunt {
+        Hunt {
+            search: RunSearch::default(),
+            phase: match self.fence {
+                Some(_) => Phase::First,
+                None => Phase::Anywhere,
+            },
+        }
+    }
+
+    /// Goes on with a search for adjacent free blocks, after [`Supply::take`] found nothing. `None`
     /// if the search is not over: the caller lets go of the pool's lock, and calls this again.
     pub(super) fn take_run(
         &mut self,
         ask: &Ask,
         held: u64,
-        search: &mut RunSearch,
+        hunt: &mut Hunt,
     ) -> Option<Result<Run, Refused>> {
         if let Err(refused) = self.permits(ask, held) {
             return Some(Err(refused));
         }
-        let found = match self.request_for_run(ask) {
-            Some(request) => self.core.alloc_run(&request, search).transpose()?.ok(),
-            None => None,
+        let full = Some(Err(Refused::Full {
+            largest_free: self.largest_free(),
+        }));
+        let Some(mut request) = self.request_for_run(ask) else {
+            return full;
         };
-        let Some(run) = found else {
-            return Some(Err(Refused::Full {
-                largest_free: self.largest_free(),
-            }));
-        };
-        let is_inside = |(lo, hi): &(u64, u64)| run.start() < *hi && run.end() > *lo;
-        if self.fence.as_ref().is_some_and(is_inside) {
-            self.fence = None;
+        if let Some((from, to)) = self.fence {
+            let (lo, hi) = request.window;
+            let (below, above) = ((lo, hi.min(from)), (lo.max(to), hi));
+            request.window =
+                match (hunt.phase, request.place) {
+                    (Phase::First, Place::Highest)
+                    | (Phase::Second, Place::Any | Place::Lowest) => above,
+                    (Phase::First, Place::Any | Place::Lowest)
+                    | (Phase::Second, Place::Highest) => below,
+                    (Phase::Anywhere, _) => (lo, hi),
+                };
         }
-        Some(Ok(run))
+        if let Ok(found) = self.core.alloc_run(&request, &mut hunt.search) {
+            let run = found?;
+            let is_inside = |(lo, hi): &(u64, u64)| run.start() < *hi && run.end() > *lo;
+            if self.fence.as_ref().is_some_and(is_inside) {
+                self.fence = None;
+            }
+            return Some(Ok(run));
+        }
+        hunt.search = RunSearch::default();
+        hunt.phase = match hunt.phase {
+            Phase::First => Phase::Second,
+            Phase::Second => Phase::Anywhere,
+            Phase::Anywhere => return full,
+        };
+        None
     }
 
     /// The request for adjacent free blocks, where `ask` may have these.
     fn request_for_run(&self, ask: &Ask) -> Option<Request> {
         match ask.spot {
-            Spot::Within { place, .. } if ask.extent == Extent::Exact => {
+            Spot::Within { place, .. } if ask.may_be_run() => {
                 let limit = self.split_limit(ask)?;
+                // Less than a large block may be parts of two of them.
+                let is_small = ask.order() < LARGE.get();
+                if ask.priority == Priority::Low && is_small && self.free_blocks(LARGE) <= 2 {
+                    return None;
+                }
                 Some(self.request(ask, place, ask.bounds(self.base), limit))
             }
             _ => None,
@@ -184,29 +244,34 @@ impl Supply {
         self.core.alloc(&request).ok()
     }
 
-    /// Would a client get that? It may also be told so if that takes a long search to know, unless
-    /// it was refused when units had been given back `searched` times, and none was given back
-    /// since.
-    pub(super) fn fits(&mut self, ask: &Ask, searched: u64) -> bool {
+    /// Would a client get that? It was last refused when units had been given back `searched`
+    /// times. As long as none was given back since, a long search would find nothing.
+    pub(super) fn fits(&mut self, ask: &Ask, searched: u64) -> Fits {
         if self.permits(ask, 0).is_err() {
-            return false;
+            return Fits::No;
         }
-        match ask.spot {
+        let has_block = match ask.spot {
             Spot::At(at) => self.core.could_alloc_at(self.base + at, ask.units()),
             Spot::Within { place, .. } => {
                 let limit = self.split_limit(ask).unwrap_or(SMALL);
                 let request = self.request(ask, place, ask.bounds(self.base), limit);
-                self.core.could_alloc(&request) || self.could_be_run(ask, searched)
+                self.core.could_alloc(&request)
             }
+        };
+        if has_block {
+            return Fits::Yes;
         }
-    }
-
-    fn could_be_run(&self, ask: &Ask, searched: u64) -> bool {
-        self.request_for_run(ask).is_some_and(|request| {
-            self.core
-                .could_alloc_run(&request, &mut RunSearch::default())
-                .unwrap_or(searched != self.returns)
-        })
+        let Some(request) = self.request_for_run(ask) else {
+            return Fits::No;
+        };
+        match self
+            .core
+            .could_alloc_run(&request, &mut RunSearch::default())
+        {
+            Some(true) => Fits::Yes,
+            None if searched != self.returns => Fits::Maybe,
+            Some(false) | None => Fits::No,
+        }
     }
 
     /// Units for what moves, in `scope`, out of no block of more than `limit`.
@@ -222,10 +287,11 @@ impl Supply {
         Some(run)
     }
 
-    /// Ends that.
+    /// Ends that. Units that were lent while requests could be refused are [`Supply::free`]d
+    /// instead, so that what waits for them asks again.
     pub(super) fn give_back(&mut self, run: Run) {
         self.count_again(run.units());
-        self.free(run);
+        self.core.free(run);
     }
 
     /// The same units for good: they do not count as free.
@@ -405,12 +471,13 @@ impl Supply {
                 let request = self.request(ask, place, window, limit);
                 match self.core.alloc(&request) {
                     Ok(run) => Some(run),
-                    // A first look, which is all that what moves gets.
-                    Err(AllocError::Full) => {
+                    // A first look, which is all that what moves gets. A longer one spares what is
+                    // being emptied for as long as it can.
+                    Err(AllocError::Full) if scope != Scope::Anywhere || self.fence.is_none() => {
                         let mut search = RunSearch::default();
                         self.core.alloc_run(&request, &mut search).ok()?
                     }
-                    Err(AllocError::Invalid | AllocError::Taken) => None,
+                    Err(AllocError::Full | AllocError::Invalid | AllocError::Taken) => None,
                 }
             })
     }
