@@ -1572,7 +1572,7 @@ TEST(passed_file)
 {
 	struct rust_buddy_buffer_info info = {};
 	struct rust_buddy_import import = {};
-	unsigned long long handle;
+	unsigned long long handle, plain;
 	struct rust_buddy_alloc req;
 	int fd, dmabuf;
 	char *mem, *next;
@@ -1582,6 +1582,7 @@ TEST(passed_file)
 	fd = strtol(getenv(PASSED), &next, 10);
 	handle = strtoull(next, &next, 10);
 	dmabuf = strtol(next, &next, 10);
+	plain = strtoull(next, &next, 10);
 	ASSERT_EQ('\0', *next);
 	info.handle = handle;
 	EXPECT_REFUSED(fd, 0, rb_ioctl(fd, RUST_BUDDY_IOC_BUFFER_INFO, &info), &info.hdr,
@@ -1597,6 +1598,7 @@ TEST(passed_file)
 	/* What is left of the buffer is not what the next one is made of. */
 	close(dmabuf);
 	EXPECT_EQ(0, rb_free(fd, handle));
+	EXPECT_EQ(0, rb_free(fd, plain));
 	ASSERT_EQ(0, rb_alloc(fd, KiB(64), 0, "here", &req));
 	EXPECT_LE(req.offset + req.granted, 1ULL << 44);
 	mem = rb_map(fd, &req, PROT_READ | PROT_WRITE);
@@ -1611,7 +1613,7 @@ TEST(file_passed_to_32_bits)
 {
 	char path[256], passed[64];
 	struct rust_buddy_export export = { .flags = O_RDWR };
-	struct rust_buddy_alloc req;
+	struct rust_buddy_alloc req, plain;
 	ssize_t len;
 	char *mem;
 	pid_t pid;
@@ -1631,8 +1633,10 @@ TEST(file_passed_to_32_bits)
 	EXPECT_EQ(0, munmap(mem, KiB(64)));
 	export.handle = req.handle;
 	ASSERT_EQ(0, rb_ioctl(fd, RUST_BUDDY_IOC_EXPORT, &export));
-	snprintf(passed, sizeof(passed), "%d %llu %d", fd, (unsigned long long)req.handle,
-		 export.fd);
+	/* Neither mapped nor exported: what is left of it could be used again. */
+	ASSERT_EQ(0, rb_alloc(fd, KiB(64), 0, "plain", &plain));
+	snprintf(passed, sizeof(passed), "%d %llu %d %llu", fd, (unsigned long long)req.handle,
+		 export.fd, (unsigned long long)plain.handle);
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {

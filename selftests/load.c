@@ -7,10 +7,12 @@
  * Loads the module itself, again and again, and leaves it unloaded: RB_KO names it, or
  * it is where the build has put it, beside this program's folder.
  */
+#include <dirent.h>
 #include <libgen.h>
 #include <limits.h>
 #include <linux/magic.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -66,10 +68,87 @@ static void *open_early(void *arg)
 	return NULL;
 }
 
+/*
+ * Threads that keep all CPUs busy, and the kernel's thread that makes nodes in /dev, which runs
+ * only where nothing else wants to. Each registration waits for that thread. So a load takes long
+ * between any two of them, and an opener sees each step.
+ */
+#define HOGS	16
+
+struct slow {
+	pthread_t hog[HOGS];
+	unsigned int hogs;
+	pid_t maker;
+	bool stop;
+};
+
+static void *hog(void *arg)
+{
+	struct slow *slow = arg;
+
+	while (!__atomic_load_n(&slow->stop, __ATOMIC_RELAXED))
+		;
+	return NULL;
+}
+
+/* The thread of that name, or 0. */
+static pid_t kernel_thread(const char *name)
+{
+	struct dirent *entry;
+	DIR *proc = opendir("/proc");
+	char path[PATH_MAX], comm[32];
+	pid_t found = 0;
+	FILE *file;
+
+	while (proc && !found && (entry = readdir(proc))) {
+		snprintf(path, sizeof(path), "/proc/%s/comm", entry->d_name);
+		file = fopen(path, "r");
+		if (!file)
+			continue;
+		if (fgets(comm, sizeof(comm), file) && !strncmp(comm, name, strlen(name)))
+			found = atoi(entry->d_name);
+		fclose(file);
+	}
+	if (proc)
+		closedir(proc);
+	return found;
+}
+
+static bool set_policy(pid_t pid, int policy)
+{
+	struct sched_param param = { 0 };
+
+	return !sched_setscheduler(pid, policy, &param);
+}
+
+/* Says whether loads are slow now. */
+static bool slow_down(struct slow *slow)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	memset(slow, 0, sizeof(*slow));
+	slow->maker = kernel_thread("kdevtmpfs");
+	if (!slow->maker || cpus > HOGS || !set_policy(slow->maker, SCHED_IDLE))
+		return false;
+	while (slow->hogs < cpus && !pthread_create(&slow->hog[slow->hogs], NULL, hog, slow))
+		slow->hogs++;
+	return true;
+}
+
+static void end_slow_down(struct slow *slow)
+{
+	__atomic_store_n(&slow->stop, true, __ATOMIC_RELAXED);
+	while (slow->hogs)
+		pthread_join(slow->hog[--slow->hogs], NULL);
+	if (slow->maker)
+		set_policy(slow->maker, SCHED_OTHER);
+}
+
 FIXTURE(load)
 {
 	void *image;
 	size_t size;
+	struct slow slow;
 };
 
 FIXTURE_SETUP(load)
@@ -100,6 +179,7 @@ FIXTURE_SETUP(load)
 
 FIXTURE_TEARDOWN(load)
 {
+	end_slow_down(&self->slow);
 	free(self->image);
 }
 
@@ -111,6 +191,8 @@ TEST_F_TIMEOUT(load, no_file_before_all_nodes_are_there, 300)
 
 	if (!statfs("/sys/kernel/debug", &fs) && fs.f_type == DEBUGFS_MAGIC)
 		kinds = 3;
+	if (!slow_down(&self->slow))
+		TH_LOG("loads are not slowed down");
 	/* A load takes seconds in a kernel that watches itself. */
 	for (round = 0; round < 24 && time(NULL) - begin < 60; round++) {
 		struct opener opener = early[round % kinds];
