@@ -56,6 +56,9 @@ static void *open_early(void *arg)
 		else if (first < 0 && errno != ENOENT && errno != ENODEV && errno != ENXIO)
 			opener->err = errno;
 	} while (first < 0 && !opener->err);
+	/* An open waits while a node is registered, and would find it there afterwards. */
+	for (size_t i = ARRAY_SIZE(nodes); i > 0; i--)
+		opener->early += !!access(nodes[i - 1], F_OK);
 	for (size_t i = 0; i < ARRAY_SIZE(nodes); i++) {
 		int fd = open(nodes[i], O_RDWR | O_CLOEXEC);
 

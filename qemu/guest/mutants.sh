@@ -15,7 +15,7 @@ echo 1 >/proc/sys/kernel/sysrq
 run() {
 	case $2 in
 	*.sh) RB_BUILD=$1 timeout -k 5 "$limit" bash "selftests/$2" 2>&1 ;;
-	*) (cd /tmp && timeout -k 5 "$limit" "$1/selftests/$2" -t "${3##*.}") 2>&1 ;;
+	*) (cd /tmp && RB_KO=$1/module/rust_buddy.ko timeout -k 5 "$limit" "$1/selftests/$2" -t "${3##*.}") 2>&1 ;;
 	esac
 }
 
