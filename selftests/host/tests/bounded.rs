@@ -115,6 +115,29 @@ impl Cost {
                 core.free(run);
                 self.note(&request);
             }
+            // The first calls of a search that may have to go on for long.
+            let mut search = RunSearch::default();
+            for _ in 0..20 {
+                let before = search;
+                let could = core.could_alloc_run(&request, &mut search);
+                self.note(&request);
+                search = before;
+                let run = core.alloc_run(&request, &mut search);
+                self.note(&request);
+                match run {
+                    Ok(None) => assert_eq!(could, None),
+                    Ok(Some(run)) => {
+                        assert_eq!(could, Some(true));
+                        core.free(run);
+                        self.note(&request);
+                        break;
+                    }
+                    Err(_) => {
+                        assert_eq!(could, Some(false));
+                        break;
+                    }
+                }
+            }
             if let Ok(mut run) = core.alloc_at(at, units) {
                 self.note(&(at, units));
                 let _ = core.grow(&mut run, Direction::Up, 2 * units);
