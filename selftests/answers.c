@@ -285,7 +285,7 @@ static int call(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *self,
 	int ret;
 
 	self->size = _IOC_SIZE(self->cmd);
-	/* What no call answers, so that an answer that stays behind is seen. */
+	/* No call answers that, so an answer that stays behind is seen. */
 	self->req.hdr.ret = 77;
 	memcpy(at, &self->req, self->size);
 	gate->handle = self->buf.handle;

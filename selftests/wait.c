@@ -378,7 +378,7 @@ TEST_F(full, exact_among_many_stretches)
 		ASSERT_EQ(0, alloc_at(self->owner, handle, page, &before[i]));
 		ASSERT_EQ(0, alloc_at(self->owner, handle + 3 * page, page, &behind[i]));
 	}
-	/* What else of the large buffer there was. */
+	/* The rest of the large buffer. */
 	for (handle = start + 4 * page * STRETCHES; handle < start + LARGE; handle += page)
 		ASSERT_EQ(0, alloc_at(self->owner, handle, page, &other));
 	/* One stretch is taken, and comes back while the wish is there. */

@@ -235,8 +235,8 @@ impl Wishes {
         }
     }
 
-    /// What a client waits for, and how often memory had been given back when that was last
-    /// refused.
+    /// The ask that a client waits for, and how often memory had been given back when it was
+    /// last refused.
     pub(crate) fn of(&self, waiter: &Waiter) -> Option<(&Ask, u64)> {
         let wish = self.tree.get(&waiter.ticket())?;
         Some((&wish.ask, wish.searched))

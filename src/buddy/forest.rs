@@ -420,7 +420,7 @@ impl Forest {
                 continue;
             }
             let item = self.item(number);
-            // What other trees have may be as large as either.
+            // Blocks of other trees may be on boundaries as large as either.
             if is.is_some_and(|is| Some(is) > was && self.heads.has(words, item, rank, is)) {
                 continue;
             }

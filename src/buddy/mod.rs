@@ -196,7 +196,7 @@ struct Found {
     start: u64,
 }
 
-/// What a look for adjacent free blocks came to.
+/// The outcome of a look for adjacent free blocks.
 enum Looked {
     /// They are there from this unit on.
     Found(u64),

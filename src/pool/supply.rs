@@ -471,8 +471,8 @@ impl Supply {
                 let request = self.request(ask, place, window, limit);
                 match self.core.alloc(&request) {
                     Ok(run) => Some(run),
-                    // A first look, which is all that what moves gets. A longer one spares what is
-                    // being emptied for as long as it can.
+                    // A first look. A buffer that moves gets no other. A longer search begins
+                    // outside of the fence.
                     Err(AllocError::Full) if scope != Scope::Anywhere || self.fence.is_none() => {
                         let mut search = RunSearch::default();
                         self.core.alloc_run(&request, &mut search).ok()?
