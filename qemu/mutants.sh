@@ -20,6 +20,7 @@
 #   Kernel: debug            only with DEBUG=1, as all that PROGRAM faults catches
 #   Boot: WORDS              on the guest's command line, beside cma= and memmap=
 #   Cpu: MODEL               of the guest, where it has to be another one than QEMU's default
+#   Complaint: REGEX         the kernel complains in these words while TEST runs, whether or not TEST fails
 #
 # The unmutated module has to pass each named test in the same guest first.
 set -uo pipefail
@@ -55,7 +56,7 @@ state() { cat "$work/$1/state" 2>/dev/null; }
 set_state() { echo "$2" >"$work/$1/state"; }
 
 # Everything that decides what a mutant's build is.
-sources() { find Kbuild Makefile rust_buddy.rs src selftests/host lib -type f -not -path '*/target/*' -print0 |
+sources() { find Kbuild Makefile rust_buddy.rs src selftests/host lib dist -type f -not -path '*/target/*' -print0 |
 	sort -z | xargs -0 cat | cksum; }
 
 # host_test TREE NAME LOG: 0 if it passes, 1 if it fails, 2 if it does not build, 3 if nothing ran.
@@ -86,7 +87,7 @@ build_one() {
 	rm -rf "$tree" "$mo" "$to/key" "$to/module/rust_buddy.ko"
 	mkdir -p "$tree" "$mo"
 	set_state "$id" "does not build"
-	cp -a Kbuild Makefile rust_buddy.rs src lib "$tree"
+	cp -a Kbuild Makefile rust_buddy.rs src lib dist "$tree"
 	mkdir "$tree/selftests"
 	cp -a selftests/host "$tree/selftests"
 	if ! patch -p1 -s -f -F 3 -d "$tree" <"$patch" >"$to/log" 2>&1; then
@@ -108,6 +109,9 @@ build_one() {
 		KBUILD_ARGS="$KBUILD_ARGS" modules >"$to/log" 2>&1 || return 0
 	qemu/enter.sh strip --strip-debug "$mo/rust_buddy.ko" -o "$to/module/rust_buddy.ko" || return 0
 	ln -sfn "$RB_BUILD/selftests" "$to/selftests"
+	# Scripts take the installed files from here.
+	rm -rf "$to/dist"
+	cp -a "$tree/dist" "$to/dist"
 	echo "$key" >"$to/key"
 	set_state "$id" built
 }
@@ -124,9 +128,10 @@ pattern() {
 
 # judge LIST LOG: the state of each line of LIST that the guest came to; 1 if it left some out.
 judge() {
-	local id dir program test load said re left=0
-	while IFS=$'\t' read -r id dir program test load; do
+	local id dir program test load complaint said re left=0
+	while IFS=$'\t' read -r id dir program test load complaint; do
 		said=$(sed -n "/^# mutant $id begins/,/^# mutant $id ended/p" "$2" | tr -d '\r')
+		[ -z "$complaint" ] || test=complaint
 		re=$(pattern "$test")
 		if [ -z "$said" ]; then
 			left=1
@@ -256,28 +261,28 @@ for file in "${all[@]}"; do
 	size[$n]=$((size[$n] + 1))
 	read -r program test <<<"$(field "$file" Caught-by)"
 	load=$(field "$file" Load)
-	printf '%s\t%s\t%s\t%s\t%s\n' "$id" "$work/$id" "$program" "$test" "${load:-source=contig}" \
-		>>"$work/batch.$n.mutants"
+	printf '%s\t%s\t%s\t%s\t%s\t%s\n' "$id" "$work/$id" "$program" "$test" \
+		"${load:-source=contig}" "$(field "$file" Complaint)" >>"$work/batch.$n.mutants"
 done
 known=
 for ((n = 1; n <= batches; n++)); do
 	i=0
 	: >"$work/batch.$n"
-	while IFS=$'\t' read -r program test load; do
+	while IFS=$'\t' read -r program test load complaint; do
 		# Passed in another guest already.
-		grep -qxF "$program $test $load" <<<"$known" && continue
-		known+=$'\n'"$program $test $load"
+		grep -qxF "$program $test $load $complaint" <<<"$known" && continue
+		known+=$'\n'"$program $test $load $complaint"
 		i=$((i + 1))
 		mkdir -p "$work/unmutated-$n-$i"
 		rm -f "$work/unmutated-$n-$i/state"
-		printf '%s\t%s\t%s\t%s\t%s\n' "unmutated-$n-$i" "$RB_BUILD" "$program" "$test" "$load" \
-			>>"$work/batch.$n"
+		printf '%s\t%s\t%s\t%s\t%s\t%s\n' "unmutated-$n-$i" "$RB_BUILD" "$program" "$test" "$load" \
+			"$complaint" >>"$work/batch.$n"
 	done < <(cut -f 3- "$work/batch.$n.mutants" | sort -u)
 	cat "$work/batch.$n.mutants" >>"$work/batch.$n"
 	IFS='|' read -r memory boot cpu <"$work/batch.$n.kind"
 	say "guest $n of $batches: ${size[$n]} mutants ..."
 	guests "$memory" "$boot" "$cpu" "$work/batch.$n" || bad+=("guest $n")
-	while IFS=$'\t' read -r id _ program test load; do
+	while IFS=$'\t' read -r id _ program test load _; do
 		case $id:$(state "$id") in
 		unmutated-*:survives | [!u]*:* | u[!n]*:*) ;;
 		*) bad+=("the unmutated module fails: $program $test ($load): $(state "$id")") ;;

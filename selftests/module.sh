@@ -151,6 +151,9 @@ nodes_are_roots() {
 
 # The rule in dist, for a group that every system has: what udev would do for each node.
 rules=/run/udev/rules.d/60-rust_buddy.rules
+# A mutant of the rule lies beside the mutated module.
+dist=$RB_BUILD/dist
+[ -d "$dist" ] || dist=dist
 udev_says() {
 	local said
 	said=$(SYSTEMD_LOG_LEVEL=debug udevadm test --action=add "/sys/class/misc/$1" 2>&1)
@@ -160,7 +163,7 @@ udev_rule() {
 	local opened="" name
 	load heap=cam.0 || return 1
 	mkdir -p "${rules%/*}"
-	sed 's/GROUP="rust_buddy"/GROUP="daemon"/' dist/60-rust_buddy.rules >"$rules"
+	sed 's/GROUP="rust_buddy"/GROUP="daemon"/' "$dist/60-rust_buddy.rules" >"$rules"
 	for name in rust_buddy rust_buddy_heap rust_buddy_phys; do
 		opened+="$name:$(udev_says "$name") "
 	done

@@ -3,10 +3,10 @@
  * Many hands on a few buffers: one client's threads resize, move, map, export and
  * free them, and take their pages by io_uring, vmsplice and process_vm_writev,
  * while the structs of their calls lie in memory that can't be written, that
- * can't be written now and then, or that blocks the write for a while. What
- * they reach they mark. Another client, the victim, allocates all the while: its
- * memory has to be zero at first and then to hold what it wrote, and nothing of
- * it may be seen by the others.
+ * can't be written now and then, or that blocks the write for a while, by
+ * userfaultfd or by FUSE. What they reach they mark. Another client, the victim,
+ * allocates all the while: its memory has to be zero at first and then to hold
+ * what it wrote, and nothing of it may be seen by the others.
  *
  *   RB_TANGLE_SECONDS=n  (default 10)
  *   RB_TANGLE_HANDS=n    only the threads with a bit in it, in the order of enum hand
@@ -24,6 +24,7 @@
 #include <time.h>
 
 #include "rb_test.h"
+#include "slow_file.h"
 
 #define PAGE		4096
 #define GUP_MAX		KiB(64)
@@ -54,6 +55,7 @@ static struct board {
 	uint64_t faults;	/* calls that ended in EFAULT */
 	uint64_t acted;		/* of these, those that had acted */
 	uint64_t taken;		/* pages that GUP got */
+	uint64_t slow;		/* calls whose struct is in a slow file */
 	char text[256];
 } *board;
 
@@ -127,18 +129,20 @@ static bool touch(char *at, uint64_t value, const char *how)
  * Memory for structs: of one thread each.
  */
 
-enum where { WRITABLE, READ_ONLY, FLIPPING, BLOCKING, PLACES };
+enum where { WRITABLE, READ_ONLY, FLIPPING, BLOCKING, SLOW_FILE, PLACES };
 
 struct lap {
 	uint64_t rng;
-	char *rw;	/* the three are the same memory, but for the last */
+	char *rw;	/* the first three are the same memory */
 	char *ro;
 	char *flip;
 	char *wp;
+	char *slow;	/* NULL without FUSE */
 	int uffd;
 };
 
 static struct lap laps[HANDS];
+static struct slow_files slow_files;
 
 static uint32_t below(struct lap *lap, uint32_t n)
 {
@@ -163,7 +167,7 @@ static void protect(struct lap *lap, bool on)
 		ioctl(lap->uffd, UFFDIO_WRITEPROTECT, &w);
 }
 
-static int set_up(struct lap *lap, uint64_t seed)
+static int set_up(struct lap *lap, unsigned int number, uint64_t seed)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP };
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_WP };
@@ -181,6 +185,11 @@ static int set_up(struct lap *lap, uint64_t seed)
 	    lap->wp == MAP_FAILED)
 		return -ENOMEM;
 	memset(lap->wp, 0, PAGE);
+	if (slow_files.server) {
+		lap->slow = slow_file_map(&slow_files, number);
+		if (lap->slow == MAP_FAILED)
+			return -EIO;
+	}
 	/* A kernel without it, or a user who may not: then nothing blocks. */
 	lap->uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	reg.range.start = (uintptr_t)lap->wp;
@@ -242,7 +251,11 @@ static int call(struct lap *lap, int client, unsigned long cmd, void *req, enum 
 		at = lap->flip;
 	else if (where == BLOCKING && lap->uffd >= 0)
 		at = lap->wp;
-	memcpy(at == lap->wp ? at : lap->rw, req, size);
+	else if (where == SLOW_FILE && lap->slow)
+		at = lap->slow;
+	if (at == lap->slow)
+		add(&board->slow);
+	memcpy(at == lap->wp || at == lap->slow ? at : lap->rw, req, size);
 	if (at == lap->wp)
 		protect(lap, true);
 	ret = raw_ioctl(client, cmd, at);
@@ -644,7 +657,7 @@ static int marks(void)
 			return 5;
 	}
 	for (i = 0; i < HANDS; i++)
-		if (set_up(&laps[i], board->seed + i))
+		if (set_up(&laps[i], i, board->seed + i))
 			return 6;
 	if (regrow(&laps[GROWER]))
 		return 9;
@@ -778,6 +791,9 @@ TEST_F_TIMEOUT(tangle, nobody_else_is_reached, LONGEST)
 
 	board->seed = env_number("RB_TANGLE_SEED", 0x74616e67);
 	board->hands = env_number("RB_TANGLE_HANDS", -1);
+	/* Without FUSE, or for a user who may not mount, nothing blocks there. */
+	if (slow_files_start(&slow_files))
+		slow_files.server = 0;
 	suffering = fork();
 	ASSERT_LE(0, suffering);
 	if (!suffering)
@@ -798,6 +814,8 @@ TEST_F_TIMEOUT(tangle, nobody_else_is_reached, LONGEST)
 	__atomic_store_n(&board->stop, 1, __ATOMIC_SEQ_CST);
 	EXPECT_EQ(0, verdict(marking));
 	EXPECT_EQ(0, verdict(suffering));
+	if (slow_files.server)
+		slow_files_stop(&slow_files);
 	figure_begin("tangle");
 	figure_number("seed", board->seed);
 	figure_number("milliseconds", took * 1000);
@@ -807,6 +825,7 @@ TEST_F_TIMEOUT(tangle, nobody_else_is_reached, LONGEST)
 	figure_number("faults", board->faults);
 	figure_number("acted", board->acted);
 	figure_number("taken", board->taken);
+	figure_number("slow", board->slow);
 	figure_number("wrong", board->wrong);
 	figure_end();
 	EXPECT_EQ(0, board->wrong)

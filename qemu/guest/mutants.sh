@@ -3,7 +3,8 @@
 #
 # mutants.sh LIST SECONDS: loads one module after the other and runs the one test that has to fail
 # with it. A line of LIST: name, folder with module/ and selftests/, program, test, parameters,
-# with tabs between. Ends early where the kernel can't be trusted any more.
+# and the words of the kernel's complaint that is waited for, if any; with tabs between. Ends
+# early where the kernel can't be trusted any more.
 . qemu/guest/lib.sh
 
 list=$1
@@ -19,8 +20,33 @@ run() {
 	esac
 }
 
-while IFS=$'\t' read -r id dir program test load <&5; do
+leaks=/sys/kernel/debug/kmemleak
+# scan: has the kernel look for memory that nothing points to. It wants an object to be 5 s old, and
+# to miss it in two scans.
+scan() {
+	for _ in 1 2; do
+		sleep 6
+		echo scan >$leaks
+	done
+}
+# complained ID REGEX: says whether the kernel did, since ID began.
+complained() {
+	if dmesg | sed -n "/mutant $1 begins/,\$p" | grep -E "$2"; then
+		echo "not ok 1 complaint"
+	else
+		echo "ok 1 complaint"
+	fi
+}
+
+while IFS=$'\t' read -r id dir program test load complaint <&5; do
 	echo "# mutant $id begins"
+	echo "mutant $id begins" >/dev/kmsg
+	case "$complaint" in
+	kmemleak*)
+		echo scan >$leaks
+		echo clear >$leaks
+		;;
+	esac
 	case "$load" in
 	*quarantine_ms=*) ;;
 	*) load+=" quarantine_ms=0" ;;
@@ -34,6 +60,12 @@ while IFS=$'\t' read -r id dir program test load <&5; do
 	*) insmod "$dir/module/rust_buddy.ko" $load && run "$dir" "$program" "$test" 5<&- ;;
 	esac
 	kill $watch
+	if [ -n "$complaint" ]; then
+		case "$complaint" in
+		kmemleak*) rmmod rust_buddy && scan ;;
+		esac
+		complained "$id" "$complaint"
+	fi
 	echo "# mutant $id ended"
 	if grep -q '^rust_buddy ' /proc/modules; then
 		# What was killed may take a moment to let go.
@@ -43,6 +75,6 @@ while IFS=$'\t' read -r id dir program test load <&5; do
 		done
 		grep -q '^rust_buddy ' /proc/modules && exit 0
 	fi
-	dmesg | grep -qE 'BUG:|Oops|[Bb]ad page|general protection' && exit 0
+	dmesg | grep -qE 'BUG:|Oops|[Bb]ad page|general protection|possible circular locking' && exit 0
 done 5<"$list"
 exit 0
