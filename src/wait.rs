@@ -195,7 +195,11 @@ impl Wishes {
         let turn_ended = self.wait_again(waiter);
         if let Some(wish) = self.tree.get_mut(&waiter.ticket()) {
             if wish.ask == *ask {
-                wish.searched = searched;
+                // Of two threads with the same request, the one that began to look last knows more.
+                // CAST: The distance is signed.
+                if searched.wrapping_sub(wish.searched) as i64 > 0 {
+                    wish.searched = searched;
+                }
                 return Change {
                     gone: None,
                     _unused: Some(room),

@@ -773,6 +773,9 @@ impl Pool {
             return Ok(self.block_for(run, ask, hand));
         }
         let mut attempt = self.attempt(ask, hand, 0);
+        // A search drops the lock. Memory that was freed behind it woke nobody for this request:
+        // it was not in the list, or was there as notified.
+        let missed = attempt.outcome.is_err() && attempt.searched != attempt.state.supply.returns();
         let wishes = &mut attempt.state.wishes;
         let change = match (room, &attempt.outcome) {
             (Some(room), Err(_)) => wishes.put(waiter, ask, attempt.searched, room),
@@ -780,6 +783,9 @@ impl Pool {
         };
         let outcome = self.end(attempt);
         self.settle(change, outcome.is_ok().then_some(ask));
+        if missed {
+            waiter.bell().ring(READABLE);
+        }
         if let Err(refused) = &outcome {
             self.counts.refused(refused);
         }
@@ -838,12 +844,13 @@ impl Pool {
             mut state,
             mut outcome,
             mut still,
-            searched,
+            mut searched,
         } = attempt;
         let mut hunt = state.supply.hunt();
         for hold in 1_u32.. {
             if let Some(over) = state.take_run(ask, held, &mut hunt) {
-                outcome = over;
+                // What compaction freed behind the search is not to be missing.
+                outcome = over.or_else(|_| state.take(ask, held));
                 break;
             }
             drop(state);
@@ -855,6 +862,8 @@ impl Pool {
             let is_killed = mm::being_killed();
             state = self.state.lock();
             if is_killed {
+                // The search has not come to its end, so that it says nothing.
+                searched = searched.wrapping_sub(1);
                 break;
             }
         }

@@ -261,6 +261,9 @@ impl Supply {
         if has_block {
             return Fits::Yes;
         }
+        if searched == self.returns {
+            return Fits::No;
+        }
         let Some(request) = self.request_for_run(ask) else {
             return Fits::No;
         };
@@ -269,8 +272,8 @@ impl Supply {
             .could_alloc_run(&request, &mut RunSearch::default())
         {
             Some(true) => Fits::Yes,
-            None if searched != self.returns => Fits::Maybe,
-            Some(false) | None => Fits::No,
+            None => Fits::Maybe,
+            Some(false) => Fits::No,
         }
     }
 
