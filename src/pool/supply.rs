@@ -216,12 +216,8 @@ impl Supply {
         match ask.spot {
             Spot::Within { place, .. } if ask.may_be_run() => {
                 let limit = self.split_limit(ask)?;
-                // Less than a large block may be parts of two of them.
-                let is_small = ask.order() < LARGE.get();
-                if ask.priority == Priority::Low && is_small && self.free_blocks(LARGE) <= 2 {
-                    return None;
-                }
-                Some(self.request(ask, place, ask.bounds(self.base), limit))
+                self.may_be_parts(ask)
+                    .then(|| self.request(ask, place, ask.bounds(self.base), limit))
             }
             _ => None,
         }
@@ -416,6 +412,13 @@ impl Supply {
         None
     }
 
+    /// May `ask` have adjacent pages, as far as large blocks go? Less than one may be parts of two
+    /// of them, and low priority leaves the last two.
+    fn may_be_parts(&self, ask: &Ask) -> bool {
+        let is_small = ask.order() < LARGE.get();
+        ask.priority != Priority::Low || !is_small || self.free_blocks(LARGE) > 2
+    }
+
     /// Takes units as [`Supply::get`] does, but first tries to split nothing large: for low
     /// priority always, and else when one large block is left and the place is not the client's.
     fn get_sparing(&mut self, ask: &Ask, scope: Scope) -> Result<Run, Refused> {
@@ -476,7 +479,10 @@ impl Supply {
                     Ok(run) => Some(run),
                     // A first look. A buffer that moves gets no other. A longer search begins
                     // outside of the fence.
-                    Err(AllocError::Full) if scope != Scope::Anywhere || self.fence.is_none() => {
+                    Err(AllocError::Full)
+                        if (scope != Scope::Anywhere || self.fence.is_none())
+                            && self.may_be_parts(ask) =>
+                    {
                         let mut search = RunSearch::default();
                         self.core.alloc_run(&request, &mut search).ok()?
                     }
