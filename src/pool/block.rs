@@ -259,7 +259,7 @@ impl Block {
         if units > before && !state.supply.grow(run, direction, units, ask) {
             // What is cleared ahead or at hand is free, too.
             drop(state);
-            still = Some(self.pool.still());
+            still = Some(self.pool.still_killable());
             state = self.pool.state.lock();
             if !state.supply.grow(run, direction, units, ask) {
                 return Ok(false);

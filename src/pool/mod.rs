@@ -797,7 +797,7 @@ impl Pool {
     fn attempt(&self, ask: &Ask, hand: Option<(End, Order)>, held: u64) -> Attempt<'_> {
         self.activity.fetch_add(1, Relaxed);
         self.look_for_bad();
-        let still = ask.strict.then(|| self.still());
+        let still = ask.strict.then(|| self.still_killable());
         let mut state = self.state.lock();
         let ready = hand.and_then(|hand| self.refill(&mut state, hand, ask.size));
         let is_ready = ready.is_some();
@@ -891,19 +891,32 @@ impl Pool {
 
     /// Has nothing that is free be missing, nor be there twice.
     fn still_and_unmoved(&self) -> Still<'_> {
-        // A killed caller goes on without it: its task sees no refusal any more.
         let moving = turn::lock_killable(&self.moving);
-        let mut still = self.still();
+        let mut still = self.still_killable();
         still._moving = moving;
         still
     }
 
-    /// Has nothing that is free be missing.
+    /// Has nothing that is free be missing, for a client's call. Sleeps.
+    ///
+    /// A killed caller does not wait for `cleaning`, whose holder may be a task that gets no CPU.
+    /// Then something that is free can be missing; the killed task's answer reaches no client.
+    fn still_killable(&self) -> Still<'_> {
+        let cleaning = turn::lock_killable(&self.cleaning);
+        Still {
+            _gathered: self.gather(),
+            _cleaning: cleaning,
+            _moving: None,
+        }
+    }
+
+    /// Has nothing that is free be missing, for workers and for the little that has to be complete
+    /// even for a killed caller. Sleeps.
     fn still(&self) -> Still<'_> {
         let cleaning = self.cleaning.lock();
         Still {
             _gathered: self.gather(),
-            _cleaning: cleaning,
+            _cleaning: Some(cleaning),
             _moving: None,
         }
     }
@@ -1038,7 +1051,7 @@ impl Pool {
 
     /// All counters of one moment.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let _still = self.still();
+        let _still = self.still_killable();
         let state = self.state.lock();
         let counters = state.supply.core().counters();
         Snapshot {
@@ -1063,7 +1076,7 @@ impl Pool {
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
         let hi = hi.min(self.region.pages());
-        let _still = self.still();
+        let _still = self.still_killable();
         let mut sum = 0;
         let mut at = lo;
         while at < hi {
@@ -1089,7 +1102,7 @@ struct Attempt<'a> {
 /// twice.
 struct Still<'a> {
     _gathered: Gathered<'a>,
-    _cleaning: MutexGuard<'a, ()>,
+    _cleaning: Option<MutexGuard<'a, ()>>,
     _moving: Option<MutexGuard<'a, ()>>,
 }
 

@@ -258,7 +258,7 @@ impl Pool {
         effort: &mut Effort,
     ) -> Result<(), Failed> {
         let missing = || {
-            let _still = self.still();
+            let _still = self.still_killable();
             let free = self.state.lock().supply.free_blocks(order);
             blocks.saturating_sub(free)
         };
