@@ -217,6 +217,8 @@ impl Change {
             place.ask = *ask;
             buffer.note(place);
         });
+        // Out of the lock, which faults on the buffer wait for.
+        buffer.pool().wake_if_wanted();
     }
 }
 

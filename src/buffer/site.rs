@@ -451,7 +451,10 @@ impl Resident for Site {
         block.set_mode(self.mode).map_err(|_| Stays::Full)?;
         let old = self.relocate(place, block).map_err(Stays::Stopped)?;
         drop(guard);
-        drop(old);
+        // The lock of all moves is held, and the end of the fence wakes clients that wait.
+        if let Some(old) = old {
+            old.free_without_waking();
+        }
         Ok(mm::bytes(pages))
     }
 

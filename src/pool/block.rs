@@ -287,6 +287,7 @@ impl Block {
             // What was gained was shown to no client, whatever the rest was.
             let written = core::mem::replace(&mut self.written, Written::Unknown);
             self.shrink(direction, requested, before);
+            self.pool.wake_if_wanted();
             self.written = written;
         })?;
         Ok(true)
@@ -318,14 +319,10 @@ impl Block {
             self.pool.withhold(&mut state, first, end);
         }
         state.note(&self.pool.magazines);
-        let wake = less && !state.wishes.is_empty();
         // A bad page that stays behind is no longer free.
         let began = state.supply.pressure_began();
         drop(state);
         self.pool.tell(began);
-        if wake {
-            self.pool.wake_next();
-        }
     }
 
     /// Gives all of it a cache mode, until it is dropped. May sleep.
@@ -373,9 +370,19 @@ impl Block {
     }
 }
 
-impl Drop for Block {
-    /// May sleep, if it is in a mode of its own.
-    fn drop(&mut self) {
+impl Block {
+    /// Gives it back without a look at the clients that wait for memory, which takes time for each
+    /// of them. The caller calls [`Pool::wake_if_wanted`] when it holds no lock. May sleep, if the
+    /// block is in a mode of its own.
+    pub(crate) fn free_without_waking(mut self) {
+        self.give_back();
+    }
+
+    /// Gives it back, once. Says whether clients wait for memory.
+    fn give_back(&mut self) -> bool {
+        if self.run.is_none() {
+            return false;
+        }
         let plain = self.mode == self.pool.region.resting_mode();
         let reset = self.reset_mode();
         if let Some(run) = self.run.take() {
@@ -384,7 +391,7 @@ impl Drop for Block {
                 state.supply.count_again(self.twice);
                 self.pool.note_and_tell(state);
                 core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
-                return;
+                return false;
             }
             audit::unreachable(&self.pool, Pfn(run.start()), run.units(), When::Freed);
             self.written.note(&self.pool, Pfn(run.start()), run.units());
@@ -400,7 +407,7 @@ impl Drop for Block {
                 .filter(|_| clear && self.twice == 0 && !self.pool.has_bad(first, pages));
             let run = match end {
                 Some(end) => match self.pool.put_at_hand(end, run, self.requested) {
-                    Ok(()) => return,
+                    Ok(()) => return false,
                     Err(run) => run,
                 },
                 None => run,
@@ -424,9 +431,17 @@ impl Drop for Block {
             let began = state.supply.pressure_began();
             drop(state);
             self.pool.tell(began);
-            if somebody_waits {
-                self.pool.wake_next();
-            }
+            return somebody_waits;
+        }
+        false
+    }
+}
+
+impl Drop for Block {
+    /// May sleep, if it is in a mode of its own.
+    fn drop(&mut self) {
+        if self.give_back() {
+            self.pool.wake_next();
         }
     }
 }

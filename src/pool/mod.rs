@@ -1023,8 +1023,9 @@ impl Pool {
             .enqueue_delayed::<_, 0>(self.clone(), msecs_to_jiffies(TURN_MS));
     }
 
-    /// The same, if anybody waits at all.
-    fn wake_if_wanted(self: &Arc<Self>) {
+    /// The same, if any client waits at all. To be called without locks: it takes time for each of
+    /// them.
+    pub(crate) fn wake_if_wanted(self: &Arc<Self>) {
         if !self.state.lock().wishes.is_empty() {
             self.wake_next();
         }

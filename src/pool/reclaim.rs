@@ -240,7 +240,7 @@ impl<'a> Fence<'a> {
 impl Drop for Fence<'_> {
     fn drop(&mut self) {
         self.pool.state.lock().supply.unfence();
-        // Who waits may have use for it.
+        // Clients that wait may have use for it, and for the places that buffers have left.
         self.pool.wake_if_wanted();
     }
 }
