@@ -3,6 +3,7 @@
  * What one client, and all clients of one user, may hold: limits that root sets
  * in sysfs while everything runs.
  */
+#include <pthread.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 
@@ -249,6 +250,45 @@ TEST_F(quota, mapped_memory_stays_charged)
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), 0, "b", &b));
 	EXPECT_EQ(0, rb_free(self->fd, b.handle));
 	EXPECT_EQ(0, munmap(mem, a.granted));
+}
+
+static void *free_it(void *arg)
+{
+	const uint64_t *what = arg;
+
+	return (void *)(intptr_t)rb_free(what[0], what[1]);
+}
+
+/* Memory is charged until the pool has it back, however long the way there takes. */
+TEST_F_TIMEOUT(quota, freed_memory_stays_charged, SLOW)
+{
+	const uint32_t flags = RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_GUP;
+	const uint64_t size = MiB(4);
+	struct rust_buddy_pool_info pool;
+	unsigned int i, early;
+
+	if (!(self->before.caps & RUST_BUDDY_CAP_UC) ||
+	    !(self->before.caps & RUST_BUDDY_CAP_LONGTERM_PIN))
+		SKIP(return, "the pool has no uncached buffers by page");
+	ASSERT_EQ(0, limit("quota_client_bytes", size));
+	for (i = 0; i < 20; i++) {
+		struct rust_buddy_alloc a, b;
+		uint64_t what[2] = { self->fd };
+		pthread_t thread;
+		void *ret;
+
+		ASSERT_EQ(0, rb_alloc(self->fd, size, flags, "a", &a));
+		what[1] = a.handle;
+		ASSERT_EQ(0, pthread_create(&thread, NULL, free_it, what));
+		for (early = 0; rb_alloc(self->fd, KiB(4), 0, "b", &b); early++)
+			ASSERT_EQ((uint32_t)RUST_BUDDY_WHY_CLIENT_QUOTA, b.hdr.reason);
+		ASSERT_EQ(0, rb_pool_info(self->other, 0, &pool));
+		EXPECT_LE(pool.granted, self->before.granted + size)
+			TH_LOG("after %u refusals", early);
+		ASSERT_EQ(0, pthread_join(thread, &ret));
+		ASSERT_EQ(NULL, ret);
+		ASSERT_EQ(0, rb_free(self->fd, b.handle));
+	}
 }
 
 /* A limit below what is held takes nothing away. */

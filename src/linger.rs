@@ -224,6 +224,9 @@ impl Slot {
     pub(crate) fn give_back(self, block: Block, charge: Charge) {
         let mut pages = 0..block.pages();
         let Some(page) = pages.find(|&page| has_foreign_reference(&block, page)) else {
+            // In this order: the pages are charged until the pool has them back.
+            drop(block);
+            drop(charge);
             return;
         };
         let first = block.first().0;

@@ -38,7 +38,12 @@ impl Memory {
         charge: Charge,
         slot: Option<Slot>,
     ) -> Result<Self, Stopped> {
-        block.clear()?;
+        if let Err(stopped) = block.clear() {
+            // In this order: the pages are charged until the pool has them back.
+            drop(block);
+            drop(charge);
+            return Err(stopped);
+        }
         // INVARIANT: It is there.
         Ok(Self {
             inner: Some((block, charge)),
