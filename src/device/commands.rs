@@ -298,8 +298,11 @@ pub(super) fn check_reach(view: &View) -> Result<(), Refusal> {
 fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal> {
     let table = client.table();
     let entry = entry(&table, request.handle)?;
-    let (view, buffer) = (&entry.view, entry.view.buffer());
-    check_reach(view)?;
+    let (view, pins) = (entry.view.clone(), entry.pins.total());
+    // Another client may be changing the buffer.
+    drop(table);
+    let buffer = view.buffer();
+    check_reach(&view)?;
     request.size = view.size();
     request.granted = view.granted();
     request.max_size = view.max_size();
@@ -309,7 +312,7 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
     request.pool = buffer.pool().id();
     request.flags = buffer.flags();
     request.order = buffer.order();
-    request.pins = entry.pins.total();
+    request.pins = pins;
     request.mappings = buffer.mappings();
     request.name = buffer.name().bytes();
     Ok(())

@@ -175,8 +175,10 @@ impl Pool {
             self.region.base().plus(self.region.pages()),
         );
         while let Some((page, _)) = self.bad.pages.next(at, end) {
-            if let Some((_, _, resident)) = self.residents.next(page.0) {
-                resident.hide(page);
+            // Not one that ends later and begins later, too: its owner may keep it locked.
+            match self.residents.next(page.0) {
+                Some((first, _, resident)) if first <= page.0 => resident.hide(page),
+                _ => {}
             }
             at = page.plus(1);
         }
