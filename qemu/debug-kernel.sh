@@ -59,5 +59,5 @@ patches=$(cat qemu/patches/*.patch | cksum)
 # A tree that was unpacked anew has none.
 [ -d "$applied" ] || rm -f "$RB_STAMPS/debug-patches"
 once debug-patches "$patches" "patching the debug kernel" repatch
-once debug-kernel "$(krel) $(cksum <qemu/debug.config) $patches" \
+once debug-kernel "$(krel) $(grep -v "^#" qemu/debug.config | cksum) $patches" \
 	"building the debug kernel (about 10 minutes on 2 cores)" compile
