@@ -29,7 +29,7 @@ help:
 	@echo "  make bench     the allocator against others, on the host and in a guest (docs/benchmarks.md)"
 	@echo "  make shell     the same set-up, then a prompt in a guest with the module loaded"
 	@echo "  make setup     only the set-up (everything goes to .cache)"
-	@echo "  make check     rustfmt, clippy and checkpatch"
+	@echo "  make check     rustfmt, clippy, checkpatch and lints"
 	@echo "With your own Rust-enabled kernel:"
 	@echo "  make KDIR=DIR                        build/rust_buddy.ko for the kernel built in DIR"
 	@echo "  make test KDIR=DIR KERNEL=bzImage    all tests with that kernel; needs no root, and"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Style and lints: rustfmt with the kernel's settings, clippy for the kernel's side
-# and for the host's, checkpatch, shellcheck. Ends with a line of counts.
+# and for the host's, checkpatch, shellcheck, the order of layers. Ends with a line of counts.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -89,6 +89,9 @@ shellcheck_all() {
 	# What a script sources is checked as a file of its own.
 	git ls-files -z '*.sh' .ci/run | xargs -0 qemu/enter.sh shellcheck -s bash -e SC1091,SC2001,SC2016,SC2034,SC2154,SC2317
 }
+layers() {
+	qemu/enter.sh python3 qemu/lint/layers.py
+}
 judge rustfmt format
 judge clippy-kernel clippy_kernel
 judge clippy-host clippy_host
@@ -97,6 +100,7 @@ judge clippy-fuzz clippy_fuzz
 judge clippy-bench clippy_bench
 judge checkpatch checkpatch
 judge shellcheck shellcheck_all
+judge layers layers
 judge mutants-table qemu/mutants.sh table-check
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
