@@ -129,14 +129,14 @@ FIXTURE(call) {
  * @shortest: bytes that hold all that the call needs to be done and undone
  * @stable:   two calls in a row say the same
  * @bare_err: what a request that is nothing but a header gets
- * @bare_why: and why
+ * @bare_reason: and why
  */
 FIXTURE_VARIANT(call) {
 	unsigned int nr;
 	size_t shortest;
 	bool stable;
 	int bare_err;
-	__u32 bare_why;
+	__u32 bare_reason;
 };
 
 FIXTURE_VARIANT_ADD(call, info) {
@@ -155,28 +155,28 @@ FIXTURE_VARIANT_ADD(call, alloc) {
 	.nr = NR_ALLOC,
 	.shortest = offsetof(struct rust_buddy_alloc, granted),
 	.bare_err = -EINVAL,
-	.bare_why = RUST_BUDDY_WHY_SIZE,
+	.bare_reason = RUST_BUDDY_REASON_SIZE,
 };
 
 FIXTURE_VARIANT_ADD(call, free) {
 	.nr = NR_FREE,
 	.shortest = sizeof(struct rust_buddy_free),
 	.bare_err = -ENOENT,
-	.bare_why = RUST_BUDDY_WHY_HANDLE,
+	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
 FIXTURE_VARIANT_ADD(call, pin) {
 	.nr = NR_PIN,
 	.shortest = offsetof(struct rust_buddy_pin, address),
 	.bare_err = -ENOENT,
-	.bare_why = RUST_BUDDY_WHY_HANDLE,
+	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
 FIXTURE_VARIANT_ADD(call, unpin) {
 	.nr = NR_UNPIN,
 	.shortest = sizeof(struct rust_buddy_unpin),
 	.bare_err = -ENOENT,
-	.bare_why = RUST_BUDDY_WHY_HANDLE,
+	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
 FIXTURE_VARIANT_ADD(call, buffer_info) {
@@ -184,14 +184,14 @@ FIXTURE_VARIANT_ADD(call, buffer_info) {
 	.shortest = offsetof(struct rust_buddy_buffer_info, size),
 	.stable = true,
 	.bare_err = -ENOENT,
-	.bare_why = RUST_BUDDY_WHY_HANDLE,
+	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
 FIXTURE_VARIANT_ADD(call, export) {
 	.nr = NR_EXPORT,
 	.shortest = sizeof(struct rust_buddy_export),
 	.bare_err = -ENOENT,
-	.bare_why = RUST_BUDDY_WHY_HANDLE,
+	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
 /* Nothing but a header imports descriptor 0, which is no dma-buf. */
@@ -199,7 +199,7 @@ FIXTURE_VARIANT_ADD(call, import) {
 	.nr = NR_IMPORT,
 	.shortest = offsetof(struct rust_buddy_import, size),
 	.bare_err = -EINVAL,
-	.bare_why = RUST_BUDDY_WHY_FD,
+	.bare_reason = RUST_BUDDY_REASON_FD,
 };
 
 FIXTURE_VARIANT_ADD(call, sync) {
@@ -207,21 +207,21 @@ FIXTURE_VARIANT_ADD(call, sync) {
 	.shortest = sizeof(struct rust_buddy_sync),
 	.stable = true,
 	.bare_err = -EINVAL,
-	.bare_why = RUST_BUDDY_WHY_FLAGS,
+	.bare_reason = RUST_BUDDY_REASON_FLAGS,
 };
 
 FIXTURE_VARIANT_ADD(call, migrate) {
 	.nr = NR_MIGRATE,
 	.shortest = offsetof(struct rust_buddy_migrate, lo),
 	.bare_err = -ENOENT,
-	.bare_why = RUST_BUDDY_WHY_HANDLE,
+	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
 FIXTURE_VARIANT_ADD(call, resize) {
 	.nr = NR_RESIZE,
 	.shortest = sizeof(struct rust_buddy_resize),
 	.bare_err = -ENOENT,
-	.bare_why = RUST_BUDDY_WHY_HANDLE,
+	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
 /* Nothing but a header wants one block of order 0, which there is. */
@@ -234,21 +234,21 @@ FIXTURE_VARIANT_ADD(call, reserve) {
 	.nr = NR_RESERVE,
 	.shortest = offsetof(struct rust_buddy_reserve, copied),
 	.bare_err = -EINVAL,
-	.bare_why = RUST_BUDDY_WHY_WINDOW,
+	.bare_reason = RUST_BUDDY_REASON_RANGE,
 };
 
 FIXTURE_VARIANT_ADD(call, release) {
 	.nr = NR_RELEASE,
 	.shortest = sizeof(struct rust_buddy_release),
 	.bare_err = -ENOENT,
-	.bare_why = RUST_BUDDY_WHY_HANDLE,
+	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
 FIXTURE_VARIANT_ADD(call, batch) {
 	.nr = NR_BATCH,
 	.shortest = offsetof(struct rust_buddy_batch, reserved),
 	.bare_err = -EINVAL,
-	.bare_why = RUST_BUDDY_WHY_SHORT,
+	.bare_reason = RUST_BUDDY_REASON_STRUCT_SIZE,
 };
 
 FIXTURE_SETUP(call)
@@ -468,7 +468,7 @@ TEST_F(call, succeeds)
 	ret = raw_ioctl(self->fd, RB_CMD(variant->nr, sizes[variant->nr]), self->area);
 	EXPECT_EQ(0, ret);
 	EXPECT_EQ(0, hdr->ret);
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_NONE, hdr->reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NONE, hdr->reason);
 	EXPECT_EQ(USER_DATA, hdr->user_data);
 	settle(_metadata, self, variant->nr, self->area, ret);
 }
@@ -487,7 +487,7 @@ TEST_F(call, garbage_in_out_fields)
 		ret = raw_ioctl(self->fd, RB_CMD(variant->nr, sizes[variant->nr]), self->area);
 		EXPECT_EQ(0, ret);
 		EXPECT_EQ(0, hdr->ret);
-		EXPECT_EQ((__u32)RUST_BUDDY_WHY_NONE, hdr->reason);
+		EXPECT_EQ((__u32)RUST_BUDDY_REASON_NONE, hdr->reason);
 		EXPECT_EQ(USER_DATA, hdr->user_data);
 		settle(_metadata, self, variant->nr, self->area, ret);
 		if (!i)
@@ -553,7 +553,7 @@ TEST_F(call, no_room_for_the_handle)
 		req->size = 1;
 		EXPECT_REFUSED(self->fd, self->sentinel,
 			       raw_ioctl(self->fd, RB_CMD(NR_ALLOC, cut), req), &req->hdr,
-			       -EINVAL, RUST_BUDDY_WHY_SHORT);
+			       -EINVAL, RUST_BUDDY_REASON_STRUCT_SIZE);
 	}
 }
 
@@ -568,7 +568,7 @@ TEST_F(call, nothing_but_a_header)
 	self->before = state_of(self->fd, self->sentinel);
 	EXPECT_EQ(variant->bare_err, raw_ioctl(self->fd, RB_CMD(variant->nr, sizeof(*hdr)), hdr));
 	EXPECT_EQ(variant->bare_err, hdr->ret);
-	EXPECT_EQ(variant->bare_why, hdr->reason);
+	EXPECT_EQ(variant->bare_reason, hdr->reason);
 	EXPECT_EQ(0xa5a5a5a5a5a5a5a5ULL, hdr->user_data);
 	for (i = 0; i < 2 * sizeof(*hdr); i++)
 		EXPECT_EQ(GARBAGE, (int)rest[i]);
@@ -869,7 +869,7 @@ static void taken(struct __test_metadata *_metadata, FIXTURE_DATA(node) *self,
 
 	EXPECT_EQ(0, ret)
 		TH_LOG("line %d: %s", line, what);
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_NONE, req->hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NONE, req->hdr.reason);
 	EXPECT_EQ(USER_DATA, req->hdr.user_data);
 	if (!ret)
 		EXPECT_EQ(0, rb_free(self->fd, req->handle));
@@ -962,7 +962,7 @@ TEST_F(node, pool_info_refusals)
 		got.pool = bad[i];
 		want = got;
 		want.hdr.ret = -ENOENT;
-		want.hdr.reason = RUST_BUDDY_WHY_POOL;
+		want.hdr.reason = RUST_BUDDY_REASON_UNKNOWN_POOL;
 		EXPECT_EQ(-ENOENT, raw_ioctl(self->fd, RUST_BUDDY_IOC_POOL_INFO, &got))
 			TH_LOG("pool %u", bad[i]);
 		EXPECT_EQ(0, memcmp(&want, &got, sizeof(got)))
@@ -979,7 +979,7 @@ TEST_F(node, alloc_answers)
 
 	req.size = 2 * self->pool.unit + 1;
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_NONE, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NONE, req.hdr.reason);
 	EXPECT_EQ(USER_DATA, req.hdr.user_data);
 	EXPECT_EQ(2 * self->pool.unit + 1, req.size);
 	EXPECT_EQ(4 * self->pool.unit, req.granted);
@@ -1048,8 +1048,8 @@ TEST_F(node, alloc_reserved)
 	unsigned int bit;
 
 	for (bit = 0; bit < 32; bit++)
-		BAD(-EINVAL, RUST_BUDDY_WHY_RESERVED, req.reserved = 1U << bit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_RESERVED, req.reserved = ~0U);
+		BAD(-EINVAL, RUST_BUDDY_REASON_RESERVED_FIELD, req.reserved = 1U << bit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RESERVED_FIELD, req.reserved = ~0U);
 }
 
 TEST_F(node, alloc_unknown_flags)
@@ -1064,11 +1064,11 @@ TEST_F(node, alloc_unknown_flags)
 	for (bit = 5; bit < 32; bit++) {
 		if (1U << bit & known)
 			continue;
-		BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.flags = 1U << bit);
-		BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS,
+		BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS, req.flags = 1U << bit);
+		BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS,
 		    req.flags = 1U << bit | RUST_BUDDY_ALLOC_EXACT);
 	}
-	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.flags = ~0U);
+	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS, req.flags = ~0U);
 }
 
 TEST_F(node, alloc_flag_combinations)
@@ -1083,22 +1083,23 @@ TEST_F(node, alloc_flag_combinations)
 			     (flags & at && flags & (lowest | highest | window));
 
 		if (wrong)
-			BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.flags = flags;
+			BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS, req.flags = flags;
 			    req.hi = flags & at ? 0 : self->pool.size);
 		else if (flags & window)
 			GOOD(req.flags = flags; req.hi = self->pool.size);
 		else if (!(flags & at))
 			GOOD(req.flags = flags);
 	}
-	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.flags = RUST_BUDDY_ALLOC_WC | RUST_BUDDY_ALLOC_UC);
-	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.flags = RUST_BUDDY_ALLOC_GUARD);
-	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS,
+	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS, req.flags = RUST_BUDDY_ALLOC_WC |
+	    RUST_BUDDY_ALLOC_UC);
+	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS, req.flags = RUST_BUDDY_ALLOC_GUARD);
+	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS,
 	    req.flags = RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_PREFAULT);
-	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS,
+	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS,
 	    req.flags = RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_GUP);
-	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS,
+	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS,
 	    req.flags = RUST_BUDDY_ALLOC_LOW | RUST_BUDDY_ALLOC_HIGH);
-	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.max_copy = 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS, req.max_copy = 1);
 	GOOD(req.flags = RUST_BUDDY_ALLOC_RECLAIM; req.max_copy = 1);
 }
 
@@ -1106,14 +1107,14 @@ TEST_F(node, alloc_name)
 {
 	unsigned int c, i;
 
-	BAD(-EINVAL, RUST_BUDDY_WHY_NAME, memset(req.name, 'a', sizeof(req.name)));
+	BAD(-EINVAL, RUST_BUDDY_REASON_NAME, memset(req.name, 'a', sizeof(req.name)));
 	for (c = 1; c < 256; c++) {
 		if (c >= 0x20 && c <= 0x7e) {
 			GOOD(req.name[0] = c);
 			continue;
 		}
-		BAD(-EINVAL, RUST_BUDDY_WHY_NAME, req.name[0] = c);
-		BAD(-EINVAL, RUST_BUDDY_WHY_NAME, memset(req.name, 'a', 31);
+		BAD(-EINVAL, RUST_BUDDY_REASON_NAME, req.name[0] = c);
+		BAD(-EINVAL, RUST_BUDDY_REASON_NAME, memset(req.name, 'a', 31);
 		    req.name[30] = c; req.name[31] = 0);
 	}
 	GOOD(memset(req.name, 'a', 31); req.name[31] = 0);
@@ -1140,29 +1141,29 @@ TEST_F(node, alloc_name)
 TEST_F(node, alloc_pool)
 {
 	GOOD(req.pool = 1);
-	BAD(-ENOENT, RUST_BUDDY_WHY_POOL, req.pool = self->info.pools + 1);
-	BAD(-ENOENT, RUST_BUDDY_WHY_POOL, req.pool = 0x10001);
-	BAD(-ENOENT, RUST_BUDDY_WHY_POOL, req.pool = 0x80000000);
-	BAD(-ENOENT, RUST_BUDDY_WHY_POOL, req.pool = ~0U);
+	BAD(-ENOENT, RUST_BUDDY_REASON_UNKNOWN_POOL, req.pool = self->info.pools + 1);
+	BAD(-ENOENT, RUST_BUDDY_REASON_UNKNOWN_POOL, req.pool = 0x10001);
+	BAD(-ENOENT, RUST_BUDDY_REASON_UNKNOWN_POOL, req.pool = 0x80000000);
+	BAD(-ENOENT, RUST_BUDDY_REASON_UNKNOWN_POOL, req.pool = ~0U);
 }
 
 TEST_F(node, alloc_size)
 {
 	GOOD(req.size = 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = 0);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = self->pool.size + 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = self->pool.size + self->pool.unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = 1ULL << 32 << 12);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = 1ULL << 63);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = (1ULL << 63) + 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = ~0ULL);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = ~0ULL - self->pool.unit + 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = 0; req.flags = RUST_BUDDY_ALLOC_EXACT);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = ~0ULL; req.flags = RUST_BUDDY_ALLOC_EXACT);
-	BAD(-EINVAL, RUST_BUDDY_WHY_SIZE, req.size = 0; req.flags = RUST_BUDDY_ALLOC_AT);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = 0);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = self->pool.size + 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = self->pool.size + self->pool.unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = 1ULL << 32 << 12);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = 1ULL << 63);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = (1ULL << 63) + 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = ~0ULL);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = ~0ULL - self->pool.unit + 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = 0; req.flags = RUST_BUDDY_ALLOC_EXACT);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = ~0ULL; req.flags = RUST_BUDDY_ALLOC_EXACT);
+	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = 0; req.flags = RUST_BUDDY_ALLOC_AT);
 	/* Not more than the pool, but more than is left. */
-	BAD(-ENOSPC, RUST_BUDDY_WHY_FULL, req.size = self->pool.size);
-	BAD(-ENOSPC, RUST_BUDDY_WHY_FULL, req.size = self->pool.size - self->pool.unit + 1;
+	BAD(-ENOSPC, RUST_BUDDY_REASON_NO_SPACE, req.size = self->pool.size);
+	BAD(-ENOSPC, RUST_BUDDY_REASON_NO_SPACE, req.size = self->pool.size - self->pool.unit + 1;
 	    req.flags = RUST_BUDDY_ALLOC_EXACT);
 }
 
@@ -1174,16 +1175,16 @@ TEST_F(node, alloc_align)
 	GOOD(req.align = 2);
 	GOOD(req.align = self->pool.unit);
 	GOOD(req.align = 16 * self->pool.unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = 3);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = 6);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = self->pool.unit + 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = 3 * self->pool.unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = beyond);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = 1ULL << 32 << 12);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = 1ULL << 63);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = ~0ULL);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = 1; req.flags = RUST_BUDDY_ALLOC_AT);
-	BAD(-EINVAL, RUST_BUDDY_WHY_ALIGN, req.align = self->pool.unit;
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = 3);
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = 6);
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = self->pool.unit + 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = 3 * self->pool.unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = beyond);
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = 1ULL << 32 << 12);
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = 1ULL << 63);
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = ~0ULL);
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = 1; req.flags = RUST_BUDDY_ALLOC_AT);
+	BAD(-EINVAL, RUST_BUDDY_REASON_ALIGN, req.align = self->pool.unit;
 	    req.flags = RUST_BUDDY_ALLOC_AT);
 }
 
@@ -1193,50 +1194,50 @@ TEST_F(node, alloc_window)
 	const __u32 window = RUST_BUDDY_ALLOC_WINDOW, at = RUST_BUDDY_ALLOC_AT;
 
 	/* Not asked for. */
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.lo = unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.lo = 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.hi = size);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.hi = 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.lo = unit; req.hi = size);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.hi = size;
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo = unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo = 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.hi = size);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.hi = 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo = unit; req.hi = size);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.hi = size;
 	    req.flags = RUST_BUDDY_ALLOC_LOWEST);
 
 	/* Unaligned. */
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.lo = 1; req.hi = size);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.lo = unit + 1; req.hi = size);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.hi = size - 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.hi = 8 * unit + 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = 1; req.hi = size);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = unit + 1; req.hi = size);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = size - 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = 8 * unit + 1);
 	/* Outside. */
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.hi = size + unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.lo = size;
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = size + unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = size;
 	    req.hi = size + 4 * unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.hi = -unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.lo = -2 * unit;
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = -unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = -2 * unit;
 	    req.hi = -unit);
 	/* Empty. */
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.lo = unit; req.hi = unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.lo = 8 * unit; req.hi = unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.lo = size; req.hi = size);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.lo = -unit; req.hi = size);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = unit; req.hi = unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = 8 * unit; req.hi = unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = size; req.hi = size);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = -unit; req.hi = size);
 	/* Too short. */
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.hi = unit;
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = unit;
 	    req.size = unit + 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = window; req.lo = unit; req.hi = 3 * unit;
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = unit; req.hi = 3 * unit;
 	    req.size = 2 * unit + 1);
 
 	/* AT knows no end, and has to end inside the pool. */
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.hi = unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.hi = size);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.lo = 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.lo = unit - 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.lo = size);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.lo = size - unit;
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.hi = unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.hi = size);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.lo = 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.lo = unit - 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.lo = size);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.lo = size - unit;
 	    req.size = unit + 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.lo = unit; req.size = size);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.lo = -unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.lo = -2 * unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.flags = at; req.lo = 1ULL << 63);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.lo = unit; req.size = size);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.lo = -unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.lo = -2 * unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.lo = 1ULL << 63);
 }
 
 TEST_F(node, alloc_max_size)
@@ -1247,18 +1248,18 @@ TEST_F(node, alloc_max_size)
 	GOOD(req.max_size = max);
 	GOOD(req.size = 3 * unit; req.max_size = 4 * unit);
 	GOOD(req.size = 3 * unit; req.max_size = 3 * unit; req.flags = RUST_BUDDY_ALLOC_EXACT);
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.max_size = 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.max_size = 2 * unit - 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.size = unit + 1; req.max_size = unit + 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = 2 * unit - 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.size = unit + 1; req.max_size = unit + 1);
 	/* The granted size counts, not the one asked for. */
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.size = 3 * unit; req.max_size = 3 * unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.size = 3 * unit; req.max_size = 2 * unit;
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.size = 3 * unit; req.max_size = 3 * unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.size = 3 * unit; req.max_size = 2 * unit;
 	    req.flags = RUST_BUDDY_ALLOC_EXACT);
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.max_size = max + 1);
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.max_size = max + unit);
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.max_size = 1ULL << 63);
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.max_size = ~0ULL);
-	BAD(-EINVAL, RUST_BUDDY_WHY_MAX_SIZE, req.max_size = -unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = max + 1);
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = max + unit);
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = 1ULL << 63);
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = ~0ULL);
+	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = -unit);
 }
 
 /* The things that can be wrong with an ALLOC, in the order in which they are reported. */
@@ -1313,15 +1314,15 @@ TEST_F(node, alloc_order_of_checks)
 		int err;
 		__u32 why;
 	} steps[STEPS] = {
-		{ -EINVAL, RUST_BUDDY_WHY_RESERVED },
-		{ -EINVAL, RUST_BUDDY_WHY_FLAGS },
-		{ -EINVAL, RUST_BUDDY_WHY_NAME },
-		{ -ENOENT, RUST_BUDDY_WHY_POOL },
-		{ -EINVAL, RUST_BUDDY_WHY_SIZE },
-		{ -EINVAL, RUST_BUDDY_WHY_ALIGN },
-		{ -EINVAL, RUST_BUDDY_WHY_WINDOW },
-		{ -EINVAL, RUST_BUDDY_WHY_MAX_SIZE },
-		{ -ENOSPC, RUST_BUDDY_WHY_FULL },
+		{ -EINVAL, RUST_BUDDY_REASON_RESERVED_FIELD },
+		{ -EINVAL, RUST_BUDDY_REASON_FLAGS },
+		{ -EINVAL, RUST_BUDDY_REASON_NAME },
+		{ -ENOENT, RUST_BUDDY_REASON_UNKNOWN_POOL },
+		{ -EINVAL, RUST_BUDDY_REASON_SIZE },
+		{ -EINVAL, RUST_BUDDY_REASON_ALIGN },
+		{ -EINVAL, RUST_BUDDY_REASON_RANGE },
+		{ -EINVAL, RUST_BUDDY_REASON_MAX_SIZE },
+		{ -ENOSPC, RUST_BUDDY_REASON_NO_SPACE },
 	};
 	unsigned int first, other;
 
@@ -1360,9 +1361,10 @@ TEST_F(node, unknown_handles)
 			.size = USER_DATA,
 		};
 		int err = variant->phys ? -ENOENT : -EPERM;
-		__u32 why = variant->phys ? RUST_BUDDY_WHY_HANDLE : RUST_BUDDY_WHY_ADDRESSES;
+		__u32 why = variant->phys ? RUST_BUDDY_REASON_UNKNOWN_HANDLE :
+			RUST_BUDDY_REASON_PHYS_ACCESS;
 
-		EXPECT_NO_FREE(self->fd, bad[i], -ENOENT, RUST_BUDDY_WHY_HANDLE);
+		EXPECT_NO_FREE(self->fd, bad[i], -ENOENT, RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 		EXPECT_EQ(err, rb_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &pin));
 		EXPECT_EQ(why, pin.hdr.reason);
 		EXPECT_EQ(USER_DATA, pin.address);
@@ -1374,7 +1376,7 @@ TEST_F(node, unknown_handles)
 		info.handle = bad[i];
 		want = info;
 		want.hdr.ret = -ENOENT;
-		want.hdr.reason = RUST_BUDDY_WHY_HANDLE;
+		want.hdr.reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE;
 		EXPECT_EQ(-ENOENT, rb_ioctl(self->fd, RUST_BUDDY_IOC_BUFFER_INFO, &info));
 		EXPECT_EQ(0, memcmp(&want, &info, sizeof(info)));
 		EXPECT_UNCHANGED(self->fd, self->sentinel, &self->base);
@@ -1394,18 +1396,18 @@ TEST_F(node, only_phys_pins)
 	if (!variant->phys) {
 		EXPECT_REFUSED(self->fd, self->sentinel,
 			       rb_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &pin),
-			       &pin.hdr, -EPERM, RUST_BUDDY_WHY_ADDRESSES);
+			       &pin.hdr, -EPERM, RUST_BUDDY_REASON_PHYS_ACCESS);
 		EXPECT_EQ(USER_DATA, pin.address);
 		EXPECT_EQ(USER_DATA, pin.size);
 		EXPECT_REFUSED(self->fd, self->sentinel,
 			       rb_ioctl(self->fd, RUST_BUDDY_IOC_UNPIN, &unpin),
-			       &unpin.hdr, -EPERM, RUST_BUDDY_WHY_ADDRESSES);
+			       &unpin.hdr, -EPERM, RUST_BUDDY_REASON_PHYS_ACCESS);
 		return;
 	}
 
 	EXPECT_REFUSED(self->fd, self->sentinel,
 		       rb_ioctl(self->fd, RUST_BUDDY_IOC_UNPIN, &unpin),
-		       &unpin.hdr, -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
+		       &unpin.hdr, -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
 	ASSERT_EQ(0, rb_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &pin));
 	EXPECT_LE(self->pool.phys_base, pin.address);
 	EXPECT_LE(pin.address + pin.size, self->pool.phys_base + self->pool.size);
@@ -1413,11 +1415,11 @@ TEST_F(node, only_phys_pins)
 	EXPECT_EQ(self->base.buffer.granted, pin.size);
 	EXPECT_EQ(0, rb_buffer_info(self->fd, self->sentinel, &buf));
 	EXPECT_EQ(1U, buf.pins);
-	EXPECT_NO_FREE(self->fd, self->sentinel, -EBUSY, RUST_BUDDY_WHY_PINNED);
+	EXPECT_NO_FREE(self->fd, self->sentinel, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	EXPECT_EQ(0, rb_unpin(self->fd, self->sentinel));
 	EXPECT_REFUSED(self->fd, self->sentinel,
 		       rb_ioctl(self->fd, RUST_BUDDY_IOC_UNPIN, &unpin),
-		       &unpin.hdr, -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
+		       &unpin.hdr, -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
 }
 
 TEST_F_TIMEOUT(node, pin_depth, SLOW)
@@ -1441,13 +1443,13 @@ TEST_F_TIMEOUT(node, pin_depth, SLOW)
 	EXPECT_EQ(65535U, buf.pins);
 	EXPECT_REFUSED(self->fd, self->sentinel,
 		       rb_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &pin),
-		       &pin.hdr, -EOVERFLOW, RUST_BUDDY_WHY_PINS);
-	EXPECT_NO_FREE(self->fd, self->sentinel, -EBUSY, RUST_BUDDY_WHY_PINNED);
+		       &pin.hdr, -EOVERFLOW, RUST_BUDDY_REASON_PIN_LIMIT);
+	EXPECT_NO_FREE(self->fd, self->sentinel, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	for (i = 0; i < 65535; i++)
 		ASSERT_EQ(0, rb_unpin(self->fd, self->sentinel));
 	EXPECT_REFUSED(self->fd, self->sentinel,
 		       rb_ioctl(self->fd, RUST_BUDDY_IOC_UNPIN, &unpin),
-		       &unpin.hdr, -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
+		       &unpin.hdr, -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
 }
 
 /* A descriptor that may not write may look, and nothing else. */
@@ -1455,7 +1457,8 @@ TEST_F(node, read_only_descriptor)
 {
 	/* On the plain node the missing right to addresses is what counts. */
 	int err = variant->phys ? -EACCES : -EPERM;
-	__u32 why = variant->phys ? RUST_BUDDY_WHY_READ_ONLY : RUST_BUDDY_WHY_ADDRESSES;
+	__u32 why = variant->phys ? RUST_BUDDY_REASON_READ_ONLY_FILE :
+		RUST_BUDDY_REASON_PHYS_ACCESS;
 	const __u64 handles[] = { 0, self->sentinel, ~0ULL };
 	struct rust_buddy_pool_info pool;
 	struct rust_buddy_buffer_info buf;
@@ -1477,7 +1480,7 @@ TEST_F(node, read_only_descriptor)
 		struct rust_buddy_free free = { .handle = handles[i] };
 
 		EXPECT_EQ(-EACCES, rb_ioctl(fd, RUST_BUDDY_IOC_FREE, &free));
-		EXPECT_EQ((__u32)RUST_BUDDY_WHY_READ_ONLY, free.hdr.reason);
+		EXPECT_EQ((__u32)RUST_BUDDY_REASON_READ_ONLY_FILE, free.hdr.reason);
 		EXPECT_EQ(err, rb_ioctl(fd, RUST_BUDDY_IOC_PIN, &pin));
 		EXPECT_EQ(why, pin.hdr.reason);
 		EXPECT_EQ(err, rb_ioctl(fd, RUST_BUDDY_IOC_UNPIN, &unpin));
@@ -1488,7 +1491,7 @@ TEST_F(node, read_only_descriptor)
 		struct rust_buddy_alloc got = self->ok, want = self->ok;
 
 		want.hdr.ret = -EACCES;
-		want.hdr.reason = RUST_BUDDY_WHY_READ_ONLY;
+		want.hdr.reason = RUST_BUDDY_REASON_READ_ONLY_FILE;
 		EXPECT_EQ(-EACCES, raw_ioctl(fd, RUST_BUDDY_IOC_ALLOC, &got));
 		EXPECT_EQ(0, memcmp(&want, &got, sizeof(got)));
 		EXPECT_UNCHANGED(self->fd, self->sentinel, &self->base);
@@ -1586,10 +1589,10 @@ TEST(passed_file)
 	ASSERT_EQ('\0', *next);
 	info.handle = handle;
 	EXPECT_REFUSED(fd, 0, rb_ioctl(fd, RUST_BUDDY_IOC_BUFFER_INFO, &info), &info.hdr,
-		       -EOVERFLOW, RUST_BUDDY_WHY_OFFSET);
+		       -EOVERFLOW, RUST_BUDDY_REASON_MMAP_OFFSET);
 	import.fd = dmabuf;
 	EXPECT_REFUSED(fd, 0, rb_ioctl(fd, RUST_BUDDY_IOC_IMPORT, &import), &import.hdr,
-		       -EOVERFLOW, RUST_BUDDY_WHY_OFFSET);
+		       -EOVERFLOW, RUST_BUDDY_REASON_MMAP_OFFSET);
 	/* The dma-buf has offsets of its own. */
 	mem = mmap(NULL, KiB(64), PROT_READ | PROT_WRITE, MAP_SHARED, dmabuf, 0);
 	ASSERT_TRUE(mem != MAP_FAILED);

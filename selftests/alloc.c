@@ -72,7 +72,7 @@ static const char *inconsistent(const struct rust_buddy_pool_info *pool)
 	struct rust_buddy_pool_info __pool;					\
 	EXPECT_EQ(0, rb_pool_info(fd, 0, &__pool));				\
 	EXPECT_EQ(-ENOSPC, (call));						\
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_FULL, (req)->hdr.reason);		\
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NO_SPACE, (req)->hdr.reason);		\
 	EXPECT_EQ(__pool.largest_free, (req)->largest_free);			\
 	EXPECT_POOL(fd, &__pool);						\
 } while (0)
@@ -83,7 +83,7 @@ static const char *inconsistent(const struct rust_buddy_pool_info *pool)
 	struct rust_buddy_alloc __req;						\
 	EXPECT_EQ(0, rb_pool_info(fd, 0, &__pool));				\
 	EXPECT_EQ(-EBUSY, get(fd, size, AT, lo, 0, &__req));			\
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_TAKEN, __req.hdr.reason);		\
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_RANGE_BUSY, __req.hdr.reason);		\
 	EXPECT_POOL(fd, &__pool);						\
 } while (0)
 
@@ -398,7 +398,7 @@ TEST_F(pool, align_until_none_is_left)
 		req[n++] = one;
 	}
 	EXPECT_EQ(-ENOSPC, ret);
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_FULL, one.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NO_SPACE, one.hdr.reason);
 	EXPECT_LE(1U, n);
 	/* No aligned page is left, so no block of 2 MiB is, and any page still is. */
 	EXPECT_GT(align, one.largest_free);
@@ -846,7 +846,7 @@ TEST_F_TIMEOUT(pool, exhaustion, SLOW)
 
 	/* Full means full: not one page was left out. */
 	EXPECT_EQ(-ENOSPC, ret);
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_FULL, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NO_SPACE, req.hdr.reason);
 	EXPECT_EQ(0U, req.largest_free);
 	EXPECT_EQ(self->base.free / self->unit, h.n);
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
@@ -875,7 +875,7 @@ TEST_F_TIMEOUT(pool, exhaustion, SLOW)
 	EXPECT_EQ(self->unit, pool.largest_free);
 	EXPECT_EQ(even, pool.free_blocks[0]);
 	EXPECT_EQ(-ENOSPC, get(self->fd, 2 * self->unit, 0, 0, 0, &more));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_FULL, more.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NO_SPACE, more.hdr.reason);
 	EXPECT_EQ(self->unit, more.largest_free);
 	EXPECT_FULL(self->fd, get(self->fd, 2 * self->unit, EXACT, 0, 0, &more), &more);
 	/* But for one there is. */
@@ -1063,12 +1063,12 @@ TEST_F_TIMEOUT(pool, random, SLOW)
 		if (ret) {
 			if (req.flags & AT) {
 				ASSERT_EQ(-EBUSY, ret);
-				ASSERT_EQ((__u32)RUST_BUDDY_WHY_TAKEN, req.hdr.reason);
+				ASSERT_EQ((__u32)RUST_BUDDY_REASON_RANGE_BUSY, req.hdr.reason);
 				busy++;
 				continue;
 			}
 			ASSERT_EQ(-ENOSPC, ret);
-			ASSERT_EQ((__u32)RUST_BUDDY_WHY_FULL, req.hdr.reason);
+			ASSERT_EQ((__u32)RUST_BUDDY_REASON_NO_SPACE, req.hdr.reason);
 			ASSERT_FALSE(run && has_run(m, units, lo, hi))
 				TH_LOG("operation %u: %ju pages are free, but refused", op,
 				       (uintmax_t)units);
@@ -1151,13 +1151,13 @@ TEST_F_TIMEOUT(pool, max_buffers, SLOW)
 
 	before = state_of(self->fd, handles[0]);
 	EXPECT_EQ(-EMFILE, get(self->fd, 1, 0, 0, 0, &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_HANDLES, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_HANDLE_LIMIT, req.hdr.reason);
 	EXPECT_UNCHANGED(self->fd, handles[0], &before);
 	/* It is looked at after what is wrong, and before what is full. */
 	EXPECT_EQ(-EINVAL, get(self->fd, 0, 0, 0, 0, &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_SIZE, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_SIZE, req.hdr.reason);
 	EXPECT_EQ(-EMFILE, get(self->fd, self->base.size, 0, 0, 0, &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_HANDLES, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_HANDLE_LIMIT, req.hdr.reason);
 	EXPECT_UNCHANGED(self->fd, handles[0], &before);
 
 	/* Another client has a limit of its own. */

@@ -370,7 +370,7 @@ TEST_F(answers, unwritable_during_the_call)
 		/* It stopped before it acted, then acted, and the header says how far it came. */
 		EXPECT_STREQ("", state_diff(&was, &self->gate.seen));
 		EXPECT_EQ(-EINPROGRESS, answer.hdr.ret);
-		EXPECT_EQ((__u32)RUST_BUDDY_WHY_NONE, answer.hdr.reason);
+		EXPECT_EQ((__u32)RUST_BUDDY_REASON_NONE, answer.hdr.reason);
 		expect_done(_metadata, self, variant->op, &was);
 	}
 }
@@ -431,7 +431,7 @@ TEST(batch_entries)
 	was = state_of(fd, bufs[0].handle);
 	EXPECT_EQ(-EFAULT, rb_batch(fd, _IOC_NR(RUST_BUDDY_IOC_FREE), frees, 2, sizeof(*frees), 0,
 				    &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_ENTRIES, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_BATCH_ENTRIES, req.hdr.reason);
 	EXPECT_EQ(0U, req.done);
 	EXPECT_UNCHANGED(fd, bufs[0].handle, &was);
 	munmap(frees, KiB(4));

@@ -127,7 +127,7 @@ TEST_F(batch, shorter_structs)
 		EXPECT_EQ(0x55, entries[3 * stride + i]);
 	/* No room for the handle. */
 	EXPECT_EQ(-EINVAL, rb_batch(self->fd, NR_ALLOC, entries, 1, stride - 8, 0, &self->req));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_SHORT, self->req.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_STRUCT_SIZE, self->req.hdr.reason);
 }
 
 /* The third and the fifth can't be: the others can. */
@@ -152,14 +152,14 @@ TEST_F(batch, as_many_as_can_be)
 		EXPECT_EQ(served ? 0 : -EINVAL, self->allocs[i].hdr.ret);
 		EXPECT_EQ(served, !!self->allocs[i].handle);
 	}
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_SIZE, self->allocs[2].hdr.reason);
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_ALIGN, self->allocs[4].hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_SIZE, self->allocs[2].hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_ALIGN, self->allocs[4].hdr.reason);
 	EXPECT_EQ(0, frees(self, 8, 0));
 	/* Once more: there are none of these. */
 	EXPECT_EQ(-ENOENT, frees(self, 8, 0));
 	EXPECT_EQ(0U, self->req.done);
 	EXPECT_EQ(0U, self->req.failed);
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_HANDLE, self->req.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNKNOWN_HANDLE, self->req.hdr.reason);
 }
 
 TEST_F(batch, all_or_none)
@@ -170,12 +170,13 @@ TEST_F(batch, all_or_none)
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &before));
 	two_that_cannot(self);
 	EXPECT_EQ(-EINVAL, allocs(self, 8, ALL));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_SIZE, self->req.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_SIZE, self->req.hdr.reason);
 	EXPECT_EQ(0U, self->req.done);
 	EXPECT_EQ(2U, self->req.failed);
 	for (i = 0; i < 8; i++) {
 		EXPECT_EQ(i == 2 ? -EINVAL : -ECANCELED, self->allocs[i].hdr.ret);
-		EXPECT_EQ((uint32_t)(i == 2 ? RUST_BUDDY_WHY_SIZE : RUST_BUDDY_WHY_UNDONE),
+		EXPECT_EQ((uint32_t)(i == 2 ? RUST_BUDDY_REASON_SIZE :
+				     RUST_BUDDY_REASON_BATCH_ABORTED),
 			  self->allocs[i].hdr.reason);
 		EXPECT_EQ(0ULL, self->allocs[i].handle);
 		EXPECT_EQ(1000ULL + i, self->allocs[i].hdr.user_data);
@@ -185,7 +186,7 @@ TEST_F(batch, all_or_none)
 	/* More than the pool has, though each fits. */
 	ask(self, MANY, MiB(1));
 	EXPECT_EQ(-ENOSPC, allocs(self, MANY, ALL));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FULL, self->req.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, self->req.hdr.reason);
 	EXPECT_EQ(self->base.size / MiB(1), (uint64_t)self->req.failed);
 	EXPECT_POOL(self->fd, &before);
 	/* And what there is of it. */
@@ -227,7 +228,7 @@ TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
 		ret = allocs(self, MANY, flags);
 		if (flags && ret) {
 			ASSERT_EQ(-EINTR, ret);
-			ASSERT_EQ((uint32_t)RUST_BUDDY_WHY_SIGNAL, self->req.hdr.reason);
+			ASSERT_EQ((uint32_t)RUST_BUDDY_REASON_SIGNAL, self->req.hdr.reason);
 			ASSERT_EQ(0U, self->req.done);
 			EXPECT_POOL(self->fd, &self->base);
 			ended++;
@@ -239,7 +240,7 @@ TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
 			bool served = i < self->req.done;
 
 			ASSERT_EQ(served ? 0 : -EINTR, self->allocs[i].hdr.ret);
-			ASSERT_EQ(served ? 0U : RUST_BUDDY_WHY_SIGNAL,
+			ASSERT_EQ(served ? 0U : RUST_BUDDY_REASON_SIGNAL,
 				  self->allocs[i].hdr.reason);
 		}
 		ended += self->req.done < MANY;
@@ -263,19 +264,19 @@ TEST_F(batch, refusals)
 	ask(self, 2, KiB(4));
 #define REFUSED(err, why, nr, entries, count, stride, flags)				\
 	EXPECT_REFUSED(self->fd, 0, rb_batch(self->fd, nr, entries, count, stride, flags, req),	\
-		       &req->hdr, err, RUST_BUDDY_WHY_##why)
-	REFUSED(-EINVAL, COUNT, NR_ALLOC, self->allocs, 0, size, 0);
-	REFUSED(-EINVAL, COUNT, NR_ALLOC, self->allocs, MANY + 1, size, 0);
-	REFUSED(-EINVAL, COUNT, NR_ALLOC, self->allocs, 2, 15, 0);
-	REFUSED(-EINVAL, COUNT, NR_ALLOC, self->allocs, 2, 4097, 0);
+		       &req->hdr, err, RUST_BUDDY_REASON_##why)
+	REFUSED(-EINVAL, BATCH_COUNT, NR_ALLOC, self->allocs, 0, size, 0);
+	REFUSED(-EINVAL, BATCH_COUNT, NR_ALLOC, self->allocs, MANY + 1, size, 0);
+	REFUSED(-EINVAL, BATCH_COUNT, NR_ALLOC, self->allocs, 2, 15, 0);
+	REFUSED(-EINVAL, BATCH_COUNT, NR_ALLOC, self->allocs, 2, 4097, 0);
 	REFUSED(-EINVAL, FLAGS, NR_ALLOC, self->allocs, 2, size, 2);
-	REFUSED(-EINVAL, COMMAND, _IOC_NR(RUST_BUDDY_IOC_PIN), self->allocs, 2, size, 0);
-	REFUSED(-EINVAL, COMMAND, _IOC_NR(RUST_BUDDY_IOC_BATCH), self->allocs, 2, size, 0);
-	REFUSED(-EFAULT, ENTRIES, NR_ALLOC, NULL, 2, size, 0);
-	REFUSED(-EFAULT, ENTRIES, NR_ALLOC, (void *)-4096L, 2, size, 0);
+	REFUSED(-EINVAL, BATCH_COMMAND, _IOC_NR(RUST_BUDDY_IOC_PIN), self->allocs, 2, size, 0);
+	REFUSED(-EINVAL, BATCH_COMMAND, _IOC_NR(RUST_BUDDY_IOC_BATCH), self->allocs, 2, size, 0);
+	REFUSED(-EFAULT, BATCH_ENTRIES, NR_ALLOC, NULL, 2, size, 0);
+	REFUSED(-EFAULT, BATCH_ENTRIES, NR_ALLOC, (void *)-4096L, 2, size, 0);
 	/* What this module does not know has to be zero. */
 	memset((char *)self->allocs + size, 1, 1);
-	REFUSED(-E2BIG, ENTRIES, NR_ALLOC, self->allocs, 1, size + 8, 0);
+	REFUSED(-E2BIG, BATCH_ENTRIES, NR_ALLOC, self->allocs, 1, size + 8, 0);
 	ask(self, 2, KiB(4));
 	EXPECT_EQ(0, rb_batch(self->fd, NR_ALLOC, self->allocs, 1, size + 8, 0, req));
 	EXPECT_EQ(0, frees(self, 1, 0));
@@ -290,15 +291,15 @@ TEST_F(batch, refusals)
 	req->command = NR_ALLOC;
 	req->reserved = 1;
 	EXPECT_EQ(-EINVAL, rb_ioctl(self->fd, RUST_BUDDY_IOC_BATCH, req));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_RESERVED, req->hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_RESERVED_FIELD, req->hdr.reason);
 	req->reserved = 0;
 	EXPECT_EQ(-EINVAL, rb_ioctl(self->fd, _IOC(_IOC_READ | _IOC_WRITE, RUST_BUDDY_IOC_MAGIC,
 						   15, 40), req));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_SHORT, req->hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_STRUCT_SIZE, req->hdr.reason);
 	ro = open(RB_DEV, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, ro);
 	EXPECT_EQ(-EACCES, rb_batch(ro, NR_ALLOC, self->allocs, 1, size, 0, req));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_READ_ONLY, req->hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_READ_ONLY_FILE, req->hdr.reason);
 	close(ro);
 
 	/* The last answer has no place to go to; then the call's own has none. */

@@ -555,13 +555,13 @@ TEST_F(cache, refuses_both_at_once)
 	req.size = KiB(4);
 	req.flags = both;
 	EXPECT_REFUSED(self->fd, ok.handle, rb_alloc_req(self->fd, &req), &req.hdr, -EINVAL,
-		       RUST_BUDDY_WHY_FLAGS);
+		       RUST_BUDDY_REASON_FLAGS);
 	req.flags = both | RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_HIGHEST;
 	EXPECT_REFUSED(self->fd, ok.handle, rb_alloc_req(self->fd, &req), &req.hdr, -EINVAL,
-		       RUST_BUDDY_WHY_FLAGS);
+		       RUST_BUDDY_REASON_FLAGS);
 	req.flags = both | RUST_BUDDY_ALLOC_AT;
 	EXPECT_REFUSED(self->fd, ok.handle, rb_alloc_req(self->fd, &req), &req.hdr, -EINVAL,
-		       RUST_BUDDY_WHY_FLAGS);
+		       RUST_BUDDY_REASON_FLAGS);
 	EXPECT_EQ(0, rb_free(self->fd, ok.handle));
 }
 
@@ -583,11 +583,11 @@ TEST_F(cache, refuses_what_it_can_not)
 		}
 		refused++;
 		EXPECT_REFUSED(self->fd, ok.handle, rb_alloc_req(self->fd, &req), &req.hdr,
-			       -EOPNOTSUPP, RUST_BUDDY_WHY_CACHE);
+			       -EOPNOTSUPP, RUST_BUDDY_REASON_MEMTYPE);
 		EXPECT_EQ(0ULL, req.handle);
 		req.flags |= RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_LOWEST;
 		EXPECT_REFUSED(self->fd, ok.handle, rb_alloc_req(self->fd, &req), &req.hdr,
-			       -EOPNOTSUPP, RUST_BUDDY_WHY_CACHE);
+			       -EOPNOTSUPP, RUST_BUDDY_REASON_MEMTYPE);
 	}
 	EXPECT_EQ(self->before.source == RUST_BUDDY_SOURCE_RANGE, refused == 2);
 	EXPECT_EQ(0, rb_free(self->fd, ok.handle));
@@ -601,14 +601,15 @@ TEST_F(cache, refuses_in_order)
 	const struct mode *lacks = NULL;
 
 	EXPECT_EQ(-ENOENT, rb_alloc_req(self->fd, &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_POOL, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_UNKNOWN_POOL, req.hdr.reason);
 	for (size_t i = 0; i < ARRAY_SIZE(ALL); i++)
 		if (!(self->before.caps & ALL[i]->cap))
 			lacks = ALL[i];
 	req.pool = 0;
 	req.flags = lacks ? lacks->flag : RUST_BUDDY_ALLOC_WC;
 	EXPECT_EQ(lacks ? -EOPNOTSUPP : -EINVAL, rb_alloc_req(self->fd, &req));
-	EXPECT_EQ((__u32)(lacks ? RUST_BUDDY_WHY_CACHE : RUST_BUDDY_WHY_SIZE), req.hdr.reason);
+	EXPECT_EQ((__u32)(lacks ? RUST_BUDDY_REASON_MEMTYPE : RUST_BUDDY_REASON_SIZE),
+		  req.hdr.reason);
 }
 
 /* Who allocates from the dma-heap can't say a mode: it is the one in which the pool rests. */

@@ -99,12 +99,14 @@ TEST_F(device, names)
 	struct rust_buddy_pin pin;
 
 	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
-		EXPECT_NO_PIN(self->fd, handle, bad[i], -EINVAL, RUST_BUDDY_WHY_NAME);
-		EXPECT_NO_UNPIN(self->fd, handle, bad[i], -EINVAL, RUST_BUDDY_WHY_NAME);
+		EXPECT_NO_PIN(self->fd, handle, bad[i], -EINVAL, RUST_BUDDY_REASON_NAME);
+		EXPECT_NO_UNPIN(self->fd, handle, bad[i], -EINVAL, RUST_BUDDY_REASON_NAME);
 	}
 	for (size_t i = 0; i < sizeof(unknown) / sizeof(*unknown); i++) {
-		EXPECT_NO_PIN(self->fd, handle, unknown[i], -ENODEV, RUST_BUDDY_WHY_DEVICE);
-		EXPECT_NO_UNPIN(self->fd, handle, unknown[i], -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
+		EXPECT_NO_PIN(self->fd, handle, unknown[i], -ENODEV,
+			      RUST_BUDDY_REASON_UNKNOWN_DEVICE);
+		EXPECT_NO_UNPIN(self->fd, handle, unknown[i], -EINVAL,
+				RUST_BUDDY_REASON_NOT_PINNED);
 	}
 	/* What follows the NUL is not looked at. */
 	pin = pin_req(handle, self->edu);
@@ -121,18 +123,18 @@ TEST_F(device, order_of_refusals)
 
 	pin.reserved = 1;
 	EXPECT_REFUSED(self->fd, 0, rb_ioctl(self->fd, PIN, &pin), &pin.hdr,
-		       -EINVAL, RUST_BUDDY_WHY_RESERVED);
+		       -EINVAL, RUST_BUDDY_REASON_RESERVED_FIELD);
 	pin.reserved = 0;
 	EXPECT_REFUSED(self->fd, 0, rb_ioctl(self->fd, PIN, &pin), &pin.hdr,
-		       -EINVAL, RUST_BUDDY_WHY_NAME);
-	EXPECT_NO_PIN(self->fd, 0, "pci/none", -ENOENT, RUST_BUDDY_WHY_HANDLE);
-	EXPECT_NO_UNPIN(self->fd, 0, UNENDED, -EINVAL, RUST_BUDDY_WHY_NAME);
-	EXPECT_NO_UNPIN(self->fd, 0, "pci/none", -ENOENT, RUST_BUDDY_WHY_HANDLE);
+		       -EINVAL, RUST_BUDDY_REASON_NAME);
+	EXPECT_NO_PIN(self->fd, 0, "pci/none", -ENOENT, RUST_BUDDY_REASON_UNKNOWN_HANDLE);
+	EXPECT_NO_UNPIN(self->fd, 0, UNENDED, -EINVAL, RUST_BUDDY_REASON_NAME);
+	EXPECT_NO_UNPIN(self->fd, 0, "pci/none", -ENOENT, RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 
 	plain = rb_open(RB_DEV);
 	ASSERT_LE(0, plain);
-	EXPECT_NO_PIN(plain, 0, self->edu, -EPERM, RUST_BUDDY_WHY_ADDRESSES);
-	EXPECT_NO_UNPIN(plain, 0, self->edu, -EPERM, RUST_BUDDY_WHY_ADDRESSES);
+	EXPECT_NO_PIN(plain, 0, self->edu, -EPERM, RUST_BUDDY_REASON_PHYS_ACCESS);
+	EXPECT_NO_UNPIN(plain, 0, self->edu, -EPERM, RUST_BUDDY_REASON_PHYS_ACCESS);
 	close(plain);
 }
 
@@ -141,8 +143,8 @@ TEST_F(device, read_only)
 	int fd = open(RB_DEV_PHYS, O_RDONLY | O_CLOEXEC);
 
 	ASSERT_LE(0, fd);
-	EXPECT_NO_PIN(fd, 0, UNENDED, -EACCES, RUST_BUDDY_WHY_READ_ONLY);
-	EXPECT_NO_UNPIN(fd, 0, UNENDED, -EACCES, RUST_BUDDY_WHY_READ_ONLY);
+	EXPECT_NO_PIN(fd, 0, UNENDED, -EACCES, RUST_BUDDY_REASON_READ_ONLY_FILE);
+	EXPECT_NO_UNPIN(fd, 0, UNENDED, -EACCES, RUST_BUDDY_REASON_READ_ONLY_FILE);
 	close(fd);
 }
 
@@ -156,9 +158,10 @@ TEST_F(device, counts)
 	EXPECT_EQ(SIZE, first.size);
 	EXPECT_EQ(0U, first.caveats & RUST_BUDDY_PIN_TRANSLATED);
 	EXPECT_PINS(1);
-	EXPECT_NO_UNPIN(self->fd, handle, "", -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
-	EXPECT_NO_UNPIN(self->fd, handle, "pci/0000:00:00.1", -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
-	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_WHY_PINNED);
+	EXPECT_NO_UNPIN(self->fd, handle, "", -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
+	EXPECT_NO_UNPIN(self->fd, handle, "pci/0000:00:00.1", -EINVAL,
+			RUST_BUDDY_REASON_NOT_PINNED);
+	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
 
 	/* One mapping: the same address for as long as anybody pins. */
 	ASSERT_EQ(0, rb_pin_device(self->fd, handle, self->edu, &again));
@@ -178,11 +181,11 @@ TEST_F(device, counts)
 
 	EXPECT_EQ(0, rb_unpin_device(self->fd, handle, self->edu));
 	EXPECT_EQ(0, rb_unpin_device(self->fd, handle, self->edu));
-	EXPECT_NO_UNPIN(self->fd, handle, self->edu, -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
+	EXPECT_NO_UNPIN(self->fd, handle, self->edu, -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
 	EXPECT_PINS(1);
-	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_WHY_PINNED);
+	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	EXPECT_EQ(0, rb_unpin(self->fd, handle));
-	EXPECT_NO_UNPIN(self->fd, handle, "", -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
+	EXPECT_NO_UNPIN(self->fd, handle, "", -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
 	EXPECT_EQ(0, rb_free(self->fd, handle));
 }
 
@@ -216,7 +219,7 @@ TEST_F(device, undelivered)
 	ASSERT_EQ(0, mprotect(pin, page, PROT_READ));
 	EXPECT_EQ(-EFAULT, raw_ioctl(self->fd, PIN, pin));
 	EXPECT_PINS(0);
-	EXPECT_NO_UNPIN(self->fd, handle, self->edu, -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
+	EXPECT_NO_UNPIN(self->fd, handle, self->edu, -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
 
 	ASSERT_EQ(0, rb_pin_device(self->fd, handle, self->edu, &before));
 	EXPECT_EQ(-EFAULT, raw_ioctl(self->fd, PIN, pin));
@@ -227,7 +230,7 @@ TEST_F(device, undelivered)
 	ASSERT_EQ(0, mprotect(pin, page, PROT_READ));
 	EXPECT_EQ(-EFAULT, raw_ioctl(self->fd, UNPIN, unpin));
 	EXPECT_PINS(1);
-	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_WHY_PINNED);
+	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	ASSERT_EQ(0, rb_pin_device(self->fd, handle, self->edu, &after));
 	EXPECT_EQ(before.address, after.address);
 	EXPECT_EQ(0, rb_unpin_device(self->fd, handle, self->edu));
@@ -253,9 +256,9 @@ TEST_F_TIMEOUT(device, removed, SLOW)
 	ASSERT_EQ(0, rb_pin_device(self->fd, handle, self->edu, &pin));
 	pci_path(path, self->name, "remove");
 	ASSERT_EQ(0, pci_write_text(path, "1"));
-	EXPECT_NO_PIN(self->fd, handle, self->edu, -ENODEV, RUST_BUDDY_WHY_DEVICE);
+	EXPECT_NO_PIN(self->fd, handle, self->edu, -ENODEV, RUST_BUDDY_REASON_UNKNOWN_DEVICE);
 	EXPECT_PINS(1);
-	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_WHY_PINNED);
+	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	/* There is nobody left to make it the same for. */
 	EXPECT_EQ(0, rb_sync(self->fd, handle, 0, 0, RUST_BUDDY_SYNC_FOR_CPU,
 			     RUST_BUDDY_SYNC_BOTH));
@@ -265,7 +268,7 @@ TEST_F_TIMEOUT(device, removed, SLOW)
 	EXPECT_PINS(2);
 	EXPECT_EQ(0, rb_unpin_device(self->fd, handle, self->edu));
 	EXPECT_EQ(0, rb_unpin_device(self->fd, handle, self->edu));
-	EXPECT_NO_UNPIN(self->fd, handle, self->edu, -EINVAL, RUST_BUDDY_WHY_NOT_PINNED);
+	EXPECT_NO_UNPIN(self->fd, handle, self->edu, -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
 	EXPECT_EQ(0, rb_free(self->fd, handle));
 }
 
@@ -378,7 +381,7 @@ TEST_F(ceiling, plain_node)
 
 		req.reserved = i % 3;
 		EXPECT_REFUSED(plain, 0, rb_alloc_req(plain, &req), &req.hdr,
-			       -EPERM, RUST_BUDDY_WHY_ADDRESSES);
+			       -EPERM, RUST_BUDDY_REASON_PHYS_ACCESS);
 	}
 	close(plain);
 }
@@ -397,7 +400,7 @@ TEST_F(ceiling, below_the_pool)
 	for (size_t i = 0; i < sizeof(none) / sizeof(*none); i++) {
 		CEILING(none[i].ceiling, none[i].size);
 
-		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_WHY_MAX_ADDRESS);
+		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_REASON_MAX_ADDRESS);
 		EXPECT_EQ(none[i].ceiling, req.max_address);
 	}
 }
@@ -423,7 +426,7 @@ TEST_F_TIMEOUT(ceiling, wholly_below, SLOW)
 		}
 		CEILING(ceiling, 1);
 		req.flags = flags[f];
-		EXPECT_NO_ALLOC(req, -ENOSPC, RUST_BUDDY_WHY_FULL);
+		EXPECT_NO_ALLOC(req, -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 		EXPECT_LE(MiB(4), req.largest_free);
 		for (n = 0; n < 16; n++)
 			EXPECT_EQ(0, rb_free(self->fd, handles[n]));
@@ -445,7 +448,7 @@ TEST_F(ceiling, edges)
 	}
 	/* The size fits, the block that covers it does not; its pages alone do. */
 	CEILING(self->start + 3 * unit, 3 * unit);
-	EXPECT_NO_ALLOC(req, -ENOSPC, RUST_BUDDY_WHY_FULL);
+	EXPECT_NO_ALLOC(req, -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 	req.flags = RUST_BUDDY_ALLOC_EXACT;
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
 	EXPECT_EQ(self->start, place_of(self->fd, req.handle));
@@ -469,18 +472,18 @@ TEST_F(ceiling, with_window_and_place)
 		EXPECT_EQ(0, rb_free(self->fd, req.handle));
 		/* A window that is all above it, and one of which too little is below. */
 		req.lo = MiB(2);
-		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_WHY_MAX_ADDRESS);
+		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_REASON_MAX_ADDRESS);
 		req.lo = MiB(2) - KiB(60);
-		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_WHY_MAX_ADDRESS);
+		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_REASON_MAX_ADDRESS);
 		/* The window's own faults come first. */
 		req.hi = req.lo;
-		EXPECT_NO_ALLOC(req, -EINVAL, RUST_BUDDY_WHY_WINDOW);
+		EXPECT_NO_ALLOC(req, -EINVAL, RUST_BUDDY_REASON_RANGE);
 	}
 	{
 		CEILING(ceiling, KiB(64));
 		req.flags = RUST_BUDDY_ALLOC_AT;
 		req.lo = MiB(2) - KiB(60);
-		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_WHY_MAX_ADDRESS);
+		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_REASON_MAX_ADDRESS);
 		req.lo = MiB(2) - KiB(64);
 		ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
 		EXPECT_EQ(ceiling - KiB(64), place_of(self->fd, req.handle));

@@ -87,18 +87,20 @@ TEST_F(dmabuf, export_refusals)
 
 	for (bit = 0; bit < 32; bit++)
 		if (!(1U << bit & RW))
-			EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_WHY_FLAGS, .flags = 1U << bit);
-	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_WHY_PART, .offset = 1);
-	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_WHY_PART, .size = 1);
-	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_WHY_PART, .offset = SIZE);
-	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_WHY_PART, .size = SIZE + 4096);
-	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_WHY_PART, .offset = SIZE - 4096, .size = 8192);
-	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_WHY_PART, .offset = ~0ULL << 12);
-	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_WHY_PART, .offset = 4096, .size = ~0ULL << 12);
+			EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_REASON_FLAGS, .flags = 1U << bit);
+	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE, .offset = 1);
+	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE, .size = 1);
+	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE, .offset = SIZE);
+	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE, .size = SIZE + 4096);
+	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE, .offset = SIZE - 4096, .size =
+			 8192);
+	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE, .offset = ~0ULL << 12);
+	EXPECT_NO_EXPORT(-EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE, .offset = 4096, .size =
+			 ~0ULL << 12);
 	EXPECT_EQ(-ENOENT, rb_export(self->fd, ~0ULL, 0, 0, RW));
 	EXPECT_EQ(-EINVAL, rb_ioctl(self->fd, RB_CMD(7, offsetof(struct rust_buddy_export, fd)),
 				    &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_SHORT, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_STRUCT_SIZE, req.hdr.reason);
 	ASSERT_LE(0, ro);
 	EXPECT_EQ(-EACCES, rb_export(ro, self->req.handle, 0, 0, O_RDWR));
 	EXPECT_EQ(-ENOENT, rb_export(ro, self->req.handle, 0, 0, O_RDONLY));
@@ -135,25 +137,25 @@ TEST_F(dmabuf, import_refusals)
 	} foreign = { .len = 4096, .fd_flags = RW };
 
 	EXPECT_EQ(-EBADF, rb_import(self->fd, -1, &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_FD, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_FD, req.hdr.reason);
 	EXPECT_EQ(-EBADF, rb_import(self->fd, 200, &req));
 	ASSERT_EQ(0, pipe(pipes));
 	EXPECT_EQ(-EINVAL, rb_import(self->fd, pipes[0], &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_FD, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_FD, req.hdr.reason);
 	EXPECT_EQ(-EINVAL, rb_import(self->fd, self->fd, &req));
 	close(pipes[0]);
 	close(pipes[1]);
 	if (heap >= 0) {
 		ASSERT_EQ(0, ioctl(heap, _IOWR('H', 0, foreign), &foreign));
 		EXPECT_EQ(-EXDEV, rb_import(self->fd, foreign.fd, &req));
-		EXPECT_EQ((__u32)RUST_BUDDY_WHY_FOREIGN, req.hdr.reason);
+		EXPECT_EQ((__u32)RUST_BUDDY_REASON_FOREIGN_DMABUF, req.hdr.reason);
 		close(foreign.fd);
 		close(heap);
 	}
 	memset(&req, 0, sizeof(req));
 	req.reserved = 1;
 	EXPECT_EQ(-EINVAL, rb_ioctl(self->fd, RUST_BUDDY_IOC_IMPORT, &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_RESERVED, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_RESERVED_FIELD, req.hdr.reason);
 }
 
 /* The file itself: size, name, mapping, and what it allows. */

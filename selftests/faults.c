@@ -358,7 +358,7 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		ret = raw_ioctl(self->heap, DMA_HEAP_IOCTL_ALLOC, &data);
 		self->dmabuf = data.fd;
 		/* Heaps give no reasons. */
-		*why = ret == -ENOMEM ? RUST_BUDDY_WHY_KERNEL_MEMORY : 0;
+		*why = ret == -ENOMEM ? RUST_BUDDY_REASON_KERNEL_MEMORY : 0;
 		return ret;
 	case MMAP:
 		self->map = rb_map(self->fd, &self->buf, PROT_READ | PROT_WRITE);
@@ -476,7 +476,7 @@ TEST_F_TIMEOUT(fault, nth, 600)
 			EXPECT_TRUE(ret == -EFAULT || ret == variant->err)
 				TH_LOG("the %dth failed: errno %d", nth, -ret);
 			if (ret == -ENOMEM && why)
-				EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_KERNEL_MEMORY, why);
+				EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_KERNEL_MEMORY, why);
 			ASSERT_EQ(0, self->acted ? after_call(self, variant->call, &got) :
 						   after_failure(self, variant->call));
 			if (variant->call == ALLOC_WC)

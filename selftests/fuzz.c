@@ -109,16 +109,17 @@ static const int errno_of[] = {
 	ENOENT, EBUSY, EINVAL, EPERM, ENOMEM, ENOSPC, EMFILE, EOVERFLOW, EINVAL, EDQUOT, EDQUOT,
 	EINVAL, EBADF, EXDEV, EMFILE, EOPNOTSUPP, EOPNOTSUPP, ERANGE, ENODEV, EIO, EACCES,
 	EOPNOTSUPP, EBUSY, EBUSY, EOPNOTSUPP, EPERM, EPERM, ENOSPC, ENOSPC, EINVAL, EBUSY, ENOSPC,
-	EAGAIN, EINTR, EFAULT, EINVAL, EINVAL, ECANCELED, [RUST_BUDDY_WHY_OFFSET] = EOVERFLOW,
+	EAGAIN, EINTR, EFAULT, EINVAL, EINVAL, ECANCELED, [RUST_BUDDY_REASON_MMAP_OFFSET] =
+		EOVERFLOW,
 };
 
 static bool errno_fits(int err, uint32_t reason)
 {
 	if (reason >= ARRAY_SIZE(errno_of))
 		return false;
-	return err == errno_of[reason] || (reason == RUST_BUDDY_WHY_FD && err == EINVAL) ||
-	       (reason == RUST_BUDDY_WHY_FILES && err == ENFILE) ||
-	       (reason == RUST_BUDDY_WHY_ENTRIES && err == E2BIG);
+	return err == errno_of[reason] || (reason == RUST_BUDDY_REASON_FD && err == EINVAL) ||
+	       (reason == RUST_BUDDY_REASON_FD_LIMIT && err == ENFILE) ||
+	       (reason == RUST_BUDDY_REASON_BATCH_ENTRIES && err == E2BIG);
 }
 
 union request {
@@ -512,45 +513,45 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 	if (r->max_address && client->phys < 0)
 		return ANYTHING;
 	if (r->max_address && !client->phys)
-		return RUST_BUDDY_WHY_ADDRESSES;
+		return RUST_BUDDY_REASON_PHYS_ACCESS;
 	if (r->reserved)
-		return RUST_BUDDY_WHY_RESERVED;
+		return RUST_BUDDY_REASON_RESERVED_FIELD;
 	if (r->flags & ~known || (r->flags & place) == place ||
 	    (r->flags & modes) == modes || (r->flags & urgency) == urgency ||
 	    (r->max_copy && !(r->flags & RUST_BUDDY_ALLOC_RECLAIM)) ||
 	    (stack && r->flags & (RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_GUP)) ||
 	    (!stack && r->flags & RUST_BUDDY_ALLOC_GUARD) ||
 	    (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
-		return RUST_BUDDY_WHY_FLAGS;
+		return RUST_BUDDY_REASON_FLAGS;
 	if (!name_is_good(r->name))
-		return RUST_BUDDY_WHY_NAME;
+		return RUST_BUDDY_REASON_NAME;
 	if (r->pool && r->pool != board->pool.pool)
-		return RUST_BUDDY_WHY_POOL;
+		return RUST_BUDDY_REASON_UNKNOWN_POOL;
 	if (!(board->pool.caps & mode))
-		return RUST_BUDDY_WHY_CACHE;
+		return RUST_BUDDY_REASON_MEMTYPE;
 	if (!r->size || r->size > pool)
-		return RUST_BUDDY_WHY_SIZE;
+		return RUST_BUDDY_REASON_SIZE;
 	if (r->align && (at || r->align & (r->align - 1) || r->align > pool))
-		return RUST_BUDDY_WHY_ALIGN;
+		return RUST_BUDDY_REASON_ALIGN;
 	if (r->lo % page || r->hi % page)
-		return RUST_BUDDY_WHY_WINDOW;
+		return RUST_BUDDY_REASON_RANGE;
 	if (at) {
 		if (r->hi || r->lo > pool || r->lo + r->size > pool)
-			return RUST_BUDDY_WHY_WINDOW;
+			return RUST_BUDDY_REASON_RANGE;
 	} else if (r->flags & RUST_BUDDY_ALLOC_WINDOW) {
 		if (r->hi > pool || r->lo >= r->hi || r->hi - r->lo < r->size)
-			return RUST_BUDDY_WHY_WINDOW;
+			return RUST_BUDDY_REASON_RANGE;
 	} else if (r->lo || r->hi) {
-		return RUST_BUDDY_WHY_WINDOW;
+		return RUST_BUDDY_REASON_RANGE;
 	}
 	if (!reachable(r))
-		return RUST_BUDDY_WHY_MAX_ADDRESS;
+		return RUST_BUDDY_REASON_MAX_ADDRESS;
 	if (r->max_size && (r->max_size < granted_for(r) || r->max_size > board->info.max_window))
-		return RUST_BUDDY_WHY_MAX_SIZE;
+		return RUST_BUDDY_REASON_MAX_SIZE;
 	if (r->flags & RUST_BUDDY_ALLOC_GUP && !(board->pool.caps & RUST_BUDDY_CAP_LONGTERM_PIN))
-		return RUST_BUDDY_WHY_GUP;
+		return RUST_BUDDY_REASON_LONGTERM_PIN;
 	if (size < offsetof(struct rust_buddy_alloc, granted))
-		return RUST_BUDDY_WHY_SHORT;
+		return RUST_BUDDY_REASON_STRUCT_SIZE;
 	return 0;
 }
 
@@ -571,17 +572,17 @@ static uint32_t export_reason(struct actor *a, const struct client *client,
 	const struct slot *s = slot_of(a, client, r->handle);
 
 	if (r->flags & O_RDWR && client->read_only)
-		return RUST_BUDDY_WHY_READ_ONLY;
+		return RUST_BUDDY_REASON_READ_ONLY_FILE;
 	if (r->flags & ~(O_CLOEXEC | O_RDWR))
-		return RUST_BUDDY_WHY_FLAGS;
+		return RUST_BUDDY_REASON_FLAGS;
 	if (!client->own)
 		return ANYTHING;
 	if (!s)
-		return RUST_BUDDY_WHY_HANDLE;
+		return RUST_BUDDY_REASON_UNKNOWN_HANDLE;
 	if (r->offset % page || r->size % page || r->offset >= s->req.granted ||
 	    r->size > s->req.granted - r->offset)
-		return RUST_BUDDY_WHY_PART;
-	return size < sizes[EXPORT] ? RUST_BUDDY_WHY_SHORT : 0;
+		return RUST_BUDDY_REASON_BUFFER_RANGE;
+	return size < sizes[EXPORT] ? RUST_BUDDY_REASON_STRUCT_SIZE : 0;
 }
 
 static uint32_t change_reason(struct actor *a, const struct client *client, int nr,
@@ -595,24 +596,24 @@ static uint32_t change_reason(struct actor *a, const struct client *client, int 
 
 	if (flags & ~known || (nr == MIGRATE && ((flags & place) == place ||
 						 (flags & at && flags & (place | window)))))
-		return RUST_BUDDY_WHY_FLAGS;
+		return RUST_BUDDY_REASON_FLAGS;
 	if (!client->own)
 		return ANYTHING;
 	s = slot_of(a, client, req->free.handle);
 	if (!s)
-		return RUST_BUDDY_WHY_HANDLE;
+		return RUST_BUDDY_REASON_UNKNOWN_HANDLE;
 	if (nr == RESIZE) {
 		if (!req->resize.size || req->resize.size > board->pool.size)
-			return RUST_BUDDY_WHY_SIZE;
+			return RUST_BUDDY_REASON_SIZE;
 		return ANYTHING;
 	}
 	if (req->migrate.pool && req->migrate.pool != board->pool.pool)
-		return RUST_BUDDY_WHY_POOL;
+		return RUST_BUDDY_REASON_UNKNOWN_POOL;
 	if (!(board->pool.caps & RUST_BUDDY_CAP_MOVABLE) ||
 	    s->req.flags & (RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_PREFAULT))
-		return RUST_BUDDY_WHY_MOVABLE;
+		return RUST_BUDDY_REASON_UNMOVABLE_BUFFER;
 	/* Whoever imported it may have pinned it. */
-	return s->pins ? RUST_BUDDY_WHY_PINNED : ANYTHING;
+	return s->pins ? RUST_BUDDY_REASON_PINNED : ANYTHING;
 }
 
 static uint32_t reclaim_reason(const struct rust_buddy_reclaim *r)
@@ -620,19 +621,19 @@ static uint32_t reclaim_reason(const struct rust_buddy_reclaim *r)
 	const uint64_t bytes = board->pool.unit << (r->order & 31);
 
 	if (r->reserved)
-		return RUST_BUDDY_WHY_RESERVED;
+		return RUST_BUDDY_REASON_RESERVED_FIELD;
 	if (r->flags & ~RUST_BUDDY_RECLAIM_AT || (r->flags && r->blocks > 1))
-		return RUST_BUDDY_WHY_FLAGS;
+		return RUST_BUDDY_REASON_FLAGS;
 	if (r->pool && r->pool != board->pool.pool)
-		return RUST_BUDDY_WHY_POOL;
+		return RUST_BUDDY_REASON_UNKNOWN_POOL;
 	if (r->order > board->pool.max_order)
-		return RUST_BUDDY_WHY_ORDER;
+		return RUST_BUDDY_REASON_ORDER;
 	if (r->blocks > board->pool.size / bytes)
-		return RUST_BUDDY_WHY_SIZE;
+		return RUST_BUDDY_REASON_SIZE;
 	if (r->flags && (r->place % board->pool.unit || r->place > board->pool.size ||
 			 r->place + bytes > board->pool.size ||
 			 (board->pool.phys_base + r->place) % bytes))
-		return RUST_BUDDY_WHY_WINDOW;
+		return RUST_BUDDY_REASON_RANGE;
 	return ANYTHING;
 }
 
@@ -641,30 +642,31 @@ static uint32_t reserve_reason(const struct rust_buddy_reserve *r, size_t size)
 	const uint64_t page = board->pool.unit;
 
 	if (r->flags & ~RUST_BUDDY_RESERVE_PERSIST)
-		return RUST_BUDDY_WHY_FLAGS;
+		return RUST_BUDDY_REASON_FLAGS;
 	if (!name_is_good(r->name))
-		return RUST_BUDDY_WHY_NAME;
+		return RUST_BUDDY_REASON_NAME;
 	if (r->pool && r->pool != board->pool.pool)
-		return RUST_BUDDY_WHY_POOL;
+		return RUST_BUDDY_REASON_UNKNOWN_POOL;
 	if (r->lo >= r->hi || r->lo % page || r->hi % page || r->hi > board->pool.size)
-		return RUST_BUDDY_WHY_WINDOW;
-	return size < offsetof(struct rust_buddy_reserve, copied) ? RUST_BUDDY_WHY_SHORT :
+		return RUST_BUDDY_REASON_RANGE;
+	return size < offsetof(struct rust_buddy_reserve, copied) ? RUST_BUDDY_REASON_STRUCT_SIZE :
 								    ANYTHING;
 }
 
 static uint32_t batch_reason(const struct rust_buddy_batch *r, size_t size)
 {
 	if (size < offsetof(struct rust_buddy_batch, reserved))
-		return RUST_BUDDY_WHY_SHORT;
+		return RUST_BUDDY_REASON_STRUCT_SIZE;
 	if (r->reserved)
-		return RUST_BUDDY_WHY_RESERVED;
+		return RUST_BUDDY_REASON_RESERVED_FIELD;
 	if (r->flags & ~RUST_BUDDY_BATCH_ALL)
-		return RUST_BUDDY_WHY_FLAGS;
+		return RUST_BUDDY_REASON_FLAGS;
 	if (!r->count || r->count > RUST_BUDDY_BATCH_MAX ||
 	    r->stride < sizeof(struct rust_buddy_hdr) ||
 	    r->stride > RUST_BUDDY_BATCH_STRIDE_MAX)
-		return RUST_BUDDY_WHY_COUNT;
-	return r->command != ALLOC && r->command != FREE ? RUST_BUDDY_WHY_COMMAND : ANYTHING;
+		return RUST_BUDDY_REASON_BATCH_COUNT;
+	return r->command != ALLOC && r->command != FREE ? RUST_BUDDY_REASON_BATCH_COMMAND :
+		ANYTHING;
 }
 
 /* Why a call has to be refused; 0 if it must not be, ANYTHING if others decide. */
@@ -678,27 +680,27 @@ static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 		return 0;
 	case POOL_INFO:
 		return req->pool.pool && req->pool.pool != board->pool.pool ?
-			RUST_BUDDY_WHY_POOL : 0;
+			RUST_BUDDY_REASON_UNKNOWN_POOL : 0;
 	case EXPORT:
 		return export_reason(a, client, &req->export, size);
 	case IMPORT:
-		return req->import.reserved ? RUST_BUDDY_WHY_RESERVED : ANYTHING;
+		return req->import.reserved ? RUST_BUDDY_REASON_RESERVED_FIELD : ANYTHING;
 	case SYNC:
 		return ANYTHING;
 	case MIGRATE:
 	case RESIZE:
-		return client->read_only ? RUST_BUDDY_WHY_READ_ONLY :
+		return client->read_only ? RUST_BUDDY_REASON_READ_ONLY_FILE :
 					   change_reason(a, client, nr, req);
 	case PIN:
 	case UNPIN:
 		if (client->phys < 0)
 			return ANYTHING;
 		if (!client->phys)
-			return RUST_BUDDY_WHY_ADDRESSES;
+			return RUST_BUDDY_REASON_PHYS_ACCESS;
 		break;
 	}
 	if (nr != BUFFER_INFO && client->read_only)
-		return RUST_BUDDY_WHY_READ_ONLY;
+		return RUST_BUDDY_REASON_READ_ONLY_FILE;
 	if (nr == RECLAIM)
 		return reclaim_reason(&req->reclaim);
 	if (nr == RESERVE)
@@ -713,11 +715,11 @@ static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 		return ANYTHING;
 	s = slot_of(a, client, req->free.handle);
 	if (!s)
-		return RUST_BUDDY_WHY_HANDLE;
+		return RUST_BUDDY_REASON_UNKNOWN_HANDLE;
 	if (nr == FREE && s->pins)
-		return RUST_BUDDY_WHY_PINNED;
+		return RUST_BUDDY_REASON_PINNED;
 	if (nr == UNPIN && !s->pins)
-		return RUST_BUDDY_WHY_NOT_PINNED;
+		return RUST_BUDDY_REASON_NOT_PINNED;
 	return 0;
 }
 
@@ -725,26 +727,27 @@ static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 static bool state_may_refuse(int nr, const struct rust_buddy_alloc *r, uint32_t reason)
 {
 	if (nr == EXPORT)
-		return reason == RUST_BUDDY_WHY_FILES || reason == RUST_BUDDY_WHY_KERNEL_MEMORY;
+		return reason == RUST_BUDDY_REASON_FD_LIMIT ||
+			reason == RUST_BUDDY_REASON_KERNEL_MEMORY;
 	if (nr != ALLOC)
 		return false;
 	switch (reason) {
-	case RUST_BUDDY_WHY_TAKEN:
+	case RUST_BUDDY_REASON_RANGE_BUSY:
 		return r->flags & RUST_BUDDY_ALLOC_AT;
-	case RUST_BUDDY_WHY_FIXED:
+	case RUST_BUDDY_REASON_UNMOVABLE_RANGE:
 		return r->flags & RUST_BUDDY_ALLOC_AT && r->flags & RUST_BUDDY_ALLOC_RECLAIM;
-	case RUST_BUDDY_WHY_BOUND:
+	case RUST_BUDDY_REASON_COPY_LIMIT:
 		return r->max_copy;
-	case RUST_BUDDY_WHY_WATERMARK:
-	case RUST_BUDDY_WHY_LAST_BLOCKS:
+	case RUST_BUDDY_REASON_WATERMARK:
+	case RUST_BUDDY_REASON_LAST_LARGE_BLOCK:
 		return r->flags & RUST_BUDDY_ALLOC_LOW;
-	case RUST_BUDDY_WHY_CLIENT_QUOTA:
-	case RUST_BUDDY_WHY_USER_QUOTA:
+	case RUST_BUDDY_REASON_CLIENT_QUOTA:
+	case RUST_BUDDY_REASON_USER_QUOTA:
 		return board->quotas;
-	case RUST_BUDDY_WHY_FULL:
-	case RUST_BUDDY_WHY_HANDLES:
-	case RUST_BUDDY_WHY_WINDOWS:
-	case RUST_BUDDY_WHY_KERNEL_MEMORY:
+	case RUST_BUDDY_REASON_NO_SPACE:
+	case RUST_BUDDY_REASON_HANDLE_LIMIT:
+	case RUST_BUDDY_REASON_MMAP_SPACE:
+	case RUST_BUDDY_REASON_KERNEL_MEMORY:
 		return true;
 	default:
 		return false;
@@ -1073,7 +1076,7 @@ static void ask(struct actor *a, const struct call *c)
 	if (!s)
 		return;
 	if (ioctl(c->client->fd, RUST_BUDDY_IOC_BUFFER_INFO, &info)) {
-		if (c->nr != FREE || info.hdr.reason != RUST_BUDDY_WHY_HANDLE)
+		if (c->nr != FREE || info.hdr.reason != RUST_BUDDY_REASON_UNKNOWN_HANDLE)
 			wrong(a, "%s without an answer: the buffer is gone", count_names[c->nr]);
 		s->req.handle = 0;
 		check_pattern(a, s);

@@ -108,7 +108,8 @@ TEST(refused_where_pages_cannot_be_pinned)
 	ASSERT_EQ(0, rb_pool_info(fd, 0, &pool));
 	if (pool.caps & RUST_BUDDY_CAP_LONGTERM_PIN)
 		SKIP(return, "pages of this pool can be pinned for long");
-	EXPECT_REFUSED(fd, 0, rb_alloc_req(fd, &req), &req.hdr, -EOPNOTSUPP, RUST_BUDDY_WHY_GUP);
+	EXPECT_REFUSED(fd, 0, rb_alloc_req(fd, &req), &req.hdr, -EOPNOTSUPP,
+		       RUST_BUDDY_REASON_LONGTERM_PIN);
 	close(fd);
 }
 

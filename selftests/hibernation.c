@@ -114,7 +114,7 @@ static void *ask(void *fd)
 	while (!over) {
 		if (!rb_alloc((intptr_t)fd, pool.size, RUST_BUDDY_ALLOC_LOW, "", &buf))
 			return NULL;
-		if (buf.hdr.reason == RUST_BUDDY_WHY_FULL)
+		if (buf.hdr.reason == RUST_BUDDY_REASON_NO_SPACE)
 			return fd;
 	}
 	return NULL;

@@ -163,7 +163,7 @@ TEST_F_TIMEOUT(holdup, locked_buffer, SLOW)
 		early = held && waits(self->tid) && after.migrations == before.migrations;
 		if (early) {
 			EXPECT_EQ(-EBUSY, ret);
-			EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, got.hdr.reason);
+			EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNMOVABLE_RANGE, got.hdr.reason);
 		}
 		pthread_join(mover, NULL);
 		pthread_join(toucher, NULL);
@@ -366,7 +366,7 @@ TEST_F(holdup, uncached)
 			SKIP(return, "the pool has one cache mode");
 		ASSERT_EQ(0, get(self, MOVED_UNCACHED + KiB(4), modes[i]));
 		EXPECT_EQ(-EBUSY, rb_reclaim_at(self->fd, 0, home(self), &got));
-		EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, got.hdr.reason);
+		EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNMOVABLE_RANGE, got.hdr.reason);
 		EXPECT_EQ(0, rb_migrate(self->fd, self->buf.handle, 0, 0, 0, &to));
 		ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
 		self->buf.handle = 0;
@@ -392,7 +392,7 @@ TEST_F(holdup, mapped_often)
 		ASSERT_TRUE(maps[i] != MAP_FAILED);
 	}
 	EXPECT_EQ(-EBUSY, rb_reclaim_at(self->fd, 0, home(self), &got));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, got.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNMOVABLE_RANGE, got.hdr.reason);
 	EXPECT_EQ(0, rb_migrate(self->fd, self->buf.handle, 0, 0, 0, &to));
 	munmap(maps[0], KiB(4));
 	EXPECT_EQ(0, rb_reclaim_at(self->fd, 0, home(self), &got));
@@ -431,9 +431,9 @@ TEST_F_TIMEOUT(holdup, mapped_out, 600)
 	EXPECT_EQ(-1, munmap(maps[0], KiB(4)));
 	EXPECT_EQ(ENOMEM, errno);
 	EXPECT_EQ(-EBUSY, rb_migrate(self->fd, self->buf.handle, 0, 0, 0, &to));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, to.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNMOVABLE_RANGE, to.hdr.reason);
 	EXPECT_EQ(-EBUSY, rb_resize(self->fd, self->buf.handle, KiB(4), 0, &less));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FIXED, less.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNMOVABLE_RANGE, less.hdr.reason);
 	for (i = 0; i < CHILDREN; i++) {
 		kill(children[i], SIGKILL);
 		EXPECT_EQ(128 + SIGKILL, verdict(children[i]));

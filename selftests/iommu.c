@@ -378,9 +378,9 @@ FIXTURE_SETUP(vfio)
 	if (!variant->flags && self->base.source != RUST_BUDDY_SOURCE_RANGE)
 		SKIP(return, "VFIO takes no page frames of the kernel's own memory");
 	err = rb_alloc(self->fd, SIZE, variant->flags, "vfio", &self->req);
-	if (err == -EINVAL && self->req.hdr.reason == RUST_BUDDY_WHY_FLAGS)
+	if (err == -EINVAL && self->req.hdr.reason == RUST_BUDDY_REASON_FLAGS)
 		SKIP(return, "this module has no mappings by struct page");
-	if (err == -EOPNOTSUPP && self->req.hdr.reason == RUST_BUDDY_WHY_GUP)
+	if (err == -EOPNOTSUPP && self->req.hdr.reason == RUST_BUDDY_REASON_LONGTERM_PIN)
 		SKIP(return, "the pages of this pool can't be pinned for long");
 	ASSERT_EQ(0, err);
 	self->mem = rb_map(self->fd, &self->req, PROT_READ | PROT_WRITE);
@@ -466,7 +466,7 @@ TEST_F(vfio, pin_is_refused)
 
 	memcpy(pin.device, self->edu, sizeof(pin.device));
 	EXPECT_REFUSED(self->fd, self->req.handle, rb_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &pin),
-		       &pin.hdr, -EIO, RUST_BUDDY_WHY_DEVICE_MAP);
+		       &pin.hdr, -EIO, RUST_BUDDY_REASON_DMA_MAP);
 }
 
 TEST_HARNESS_MAIN

@@ -64,7 +64,8 @@ TEST_F(two, handles)
 {
 	const uint64_t handle = self->req.handle;
 	int err = variant->b_is_phys ? -ENOENT : -EPERM;
-	__u32 why = variant->b_is_phys ? RUST_BUDDY_WHY_HANDLE : RUST_BUDDY_WHY_ADDRESSES;
+	__u32 why = variant->b_is_phys ? RUST_BUDDY_REASON_UNKNOWN_HANDLE :
+		RUST_BUDDY_REASON_PHYS_ACCESS;
 	struct rust_buddy_free free = { .handle = handle };
 	struct rust_buddy_pin pin = { .handle = handle };
 	struct rust_buddy_unpin unpin = { .handle = handle };
@@ -73,7 +74,7 @@ TEST_F(two, handles)
 
 	EXPECT_EQ(0, before.buffer_ret);
 	EXPECT_EQ(-ENOENT, rb_ioctl(self->b, RUST_BUDDY_IOC_FREE, &free));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_HANDLE, free.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_UNKNOWN_HANDLE, free.hdr.reason);
 	EXPECT_EQ(err, rb_ioctl(self->b, RUST_BUDDY_IOC_PIN, &pin));
 	EXPECT_EQ(why, pin.hdr.reason);
 	EXPECT_EQ(0U, pin.address);
@@ -86,7 +87,7 @@ TEST_F(two, handles)
 	info.handle = handle;
 	want = info;
 	want.hdr.ret = -ENOENT;
-	want.hdr.reason = RUST_BUDDY_WHY_HANDLE;
+	want.hdr.reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE;
 	EXPECT_EQ(-ENOENT, rb_ioctl(self->b, RUST_BUDDY_IOC_BUFFER_INFO, &info));
 	EXPECT_EQ(0, memcmp(&want, &info, sizeof(info)));
 	EXPECT_UNCHANGED(self->a, handle, &before);

@@ -117,7 +117,7 @@ TEST_F(life, free_twice)
 	EXPECT_HELD();
 	EXPECT_EQ(0, rb_free(self->fd, self->req.handle));
 	EXPECT_RETURNED();
-	EXPECT_NO_FREE(self->fd, self->req.handle, -ENOENT, RUST_BUDDY_WHY_HANDLE);
+	EXPECT_NO_FREE(self->fd, self->req.handle, -ENOENT, RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 	EXPECT_EQ(-ENOENT, rb_buffer_info(self->fd, self->req.handle, &info));
 	EXPECT_NO_MAP(EACCES, rb_map(self->fd, &self->req, PROT_READ));
 	EXPECT_RETURNED();
@@ -163,7 +163,7 @@ TEST_F_TIMEOUT(life, free_while_mapped, SLOW)
 
 	/* The handle goes at once, and with it what it opened. */
 	EXPECT_EQ(-ENOENT, rb_buffer_info(self->fd, self->req.handle, &info));
-	EXPECT_NO_FREE(self->fd, self->req.handle, -ENOENT, RUST_BUDDY_WHY_HANDLE);
+	EXPECT_NO_FREE(self->fd, self->req.handle, -ENOENT, RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 	EXPECT_NO_MAP(EACCES, rb_map(self->fd, &self->req, PROT_READ));
 
 	/* The memory does not: it is nobody else's as long as it is seen here. */
@@ -362,11 +362,11 @@ TEST_F(life, free_while_pinned)
 	ASSERT_EQ(0, rb_pin(self->fd, self->req.handle, &first));
 	ASSERT_EQ(0, rb_pin(self->fd, self->req.handle, &second));
 	EXPECT_EQ(first, second);
-	EXPECT_NO_FREE(self->fd, self->req.handle, -EBUSY, RUST_BUDDY_WHY_PINNED);
+	EXPECT_NO_FREE(self->fd, self->req.handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	EXPECT_EQ(0, rb_unpin(self->fd, self->req.handle));
-	EXPECT_NO_FREE(self->fd, self->req.handle, -EBUSY, RUST_BUDDY_WHY_PINNED);
+	EXPECT_NO_FREE(self->fd, self->req.handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	EXPECT_EQ(0, munmap(mem, SIZE));
-	EXPECT_NO_FREE(self->fd, self->req.handle, -EBUSY, RUST_BUDDY_WHY_PINNED);
+	EXPECT_NO_FREE(self->fd, self->req.handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	EXPECT_EQ(0, rb_unpin(self->fd, self->req.handle));
 	EXPECT_EQ(0, rb_free(self->fd, self->req.handle));
 	EXPECT_RETURNED();

@@ -32,7 +32,7 @@ FIXTURE_TEARDOWN(move)
 }
 
 /* A refusal has its errno and reason, and changes nothing. */
-#define EXPECT_WHY(handle, call, hdr, err, why) do {				\
+#define EXPECT_REASON(handle, call, hdr, err, why) do {				\
 	struct state __was = state_of(self->fd, handle);			\
 	EXPECT_EQ(err, call);							\
 	EXPECT_EQ((uint32_t)(why), (hdr).reason);				\
@@ -110,13 +110,14 @@ TEST_F(move, goes_where_it_is_told)
 	other.flags = RUST_BUDDY_ALLOC_AT;
 	other.lo = MiB(1);
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &other));
-	EXPECT_WHY(buf.handle, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT,
-					  MiB(1) - KiB(32), 0, &to),
-		   to.hdr, -EBUSY, RUST_BUDDY_WHY_TAKEN);
+	EXPECT_REASON(buf.handle, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT,
+					     MiB(1) - KiB(32), 0, &to),
+		      to.hdr, -EBUSY, RUST_BUDDY_REASON_RANGE_BUSY);
 	/* Half of it lies where it is itself. */
-	EXPECT_WHY(buf.handle, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT,
-					  place_of(self->fd, buf.handle) - base + KiB(32), 0, &to),
-		   to.hdr, -EBUSY, RUST_BUDDY_WHY_TAKEN);
+	EXPECT_REASON(buf.handle, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT,
+					     place_of(self->fd, buf.handle) - base + KiB(32), 0,
+					     &to),
+		      to.hdr, -EBUSY, RUST_BUDDY_REASON_RANGE_BUSY);
 	ASSERT_EQ(0, rb_free(self->fd, other.handle));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
@@ -136,53 +137,55 @@ TEST_F(move, refusals)
 	buf.max_size = KiB(256);
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
 #define MOVE(flags, lo, hi) rb_migrate(self->fd, buf.handle, flags, lo, hi, &to)
-	EXPECT_WHY(buf.handle, MOVE(RUST_BUDDY_ALLOC_EXACT, 0, 0), to.hdr, -EINVAL,
-		   RUST_BUDDY_WHY_FLAGS);
-	EXPECT_WHY(buf.handle, MOVE(RUST_BUDDY_ALLOC_LOWEST | RUST_BUDDY_ALLOC_HIGHEST, 0, 0),
-		   to.hdr, -EINVAL, RUST_BUDDY_WHY_FLAGS);
-	EXPECT_WHY(buf.handle, MOVE(1U << 31, 0, 0), to.hdr, -EINVAL, RUST_BUDDY_WHY_FLAGS);
-	EXPECT_WHY(buf.handle, MOVE(0, page, 0), to.hdr, -EINVAL, RUST_BUDDY_WHY_WINDOW);
-	EXPECT_WHY(buf.handle, MOVE(RUST_BUDDY_ALLOC_AT, page / 2, 0), to.hdr, -EINVAL,
-		   RUST_BUDDY_WHY_WINDOW);
-	EXPECT_WHY(buf.handle, MOVE(RUST_BUDDY_ALLOC_AT, self->base.size - KiB(32), 0), to.hdr,
-		   -EINVAL, RUST_BUDDY_WHY_WINDOW);
-	EXPECT_WHY(buf.handle, MOVE(RUST_BUDDY_ALLOC_WINDOW, 0, KiB(32)), to.hdr, -EINVAL,
-		   RUST_BUDDY_WHY_WINDOW);
-	EXPECT_WHY(buf.handle, rb_migrate(self->fd, buf.handle + 1, 0, 0, 0, &to), to.hdr, -ENOENT,
-		   RUST_BUDDY_WHY_HANDLE);
+	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_EXACT, 0, 0), to.hdr, -EINVAL,
+		      RUST_BUDDY_REASON_FLAGS);
+	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_LOWEST | RUST_BUDDY_ALLOC_HIGHEST, 0, 0),
+		      to.hdr, -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	EXPECT_REASON(buf.handle, MOVE(1U << 31, 0, 0), to.hdr, -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	EXPECT_REASON(buf.handle, MOVE(0, page, 0), to.hdr, -EINVAL, RUST_BUDDY_REASON_RANGE);
+	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_AT, page / 2, 0), to.hdr, -EINVAL,
+		      RUST_BUDDY_REASON_RANGE);
+	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_AT, self->base.size - KiB(32), 0), to.hdr,
+		      -EINVAL, RUST_BUDDY_REASON_RANGE);
+	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_WINDOW, 0, KiB(32)), to.hdr, -EINVAL,
+		      RUST_BUDDY_REASON_RANGE);
+	EXPECT_REASON(buf.handle, rb_migrate(self->fd, buf.handle + 1, 0, 0, 0, &to), to.hdr,
+		      -ENOENT,
+		      RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 	memset(&to, 0, sizeof(to));
 	to.handle = buf.handle;
 	to.pool = 77;
-	EXPECT_WHY(buf.handle, rb_ioctl(self->fd, RUST_BUDDY_IOC_MIGRATE, &to), to.hdr, -ENOENT,
-		   RUST_BUDDY_WHY_POOL);
+	EXPECT_REASON(buf.handle, rb_ioctl(self->fd, RUST_BUDDY_IOC_MIGRATE, &to), to.hdr, -ENOENT,
+		      RUST_BUDDY_REASON_UNKNOWN_POOL);
 #define RESIZE(bytes, flags) rb_resize(self->fd, buf.handle, bytes, flags, &size)
-	EXPECT_WHY(buf.handle, RESIZE(0, 0), size.hdr, -EINVAL, RUST_BUDDY_WHY_SIZE);
-	EXPECT_WHY(buf.handle, RESIZE(self->base.size + 1, 0), size.hdr, -EINVAL,
-		   RUST_BUDDY_WHY_SIZE);
-	EXPECT_WHY(buf.handle, RESIZE(KiB(256) + 1, 0), size.hdr, -EINVAL,
-		   RUST_BUDDY_WHY_MAX_SIZE);
-	EXPECT_WHY(buf.handle, RESIZE(KiB(4), 2), size.hdr, -EINVAL, RUST_BUDDY_WHY_FLAGS);
-	EXPECT_WHY(buf.handle, rb_resize(self->fd, buf.handle + 1, 1, 0, &size), size.hdr, -ENOENT,
-		   RUST_BUDDY_WHY_HANDLE);
+	EXPECT_REASON(buf.handle, RESIZE(0, 0), size.hdr, -EINVAL, RUST_BUDDY_REASON_SIZE);
+	EXPECT_REASON(buf.handle, RESIZE(self->base.size + 1, 0), size.hdr, -EINVAL,
+		      RUST_BUDDY_REASON_SIZE);
+	EXPECT_REASON(buf.handle, RESIZE(KiB(256) + 1, 0), size.hdr, -EINVAL,
+		      RUST_BUDDY_REASON_MAX_SIZE);
+	EXPECT_REASON(buf.handle, RESIZE(KiB(4), 2), size.hdr, -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	EXPECT_REASON(buf.handle, rb_resize(self->fd, buf.handle + 1, 1, 0, &size), size.hdr,
+		      -ENOENT,
+		      RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 
 	/* Somebody was told where it is. */
 	ASSERT_EQ(0, rb_pin(self->fd, buf.handle, &address));
-	EXPECT_WHY(buf.handle, MOVE(0, 0, 0), to.hdr, -EBUSY, RUST_BUDDY_WHY_PINNED);
-	EXPECT_WHY(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EBUSY, RUST_BUDDY_WHY_PINNED);
+	EXPECT_REASON(buf.handle, MOVE(0, 0, 0), to.hdr, -EBUSY, RUST_BUDDY_REASON_PINNED);
+	EXPECT_REASON(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	ASSERT_EQ(0, rb_unpin(self->fd, buf.handle));
 	EXPECT_EQ(0, MOVE(0, 0, 0));
 
 	/* Others count on its size; they don't mind where it is, and don't say. */
 	dmabuf = rb_export(self->fd, buf.handle, 0, 0, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, dmabuf);
-	EXPECT_WHY(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EBUSY, RUST_BUDDY_WHY_SHARED);
+	EXPECT_REASON(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EBUSY, RUST_BUDDY_REASON_SHARED);
 	ASSERT_EQ(0, rb_import(self->fd, dmabuf, &in));
-	EXPECT_WHY(in.handle, rb_migrate(self->fd, in.handle, 0, 0, 0, &to), to.hdr, -EBUSY,
-		   RUST_BUDDY_WHY_SHARED);
-	EXPECT_WHY(in.handle, rb_resize(self->fd, in.handle, KiB(4), 0, &size), size.hdr, -EBUSY,
-		   RUST_BUDDY_WHY_SHARED);
+	EXPECT_REASON(in.handle, rb_migrate(self->fd, in.handle, 0, 0, 0, &to), to.hdr, -EBUSY,
+		      RUST_BUDDY_REASON_SHARED);
+	EXPECT_REASON(in.handle, rb_resize(self->fd, in.handle, KiB(4), 0, &size), size.hdr, -EBUSY,
+		      RUST_BUDDY_REASON_SHARED);
 	close(dmabuf);
-	EXPECT_WHY(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EBUSY, RUST_BUDDY_WHY_SHARED);
+	EXPECT_REASON(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EBUSY, RUST_BUDDY_REASON_SHARED);
 	EXPECT_EQ(0, MOVE(0, 0, 0));
 	ASSERT_EQ(0, rb_free(self->fd, in.handle));
 	EXPECT_EQ(0, RESIZE(KiB(4), 0));
@@ -194,7 +197,7 @@ TEST_F(move, refusals)
 	to.handle = all.handle;
 	if (rb_ioctl(self->fd, RUST_BUDDY_IOC_MIGRATE, &to)) {
 		EXPECT_EQ(-ENOSPC, to.hdr.ret);
-		EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FULL, to.hdr.reason);
+		EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, to.hdr.reason);
 	}
 	ASSERT_EQ(0, rb_free(self->fd, all.handle));
 
@@ -202,23 +205,27 @@ TEST_F(move, refusals)
 	ro = open(RB_DEV_PHYS, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, ro);
 	EXPECT_EQ(-EACCES, rb_migrate(ro, buf.handle, 0, 0, 0, &to));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_READ_ONLY, to.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_READ_ONLY_FILE, to.hdr.reason);
 	EXPECT_EQ(-EACCES, rb_resize(ro, buf.handle, 1, 0, &size));
 	close(ro);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 
 	/* What mmap fills is in page tables before anybody can find it there. */
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_PREFAULT, "filled", &buf));
-	EXPECT_WHY(buf.handle, MOVE(0, 0, 0), to.hdr, -EOPNOTSUPP, RUST_BUDDY_WHY_MOVABLE);
-	EXPECT_WHY(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EOPNOTSUPP, RUST_BUDDY_WHY_MOVABLE);
+	EXPECT_REASON(buf.handle, MOVE(0, 0, 0), to.hdr, -EOPNOTSUPP,
+		      RUST_BUDDY_REASON_UNMOVABLE_BUFFER);
+	EXPECT_REASON(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EOPNOTSUPP,
+		      RUST_BUDDY_REASON_UNMOVABLE_BUFFER);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 
 	/* Pages that others may have references of. */
 	if (!(self->base.caps & RUST_BUDDY_CAP_LONGTERM_PIN))
 		return;
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_GUP, "gup", &buf));
-	EXPECT_WHY(buf.handle, MOVE(0, 0, 0), to.hdr, -EOPNOTSUPP, RUST_BUDDY_WHY_MOVABLE);
-	EXPECT_WHY(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EOPNOTSUPP, RUST_BUDDY_WHY_MOVABLE);
+	EXPECT_REASON(buf.handle, MOVE(0, 0, 0), to.hdr, -EOPNOTSUPP,
+		      RUST_BUDDY_REASON_UNMOVABLE_BUFFER);
+	EXPECT_REASON(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EOPNOTSUPP,
+		      RUST_BUDDY_REASON_UNMOVABLE_BUFFER);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
@@ -482,8 +489,8 @@ TEST_F(move, grows)
 	fill(map, KiB(256), 4);
 	at = place_of(self->fd, buf.handle) - self->base.phys_base;
 	if (!alloc_with_room(self->fd, KiB(4), 0, RUST_BUDDY_ALLOC_AT, at + KiB(256), &next)) {
-		EXPECT_WHY(buf.handle, rb_resize(self->fd, buf.handle, KiB(512), 0, &size),
-			   size.hdr, -ENOSPC, RUST_BUDDY_WHY_FULL);
+		EXPECT_REASON(buf.handle, rb_resize(self->fd, buf.handle, KiB(512), 0, &size),
+			      size.hdr, -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 		EXPECT_LE(KiB(512), size.largest_free);
 		counters_of(_metadata, self->fd, &before);
 		EXPECT_EQ(0, rb_resize(self->fd, buf.handle, KiB(512), RUST_BUDDY_RESIZE_MAY_MOVE,
@@ -674,10 +681,10 @@ TEST_F(move, keeps_its_cache_mode)
 	ASSERT_EQ(0, rb_migrate(self->fd, buf.handle, 0, 0, 0, &to));
 	EXPECT_TRUE(filled(map, KiB(64), 1));
 	/* Not in place, where page tables would have to be changed with it mapped. */
-	EXPECT_WHY(buf.handle, rb_resize(self->fd, buf.handle, KiB(128), 0, &size), size.hdr,
-		   -ENOSPC, RUST_BUDDY_WHY_FULL);
-	EXPECT_WHY(buf.handle, rb_resize(self->fd, buf.handle, KiB(4), 0, &size), size.hdr,
-		   -EOPNOTSUPP, RUST_BUDDY_WHY_CACHE);
+	EXPECT_REASON(buf.handle, rb_resize(self->fd, buf.handle, KiB(128), 0, &size), size.hdr,
+		      -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
+	EXPECT_REASON(buf.handle, rb_resize(self->fd, buf.handle, KiB(4), 0, &size), size.hdr,
+		      -EOPNOTSUPP, RUST_BUDDY_REASON_MEMTYPE);
 	ASSERT_EQ(0, rb_resize(self->fd, buf.handle, KiB(128), RUST_BUDDY_RESIZE_MAY_MOVE, &size));
 	EXPECT_TRUE(filled(map, KiB(64), 1));
 	EXPECT_TRUE(zeroed(map + KiB(64), KiB(64)));
@@ -700,7 +707,7 @@ TEST(pools_that_do_not_move)
 		SKIP(return, "the buffers of this pool move");
 	ASSERT_EQ(0, rb_alloc(fd, KiB(64), 0, "stays", &buf));
 	EXPECT_EQ(-EOPNOTSUPP, rb_migrate(fd, buf.handle, 0, 0, 0, &to));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_MOVABLE, to.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNMOVABLE_BUFFER, to.hdr.reason);
 	ASSERT_EQ(0, rb_free(fd, buf.handle));
 	close(fd);
 }

@@ -110,7 +110,7 @@ static int use_it(void)
 		return 26;
 	pin.handle = req.handle;
 	if (rb_ioctl(fd, RUST_BUDDY_IOC_PIN, &pin) != -EPERM ||
-	    pin.hdr.reason != RUST_BUDDY_WHY_ADDRESSES || pin.address)
+	    pin.hdr.reason != RUST_BUDDY_REASON_PHYS_ACCESS || pin.address)
 		return 27;
 	if (munmap(mem, req.granted) || rb_free(fd, req.handle))
 		return 28;

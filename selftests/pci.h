@@ -324,7 +324,7 @@ static inline int dma_take(struct dma_buffer *buf, int phys_fd, struct rust_budd
 	memset(buf, 0, sizeof(*buf));
 	err = rb_alloc_req(phys_fd, req);
 	/* More than the whole pool is no bad argument here: it is no room. */
-	if (err == -EINVAL && req->hdr.reason == RUST_BUDDY_WHY_SIZE && req->size)
+	if (err == -EINVAL && req->hdr.reason == RUST_BUDDY_REASON_SIZE && req->size)
 		err = -ENOSPC;
 	if (err)
 		return err;

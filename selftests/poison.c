@@ -207,10 +207,10 @@ TEST_F(poison, nothing_is_copied_out_of_it)
 	ASSERT_EQ(KiB(4), known(self, KiB(4)));
 	EXPECT_EQ(-EIO, rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0,
 				   &to));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_BAD_MEMORY, to.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_HWPOISON, to.hdr.reason);
 	reclaim.place = self->home;
 	EXPECT_EQ(-EIO, raw_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &reclaim));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_BAD_MEMORY, reclaim.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_HWPOISON, reclaim.hdr.reason);
 	memset(&wall, 0, sizeof(wall));
 	wall.size = KiB(4);
 	wall.lo = self->home + SIZE;
@@ -218,7 +218,7 @@ TEST_F(poison, nothing_is_copied_out_of_it)
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &wall));
 	EXPECT_EQ(-EIO, rb_resize(self->fd, self->buf.handle, SIZE + KiB(4),
 				  RUST_BUDDY_RESIZE_MAY_MOVE, &grow));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_BAD_MEMORY, grow.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_HWPOISON, grow.hdr.reason);
 	/* It is where it was, and has what it had. */
 	EXPECT_EQ(self->home, place_of(self->fd, self->buf.handle) - self->base.phys_base);
 	EXPECT_TRUE(only_lost(self->map, SIZE, bad));

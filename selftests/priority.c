@@ -65,7 +65,7 @@ TEST_F_TIMEOUT(priority, who_may_have_how_much, SLOW)
 	struct rust_buddy_pool_info pool;
 	uint64_t got;
 
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
 	pool = pool_of(self->fd);
 	EXPECT_LE(pool.watermark_low, pool.free);
 	EXPECT_GT(pool.watermark_low + PIECE, pool.free);
@@ -78,7 +78,7 @@ TEST_F_TIMEOUT(priority, who_may_have_how_much, SLOW)
 	EXPECT_GT(pool.watermark_min + PIECE, pool.free);
 	EXPECT_EQ(self->base.refused_watermark + 1 + !!pool.watermark_min, pool.refused_watermark);
 
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FULL, exhaust(self->fd, PIECE, HIGH, &got));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, exhaust(self->fd, PIECE, HIGH, &got));
 	pool = pool_of(self->fd);
 	EXPECT_GT(PIECE, pool.free);
 	if (pool.watermark_min)
@@ -92,7 +92,7 @@ TEST_F_TIMEOUT(priority, too_much_is_too_much, SLOW)
 
 	EXPECT_EQ(0, rb_alloc(self->fd, self->base.size / 2, 0, "", &buf));
 	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, self->base.size / 2 + 1, LOW, "", &buf));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_FULL, buf.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, buf.hdr.reason);
 }
 
 TEST_F(priority, high_takes_a_capability)
@@ -104,7 +104,7 @@ TEST_F(priority, high_takes_a_capability)
 		if (become_nobody(0))
 			_exit(97);
 		if (rb_alloc(self->fd, PIECE, HIGH, "", &buf) != -EPERM ||
-		    buf.hdr.reason != RUST_BUDDY_WHY_NICE)
+		    buf.hdr.reason != RUST_BUDDY_REASON_CAP_NICE)
 			_exit(1);
 		/* All else is anybody's. */
 		_exit(rb_alloc(self->fd, PIECE, LOW, "", &buf) ? 2 : 0);
@@ -146,7 +146,7 @@ TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 	ASSERT_EQ(0, rb_alloc(self->fd, PIECE, LOW, "", &buf));
 	EXPECT_EQ(MiB(2), pool_of(self->fd).largest_free);
 	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, 2 * PIECE, LOW, "", &buf));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_LAST_BLOCKS, buf.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_LAST_LARGE_BLOCK, buf.hdr.reason);
 	EXPECT_EQ(MiB(2), buf.largest_free);
 	EXPECT_EQ(pool.refused_last + 1, pool_of(self->fd).refused_last);
 	/* To wait for it does not help, either. */
@@ -223,7 +223,7 @@ TEST_F_TIMEOUT(priority, growth, SLOW)
 	exhaust(self->fd, PIECE, LOW, &got);
 	EXPECT_EQ(-ENOSPC, rb_resize(self->fd, buf.handle, MiB(1), RUST_BUDDY_RESIZE_MAY_MOVE,
 				     &size));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, size.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, size.hdr.reason);
 }
 
 /* POLLPRI from below low until high again: at once, and for who waits. */
@@ -317,7 +317,7 @@ TEST_F_TIMEOUT(priority, moving_takes_nothing, SLOW)
 		SKIP(return, "buffers of this pool do not move");
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &low));
 	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &buf));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
 	pool = pool_of(self->fd);
 	ASSERT_GT(pool.watermark_low + PIECE, pool.free);
 	ASSERT_EQ(0U, pool.pressure);
@@ -337,7 +337,7 @@ TEST_F_TIMEOUT(priority, moving_takes_nothing, SLOW)
 	/* One that grows takes what it gains. */
 	EXPECT_EQ(-ENOSPC, rb_resize(self->fd, low.handle, MiB(2), RUST_BUDDY_RESIZE_MAY_MOVE,
 				     &size));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, size.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, size.hdr.reason);
 }
 
 /* The same for one that grows by moving: only what it gains counts. */
@@ -355,7 +355,7 @@ TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
 	/* Its neighbour, so that it can't grow where it is, and what will be free again. */
 	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &next));
 	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &buf));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	pool = pool_of(self->fd);
 	ASSERT_LE(MiB(2), pool.largest_free);
@@ -365,7 +365,7 @@ TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
 	EXPECT_EQ(0U, pool_of(self->fd).pressure);
 	EXPECT_EQ(-ENOSPC, rb_resize(self->fd, low.handle, MiB(4), RUST_BUDDY_RESIZE_MAY_MOVE,
 				     &size));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK, size.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, size.hdr.reason);
 }
 
 /* A buffer of high priority grows as one only for a caller that could allocate it. */
@@ -389,12 +389,12 @@ TEST_F_TIMEOUT(priority, growth_of_high_takes_the_capability, SLOW)
 			if (!rb_resize(self->fd, buf.handle, steps[i], RUST_BUDDY_RESIZE_MAY_MOVE,
 				       &size))
 				_exit(10);
-			_exit(size.hdr.reason == RUST_BUDDY_WHY_WATERMARK ? 0 : 1);
+			_exit(size.hdr.reason == RUST_BUDDY_REASON_WATERMARK ? 0 : 1);
 		}
 		/* While there is enough it grows as any other, and then no more. */
 		EXPECT_EQ(i ? 0 : 10, verdict(pid));
 		if (!i)
-			EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_WATERMARK,
+			EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK,
 				  exhaust(self->fd, PIECE, 0, &got));
 	}
 	/* Its priority is what it was. */

@@ -145,14 +145,14 @@ TEST_F_TIMEOUT(term, what_was_pinned_waits, SLOW)
 	reclaim.flags = RUST_BUDDY_RECLAIM_AT;
 	reclaim.place = address - self->before.phys_base;
 	EXPECT_EQ(-EBUSY, rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &reclaim));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_FIXED, reclaim.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_UNMOVABLE_RANGE, reclaim.hdr.reason);
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
 	EXPECT_EQ(SIZE, pool.quarantined);
 	EXPECT_EQ(self->before.granted + SIZE, pool.granted);
 	EXPECT_EQ(self->before.free - SIZE, pool.free);
 	at.lo = address - self->before.phys_base;
 	EXPECT_EQ(-EBUSY, rb_alloc_req(self->fd, &at));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_TAKEN, at.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_RANGE_BUSY, at.hdr.reason);
 	/* The module stays. */
 	EXPECT_EQ(-1, syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK));
 

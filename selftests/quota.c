@@ -146,16 +146,16 @@ TEST_F(quota, bytes_of_a_client)
 	struct rust_buddy_alloc a, b, c;
 
 	ASSERT_EQ(0, limit("quota_client_bytes", KiB(256)));
-	EXPECT_OVER(self->fd, KiB(256) + 1, RUST_BUDDY_WHY_CLIENT_QUOTA);
+	EXPECT_OVER(self->fd, KiB(256) + 1, RUST_BUDDY_REASON_CLIENT_QUOTA);
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(100), 0, "128", &a));
-	EXPECT_OVER(self->fd, KiB(129), RUST_BUDDY_WHY_CLIENT_QUOTA);
+	EXPECT_OVER(self->fd, KiB(129), RUST_BUDDY_REASON_CLIENT_QUOTA);
 	EXPECT_EQ(-EDQUOT, rb_alloc(self->fd, KiB(132), RUST_BUDDY_ALLOC_EXACT, "much", &b));
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(128), RUST_BUDDY_ALLOC_EXACT, "the rest", &b));
-	EXPECT_OVER(self->fd, 1, RUST_BUDDY_WHY_CLIENT_QUOTA);
+	EXPECT_OVER(self->fd, 1, RUST_BUDDY_REASON_CLIENT_QUOTA);
 
 	/* Another client of the same user has a limit of its own. */
 	ASSERT_EQ(0, rb_alloc(self->other, KiB(256), 0, "other", &c));
-	EXPECT_OVER(self->other, 1, RUST_BUDDY_WHY_CLIENT_QUOTA);
+	EXPECT_OVER(self->other, 1, RUST_BUDDY_REASON_CLIENT_QUOTA);
 
 	EXPECT_EQ(0, rb_free(self->fd, a.handle));
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(128), 0, "again", &a));
@@ -172,10 +172,10 @@ TEST_F(quota, handles_of_a_client)
 	ASSERT_EQ(0, limit("quota_client_handles", 3));
 	for (i = 0; i < 3; i++)
 		ASSERT_EQ(0, rb_alloc(self->fd, 1, 0, "one", &req[i]));
-	EXPECT_OVER(self->fd, 1, RUST_BUDDY_WHY_CLIENT_QUOTA);
+	EXPECT_OVER(self->fd, 1, RUST_BUDDY_REASON_CLIENT_QUOTA);
 	EXPECT_EQ(0, rb_free(self->fd, req[1].handle));
 	ASSERT_EQ(0, rb_alloc(self->fd, 1, 0, "one", &req[1]));
-	EXPECT_OVER(self->fd, 1, RUST_BUDDY_WHY_CLIENT_QUOTA);
+	EXPECT_OVER(self->fd, 1, RUST_BUDDY_REASON_CLIENT_QUOTA);
 	for (i = 0; i < 3; i++)
 		EXPECT_EQ(0, rb_free(self->fd, req[i].handle));
 }
@@ -186,16 +186,16 @@ TEST_F(quota, a_users_clients_share)
 
 	ASSERT_EQ(0, limit("quota_uid_bytes", KiB(192)));
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(128), 0, "a", &a));
-	EXPECT_OVER(self->other, KiB(128), RUST_BUDDY_WHY_USER_QUOTA);
+	EXPECT_OVER(self->other, KiB(128), RUST_BUDDY_REASON_USER_QUOTA);
 	ASSERT_EQ(0, rb_alloc(self->other, KiB(64), 0, "b", &b));
-	EXPECT_OVER(self->fd, 1, RUST_BUDDY_WHY_USER_QUOTA);
+	EXPECT_OVER(self->fd, 1, RUST_BUDDY_REASON_USER_QUOTA);
 	EXPECT_EQ(0, rb_free(self->fd, a.handle));
 	EXPECT_EQ(0, rb_free(self->other, b.handle));
 
 	ASSERT_EQ(0, limit("quota_uid_bytes", 0));
 	ASSERT_EQ(0, limit("quota_uid_handles", 1));
 	ASSERT_EQ(0, rb_alloc(self->fd, 1, 0, "a", &a));
-	EXPECT_OVER(self->other, 1, RUST_BUDDY_WHY_USER_QUOTA);
+	EXPECT_OVER(self->other, 1, RUST_BUDDY_REASON_USER_QUOTA);
 	EXPECT_EQ(0, rb_free(self->fd, a.handle));
 	ASSERT_EQ(0, rb_alloc(self->other, 1, 0, "b", &b));
 	EXPECT_EQ(0, rb_free(self->other, b.handle));
@@ -216,7 +216,7 @@ TEST_F(quota, users_are_told_apart)
 	ASSERT_EQ(0, seteuid(0));
 	ASSERT_LE(0, theirs);
 	ASSERT_EQ(0, rb_alloc(theirs, KiB(64), 0, "nobody's", &b));
-	EXPECT_OVER(theirs, 1, RUST_BUDDY_WHY_USER_QUOTA);
+	EXPECT_OVER(theirs, 1, RUST_BUDDY_REASON_USER_QUOTA);
 	if (!access(USERS, R_OK)) {
 		EXPECT_TRUE(use_of(NOBODY, &handles, &bytes));
 		EXPECT_EQ(1ULL, handles);
@@ -245,7 +245,7 @@ TEST_F(quota, mapped_memory_stays_charged)
 	mem = rb_map(self->fd, &a, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE(mem != MAP_FAILED);
 	EXPECT_EQ(0, rb_free(self->fd, a.handle));
-	EXPECT_OVER(self->fd, 1, RUST_BUDDY_WHY_CLIENT_QUOTA);
+	EXPECT_OVER(self->fd, 1, RUST_BUDDY_REASON_CLIENT_QUOTA);
 	ASSERT_EQ(0, limit("quota_client_bytes", KiB(128)));
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), 0, "b", &b));
 	EXPECT_EQ(0, rb_free(self->fd, b.handle));
@@ -303,7 +303,7 @@ TEST_F(quota, lowered_below_the_use)
 	ASSERT_TRUE(mem != MAP_FAILED);
 	fill(mem, a.granted, 7);
 	EXPECT_TRUE(filled(mem, a.granted, 7));
-	EXPECT_OVER(self->fd, 1, RUST_BUDDY_WHY_CLIENT_QUOTA);
+	EXPECT_OVER(self->fd, 1, RUST_BUDDY_REASON_CLIENT_QUOTA);
 	EXPECT_EQ(0, munmap(mem, a.granted));
 	EXPECT_EQ(0, rb_free(self->fd, a.handle));
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), 0, "a", &a));
@@ -389,7 +389,7 @@ TEST_F_TIMEOUT(quota, windows_leave_room, SLOW)
 	ASSERT_EQ(0, chmod(RB_DEV, 0666));
 	n = take_windows(self->other, low, size, &err);
 	EXPECT_EQ(-EDQUOT, err);
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_USER_QUOTA, low->hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_USER_QUOTA, low->hdr.reason);
 	/* A third of them: as much again for its user, and for all others. */
 	EXPECT_GE(offsets / 3 / size, n);
 	EXPECT_LE(offsets / 4 / size, n);
@@ -513,7 +513,7 @@ static void racer(struct race *race, uint64_t seed)
 		ret = rb_alloc(fd, KiB(4) << rnd(&seed) % 5, 0, "race", slot);
 		if (ret) {
 			slot->handle = 0;
-			if (ret != -EDQUOT || slot->hdr.reason != RUST_BUDDY_WHY_USER_QUOTA)
+			if (ret != -EDQUOT || slot->hdr.reason != RUST_BUDDY_REASON_USER_QUOTA)
 				_exit(3);
 			__atomic_add_fetch(&race->refused, 1, __ATOMIC_SEQ_CST);
 			continue;
@@ -583,7 +583,7 @@ TEST_F_TIMEOUT(quota, quarantined_memory_stays_charged, SLOW)
 	ASSERT_EQ(0, rb_alloc(fd, KiB(64), 0, "pinned", &req));
 	ASSERT_EQ(0, rb_pin(fd, req.handle, &address));
 	close(fd);
-	EXPECT_OVER(self->fd, 1, RUST_BUDDY_WHY_USER_QUOTA);
+	EXPECT_OVER(self->fd, 1, RUST_BUDDY_REASON_USER_QUOTA);
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), 0, "back", &req));
 	EXPECT_EQ(0, rb_free(self->fd, req.handle));

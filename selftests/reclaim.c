@@ -243,49 +243,50 @@ TEST_F_TIMEOUT(reclaim, refusals, SLOW)
 	EXPECT_UNCHANGED(self->fd, 0, &__was);					\
 } while (0)
 	REFUSED(rb_reclaim(self->fd, self->base.max_order + 1, 1, 0, &got), -EINVAL,
-		RUST_BUDDY_WHY_ORDER);
-	REFUSED(rb_reclaim(self->fd, ~0U, 1, 0, &got), -EINVAL, RUST_BUDDY_WHY_ORDER);
+		RUST_BUDDY_REASON_ORDER);
+	REFUSED(rb_reclaim(self->fd, ~0U, 1, 0, &got), -EINVAL, RUST_BUDDY_REASON_ORDER);
 	memset(&got, 0, sizeof(got));
 	got.order = LARGE;
 	got.flags = 2;
-	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL, RUST_BUDDY_WHY_FLAGS);
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	got.flags = RUST_BUDDY_RECLAIM_AT;
 	got.blocks = 2;
-	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL, RUST_BUDDY_WHY_FLAGS);
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	memset(&got, 0, sizeof(got));
 	got.reserved = 1;
 	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL,
-		RUST_BUDDY_WHY_RESERVED);
+		RUST_BUDDY_REASON_RESERVED_FIELD);
 	REFUSED(rb_reclaim(self->fd, LARGE, self->base.size / MiB(2) + 1, 0, &got), -EINVAL,
-		RUST_BUDDY_WHY_SIZE);
+		RUST_BUDDY_REASON_SIZE);
 	/* Nothing is gained by moving a page. */
 	REFUSED(rb_reclaim(self->fd, 0, self->base.size / self->base.unit, 0, &got),
 		self->base.granted ? -ENOSPC : 0,
-		self->base.granted ? RUST_BUDDY_WHY_FULL : RUST_BUDDY_WHY_NONE);
+		self->base.granted ? RUST_BUDDY_REASON_NO_SPACE : RUST_BUDDY_REASON_NONE);
 	memset(&got, 0, sizeof(got));
 	got.pool = 77;
-	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -ENOENT, RUST_BUDDY_WHY_POOL);
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -ENOENT,
+		RUST_BUDDY_REASON_UNKNOWN_POOL);
 	/* The boundaries are those of physical memory. */
 	first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base;
 	REFUSED(rb_reclaim_at(self->fd, LARGE, first + self->base.unit, &got), -EINVAL,
-		RUST_BUDDY_WHY_WINDOW);
-	REFUSED(rb_reclaim_at(self->fd, LARGE, first + 1, &got), -EINVAL, RUST_BUDDY_WHY_WINDOW);
+		RUST_BUDDY_REASON_RANGE);
+	REFUSED(rb_reclaim_at(self->fd, LARGE, first + 1, &got), -EINVAL, RUST_BUDDY_REASON_RANGE);
 	REFUSED(rb_reclaim_at(self->fd, LARGE, first + (self->base.size & ~(MiB(2) - 1)), &got),
-		-EINVAL, RUST_BUDDY_WHY_WINDOW);
-	REFUSED(rb_reclaim_at(self->fd, LARGE, -MiB(2), &got), -EINVAL, RUST_BUDDY_WHY_WINDOW);
+		-EINVAL, RUST_BUDDY_REASON_RANGE);
+	REFUSED(rb_reclaim_at(self->fd, LARGE, -MiB(2), &got), -EINVAL, RUST_BUDDY_REASON_RANGE);
 	ro = open(RB_DEV, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, ro);
-	REFUSED(rb_reclaim(ro, LARGE, 1, 0, &got), -EACCES, RUST_BUDDY_WHY_READ_ONLY);
+	REFUSED(rb_reclaim(ro, LARGE, 1, 0, &got), -EACCES, RUST_BUDDY_REASON_READ_ONLY_FILE);
 	close(ro);
 
 	/* Not enough free anywhere else. */
 	fill_up(_metadata, self, KiB(64), MANY);
-	REFUSED(rb_reclaim(self->fd, LARGE, 1, 0, &got), -ENOSPC, RUST_BUDDY_WHY_FULL);
+	REFUSED(rb_reclaim(self->fd, LARGE, 1, 0, &got), -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 	/* Then there is; but it may cost only so much. */
 	thin_out(self, 1, 2);
 	pool = pool_of(self->fd);
 	ASSERT_EQ(0ULL, blocks_of(&pool, LARGE));
-	REFUSED(rb_reclaim(self->fd, LARGE, 1, 1, &got), -ENOSPC, RUST_BUDDY_WHY_BOUND);
+	REFUSED(rb_reclaim(self->fd, LARGE, 1, 1, &got), -ENOSPC, RUST_BUDDY_REASON_COPY_LIMIT);
 	EXPECT_EQ(0ULL, got.copied);
 	EXPECT_EQ(pool.reclaims_bound + 1, pool_of(self->fd).reclaims_bound);
 	/* One that does not move in every block. */
@@ -297,8 +298,9 @@ TEST_F_TIMEOUT(reclaim, refusals, SLOW)
 			t->pinned = true;
 		}
 	}
-	REFUSED(rb_reclaim(self->fd, LARGE, 1, 0, &got), -EBUSY, RUST_BUDDY_WHY_FIXED);
-	REFUSED(rb_reclaim_at(self->fd, LARGE, first, &got), -EBUSY, RUST_BUDDY_WHY_FIXED);
+	REFUSED(rb_reclaim(self->fd, LARGE, 1, 0, &got), -EBUSY, RUST_BUDDY_REASON_UNMOVABLE_RANGE);
+	REFUSED(rb_reclaim_at(self->fd, LARGE, first, &got), -EBUSY,
+		RUST_BUDDY_REASON_UNMOVABLE_RANGE);
 	EXPECT_EQ(pool.reclaims_fixed + 2, pool_of(self->fd).reclaims_fixed);
 	for (i = in; i < self->n; i++) {
 		struct tenant *t = &self->all[i];
@@ -355,7 +357,7 @@ TEST_F_TIMEOUT(reclaim, on_demand, SLOW)
 	buf.flags = RUST_BUDDY_ALLOC_RECLAIM;
 	buf.max_copy = self->base.unit;
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -ENOSPC,
-		       RUST_BUDDY_WHY_BOUND);
+		       RUST_BUDDY_REASON_COPY_LIMIT);
 	EXPECT_EQ(0ULL, buf.copied);
 	buf.max_copy = MiB(2);
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
@@ -375,20 +377,20 @@ TEST_F_TIMEOUT(reclaim, on_demand, SLOW)
 	buf.lo = place_of(self->fd, self->all[first].handle) - self->base.phys_base;
 	buf.flags = RUST_BUDDY_ALLOC_AT;
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -EBUSY,
-		       RUST_BUDDY_WHY_TAKEN);
+		       RUST_BUDDY_REASON_RANGE_BUSY);
 	buf.flags |= RUST_BUDDY_ALLOC_RECLAIM;
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
 	EXPECT_EQ(KiB(64), buf.copied);
 	EXPECT_EQ(buf.lo, place_of(self->fd, buf.handle) - self->base.phys_base);
 	/* It stays where it was asked to be. */
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -EBUSY,
-		       RUST_BUDDY_WHY_FIXED);
+		       RUST_BUDDY_REASON_UNMOVABLE_RANGE);
 	/* A bound without the flag means nothing. */
 	memset(&buf, 0, sizeof(buf));
 	buf.size = KiB(4);
 	buf.max_copy = 1;
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -EINVAL,
-		       RUST_BUDDY_WHY_FLAGS);
+		       RUST_BUDDY_REASON_FLAGS);
 	expect_all_there(_metadata, self);
 }
 

@@ -59,12 +59,12 @@ TEST_F(reserve, nobody_gets_it)
 	ASSERT_EQ(0, rb_reserve(self->fd, lo, hi, 0, "test", &handle));
 	EXPECT_EQ(self->base.reserved + KiB(100), pool_of(self->fd).reserved);
 	EXPECT_EQ(self->base.granted + KiB(100), pool_of(self->fd).granted);
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_TAKEN, taken_at(self->fd, lo, KiB(4)));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_TAKEN, taken_at(self->fd, hi - KiB(4), KiB(4)));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_RANGE_BUSY, taken_at(self->fd, lo, KiB(4)));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_RANGE_BUSY, taken_at(self->fd, hi - KiB(4), KiB(4)));
 	EXPECT_EQ(0U, taken_at(self->fd, lo - KiB(4), KiB(4)));
 	EXPECT_EQ(0U, taken_at(self->fd, hi, KiB(4)));
 	/* The handle is good for RELEASE and nothing else. */
-	EXPECT_NO_FREE(self->fd, handle, -ENOENT, RUST_BUDDY_WHY_HANDLE);
+	EXPECT_NO_FREE(self->fd, handle, -ENOENT, RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 	EXPECT_EQ(0ULL, place_of(self->fd, handle));
 	ASSERT_EQ(0, rb_release(self->fd, handle));
 	EXPECT_EQ(-ENOENT, rb_release(self->fd, handle));
@@ -109,7 +109,7 @@ TEST_F(reserve, whose_it_is)
 	for (other = 0; other < 500 && taken_at(self->fd, self->middle, KiB(4)); other++)
 		usleep(10000);
 	EXPECT_EQ(0U, taken_at(self->fd, self->middle, KiB(4)));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_TAKEN,
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_RANGE_BUSY,
 		  taken_at(self->fd, self->middle + KiB(8), KiB(4)));
 	list = open("/sys/kernel/debug/rust_buddy/reserved", O_RDONLY | O_CLOEXEC);
 	if (list >= 0) {
@@ -156,13 +156,13 @@ TEST_F(reserve, occupants)
 	req.hi = place + KiB(4);
 	EXPECT_REFUSED(self->fd, stays.handle,
 		       rb_ioctl(self->fd, RUST_BUDDY_IOC_RESERVE, &req), &req.hdr, -EBUSY,
-		       RUST_BUDDY_WHY_FIXED);
+		       RUST_BUDDY_REASON_UNMOVABLE_RANGE);
 	ASSERT_EQ(0, rb_unpin(self->fd, stays.handle));
 	ASSERT_EQ(0, rb_reserve(self->fd, place, place + KiB(4), 0, "", &handle));
 	/* What is reserved is not moved, either. */
 	EXPECT_REFUSED(self->fd, stays.handle,
 		       rb_ioctl(self->fd, RUST_BUDDY_IOC_RESERVE, &req), &req.hdr, -EBUSY,
-		       RUST_BUDDY_WHY_FIXED);
+		       RUST_BUDDY_REASON_UNMOVABLE_RANGE);
 	ASSERT_EQ(0, rb_release(self->fd, handle));
 	munmap(map, moves.granted);
 }
@@ -183,16 +183,16 @@ TEST_F(reserve, refusals)
 	EXPECT_REFUSED(self->fd, 0, rb_ioctl(self->fd, RUST_BUDDY_IOC_RESERVE, &req), \
 		       &req.hdr, err, why);					\
 } while (0)
-	BAD(-EINVAL, RUST_BUDDY_WHY_FLAGS, req.flags = 2);
-	BAD(-EINVAL, RUST_BUDDY_WHY_NAME, req.name[0] = 1);
-	BAD(-ENOENT, RUST_BUDDY_WHY_POOL, req.pool = 77);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.lo = req.hi);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.lo++);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.hi++);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.hi = size + page);
-	BAD(-EINVAL, RUST_BUDDY_WHY_WINDOW, req.lo = -page);
+	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS, req.flags = 2);
+	BAD(-EINVAL, RUST_BUDDY_REASON_NAME, req.name[0] = 1);
+	BAD(-ENOENT, RUST_BUDDY_REASON_UNKNOWN_POOL, req.pool = 77);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo = req.hi);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo++);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.hi++);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.hi = size + page);
+	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo = -page);
 	EXPECT_REFUSED(self->fd, 0, rb_ioctl(self->fd, RUST_BUDDY_IOC_RELEASE, &no), &no.hdr,
-		       -ENOENT, RUST_BUDDY_WHY_HANDLE);
+		       -ENOENT, RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 	ro = open(RB_DEV, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, ro);
 	memset(&req, 0, sizeof(req));
@@ -207,10 +207,10 @@ TEST_F(reserve, refusals)
 		req.lo = self->middle;
 		req.hi = self->middle + page;
 		if (rb_ioctl(self->fd, RUST_BUDDY_IOC_RESERVE, &req) != -EPERM ||
-		    req.hdr.reason != RUST_BUDDY_WHY_ADMIN)
+		    req.hdr.reason != RUST_BUDDY_REASON_CAP_ADMIN)
 			_exit(1);
 		if (rb_ioctl(self->fd, RUST_BUDDY_IOC_RELEASE, &no) != -EPERM ||
-		    no.hdr.reason != RUST_BUDDY_WHY_ADMIN)
+		    no.hdr.reason != RUST_BUDDY_REASON_CAP_ADMIN)
 			_exit(2);
 		_exit(0);
 	}

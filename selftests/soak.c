@@ -415,8 +415,8 @@ static bool granted_right(const struct rust_buddy_alloc *req)
 static bool refused_right(int ret, const struct rust_buddy_alloc *req)
 {
 	if (req->flags & RUST_BUDDY_ALLOC_AT)
-		return ret == -EBUSY && req->hdr.reason == RUST_BUDDY_WHY_TAKEN;
-	if (ret != -ENOSPC || req->hdr.reason != RUST_BUDDY_WHY_FULL)
+		return ret == -EBUSY && req->hdr.reason == RUST_BUDDY_REASON_RANGE_BUSY;
+	if (ret != -ENOSPC || req->hdr.reason != RUST_BUDDY_REASON_NO_SPACE)
 		return false;
 	/* Who can go anywhere can't be refused while a block is large enough. */
 	if (req->align || req->flags & RUST_BUDDY_ALLOC_WINDOW)

@@ -152,7 +152,7 @@ TEST_F(stack, guards)
 		}
 		/* However large it gets, the lowest page is guard. */
 		EXPECT_EQ(-EINVAL, rb_resize(self->fd, s.handle, ROOM + 1, 0, &size));
-		EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_MAX_SIZE, size.hdr.reason);
+		EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_MAX_SIZE, size.hdr.reason);
 		/* The kernel itself finds nothing there, either. */
 		EXPECT_EQ(-1, read(open("/dev/zero", O_RDONLY | O_CLOEXEC), bottom - 4096, 4096));
 		EXPECT_EQ(EFAULT, errno);
@@ -200,7 +200,7 @@ TEST_F(stack, has_no_parts)
 	memset(&req, 0, sizeof(req));
 	req.handle = s.handle;
 	EXPECT_EQ(-EOPNOTSUPP, rb_ioctl(self->fd, RUST_BUDDY_IOC_EXPORT, &req));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_WHY_STACK, req.hdr.reason);
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_STACK_BUFFER, req.hdr.reason);
 	/* A device may still be told where all of it is. */
 	memcpy(s.top - s.granted, "bottom", 7);
 	ASSERT_EQ(0, rb_pin(self->fd, s.handle, &address));

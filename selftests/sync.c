@@ -76,17 +76,18 @@ TEST_F(refusals, flags)
 
 	for (uint32_t bit = 2; bit < 32; bit++) {
 		EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU | 1U << bit, BOTH,
-			       -EINVAL, RUST_BUDDY_WHY_FLAGS);
+			       -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	}
-	EXPECT_NO_SYNC(self->fd, handle, 0, 0, 0, BOTH, -EINVAL, RUST_BUDDY_WHY_FLAGS);
+	EXPECT_NO_SYNC(self->fd, handle, 0, 0, 0, BOTH, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU | FOR_DEVICE, BOTH,
-		       -EINVAL, RUST_BUDDY_WHY_FLAGS);
-	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU, 0, -EINVAL, RUST_BUDDY_WHY_FLAGS);
-	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU, 4, -EINVAL, RUST_BUDDY_WHY_FLAGS);
-	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_DEVICE, ~0U, -EINVAL, RUST_BUDDY_WHY_FLAGS);
+		       -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU, 0, -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU, 4, -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_DEVICE, ~0U, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	/* Before the handle, and that before the part. */
-	EXPECT_NO_SYNC(self->fd, 0, 0, 0, 0, BOTH, -EINVAL, RUST_BUDDY_WHY_FLAGS);
-	EXPECT_NO_SYNC(self->fd, 0, ~0ULL, 0, FOR_CPU, BOTH, -ENOENT, RUST_BUDDY_WHY_HANDLE);
+	EXPECT_NO_SYNC(self->fd, 0, 0, 0, 0, BOTH, -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	EXPECT_NO_SYNC(self->fd, 0, ~0ULL, 0, FOR_CPU, BOTH, -ENOENT,
+		       RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 }
 
 TEST_F(refusals, parts)
@@ -102,7 +103,7 @@ TEST_F(refusals, parts)
 
 	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
 		EXPECT_NO_SYNC(self->fd, self->req.handle, bad[i][0], bad[i][1], FOR_CPU, BOTH,
-			       -EINVAL, RUST_BUDDY_WHY_PART);
+			       -EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE);
 	}
 	/* With no device there is nothing to do, and that is fine. */
 	for (size_t i = 0; i < sizeof(good) / sizeof(*good); i++) {
@@ -120,7 +121,7 @@ TEST_F(refusals, read_only)
 	int fd = open(variant->path, O_RDONLY | O_CLOEXEC);
 
 	ASSERT_LE(0, fd);
-	EXPECT_NO_SYNC(fd, 0, 0, 0, 0, 0, -EACCES, RUST_BUDDY_WHY_READ_ONLY);
+	EXPECT_NO_SYNC(fd, 0, 0, 0, 0, 0, -EACCES, RUST_BUDDY_REASON_READ_ONLY_FILE);
 	close(fd);
 }
 
@@ -301,7 +302,7 @@ TEST_F(bounced, too_large)
 	pin.handle = large.handle;
 	memcpy(pin.device, self->edu, sizeof(pin.device));
 	EXPECT_REFUSED(self->fd, large.handle, rb_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &pin),
-		       &pin.hdr, -EIO, RUST_BUDDY_WHY_DEVICE_MAP);
+		       &pin.hdr, -EIO, RUST_BUDDY_REASON_DMA_MAP);
 	EXPECT_EQ(0, rb_free(self->fd, large.handle));
 }
 
@@ -325,7 +326,7 @@ TEST(range_is_not_bounced)
 	pin.handle = req.handle;
 	pci_rb_name(pin.device, name);
 	EXPECT_REFUSED(fd, req.handle, rb_ioctl(fd, RUST_BUDDY_IOC_PIN, &pin), &pin.hdr,
-		       -EIO, RUST_BUDDY_WHY_DEVICE_MAP);
+		       -EIO, RUST_BUDDY_REASON_DMA_MAP);
 	EXPECT_EQ(0, rb_free(fd, req.handle));
 	EXPECT_POOL(fd, &pool);
 	close(fd);

@@ -156,7 +156,7 @@ TEST_F(full, a_full_pool_says_when)
 	req.size = SLOT;
 	req.flags = WAIT;
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &req), &req.hdr,
-		       -ENOSPC, RUST_BUDDY_WHY_FULL);
+		       -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 	EXPECT_EQ(0, rb_poll(self->fd, 0));
 	EXPECT_EQ(0, rb_poll(self->fd, 50));
 	FREE_SLOT(3);
@@ -283,7 +283,7 @@ TEST_F(full, only_what_fits_wakes)
 	req.size = SLOT;
 	req.lo = 5 * SLOT;
 	ASSERT_EQ(-EBUSY, rb_alloc_req(self->fd, &req));
-	EXPECT_EQ((__u32)RUST_BUDDY_WHY_TAKEN, req.hdr.reason);
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_RANGE_BUSY, req.hdr.reason);
 	ep = edge(self->fd);
 	ASSERT_LE(0, ep);
 	EXPECT_WOKEN(0);
@@ -386,12 +386,12 @@ TEST_F(full, exact_among_many_stretches)
 	ASSERT_EQ(0, alloc_at(self->owner, start + 4 * page * 99 + page, 2 * page, &other));
 
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &req), &req.hdr,
-		       -ENOSPC, RUST_BUDDY_WHY_FULL);
+		       -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 	EXPECT_EQ(0, rb_poll(self->fd, 50));
 	ASSERT_EQ(0, rb_free(self->owner, other));
 	rb_poll(self->fd, 50);
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &req), &req.hdr,
-		       -ENOSPC, RUST_BUDDY_WHY_FULL);
+		       -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 	EXPECT_EQ(0, rb_poll(self->fd, 50));
 
 	for (n = 0; n < ARRAY_SIZE(places); n++) {

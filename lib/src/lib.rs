@@ -43,7 +43,7 @@ use zerocopy::FromZeros;
 pub struct Error {
     /// An errno, positive.
     pub errno: i32,
-    /// `RUST_BUDDY_WHY_*`; 0 if the module was not asked.
+    /// `RUST_BUDDY_REASON_*`; 0 if the module was not asked.
     pub reason: u32,
 }
 

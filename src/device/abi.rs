@@ -22,7 +22,7 @@ use kernel::{
 /// Why a request is refused: what the struct and the call say.
 pub(super) struct Refusal {
     pub(super) errno: Error,
-    /// `RUST_BUDDY_WHY_*`
+    /// `RUST_BUDDY_REASON_*`
     pub(super) reason: u32,
 }
 
@@ -35,7 +35,7 @@ impl Refusal {
 /// The kernel's own allocations are what `?` meets in the middle of a request.
 impl From<kernel::alloc::AllocError> for Refusal {
     fn from(_: kernel::alloc::AllocError) -> Self {
-        Self::new(ENOMEM, uapi::WHY_KERNEL_MEMORY)
+        Self::new(ENOMEM, uapi::REASON_KERNEL_MEMORY)
     }
 }
 
@@ -60,7 +60,7 @@ impl Commit for () {
 pub(super) fn say<T: Request>(request: &mut T, refusal: Option<&Refusal>) {
     let header = request.header();
     (header.ret, header.reason) = match refusal {
-        None => (0, uapi::WHY_NONE),
+        None => (0, uapi::REASON_NONE),
         Some(refusal) => (refusal.errno.to_errno(), refusal.reason),
     };
 }
@@ -68,7 +68,7 @@ pub(super) fn say<T: Request>(request: &mut T, refusal: Option<&Refusal>) {
 /// Has the header of a request tell that the call has begun to act, and not ended.
 pub(super) fn say_in_progress<T: Request>(request: &mut T) {
     let header = request.header();
-    (header.ret, header.reason) = (EINPROGRESS.to_errno(), uapi::WHY_NONE);
+    (header.ret, header.reason) = (EINPROGRESS.to_errno(), uapi::REASON_NONE);
 }
 
 /// A request that was read from the caller's struct.

@@ -114,35 +114,35 @@ pub(super) fn alloc<'a>(
 ) -> Result<Pending<'a>, Refusal> {
     if request.max_address != 0 && client.addresses() == Addresses::Hidden {
         // Whether it is refused, and for what, would tell where the pool is.
-        return Err(Refusal::new(EPERM, uapi::WHY_ADDRESSES));
+        return Err(Refusal::new(EPERM, uapi::REASON_PHYS_ACCESS));
     }
     if request.reserved != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
+        return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
     }
     check_flags(request.flags)?;
     if request.max_copy != 0 && request.flags & uapi::ALLOC_RECLAIM == 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+        return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     if request.flags & uapi::ALLOC_HIGH != 0 && !reserve::may_be_urgent() {
-        return Err(Refusal::new(EPERM, uapi::WHY_NICE));
+        return Err(Refusal::new(EPERM, uapi::REASON_CAP_NICE));
     }
-    let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::WHY_NAME))?;
+    let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::REASON_NAME))?;
     let pool = commands::pool(client, request.pool)?;
     let mode = Mode::of_flags(request.flags);
     if !pool.region().offers(mode) {
-        return Err(Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE));
+        return Err(Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE));
     }
     let ask = ask(request, client, pool)?;
     if !ask.can_reach() {
-        return Err(Refusal::new(ERANGE, uapi::WHY_MAX_ADDRESS));
+        return Err(Refusal::new(ERANGE, uapi::REASON_MAX_ADDRESS));
     }
     let window_pages = window_pages(request, &ask, client)?;
     let by_page = request.flags & uapi::ALLOC_GUP != 0;
     if by_page && pool.region().caps() & uapi::CAP_LONGTERM_PIN == 0 {
-        return Err(Refusal::new(EOPNOTSUPP, uapi::WHY_GUP));
+        return Err(Refusal::new(EOPNOTSUPP, uapi::REASON_LONGTERM_PIN));
     }
     if size < ROOM {
-        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+        return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
 
     // What is larger than any block is the pool's to refuse.
@@ -172,7 +172,7 @@ pub(super) fn alloc<'a>(
         Some(spare) => Start::Spare(spare),
         None => Start::Window(take_window(client, area, pages)?),
     };
-    let no_memory = |_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY);
+    let no_memory = |_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY);
     let epoch = hub.next_epoch();
     let slot = match by_page {
         true => Some(Slot::new(pool.lingering().clone()).map_err(no_memory)?),
@@ -185,7 +185,7 @@ pub(super) fn alloc<'a>(
         if error == ENOMEM {
             no_memory(error)
         } else {
-            Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE)
+            Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE)
         }
     })?;
     let label = Label {
@@ -249,8 +249,8 @@ fn take_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusa
         window => window,
     };
     window.map_err(|none| match none {
-        NoWindow::Memory => Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY),
-        NoWindow::Gap => Refusal::new(ENOSPC, uapi::WHY_WINDOWS),
+        NoWindow::Memory => Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY),
+        NoWindow::Gap => Refusal::new(ENOSPC, uapi::REASON_MMAP_SPACE),
         NoWindow::Share(over) => over_quota(over),
     })
 }
@@ -304,7 +304,7 @@ fn prepare(client: &Client, flags: u32, granted: u64) -> Result<(Charge, Option<
     let room = wait
         .then(Room::new)
         .transpose()
-        .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))?;
+        .map_err(|_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY))?;
     Ok((charge, room))
 }
 
@@ -319,7 +319,7 @@ pub(super) fn check_flags(flags: u32) -> Result<(), Refusal> {
     let contradicting = EXCLUSIVE.iter().any(|&pair| flags & pair == pair);
     let guard_of_what = flags & (uapi::ALLOC_STACK | uapi::ALLOC_GUARD) == uapi::ALLOC_GUARD;
     if flags & !ALL_FLAGS != 0 || contradicting || guard_of_what {
-        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+        return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     Ok(())
 }
@@ -328,11 +328,11 @@ pub(super) fn check_flags(flags: u32) -> Result<(), Refusal> {
 fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<Ask, Refusal> {
     let at = request.flags & uapi::ALLOC_AT != 0;
     if request.size == 0 || request.size > pool.size() {
-        return Err(Refusal::new(EINVAL, uapi::WHY_SIZE));
+        return Err(Refusal::new(EINVAL, uapi::REASON_SIZE));
     }
-    let align = align(request.align, at, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_ALIGN))?;
+    let align = align(request.align, at, pool).ok_or(Refusal::new(EINVAL, uapi::REASON_ALIGN))?;
     let spot = spot(request.flags, (request.lo, request.hi), request.size, pool)
-        .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?;
+        .ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
     Ok(Ask {
         size: request.size,
         extent: if request.flags & uapi::ALLOC_EXACT != 0 {
@@ -431,5 +431,5 @@ fn window_pages(request: &Alloc, ask: &Ask, client: &Client) -> Result<Option<u6
     let fits = granted.is_some_and(|granted| request.max_size >= granted)
         && request.max_size <= client.hub().pool.size();
     fits.then_some(Some(request.max_size.div_ceil(mm::UNIT)))
-        .ok_or(Refusal::new(EINVAL, uapi::WHY_MAX_SIZE))
+        .ok_or(Refusal::new(EINVAL, uapi::REASON_MAX_SIZE))
 }

@@ -57,7 +57,7 @@ struct Parts<T: Request, U> {
 impl<T: Request, U> Parts<T, U> {
     /// Reads all of them.
     fn read(request: &Batch) -> Result<Self, Refusal> {
-        let unreadable = |error| Refusal::new(error, uapi::WHY_ENTRIES);
+        let unreadable = |error| Refusal::new(error, uapi::REASON_BATCH_ENTRIES);
         let (at, stride) = (request.entries as usize, request.stride as usize);
         let count = request.count as usize;
         let mut this = Self {
@@ -150,7 +150,7 @@ impl<T: Request, U> Parts<T, U> {
         for (i, (answer, made)) in (0..).zip(self.answers.iter_mut().zip(&mut self.done)) {
             // A batch may take long. Its first request is served like one that comes alone.
             let outcome = match kernel::current!().signal_pending() && i > 0 {
-                true => Err(Refusal::new(EINTR, uapi::WHY_SIGNAL)),
+                true => Err(Refusal::new(EINTR, uapi::REASON_SIGNAL)),
                 false => serve(answer),
             };
             abi::say(answer, outcome.as_ref().err());
@@ -183,7 +183,7 @@ impl<T: Request, U> Parts<T, U> {
         for (i, (answer, came)) in (0..).zip(self.answers.iter_mut().zip(&self.came)) {
             if i != request.failed {
                 *answer = *came;
-                let undone = Refusal::new(ECANCELED, uapi::WHY_UNDONE);
+                let undone = Refusal::new(ECANCELED, uapi::REASON_BATCH_ABORTED);
                 abi::say(answer, Some(&undone));
             }
         }
@@ -210,7 +210,7 @@ impl Commit for Parts<Alloc, Pending<'_>> {
 }
 
 fn unwritable(error: Error) -> Refusal {
-    Refusal::new(error, uapi::WHY_ENTRIES)
+    Refusal::new(error, uapi::REASON_BATCH_ENTRIES)
 }
 
 /// Bytes of the struct that a caller must have, to be told how many requests were served.
@@ -252,7 +252,7 @@ fn alloc<'a>(
     let refused = parts.serve(request, |alloc: &mut Alloc| {
         // A client waits for one request at a time.
         if alloc.flags & uapi::ALLOC_WAIT != 0 {
-            return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+            return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
         }
         alloc::alloc(client, alloc, stride)
     });
@@ -296,22 +296,22 @@ fn free(client: &Client, request: &mut Batch) -> Result<(), Refusal> {
 /// Checks the fields of the batch itself.
 fn check(request: &Batch, size: usize) -> Result<(), Refusal> {
     if size < ROOM {
-        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+        return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
     if request.reserved != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
+        return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
     }
     if request.flags & !uapi::BATCH_ALL != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+        return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     let least = size_of::<Header>() as u32;
     if !(1..=uapi::BATCH_MAX).contains(&request.count)
         || !(least..=uapi::BATCH_STRIDE_MAX).contains(&request.stride)
     {
-        return Err(Refusal::new(EINVAL, uapi::WHY_COUNT));
+        return Err(Refusal::new(EINVAL, uapi::REASON_BATCH_COUNT));
     }
     match request.command {
         Alloc::NR | Free::NR => Ok(()),
-        _ => Err(Refusal::new(EINVAL, uapi::WHY_COMMAND)),
+        _ => Err(Refusal::new(EINVAL, uapi::REASON_BATCH_COMMAND)),
     }
 }

@@ -49,7 +49,7 @@ fn own_buffer(client: &Client, handle: Handle) -> Result<Arc<Buffer>, Refusal> {
     let table = client.table();
     let view = &commands::entry(&table, handle)?.view;
     if view.is_shared() {
-        return Err(Refusal::new(EBUSY, uapi::WHY_SHARED));
+        return Err(Refusal::new(EBUSY, uapi::REASON_SHARED));
     }
     Ok(view.buffer().clone())
 }
@@ -57,11 +57,11 @@ fn own_buffer(client: &Client, handle: Handle) -> Result<Arc<Buffer>, Refusal> {
 /// What is said of a buffer that stays as it is.
 fn refusal(fixed: Fixed) -> Refusal {
     match fixed {
-        Fixed::Held => Refusal::new(EBUSY, uapi::WHY_PINNED),
-        Fixed::Shared => Refusal::new(EBUSY, uapi::WHY_SHARED),
-        Fixed::Mapped => Refusal::new(EBUSY, uapi::WHY_FIXED),
-        Fixed::Changing => Refusal::new(EBUSY, uapi::WHY_CHANGING),
-        Fixed::Never => Refusal::new(EOPNOTSUPP, uapi::WHY_MOVABLE),
+        Fixed::Held => Refusal::new(EBUSY, uapi::REASON_PINNED),
+        Fixed::Shared => Refusal::new(EBUSY, uapi::REASON_SHARED),
+        Fixed::Mapped => Refusal::new(EBUSY, uapi::REASON_UNMOVABLE_RANGE),
+        Fixed::Changing => Refusal::new(EBUSY, uapi::REASON_RELOCATING),
+        Fixed::Never => Refusal::new(EOPNOTSUPP, uapi::REASON_UNMOVABLE_BUFFER),
     }
 }
 
@@ -69,8 +69,10 @@ fn refusal(fixed: Fixed) -> Refusal {
 fn no_room(none: NoRoom, largest_free: &mut u64) -> Refusal {
     match none {
         NoRoom::Pool(refused) => commands::no_room(refused, largest_free),
-        NoRoom::Kernel(error) if error == ENOMEM => Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY),
-        NoRoom::Kernel(_) => Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE),
+        NoRoom::Kernel(error) if error == ENOMEM => {
+            Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY)
+        }
+        NoRoom::Kernel(_) => Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE),
         NoRoom::Stopped(why) => commands::stopped(why),
     }
 }
@@ -81,18 +83,18 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
         uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST | uapi::ALLOC_WINDOW | uapi::ALLOC_AT;
 
     if request.flags & !PLACES != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+        return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     alloc::check_flags(request.flags)?;
     let buffer = own_buffer(client, request.handle)?;
     let pool = buffer.pool();
     if request.pool != 0 && request.pool != pool.id() {
-        return Err(Refusal::new(ENOENT, uapi::WHY_POOL));
+        return Err(Refusal::new(ENOENT, uapi::REASON_UNKNOWN_POOL));
     }
     let change = Change::begin(&buffer, Kind::Move).map_err(refusal)?;
     let (ask, bytes) = (change.ask(), mm::bytes(change.pages()));
     let spot = alloc::spot(request.flags, (request.lo, request.hi), bytes, pool)
-        .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?;
+        .ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
     // As many pages as it has, whatever was asked for.
     let whole = Ask {
         size: bytes,
@@ -102,7 +104,7 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
         ..ask
     };
     if !whole.can_reach() {
-        return Err(Refusal::new(ERANGE, uapi::WHY_MAX_ADDRESS));
+        return Err(Refusal::new(ERANGE, uapi::REASON_MAX_ADDRESS));
     }
     let block = change
         .elsewhere(&whole, ask.size)
@@ -128,13 +130,13 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
 /// Serves RESIZE.
 pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusal> {
     if request.flags & !uapi::RESIZE_MAY_MOVE != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+        return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     let may_move = request.flags & uapi::RESIZE_MAY_MOVE != 0;
     let buffer = own_buffer(client, request.handle)?;
     let pool = buffer.pool().clone();
     if request.size == 0 || request.size > pool.size() {
-        return Err(Refusal::new(EINVAL, uapi::WHY_SIZE));
+        return Err(Refusal::new(EINVAL, uapi::REASON_SIZE));
     }
     let change = Change::begin(&buffer, Kind::Grow).map_err(refusal)?;
     let (before, pages) = (change.ask(), change.pages());
@@ -145,7 +147,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
     let wanted = after
         .granted()
         .filter(|&wanted| wanted <= buffer.most_pages())
-        .ok_or(Refusal::new(EINVAL, uapi::WHY_MAX_SIZE))?;
+        .ok_or(Refusal::new(EINVAL, uapi::REASON_MAX_SIZE))?;
     if wanted >= pages {
         let priority = priority_of_growth(&after);
         let charged = mm::bytes(wanted.saturating_sub(pages));
@@ -168,7 +170,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
         pool.counts().grown(in_place);
     } else {
         if buffer.mode() != pool.region().resting_mode() {
-            return Err(Refusal::new(EOPNOTSUPP, uapi::WHY_CACHE));
+            return Err(Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE));
         }
         change.also(Kind::Shrink).map_err(refusal)?;
         change.shrink(&after, wanted);
@@ -204,7 +206,7 @@ fn enlarge(
     let buffer = change.buffer();
     if !may_move {
         *largest_free = buffer.pool().snapshot().largest_free;
-        return Err(Refusal::new(ENOSPC, uapi::WHY_FULL));
+        return Err(Refusal::new(ENOSPC, uapi::REASON_NO_SPACE));
     }
     change.also(Kind::Move).map_err(refusal)?;
     let after = match after.spot {

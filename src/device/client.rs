@@ -325,9 +325,9 @@ impl Client {
 /// What is said to who would have too much.
 pub(super) fn over_quota(over: Over) -> Refusal {
     match over {
-        Over::Handles => Refusal::new(EMFILE, uapi::WHY_HANDLES),
-        Over::Client => Refusal::new(EDQUOT, uapi::WHY_CLIENT_QUOTA),
-        Over::User => Refusal::new(EDQUOT, uapi::WHY_USER_QUOTA),
+        Over::Handles => Refusal::new(EMFILE, uapi::REASON_HANDLE_LIMIT),
+        Over::Client => Refusal::new(EDQUOT, uapi::REASON_CLIENT_QUOTA),
+        Over::User => Refusal::new(EDQUOT, uapi::REASON_USER_QUOTA),
     }
 }
 

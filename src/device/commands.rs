@@ -139,14 +139,14 @@ fn may_change(file: &File) -> Result<(), Refusal> {
     if writable(file) {
         Ok(())
     } else {
-        Err(Refusal::new(EACCES, uapi::WHY_READ_ONLY))
+        Err(Refusal::new(EACCES, uapi::REASON_READ_ONLY_FILE))
     }
 }
 
 fn may_pin(client: &Client) -> Result<(), Refusal> {
     match client.addresses() {
         Addresses::Shown => Ok(()),
-        Addresses::Hidden => Err(Refusal::new(EPERM, uapi::WHY_ADDRESSES)),
+        Addresses::Hidden => Err(Refusal::new(EPERM, uapi::REASON_PHYS_ACCESS)),
     }
 }
 
@@ -156,16 +156,16 @@ pub(super) fn entry(table: &Table, handle: Handle) -> Result<&Entry, Refusal> {
 }
 
 pub(super) fn no_such_handle() -> Refusal {
-    Refusal::new(ENOENT, uapi::WHY_HANDLE)
+    Refusal::new(ENOENT, uapi::REASON_UNKNOWN_HANDLE)
 }
 
 /// What is said when a pool gives nothing; `largest_free` is for the caller.
 pub(super) fn no_room(refused: Refused, largest_free: &mut u64) -> Refusal {
     let (reason, left) = match refused {
-        Refused::Taken => return Refusal::new(EBUSY, uapi::WHY_TAKEN),
-        Refused::Full { largest_free } => (uapi::WHY_FULL, largest_free),
-        Refused::Watermark { largest_free } => (uapi::WHY_WATERMARK, largest_free),
-        Refused::LastBlock { largest_free } => (uapi::WHY_LAST_BLOCKS, largest_free),
+        Refused::Taken => return Refusal::new(EBUSY, uapi::REASON_RANGE_BUSY),
+        Refused::Full { largest_free } => (uapi::REASON_NO_SPACE, largest_free),
+        Refused::Watermark { largest_free } => (uapi::REASON_WATERMARK, largest_free),
+        Refused::LastBlock { largest_free } => (uapi::REASON_LAST_LARGE_BLOCK, largest_free),
     };
     *largest_free = left;
     Refusal::new(ENOSPC, reason)
@@ -174,8 +174,8 @@ pub(super) fn no_room(refused: Refused, largest_free: &mut u64) -> Refusal {
 /// What is said when memory could not be copied or cleared.
 pub(super) fn stopped(why: Stopped) -> Refusal {
     match why {
-        Stopped::Killed => Refusal::new(EINTR, uapi::WHY_SIGNAL),
-        Stopped::Bad => Refusal::new(EIO, uapi::WHY_BAD_MEMORY),
+        Stopped::Killed => Refusal::new(EINTR, uapi::REASON_SIGNAL),
+        Stopped::Bad => Refusal::new(EIO, uapi::REASON_HWPOISON),
     }
 }
 
@@ -186,7 +186,7 @@ pub(super) fn pool(client: &Client, id: u32) -> Result<&Arc<Pool>, Refusal> {
     if pool.id() == id {
         Ok(pool)
     } else {
-        Err(Refusal::new(ENOENT, uapi::WHY_POOL))
+        Err(Refusal::new(ENOENT, uapi::REASON_UNKNOWN_POOL))
     }
 }
 
@@ -291,7 +291,7 @@ pub(super) fn check_reach(view: &View) -> Result<(), Refusal> {
     if Area::of_caller().reaches(view.last_page()) {
         Ok(())
     } else {
-        Err(Refusal::new(EOVERFLOW, uapi::WHY_OFFSET))
+        Err(Refusal::new(EOVERFLOW, uapi::REASON_MMAP_OFFSET))
     }
 }
 
@@ -328,7 +328,7 @@ fn free(client: &Client, request: &mut Free) -> Result<(), Refusal> {
 /// Takes a buffer that is not pinned out of a client's table.
 pub(super) fn take_out(table: &mut Table, handle: Handle) -> Result<Nodes, Refusal> {
     if !entry(table, handle)?.pins.are_none() {
-        return Err(Refusal::new(EBUSY, uapi::WHY_PINNED));
+        return Err(Refusal::new(EBUSY, uapi::REASON_PINNED));
     }
     table.remove(handle).ok_or_else(no_such_handle)
 }

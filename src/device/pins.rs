@@ -100,7 +100,7 @@ impl Pins {
         if self.total() < MAX_PINS {
             Ok(())
         } else {
-            Err(Refusal::new(EOVERFLOW, uapi::WHY_PINS))
+            Err(Refusal::new(EOVERFLOW, uapi::REASON_PIN_LIMIT))
         }
     }
 
@@ -133,7 +133,7 @@ impl Pins {
 }
 
 fn device_name(bytes: &[u8; uapi::DEVICE_LEN]) -> Result<DeviceName, Refusal> {
-    DeviceName::new(bytes).ok_or(Refusal::new(EINVAL, uapi::WHY_NAME))
+    DeviceName::new(bytes).ok_or(Refusal::new(EINVAL, uapi::REASON_NAME))
 }
 
 /// What a client holds under a handle, if a device may be told.
@@ -141,7 +141,7 @@ fn pinnable(table: &mut Table, handle: Handle) -> Result<&mut Entry, Refusal> {
     let entry = table.get_mut(handle).ok_or_else(no_such_handle)?;
     if !entry.view.writable() {
         // A device that knows the address could write.
-        return Err(Refusal::new(EACCES, uapi::WHY_READ_ONLY_HANDLE));
+        return Err(Refusal::new(EACCES, uapi::REASON_READ_ONLY_HANDLE));
     }
     Ok(entry)
 }
@@ -149,13 +149,13 @@ fn pinnable(table: &mut Table, handle: Handle) -> Result<&mut Entry, Refusal> {
 /// Keeps what a device is told of where it is.
 fn hold(view: &View) -> Result<Hold, Refusal> {
     view.hold()
-        .map_err(|_| Refusal::new(EBUSY, uapi::WHY_CHANGING))
+        .map_err(|_| Refusal::new(EBUSY, uapi::REASON_RELOCATING))
 }
 
 /// Serves PIN. Counting is the last step, and one with telling the address.
 pub(super) fn pin(client: &Client, request: &mut PinRequest) -> Result<(), Refusal> {
     if request.reserved != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
+        return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
     }
     let name = device_name(&request.device)?;
     if name.is_empty() {
@@ -190,7 +190,7 @@ fn pin_for_device(
     name: DeviceName,
 ) -> Result<(), Refusal> {
     let view = pinnable(&mut client.table(), request.handle)?.view.clone();
-    let device = Device::find(&name).ok_or(Refusal::new(ENODEV, uapi::WHY_DEVICE))?;
+    let device = Device::find(&name).ok_or(Refusal::new(ENODEV, uapi::REASON_UNKNOWN_DEVICE))?;
     {
         let mut table = client.table();
         let entry = pinnable(&mut table, request.handle)?;
@@ -204,13 +204,13 @@ fn pin_for_device(
         .devices
         .map(device.clone(), name, hold(&view)?)
         .map_err(|refused| match refused {
-            Refused::Gone => Refusal::new(ENODEV, uapi::WHY_DEVICE),
-            Refused::Device => Refusal::new(EIO, uapi::WHY_DEVICE_MAP),
-            Refused::Memory => Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY),
+            Refused::Gone => Refusal::new(ENODEV, uapi::REASON_UNKNOWN_DEVICE),
+            Refused::Device => Refusal::new(EIO, uapi::REASON_DMA_MAP),
+            Refused::Memory => Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY),
         })?;
     let number = mapping.number();
     let node = RBTreeNode::new(number, ForDevice { mapping, count: 0 }, GFP_KERNEL_ACCOUNT)
-        .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))?;
+        .map_err(|_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY))?;
     let mut table = client.table();
     let entry = pinnable(&mut table, request.handle)?;
     entry.pins.check_room()?;
@@ -225,7 +225,7 @@ fn pin_for_device(
 /// Counts one more PIN of a device that the buffer is mapped for, and tells its address.
 fn tell(entry: &mut Entry, number: u64, request: &mut PinRequest) -> Result<(), Refusal> {
     let of = entry.pins.devices.get_mut(&number);
-    let of = of.ok_or(Refusal::new(ENODEV, uapi::WHY_DEVICE))?;
+    let of = of.ok_or(Refusal::new(ENODEV, uapi::REASON_UNKNOWN_DEVICE))?;
     of.count = of.count.saturating_add(1);
     request.address = of.mapping.address();
     request.size = of.mapping.bytes();
@@ -265,12 +265,12 @@ pub(super) fn unpin(client: &Client, request: &mut UnpinRequest) -> Result<(), R
 }
 
 fn not_pinned() -> Refusal {
-    Refusal::new(EINVAL, uapi::WHY_NOT_PINNED)
+    Refusal::new(EINVAL, uapi::REASON_NOT_PINNED)
 }
 
 /// Serves SYNC.
 pub(super) fn sync(client: &Client, request: &mut Sync) -> Result<(), Refusal> {
-    let bad_flags = || Refusal::new(EINVAL, uapi::WHY_FLAGS);
+    let bad_flags = || Refusal::new(EINVAL, uapi::REASON_FLAGS);
     let next = match request.flags {
         uapi::SYNC_FOR_DEVICE => Turn::Device,
         uapi::SYNC_FOR_CPU => Turn::Cpu,
@@ -284,7 +284,7 @@ pub(super) fn sync(client: &Client, request: &mut Sync) -> Result<(), Refusal> {
     };
     let table = client.table();
     let entry = commands::entry(&table, request.handle)?;
-    let bad_part = || Refusal::new(EINVAL, uapi::WHY_PART);
+    let bad_part = || Refusal::new(EINVAL, uapi::REASON_BUFFER_RANGE);
     let room = entry.view.granted().checked_sub(request.offset);
     let room = room.filter(|&room| room > 0).ok_or_else(bad_part)?;
     let size = if request.size == 0 {

@@ -55,7 +55,7 @@ fn may_administer() -> Result<(), Refusal> {
     if capable(bindings::CAP_SYS_ADMIN) {
         Ok(())
     } else {
-        Err(Refusal::new(EPERM, uapi::WHY_ADMIN))
+        Err(Refusal::new(EPERM, uapi::REASON_CAP_ADMIN))
     }
 }
 
@@ -67,36 +67,36 @@ fn capable(capability: u32) -> bool {
 /// What is said when nothing could be emptied.
 pub(super) fn refusal(failed: Failed) -> Refusal {
     match failed {
-        Failed::Fixed => Refusal::new(EBUSY, uapi::WHY_FIXED),
-        Failed::Full => Refusal::new(ENOSPC, uapi::WHY_FULL),
-        Failed::Bound => Refusal::new(ENOSPC, uapi::WHY_BOUND),
-        Failed::Rival => Refusal::new(EAGAIN, uapi::WHY_RIVAL),
-        Failed::Signal => Refusal::new(EINTR, uapi::WHY_SIGNAL),
-        Failed::Bad => Refusal::new(EIO, uapi::WHY_BAD_MEMORY),
+        Failed::Fixed => Refusal::new(EBUSY, uapi::REASON_UNMOVABLE_RANGE),
+        Failed::Full => Refusal::new(ENOSPC, uapi::REASON_NO_SPACE),
+        Failed::Bound => Refusal::new(ENOSPC, uapi::REASON_COPY_LIMIT),
+        Failed::Rival => Refusal::new(EAGAIN, uapi::REASON_CONTENDED),
+        Failed::Signal => Refusal::new(EINTR, uapi::REASON_SIGNAL),
+        Failed::Bad => Refusal::new(EIO, uapi::REASON_HWPOISON),
     }
 }
 
 /// Serves RECLAIM.
 pub(super) fn reclaim(client: &Client, request: &mut Reclaim) -> Result<(), Refusal> {
     if request.reserved != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
+        return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
     }
     let at = request.flags & uapi::RECLAIM_AT != 0;
     if request.flags & !uapi::RECLAIM_AT != 0 || (at && request.blocks > 1) {
-        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+        return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     let pool = commands::pool(client, request.pool)?;
     if request.order > pool.max_order().get() {
-        return Err(Refusal::new(EINVAL, uapi::WHY_ORDER));
+        return Err(Refusal::new(EINVAL, uapi::REASON_ORDER));
     }
     let order = Order::saturating(request.order);
     if request.blocks > pool.size() / mm::UNIT >> order.get() {
-        return Err(Refusal::new(EINVAL, uapi::WHY_SIZE));
+        return Err(Refusal::new(EINVAL, uapi::REASON_SIZE));
     }
     let mut effort = Effort::new(request.max_copy);
     let outcome = if at {
         let first = place_of_block(request.place, order, pool)
-            .ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?;
+            .ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
         pool.reclaim_at(order, first, &mut effort)
     } else {
         pool.reclaim(order, request.blocks.max(1), &mut effort)
@@ -188,13 +188,13 @@ pub(super) fn reserve<'a>(
 ) -> Result<Pending<'a>, Refusal> {
     may_administer()?;
     if request.flags & !uapi::RESERVE_PERSIST != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+        return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
-    let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::WHY_NAME))?;
+    let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::REASON_NAME))?;
     let pool = commands::pool(client, request.pool)?;
-    let ask = ask(request.lo, request.hi, pool).ok_or(Refusal::new(EINVAL, uapi::WHY_WINDOW))?;
+    let ask = ask(request.lo, request.hi, pool).ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
     if size < ROOM {
-        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+        return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
     let mut effort = Effort::new(0);
     let outcome = pool.alloc_by_reclaim(&ask, &mut effort);
@@ -208,7 +208,7 @@ pub(super) fn reserve<'a>(
     request.handle = client.hub().next_handle();
     let reservation = Reservation { block, name };
     let node = RBTreeNode::new(request.handle, reservation, GFP_KERNEL_ACCOUNT)
-        .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))?;
+        .map_err(|_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY))?;
     let owner = if request.flags & uapi::RESERVE_PERSIST != 0 {
         client.hub().reservations()
     } else {

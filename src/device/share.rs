@@ -49,31 +49,31 @@ pub(super) fn export(
     size: usize,
 ) -> Result<Exporting, Refusal> {
     if request.flags & !(bindings::O_CLOEXEC | bindings::O_RDWR) != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_FLAGS));
+        return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     let writable = request.flags & bindings::O_RDWR != 0;
     let view = {
         let table = client.table();
         let view = &commands::entry(&table, request.handle)?.view;
         if writable && !view.writable() {
-            return Err(Refusal::new(EACCES, uapi::WHY_READ_ONLY_HANDLE));
+            return Err(Refusal::new(EACCES, uapi::REASON_READ_ONLY_HANDLE));
         }
         view.part(request.offset, request.size, writable)
             .map_err(|none| match none {
-                NoPart::Bounds => Refusal::new(EINVAL, uapi::WHY_PART),
-                NoPart::Stack => Refusal::new(EOPNOTSUPP, uapi::WHY_STACK),
-                NoPart::Changing => Refusal::new(EBUSY, uapi::WHY_CHANGING),
+                NoPart::Bounds => Refusal::new(EINVAL, uapi::REASON_BUFFER_RANGE),
+                NoPart::Stack => Refusal::new(EOPNOTSUPP, uapi::REASON_STACK_BUFFER),
+                NoPart::Changing => Refusal::new(EBUSY, uapi::REASON_RELOCATING),
             })?
     };
     // A descriptor that nobody is told of would stay open.
     if size < size_of::<Export>() {
-        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+        return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
     let no_file = |error: Error| {
         let reason = if error == ENOMEM {
-            uapi::WHY_KERNEL_MEMORY
+            uapi::REASON_KERNEL_MEMORY
         } else {
-            uapi::WHY_FILES
+            uapi::REASON_FD_LIMIT
         };
         Refusal::new(error, reason)
     };
@@ -94,15 +94,15 @@ pub(super) fn import<'a>(
     size: usize,
 ) -> Result<Pending<'a>, Refusal> {
     if request.reserved != 0 {
-        return Err(Refusal::new(EINVAL, uapi::WHY_RESERVED));
+        return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
     }
     let dmabuf =
-        DmaBuf::of_descriptor(request.fd).map_err(|error| Refusal::new(error, uapi::WHY_FD))?;
+        DmaBuf::of_descriptor(request.fd).map_err(|error| Refusal::new(error, uapi::REASON_FD))?;
     let view = dmabuf
         .view()
-        .ok_or(Refusal::new(EXDEV, uapi::WHY_FOREIGN))?;
+        .ok_or(Refusal::new(EXDEV, uapi::REASON_FOREIGN_DMABUF))?;
     if size < ROOM {
-        return Err(Refusal::new(EINVAL, uapi::WHY_SHORT));
+        return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
     commands::check_reach(&view)?;
     // The memory is charged to who allocated it, for as long as anybody has it.
@@ -112,6 +112,6 @@ pub(super) fn import<'a>(
     request.offset = view.offset();
     request.epoch = view.buffer().epoch();
     let nodes = Nodes::new(client, request.handle, view, charge)
-        .map_err(|_| Refusal::new(ENOMEM, uapi::WHY_KERNEL_MEMORY))?;
+        .map_err(|_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY))?;
     Ok(Pending { client, nodes })
 }

@@ -77,109 +77,109 @@ constants! {
     NO_ADDRESS: u64 = u64::MAX;
 
     /// Not refused.
-    WHY_NONE: u32 = 0;
+    REASON_NONE: u32 = 0;
     /// A reserved field is not zero.
-    WHY_RESERVED: u32 = 1;
+    REASON_RESERVED_FIELD: u32 = 1;
     /// Unknown or contradicting flags.
-    WHY_FLAGS: u32 = 2;
+    REASON_FLAGS: u32 = 2;
     /// No such pool.
-    WHY_POOL: u32 = 3;
-    /// Zero, or more than the pool's size.
-    WHY_SIZE: u32 = 4;
+    REASON_UNKNOWN_POOL: u32 = 3;
+    /// Zero, or more than the pool holds.
+    REASON_SIZE: u32 = 4;
     /// No power of two, or beyond the pool.
-    WHY_ALIGN: u32 = 5;
-    /// A window or place that can't be.
-    WHY_WINDOW: u32 = 6;
-    /// A largest size that can't be.
-    WHY_MAX_SIZE: u32 = 7;
-    /// A name that can't be shown.
-    WHY_NAME: u32 = 8;
-    /// No fitting block.
-    WHY_FULL: u32 = 9;
-    /// The exact place is in use.
-    WHY_TAKEN: u32 = 10;
-    /// Not open for writing.
-    WHY_READ_ONLY: u32 = 11;
-    /// No such handle in this client.
-    WHY_HANDLE: u32 = 12;
-    /// Pinned.
-    WHY_PINNED: u32 = 13;
-    /// Not pinned.
-    WHY_NOT_PINNED: u32 = 14;
-    /// Only the phys node tells addresses.
-    WHY_ADDRESSES: u32 = 15;
-    /// The kernel's own memory ran out.
-    WHY_KERNEL_MEMORY: u32 = 16;
-    /// No room for the mmap window.
-    WHY_WINDOWS: u32 = 17;
-    /// As many buffers as a client may hold.
-    WHY_HANDLES: u32 = 18;
+    REASON_ALIGN: u32 = 5;
+    /// `lo` or `hi` unaligned, empty or outside.
+    REASON_RANGE: u32 = 6;
+    /// Below granted, or above the limit.
+    REASON_MAX_SIZE: u32 = 7;
+    /// Not terminated, or unprintable.
+    REASON_NAME: u32 = 8;
+    /// No block fits, see `largest_free`.
+    REASON_NO_SPACE: u32 = 9;
+    /// The range is not wholly free.
+    REASON_RANGE_BUSY: u32 = 10;
+    /// The file is not open for writing.
+    REASON_READ_ONLY_FILE: u32 = 11;
+    /// Stale, unknown, or another client's.
+    REASON_UNKNOWN_HANDLE: u32 = 12;
+    /// Pinned, UNPIN it first.
+    REASON_PINNED: u32 = 13;
+    /// UNPIN without a PIN.
+    REASON_NOT_PINNED: u32 = 14;
+    /// Addresses are for the phys node only.
+    REASON_PHYS_ACCESS: u32 = 15;
+    /// The kernel is out of memory.
+    REASON_KERNEL_MEMORY: u32 = 16;
+    /// No range of mmap offsets is free.
+    REASON_MMAP_SPACE: u32 = 17;
+    /// The client has `max_buffers` handles.
+    REASON_HANDLE_LIMIT: u32 = 18;
     /// Pinned too many times.
-    WHY_PINS: u32 = 19;
-    /// The struct has no room for the handle.
-    WHY_SHORT: u32 = 20;
-    /// More than a client may hold.
-    WHY_CLIENT_QUOTA: u32 = 21;
-    /// More than its user may hold.
-    WHY_USER_QUOTA: u32 = 22;
-    /// A part that can't be.
-    WHY_PART: u32 = 23;
-    /// No descriptor, or none of a dma-buf.
-    WHY_FD: u32 = 24;
-    /// Somebody else's dma-buf.
-    WHY_FOREIGN: u32 = 25;
-    /// No more descriptors.
-    WHY_FILES: u32 = 26;
-    /// The pool has no such cache mode.
-    WHY_CACHE: u32 = 27;
-    /// The pool's pages can't be pinned for long.
-    WHY_GUP: u32 = 28;
-    /// Nothing below the ceiling.
-    WHY_MAX_ADDRESS: u32 = 29;
-    /// No such device.
-    WHY_DEVICE: u32 = 30;
-    /// The device can't have it.
-    WHY_DEVICE_MAP: u32 = 31;
-    /// Imported to be read only.
-    WHY_READ_ONLY_HANDLE: u32 = 32;
-    /// Such buffers never move.
-    WHY_MOVABLE: u32 = 33;
+    REASON_PIN_LIMIT: u32 = 19;
+    /// The struct ends before an output.
+    REASON_STRUCT_SIZE: u32 = 20;
+    /// Beyond the client's quota.
+    REASON_CLIENT_QUOTA: u32 = 21;
+    /// Beyond the file owner's quota.
+    REASON_USER_QUOTA: u32 = 22;
+    /// Part unaligned, empty or outside.
+    REASON_BUFFER_RANGE: u32 = 23;
+    /// Not open, or no dma-buf.
+    REASON_FD: u32 = 24;
+    /// A dma-buf of another exporter.
+    REASON_FOREIGN_DMABUF: u32 = 25;
+    /// No file descriptor is free.
+    REASON_FD_LIMIT: u32 = 26;
+    /// A memory type it does not have.
+    REASON_MEMTYPE: u32 = 27;
+    /// GUP without `CAP_LONGTERM_PIN`.
+    REASON_LONGTERM_PIN: u32 = 28;
+    /// The pool lies beyond `max_address`.
+    REASON_MAX_ADDRESS: u32 = 29;
+    /// No such device, or it does no DMA.
+    REASON_UNKNOWN_DEVICE: u32 = 30;
+    /// The DMA API refuses to map it.
+    REASON_DMA_MAP: u32 = 31;
+    /// Imported from a read-only dma-buf.
+    REASON_READ_ONLY_HANDLE: u32 = 32;
+    /// It never moves, nor shrinks.
+    REASON_UNMOVABLE_BUFFER: u32 = 33;
     /// It is being moved or resized.
-    WHY_CHANGING: u32 = 34;
-    /// Others were given it, or parts of it.
-    WHY_SHARED: u32 = 35;
-    /// Stacks have no parts.
-    WHY_STACK: u32 = 36;
-    /// Only for administrators.
-    WHY_ADMIN: u32 = 37;
-    /// Only for those who may be nice to themselves.
-    WHY_NICE: u32 = 38;
-    /// What is left is for higher priorities.
-    WHY_WATERMARK: u32 = 39;
-    /// So is the last large block.
-    WHY_LAST_BLOCKS: u32 = 40;
-    /// The pool has no block of that order.
-    WHY_ORDER: u32 = 41;
-    /// What is there does not move.
-    WHY_FIXED: u32 = 42;
-    /// More would have to be copied.
-    WHY_BOUND: u32 = 43;
-    /// Others took it meanwhile.
-    WHY_RIVAL: u32 = 44;
-    /// A signal came.
-    WHY_SIGNAL: u32 = 45;
-    /// The requests of a batch can't be read, or not be answered.
-    WHY_ENTRIES: u32 = 46;
-    /// No requests, too many, or none of that size.
-    WHY_COUNT: u32 = 47;
-    /// There are no batches of that command.
-    WHY_COMMAND: u32 = 48;
-    /// Another request of the batch was refused.
-    WHY_UNDONE: u32 = 49;
-    /// A page of the buffer has a memory error.
-    WHY_BAD_MEMORY: u32 = 50;
-    /// The window is beyond what a 32-bit caller can pass to mmap.
-    WHY_OFFSET: u32 = 51;
+    REASON_RELOCATING: u32 = 34;
+    /// Exported, or imported.
+    REASON_SHARED: u32 = 35;
+    /// Stacks are not exported.
+    REASON_STACK_BUFFER: u32 = 36;
+    /// `CAP_SYS_ADMIN` is missing.
+    REASON_CAP_ADMIN: u32 = 37;
+    /// `CAP_SYS_NICE` is missing.
+    REASON_CAP_NICE: u32 = 38;
+    /// The rest is for higher priorities.
+    REASON_WATERMARK: u32 = 39;
+    /// It is for higher priorities.
+    REASON_LAST_LARGE_BLOCK: u32 = 40;
+    /// Above the pool's `max_order`.
+    REASON_ORDER: u32 = 41;
+    /// Some of its contents can't move.
+    REASON_UNMOVABLE_RANGE: u32 = 42;
+    /// It takes more than `max_copy`.
+    REASON_COPY_LIMIT: u32 = 43;
+    /// Other requests took the free part.
+    REASON_CONTENDED: u32 = 44;
+    /// A signal is pending.
+    REASON_SIGNAL: u32 = 45;
+    /// The array of requests.
+    REASON_BATCH_ENTRIES: u32 = 46;
+    /// Count or stride is out of bounds.
+    REASON_BATCH_COUNT: u32 = 47;
+    /// Neither ALLOC nor FREE.
+    REASON_BATCH_COMMAND: u32 = 48;
+    /// Another request was refused.
+    REASON_BATCH_ABORTED: u32 = 49;
+    /// A page has a memory error.
+    REASON_HWPOISON: u32 = 50;
+    /// A 32-bit caller can't map it.
+    REASON_MMAP_OFFSET: u32 = 51;
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;

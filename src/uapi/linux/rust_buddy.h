@@ -19,7 +19,7 @@
  *   it is there after EFAULT, and the caller had set hdr.ret to 0, the call was
  *   carried out, and the memory for its answer became unwritable meanwhile.
  *   And a BATCH whose entries can't be read or written says so in its header:
- *   EFAULT or E2BIG, reason ENTRIES; a BATCH of FREEs has then freed @done.
+ *   EFAULT or E2BIG, reason BATCH_ENTRIES; a BATCH of FREEs has then freed @done.
  * - It may grow at its end. The size is part of the command: a caller with a
  *   shorter struct gets zeroes for what it does not know and no more bytes back
  *   than it has; a caller with a longer one is served if the surplus is zero,
@@ -44,64 +44,67 @@
 /* In place of a physical address that the caller may not see. */
 #define RUST_BUDDY_NO_ADDRESS	(~0ULL)
 
-/* Why a request was refused, beyond its errno. Values are never reused. */
-#define RUST_BUDDY_WHY_NONE		0
-#define RUST_BUDDY_WHY_RESERVED		1	/* EINVAL: a reserved field is not zero */
-#define RUST_BUDDY_WHY_FLAGS		2	/* EINVAL: unknown or contradicting flags */
-#define RUST_BUDDY_WHY_POOL		3	/* ENOENT: no such pool */
-#define RUST_BUDDY_WHY_SIZE		4	/* EINVAL: zero, or more than the pool's size */
-#define RUST_BUDDY_WHY_ALIGN		5	/* EINVAL: no power of two, or beyond the pool */
-#define RUST_BUDDY_WHY_WINDOW		6	/* EINVAL: lo/hi unaligned, empty, outside */
-#define RUST_BUDDY_WHY_MAX_SIZE		7	/* EINVAL: below what is granted, or too much */
-#define RUST_BUDDY_WHY_NAME		8	/* EINVAL: not terminated, or unprintable */
-#define RUST_BUDDY_WHY_FULL		9	/* ENOSPC: no fitting block; see largest_free */
-#define RUST_BUDDY_WHY_TAKEN		10	/* EBUSY: the exact place is in use */
-#define RUST_BUDDY_WHY_READ_ONLY	11	/* EACCES: the file is not open for writing */
-#define RUST_BUDDY_WHY_HANDLE		12	/* ENOENT: stale, unknown, or another client's */
-#define RUST_BUDDY_WHY_PINNED		13	/* EBUSY: pinned, UNPIN it first */
-#define RUST_BUDDY_WHY_NOT_PINNED	14	/* EINVAL: UNPIN without a PIN */
-#define RUST_BUDDY_WHY_ADDRESSES	15	/* EPERM: only the phys node tells addresses */
-#define RUST_BUDDY_WHY_KERNEL_MEMORY	16	/* ENOMEM: the kernel's own memory ran out */
-#define RUST_BUDDY_WHY_WINDOWS		17	/* ENOSPC: no room for the mmap window */
-#define RUST_BUDDY_WHY_HANDLES		18	/* EMFILE: the client holds as many as it may */
-#define RUST_BUDDY_WHY_PINS		19	/* EOVERFLOW: pinned too many times */
-#define RUST_BUDDY_WHY_SHORT		20	/* EINVAL: the struct has no room for the handle */
-#define RUST_BUDDY_WHY_CLIENT_QUOTA	21	/* EDQUOT: more than one client may hold */
-#define RUST_BUDDY_WHY_USER_QUOTA	22	/* EDQUOT: more than the file's owner may hold */
-#define RUST_BUDDY_WHY_PART		23	/* EINVAL: part unaligned, empty or outside */
-#define RUST_BUDDY_WHY_FD		24	/* EBADF, EINVAL: not open, or no dma-buf */
-#define RUST_BUDDY_WHY_FOREIGN		25	/* EXDEV: a dma-buf of somebody else */
-#define RUST_BUDDY_WHY_FILES		26	/* EMFILE, ENFILE: no more descriptors */
-#define RUST_BUDDY_WHY_CACHE		27	/* EOPNOTSUPP: the pool has no such cache mode */
-#define RUST_BUDDY_WHY_GUP		28	/* EOPNOTSUPP: the pool's pages can't be pinned */
-#define RUST_BUDDY_WHY_MAX_ADDRESS	29	/* ERANGE: the pool lies beyond max_address */
-#define RUST_BUDDY_WHY_DEVICE		30	/* ENODEV: no such device, or it does no DMA */
-#define RUST_BUDDY_WHY_DEVICE_MAP	31	/* EIO: the device can't have the buffer */
-#define RUST_BUDDY_WHY_READ_ONLY_HANDLE	32	/* EACCES: imported from a read-only dma-buf */
-#define RUST_BUDDY_WHY_MOVABLE		33	/* EOPNOTSUPP: it never moves, nor shrinks */
-#define RUST_BUDDY_WHY_CHANGING		34	/* EBUSY: it is being moved or resized */
-#define RUST_BUDDY_WHY_SHARED		35	/* EBUSY: others were given (parts of) it */
-#define RUST_BUDDY_WHY_STACK		36	/* EOPNOTSUPP: stacks have no parts */
-#define RUST_BUDDY_WHY_ADMIN		37	/* EPERM: takes CAP_SYS_ADMIN */
-#define RUST_BUDDY_WHY_NICE		38	/* EPERM: high priority takes CAP_SYS_NICE */
-#define RUST_BUDDY_WHY_WATERMARK	39	/* ENOSPC: what is left is for higher priorities */
-#define RUST_BUDDY_WHY_LAST_BLOCKS	40	/* ENOSPC: so is the last large block */
-#define RUST_BUDDY_WHY_ORDER		41	/* EINVAL: the pool has no block of that order */
-#define RUST_BUDDY_WHY_FIXED		42	/* EBUSY: what is there does not move */
-#define RUST_BUDDY_WHY_BOUND		43	/* ENOSPC: more would have to be copied */
-#define RUST_BUDDY_WHY_RIVAL		44	/* EAGAIN: others took it meanwhile */
-#define RUST_BUDDY_WHY_SIGNAL		45	/* EINTR: a signal came meanwhile */
-#define RUST_BUDDY_WHY_ENTRIES		46	/* EFAULT, E2BIG: a batch's requests */
-#define RUST_BUDDY_WHY_COUNT		47	/* EINVAL: no requests, too many, or of no size */
-#define RUST_BUDDY_WHY_COMMAND		48	/* EINVAL: there are no batches of that */
-#define RUST_BUDDY_WHY_UNDONE		49	/* ECANCELED: for another of the batch */
-#define RUST_BUDDY_WHY_BAD_MEMORY	50	/* EIO: a page of it is bad */
-#define RUST_BUDDY_WHY_OFFSET		51	/* EOVERFLOW: a 32-bit program can't map it */
+/*
+ * The reason for which a request was refused, beyond its errno. Values are never reused.
+ * A reason named like a field means that the field is invalid.
+ */
+#define RUST_BUDDY_REASON_NONE			0
+#define RUST_BUDDY_REASON_RESERVED_FIELD	1 /* EINVAL: a reserved field is not zero */
+#define RUST_BUDDY_REASON_FLAGS			2 /* EINVAL: unknown or contradicting flags */
+#define RUST_BUDDY_REASON_UNKNOWN_POOL		3 /* ENOENT: no such pool */
+#define RUST_BUDDY_REASON_SIZE			4 /* EINVAL: zero, or more than the pool holds */
+#define RUST_BUDDY_REASON_ALIGN			5 /* EINVAL: no power of two, or beyond the pool */
+#define RUST_BUDDY_REASON_RANGE			6 /* EINVAL: lo/hi unaligned, empty or outside */
+#define RUST_BUDDY_REASON_MAX_SIZE		7 /* EINVAL: below granted, or above the limit */
+#define RUST_BUDDY_REASON_NAME			8 /* EINVAL: not terminated, or unprintable */
+#define RUST_BUDDY_REASON_NO_SPACE		9 /* ENOSPC: no block fits, see largest_free */
+#define RUST_BUDDY_REASON_RANGE_BUSY		10 /* EBUSY: the range is not wholly free */
+#define RUST_BUDDY_REASON_READ_ONLY_FILE	11 /* EACCES: the file is not open for writing */
+#define RUST_BUDDY_REASON_UNKNOWN_HANDLE	12 /* ENOENT: stale, unknown, or another client's */
+#define RUST_BUDDY_REASON_PINNED		13 /* EBUSY: pinned, UNPIN it first */
+#define RUST_BUDDY_REASON_NOT_PINNED		14 /* EINVAL: UNPIN without a PIN */
+#define RUST_BUDDY_REASON_PHYS_ACCESS		15 /* EPERM: addresses are for the phys node only */
+#define RUST_BUDDY_REASON_KERNEL_MEMORY		16 /* ENOMEM: the kernel is out of memory */
+#define RUST_BUDDY_REASON_MMAP_SPACE		17 /* ENOSPC: no range of mmap offsets is free */
+#define RUST_BUDDY_REASON_HANDLE_LIMIT		18 /* EMFILE: the client has max_buffers handles */
+#define RUST_BUDDY_REASON_PIN_LIMIT		19 /* EOVERFLOW: pinned too many times */
+#define RUST_BUDDY_REASON_STRUCT_SIZE		20 /* EINVAL: the struct ends before an output */
+#define RUST_BUDDY_REASON_CLIENT_QUOTA		21 /* EDQUOT: beyond the client's quota */
+#define RUST_BUDDY_REASON_USER_QUOTA		22 /* EDQUOT: beyond the file owner's quota */
+#define RUST_BUDDY_REASON_BUFFER_RANGE		23 /* EINVAL: part unaligned, empty or outside */
+#define RUST_BUDDY_REASON_FD			24 /* EBADF, EINVAL: not open, or no dma-buf */
+#define RUST_BUDDY_REASON_FOREIGN_DMABUF	25 /* EXDEV: a dma-buf of another exporter */
+#define RUST_BUDDY_REASON_FD_LIMIT		26 /* EMFILE, ENFILE: no file descriptor is free */
+#define RUST_BUDDY_REASON_MEMTYPE		27 /* EOPNOTSUPP: a memory type it does not have */
+#define RUST_BUDDY_REASON_LONGTERM_PIN		28 /* EOPNOTSUPP: GUP without CAP_LONGTERM_PIN */
+#define RUST_BUDDY_REASON_MAX_ADDRESS		29 /* ERANGE: the pool lies beyond max_address */
+#define RUST_BUDDY_REASON_UNKNOWN_DEVICE	30 /* ENODEV: no such device, or it does no DMA */
+#define RUST_BUDDY_REASON_DMA_MAP		31 /* EIO: the DMA API refuses to map it */
+#define RUST_BUDDY_REASON_READ_ONLY_HANDLE	32 /* EACCES: imported from a read-only dma-buf */
+#define RUST_BUDDY_REASON_UNMOVABLE_BUFFER	33 /* EOPNOTSUPP: it never moves, nor shrinks */
+#define RUST_BUDDY_REASON_RELOCATING		34 /* EBUSY: it is being moved or resized */
+#define RUST_BUDDY_REASON_SHARED		35 /* EBUSY: exported, or imported */
+#define RUST_BUDDY_REASON_STACK_BUFFER		36 /* EOPNOTSUPP: stacks are not exported */
+#define RUST_BUDDY_REASON_CAP_ADMIN		37 /* EPERM: CAP_SYS_ADMIN is missing */
+#define RUST_BUDDY_REASON_CAP_NICE		38 /* EPERM: CAP_SYS_NICE is missing */
+#define RUST_BUDDY_REASON_WATERMARK		39 /* ENOSPC: the rest is for higher priorities */
+#define RUST_BUDDY_REASON_LAST_LARGE_BLOCK	40 /* ENOSPC: it is for higher priorities */
+#define RUST_BUDDY_REASON_ORDER			41 /* EINVAL: above the pool's max_order */
+#define RUST_BUDDY_REASON_UNMOVABLE_RANGE	42 /* EBUSY: some of its contents can't move */
+#define RUST_BUDDY_REASON_COPY_LIMIT		43 /* ENOSPC: it takes more than max_copy */
+#define RUST_BUDDY_REASON_CONTENDED		44 /* EAGAIN: other requests took the free part */
+#define RUST_BUDDY_REASON_SIGNAL		45 /* EINTR: a signal is pending */
+#define RUST_BUDDY_REASON_BATCH_ENTRIES		46 /* EFAULT, E2BIG: the array of requests */
+#define RUST_BUDDY_REASON_BATCH_COUNT		47 /* EINVAL: count or stride is out of bounds */
+#define RUST_BUDDY_REASON_BATCH_COMMAND		48 /* EINVAL: neither ALLOC nor FREE */
+#define RUST_BUDDY_REASON_BATCH_ABORTED		49 /* ECANCELED: another request was refused */
+#define RUST_BUDDY_REASON_HWPOISON		50 /* EIO: a page has a memory error */
+#define RUST_BUDDY_REASON_MMAP_OFFSET		51 /* EOVERFLOW: a 32-bit caller can't map it */
 
 /*
  * The head of every request.
  * @ret:       (out) 0 or a negative errno, the same as the call's
- * @reason:    (out) RUST_BUDDY_WHY_*
+ * @reason:    (out) RUST_BUDDY_REASON_*
  * @user_data: (in) the caller's own, never looked at
  */
 struct rust_buddy_hdr {
