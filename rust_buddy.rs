@@ -80,13 +80,13 @@ module! {
             default: 64,
             description: "Size of the pool in MiB (default 64)",
         },
-        start: u64 {
+        phys_start: u64 {
             default: 0,
-            description: "Physical address of the pool, with source=range",
+            description: "Physical address of the pool's first byte, with source=range",
         },
         assume_memory: u8 {
             default: 0,
-            description: "1: start= is unused memory, whatever the kernel knows of it (default 0)",
+            description: "1: phys_start= is unused memory, whatever the kernel knows (default 0)",
         },
         node: i32 {
             default: -1,
@@ -106,15 +106,15 @@ module! {
         },
         watermark_high: u32 {
             default: 20,
-            description: "Per cent of the pool that end pressure when free (default 20)",
+            description: "Per cent of the pool that ends pressure when free (default 20)",
         },
-        compact_above: u32 {
+        compact_threshold: u32 {
             default: 50,
-            description: "Per cent of free memory in small blocks to begin compacting (default 50)",
+            description: "Per cent of free memory in small blocks that starts compaction (50)",
         },
         quarantine_ms: i64 {
             default: 5000,
-            description: "For how long pinned memory of the dead waits (default 5000; -1: ever)",
+            description: "Milliseconds that a dead client's pins keep memory (5000; -1: ever)",
         },
     },
 }
@@ -139,7 +139,7 @@ impl kernel::InPlaceModule for RustBuddy {
         pin_init::pin_init_scope(|| {
             let wanted = params::wanted(
                 module_parameters::size_mb.value(),
-                module_parameters::start.value(),
+                module_parameters::phys_start.value(),
                 module_parameters::assume_memory.value(),
                 module_parameters::node.value(),
                 module_parameters::max_buffers.value(),
@@ -151,7 +151,9 @@ impl kernel::InPlaceModule for RustBuddy {
                     module_parameters::watermark_low.value(),
                     module_parameters::watermark_high.value(),
                 )?,
-                compact_above: params::compact_above(module_parameters::compact_above.value())?,
+                compact_threshold: params::compact_threshold(
+                    module_parameters::compact_threshold.value(),
+                )?,
             };
             // Before anything is granted, and dropped after all has gone back.
             let oracle = audit::Oracle::find();
@@ -166,7 +168,7 @@ impl kernel::InPlaceModule for RustBuddy {
             } else {
                 Some(Hibernation::new(pool.clone())?)
             };
-            let heap = params::heap()?;
+            let heap = params::heap_name()?;
             // All that can fail has been done, but for the registrations. The node that most
             // programs open is the last of these.
             let gate = Gate::new(hub.clone());

@@ -55,7 +55,7 @@ left=$longest
 while [ "$minutes" -eq 0 ] || left=$((minutes * 60 - (SECONDS - start))) && [ "$left" -gt 0 ]; do
 	seed=${SEED:-0x$(od -An -N7 -tx8 /dev/urandom | tr -d ' ')}
 	# The seed says all of a round: also where the memory comes from, and how long it waits.
-	source=("source=contig" "source=cma" "source=range start=0x40000000")
+	source=("source=contig" "source=cma" "source=range phys_start=0x40000000")
 	read -ra words <<<"${source[$((seed % 3))]}"
 	quarantine=$((seed / 3 % 2 * 100))
 	seconds=$((left < longest ? left : longest))

@@ -132,7 +132,7 @@ guest bare "the bare guest" --timeout 300 -- bash selftests/bare.sh
 # Entries of 1 GiB, on a CPU that has them.
 RB_CPU=max RB_MEMORY=5G guest large "the guest with 1 GiB in one piece" \
 	--append "memmap=1G\$0x100000000" --timeout 600 -- \
-	bash qemu/guest/tests.sh range start=0x100000000 size_mb=1024 -- huge
+	bash qemu/guest/tests.sh range phys_start=0x100000000 size_mb=1024 -- huge
 
 # Devices behind an IOMMU, and devices that all get a copy.
 guest iommu "the guest with an IOMMU" --iommu --append "memmap=64M\$0x40000000" --timeout 600 -- \

@@ -620,7 +620,7 @@ TEST_F(cache, the_heap_has_the_pools_own)
 	void *map;
 
 	if (heap < 0)
-		SKIP(return, "no " HEAP ": loaded with another heap=");
+		SKIP(return, "no " HEAP ": loaded with another heap_name=");
 	ASSERT_EQ(0, ioctl(heap, DMA_HEAP_IOCTL_ALLOC, &req));
 	map = mmap(NULL, KiB(64), PROT_READ | PROT_WRITE, MAP_SHARED, req.fd, 0);
 	ASSERT_TRUE(map != MAP_FAILED);

@@ -10,7 +10,7 @@
 #include "rb_test.h"
 
 #define SIZE	MiB(4)
-#define SHARE	"/sys/module/rust_buddy/parameters/clean_share"
+#define SHARE	"/sys/module/rust_buddy/parameters/zero_cpu_percent"
 
 FIXTURE(clean) {
 	int fd;
@@ -195,7 +195,7 @@ TEST_F(clean, only_what_is_dirty_is_cleared)
 	uint64_t at, *mem;
 
 	if (self->ahead)
-		SKIP(return, "clean_share is not 0");
+		SKIP(return, "zero_cpu_percent is not 0");
 	/* Pages here and there: at both ends of what a word of bits tells of, and across. */
 	for (at = 0; at < SIZE; at += at / 2 / 4096 * 4096 + KiB(12)) {
 		ASSERT_EQ(0, get_at(self->fd, KiB(8), at, &buf));
@@ -371,7 +371,7 @@ TEST_F_TIMEOUT(clean, what_is_got_ready_is_clear, SLOW)
 	void *mem;
 
 	if (!self->ahead)
-		SKIP(return, "clean_share is 0");
+		SKIP(return, "zero_cpu_percent is 0");
 	ASSERT_EQ(0, get_at(self->fd, SIZE, self->base.size - SIZE, &buf));
 	mem = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE(mem != MAP_FAILED);

@@ -500,7 +500,7 @@ TEST_F_TIMEOUT(fault, nth, 600)
  * A dirty block whose ALLOC fails before it is cleared goes back to where the worker
  * finds it. Memory that is kept at hand for the next ALLOC is hidden from the worker.
  */
-#define SHARE	"/sys/module/rust_buddy/parameters/clean_share"
+#define SHARE	"/sys/module/rust_buddy/parameters/zero_cpu_percent"
 
 FIXTURE(dirty)
 {

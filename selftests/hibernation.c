@@ -72,7 +72,7 @@ TEST_F_TIMEOUT(hibernation, is_refused_over_a_reserved_range, SLOW)
 
 TEST_F_TIMEOUT(hibernation, leaves_all_of_it_dirty, SLOW)
 {
-	const char *share = "/sys/module/rust_buddy/parameters/clean_share";
+	const char *share = "/sys/module/rust_buddy/parameters/zero_cpu_percent";
 	struct rust_buddy_pool_info pool;
 	int error, i;
 

@@ -14,7 +14,7 @@
 
 #include "rb_test.h"
 
-#define SHARE	"/sys/module/rust_buddy/parameters/clean_share"
+#define SHARE	"/sys/module/rust_buddy/parameters/zero_cpu_percent"
 /* The work may be over too soon, where CPUs are shared. */
 #define TRIES	40
 

@@ -9,7 +9,7 @@
 
 #include "rb_test.h"
 
-#define SHARE	"/sys/module/rust_buddy/parameters/clean_share"
+#define SHARE	"/sys/module/rust_buddy/parameters/zero_cpu_percent"
 /* The kill comes too late now and then, where CPUs are shared. */
 #define TRIES	20
 

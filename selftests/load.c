@@ -20,7 +20,7 @@
 #include "rb_test.h"
 
 #define HEAP	"/dev/dma_heap/rust_buddy_load"
-#define LOADED	"size_mb=16 heap=rust_buddy_load"
+#define LOADED	"size_mb=16 heap_name=rust_buddy_load"
 
 #define STATUS	"/sys/kernel/debug/rust_buddy/pool1/status"
 

@@ -86,7 +86,7 @@ held_open() {
 }
 
 second_user() {
-	load source=range start=0x40000000 || return 1
+	load source=range phys_start=0x40000000 || return 1
 	local ok=1
 	grep -q '40000000-43ffffff : rust_buddy' /proc/iomem && ok=0
 	rmmod rust_buddy || return 1
@@ -105,9 +105,9 @@ shows_source() {
 # A range has one cache mode, in the kernel's mapping and on record; the log and sysfs say which.
 has_mode() {
 	local mode=$1 type=$2
-	load source=range start=0x40000000 "cache=$mode" || return 1
+	load source=range phys_start=0x40000000 "memtype=$mode" || return 1
 	local shown list run
-	shown=$(cat /sys/module/rust_buddy/parameters/cache)
+	shown=$(cat /sys/module/rust_buddy/parameters/memtype)
 	list=$(grep -i 'mem 0x0*40000000-0x0*44000000' /sys/kernel/debug/x86/pat_memtype_list)
 	run=$(cut -d' ' -f1-3 "$debug/pool1/modes")
 	rmmod rust_buddy || return 1
@@ -133,9 +133,9 @@ with_pat() {
 
 describes_itself() {
 	local p
-	for p in size_mb source cache start assume_memory node max_buffers quarantine_ms watermark_min watermark_low \
-		watermark_high compact_above heap quota_client_bytes \
-		quota_client_handles quota_uid_bytes quota_uid_handles clean_share; do
+	for p in size_mb source memtype phys_start assume_memory node max_buffers quarantine_ms \
+		watermark_min watermark_low watermark_high compact_threshold heap_name quota_client_bytes \
+		quota_client_handles quota_uid_bytes quota_uid_handles zero_cpu_percent; do
 		modinfo -F parm "$RB_KO" | grep -q "^$p:" || { echo "# no $p"; return 1; }
 	done
 }
@@ -161,7 +161,7 @@ udev_says() {
 }
 udev_rule() {
 	local opened="" name
-	load heap=cam.0 || return 1
+	load heap_name=cam.0 || return 1
 	mkdir -p "${rules%/*}"
 	sed 's/GROUP="rust_buddy"/GROUP="daemon"/' "$dist/60-rust_buddy.rules" >"$rules"
 	for name in rust_buddy rust_buddy_heap rust_buddy_phys; do
@@ -246,11 +246,11 @@ whole_entry() {
 		size=$((16#$last + 1 - start))
 		[ $((start % 4096 + size % (1 << 20))) -eq 0 ] || continue
 		refused_as EBUSY 'in use, see /proc/iomem' \
-			source=range "start=$start" "size_mb=$((size >> 20))"
+			source=range "phys_start=$start" "size_mb=$((size >> 20))"
 		return
 	done < <(grep -E '^[0-9a-f]+-[0-9a-f]+ : System RAM' /proc/iomem)
 	echo "# no entry of RAM has a size in MiB"
-	refused_as EBUSY 'in use, see /proc/iomem' source=range start=0x10000000 size_mb=1
+	refused_as EBUSY 'in use, see /proc/iomem' source=range phys_start=0x10000000 size_mb=1
 }
 
 # Wherever the table has a hole.
@@ -258,11 +258,11 @@ nothing_there() {
 	local mode
 	for mode in wb uc; do
 		refused_as ENXIO 'no memory that the kernel knows of' \
-			source=range "start=$1" "cache=$mode" || return 1
+			source=range "phys_start=$1" "memtype=$mode" || return 1
 	done
 	# Where devices may be.
 	refused_as ENXIO '(no memory that the kernel knows of|belongs to a device)' \
-		source=range start=0x300000000
+		source=range phys_start=0x300000000
 }
 
 # Most of the largest piece of RAM beside the kernel and the CMA area, which the kernel puts last, in
@@ -323,27 +323,28 @@ with_reserved() {
 	fi
 }
 firmwares_own() {
-	refused_as ENXIO 'is reserved by the firmware' source=range "start=0x$reserved" size_mb=1 &&
+	refused_as ENXIO 'is reserved by the firmware' \
+		source=range "phys_start=0x$reserved" size_mb=1 &&
 		refused_as ENXIO 'does not keep what is written' \
-			source=range "start=0x$reserved" size_mb=1 assume_memory=1
+			source=range "phys_start=0x$reserved" size_mb=1 assume_memory=1
 }
 
 # The firmware's chip: in the table without a user, and no memory.
 registers() {
 	refused_as ENXIO '(is reserved by the firmware|no memory that the kernel knows of|belongs to)' \
-		source=range start=0xffc00000 size_mb=1 cache=uc
+		source=range phys_start=0xffc00000 size_mb=1 memtype=uc
 }
 
 # A word that was written through /dev/mem's file is there after a load: the test of the memory
 # restores it, and clearing is left to ALLOC.
 keeps_contents() {
-	load source=range start=0x40000000 clean_share=0 || return 1
+	load source=range phys_start=0x40000000 zero_cpu_percent=0 || return 1
 	rmmod rust_buddy
 	printf 'kept' | dd of=/dev/mem bs=4 seek=$((0x40000000 / 4)) conv=notrunc status=none 2>/dev/null || {
 		echo "# SKIP /dev/mem is closed"
 		return 0
 	}
-	load source=range start=0x40000000 clean_share=0 || return 1
+	load source=range phys_start=0x40000000 zero_cpu_percent=0 || return 1
 	rmmod rust_buddy
 	[ "$(dd if=/dev/mem bs=4 skip=$((0x40000000 / 4)) count=1 status=none | tr -d '\0')" = kept ]
 }
@@ -352,49 +353,54 @@ plan module 52
 check "refuses a size of 0" refused 'size_mb=0 must be 1 to 4194304' size_mb=0
 check "refuses a size beyond the allocator" refused 'must be 1 to 4194304' size_mb=4194305
 check "refuses an unknown source" refused 'source= must be auto, contig, cma or range' source=disk
-check "refuses an unknown cache mode" refused 'cache= must be wb, wc or uc' \
-	source=range start=0x40000000 cache=wt
-check "refuses a cache mode for contig" refused 'cache= goes with source=range only' \
-	source=contig cache=wc
-check "refuses a cache mode for auto, cached too" refused 'cache= goes with source=range only' cache=wb
-with_pat "gives a range the cache mode asked for" has_modes
+check "refuses an unknown memory type" refused 'memtype= must be wb, wc or uc' \
+	source=range phys_start=0x40000000 memtype=wt
+check "refuses a memory type for contig" refused 'memtype= goes with source=range only' \
+	source=contig memtype=wc
+check "refuses a memory type for auto, wb too" refused 'memtype= goes with source=range only' \
+	memtype=wb
+with_pat "gives a range the memory type asked for" has_modes
 check "refuses a client without buffers" refused 'max_buffers=0 would let nobody' max_buffers=0
 check "refuses a quarantine below -1" refused 'quarantine_ms=-2 must be -1 to 86400000' quarantine_ms=-2
 check "refuses a quarantine of more than a day" refused 'must be -1 to 86400000' \
 	quarantine_ms=86400001
-check "refuses a heap name that is none" refused 'heap= must be at most 63 letters' heap=a/b
-check "refuses start without source=range" refused 'start= goes with source=range' start=0x40000000
-check "refuses a range without start" refused 'needs start=.*memmap=64M' source=range
-check "refuses an unaligned range" refused 'on a page boundary' source=range start=0x40000800
+check "refuses a heap name that is none" \
+	refused 'heap_name= must be at most 63 letters' heap_name=a/b
+check "refuses phys_start without source=range" \
+	refused 'phys_start= goes with source=range' phys_start=0x40000000
+check "refuses a range without phys_start" refused 'needs phys_start=.*memmap=64M' source=range
+check "refuses an unaligned range" refused 'on a page boundary' source=range phys_start=0x40000800
 check "refuses a range in RAM, each time" refused_as EBUSY \
-	'in use, see /proc/iomem: boot with memmap=64M' source=range start=0x10000000
+	'in use, see /proc/iomem: boot with memmap=64M' source=range phys_start=0x10000000
 check "refuses all of an entry of RAM, each time" whole_entry
 with_device "refuses a range in use by a device, without advice" refused_as EBUSY \
-	'in use, see /proc/iomem: take another start=' source=range "start=0x$device" size_mb=1
+	'in use, see /proc/iomem: take another phys_start=' \
+	source=range "phys_start=0x$device" size_mb=1
 check "refuses a range without memory, in any mode" nothing_there 0x1000000000
 check "refuses a range that only begins in memory" refused_as EBUSY \
-	'in use, see /proc/iomem: take another' source=range start=0x40000000 size_mb=128
+	'in use, see /proc/iomem: take another' source=range phys_start=0x40000000 size_mb=128
 with_reserved "refuses what the firmware reserves" firmwares_own
 check "refuses registers, also against the administrator's word" registers
 check "believes the administrator only where memory answers" \
 	refused_as ENXIO 'does not keep what is written at 0x1000000000' \
-	source=range start=0x1000000000 assume_memory=1
+	source=range phys_start=0x1000000000 assume_memory=1
 check "refuses the administrator's word for other sources" \
 	refused 'assume_memory= goes with source=range' source=contig assume_memory=1
 check "refuses an address beyond the CPU's" refused_as ENXIO 'beyond what the CPU can address' \
-	source=range start=0x100000000000000
+	source=range phys_start=0x100000000000000
 check "leaves what is in a range as it is" keeps_contents
-check "refuses a range that wraps" refused 'needs start=' source=range start=0xffffffffff000000
+check "refuses a range that wraps" refused 'needs phys_start=' \
+	source=range phys_start=0xffffffffff000000
 check "refuses watermarks that fall" \
 	refused 'watermark_min=0 watermark_low=30 watermark_high=20 must not fall' watermark_low=30
 check "refuses watermarks for all of the pool" \
 	refused 'watermark_high=91 must not fall, nor be above 90' watermark_high=91
-check "refuses to compact above more than all" refused 'compact_above=101 must be 0 to 100' \
-	compact_above=101
+check "refuses to compact above more than all" refused 'compact_threshold=101 must be 0 to 100' \
+	compact_threshold=101
 check "refuses a node that is not there" refused 'node=9 has no memory' node=9
 check "refuses a node below -1" refused 'node=-7 has no memory' node=-7
 check "refuses a range on a node" refused 'load without node=' \
-	source=range start=0x40000000 node=0
+	source=range phys_start=0x40000000 node=0
 check "refuses more than there is" refused 'boot with cma=6000M .*or take a smaller size_mb=' \
 	size_mb=3000 source=contig
 with_cma "refuses more than the CMA area" refused 'boot with cma=1000M .*or take a smaller size_mb=' \
@@ -402,7 +408,7 @@ with_cma "refuses more than the CMA area" refused 'boot with cma=1000M .*or take
 check "says what it took from contig" said '64 MiB from contig on node 0, \[0x[0-9a-f]+-0x[0-9a-f]+\], taken in [0-9]+ us' source=contig
 with_cma "says what it took from cma" said '64 MiB from cma on node 0, ' source=cma
 check "says what it took from a range" said '64 MiB from range on node -1, \[0x40000000-0x43ffffff\]' \
-	source=range start=0x40000000
+	source=range phys_start=0x40000000
 with_cma "says that CMA pages can't be pinned" said 'CMA pages refuse long-term pins' source=cma
 check "takes contig memory once, at load" takes MemFree source=contig
 check "finds a stretch of contig memory wherever it begins" finds_a_stretch

@@ -33,8 +33,8 @@ const SOURCES: [(&CStr, Source); 4] = [
     (c"range", Source::Range),
 ];
 
-/// The same for `cache=`; the first is for who does not say.
-const CACHES: [(&CStr, Option<Mode>); 4] = [
+/// The values that `memtype=` takes; the first is the default.
+const MEMTYPES: [(&CStr, Option<Mode>); 4] = [
     (c"", None),
     (c"wb", Some(Mode::WriteBack)),
     (c"wc", Some(Mode::WriteCombining)),
@@ -153,12 +153,12 @@ words_parameter!(
     "source= must be auto, contig, cma or range"
 );
 words_parameter!(
-    CacheWords,
+    MemTypeWords,
     Option<Mode>,
-    CACHES,
-    CACHE_PARAM,
-    c"cache",
-    "cache= must be wb, wc or uc"
+    MEMTYPES,
+    MEMTYPE_PARAM,
+    c"memtype",
+    "memtype= must be wb, wc or uc"
 );
 
 /// A string that the kernel keeps: null, or what was given at load, never changed afterwards.
@@ -168,21 +168,21 @@ struct Text(core::cell::UnsafeCell<*const c_char>);
 // SAFETY: Written by the kernel before the module's first function runs, and never again.
 unsafe impl Sync for Text {}
 
-static HEAP: Text = Text(core::cell::UnsafeCell::new(
+static HEAP_NAME: Text = Text(core::cell::UnsafeCell::new(
     kernel::str::as_char_ptr_in_const_context(c"rust_buddy"),
 ));
 
 #[link_section = "__param"]
 #[used]
-static HEAP_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
-    name: kernel::str::as_char_ptr_in_const_context(c"heap"),
+static HEAP_NAME_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
+    name: kernel::str::as_char_ptr_in_const_context(c"heap_name"),
     mod_: &raw mut bindings::__this_module,
     ops: &raw const bindings::param_ops_charp,
     perm: 0o444,
     level: -1,
     flags: 0,
     __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 {
-        arg: HEAP.0.get().cast(),
+        arg: HEAP_NAME.0.get().cast(),
     },
 });
 
@@ -191,9 +191,9 @@ static HEAP_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
 /// # Errors
 ///
 /// `EINVAL`, with the reason and the remedy in the log.
-pub(crate) fn heap() -> Result<Option<&'static CStr>> {
+pub(crate) fn heap_name() -> Result<Option<&'static CStr>> {
     // SAFETY: By `Text`'s promise; the string lives as long as the module.
-    let name = unsafe { CStr::from_char_ptr(*HEAP.0.get()) };
+    let name = unsafe { CStr::from_char_ptr(*HEAP_NAME.0.get()) };
     let plain = |&byte: &u8| byte.is_ascii_alphanumeric() || b"_-,.".contains(&byte);
     match name.to_bytes() {
         [] => Ok(None),
@@ -203,7 +203,7 @@ pub(crate) fn heap() -> Result<Option<&'static CStr>> {
     }
     .map_err(|()| {
         pr_err!(
-            "heap= must be at most 63 letters, digits and _-,. not beginning with a dot, or \
+            "heap_name= must be at most 63 letters, digits and _-,. not beginning with a dot, or \
              empty for none\n"
         );
         EINVAL
@@ -237,7 +237,11 @@ writable_parameter!(
 );
 writable_parameter!(USER_BYTES, c"quota_uid_bytes", quota::USER.bytes);
 writable_parameter!(USER_HANDLES, c"quota_uid_handles", quota::USER.handles);
-writable_parameter!(CLEAN_SHARE, c"clean_share", pool::CLEAN_SHARE);
+writable_parameter!(
+    ZERO_CPU_PERCENT,
+    c"zero_cpu_percent",
+    pool::ZERO_CPU_PERCENT
+);
 
 /// A line for modinfo(8).
 macro_rules! modinfo {
@@ -261,15 +265,15 @@ modinfo!(
     SOURCE_TEXT,
     "parm=source:Where the pool comes from: auto (default), contig, cma or range\0"
 );
-modinfo!(HEAP_TYPE, "parmtype=heap:charp\0");
+modinfo!(HEAP_NAME_TYPE, "parmtype=heap_name:charp\0");
 modinfo!(
-    HEAP_TEXT,
-    "parm=heap:Name of the dma-heap, in /dev/dma_heap (default rust_buddy; empty: none)\0"
+    HEAP_NAME_TEXT,
+    "parm=heap_name:Name of the dma-heap, in /dev/dma_heap (default rust_buddy; empty: none)\0"
 );
-modinfo!(CACHE_TYPE, "parmtype=cache:charp\0");
+modinfo!(MEMTYPE_TYPE, "parmtype=memtype:charp\0");
 modinfo!(
-    CACHE_TEXT,
-    "parm=cache:Cache mode of all of the pool, with source=range: wb (default), wc or uc\0"
+    MEMTYPE_TEXT,
+    "parm=memtype:Memory type of all of the pool, with source=range: wb (default), wc or uc\0"
 );
 modinfo!(CLIENT_BYTES_TYPE, "parmtype=quota_client_bytes:ullong\0");
 modinfo!(
@@ -294,10 +298,10 @@ modinfo!(
     USER_HANDLES_TEXT,
     "parm=quota_uid_handles:Handles that one user's files may hold (default 262144; 0: no limit)\0"
 );
-modinfo!(CLEAN_SHARE_TYPE, "parmtype=clean_share:ullong\0");
+modinfo!(ZERO_CPU_PERCENT_TYPE, "parmtype=zero_cpu_percent:ullong\0");
 modinfo!(
-    CLEAN_SHARE_TEXT,
-    "parm=clean_share:Per cent of one CPU's time for clearing free memory ahead (default 25)\0"
+    ZERO_CPU_PERCENT_TEXT,
+    "parm=zero_cpu_percent:Per cent of one CPU's time for zeroing free memory ahead (default 25)\0"
 );
 
 /// What the parameters ask for.
@@ -307,7 +311,7 @@ modinfo!(
 /// `EINVAL`, with the reason and the remedy in the log.
 pub(crate) fn wanted(
     size_mb: u64,
-    start: u64,
+    phys_start: u64,
     assume_memory: u8,
     node: i32,
     max_buffers: u32,
@@ -321,13 +325,13 @@ pub(crate) fn wanted(
         return Err(EINVAL);
     }
     let source = SourceWords::chosen().1;
-    if start != 0 && source != Source::Range {
-        pr_err!("start= goes with source=range only\n");
+    if phys_start != 0 && source != Source::Range {
+        pr_err!("phys_start= goes with source=range only\n");
         return Err(EINVAL);
     }
-    let mode = CacheWords::chosen().1;
+    let mode = MemTypeWords::chosen().1;
     if mode.is_some() && source != Source::Range {
-        pr_err!("cache= goes with source=range only; elsewhere ALLOC's flags choose the mode\n");
+        pr_err!("memtype= goes with source=range only; elsewhere ALLOC's flags choose the mode\n");
         return Err(EINVAL);
     }
     let trust = match assume_memory {
@@ -353,7 +357,7 @@ pub(crate) fn wanted(
     Ok(Wanted {
         source,
         pages: (size_mb << 20) / mm::UNIT,
-        start,
+        start: phys_start,
         node,
         mode: mode.unwrap_or(Mode::WriteBack),
         trust,
@@ -403,10 +407,10 @@ pub(crate) fn watermarks(min: u32, low: u32, high: u32) -> Result<[u32; 3]> {
 /// # Errors
 ///
 /// `EINVAL`, with the reason and the remedy in the log.
-pub(crate) fn compact_above(per_cent: u32) -> Result<u32> {
+pub(crate) fn compact_threshold(per_cent: u32) -> Result<u32> {
     if per_cent <= 100 {
         return Ok(per_cent * 10);
     }
-    pr_err!("compact_above={} must be 0 to 100\n", per_cent);
+    pr_err!("compact_threshold={} must be 0 to 100\n", per_cent);
     Err(EINVAL)
 }

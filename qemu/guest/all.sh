@@ -3,7 +3,7 @@
 #
 # Everything that runs in the guest that has all three sources of memory.
 
-range=(start=0x40000000)
+range=(phys_start=0x40000000)
 bash selftests/module.sh
 echo "# suite load"
 RB_KO=$RB_BUILD/module/rust_buddy.ko timeout -k 10 300 "$RB_BUILD/selftests/load" 2>&1
@@ -12,7 +12,7 @@ bash qemu/guest/tests.sh contig -- abi abi32 answers alloc batch zero clean maga
 bash qemu/guest/tests.sh cma -- alloc zero magazine cache move stack reclaim gup huge dmabuf edu nvme fork mappings
 bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero magazine cache move stack reserve hibernation gup huge dmabuf edu nvme fork mappings
 for mode in wc uc; do
-	bash qemu/guest/tests.sh range "${range[@]}" cache=$mode -- cache
+	bash qemu/guest/tests.sh range "${range[@]}" memtype=$mode -- cache
 done
 bash qemu/guest/tests.sh contig -- device sync disorder stale killed holdup
 bash qemu/guest/heap.sh
@@ -21,8 +21,8 @@ for ms in 1500 -1; do
 	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait
 done
 # Cleared by whoever asks, and by the worker as fast as it can.
-bash qemu/guest/tests.sh contig clean_share=0 -- clean
-bash qemu/guest/tests.sh contig clean_share=100 -- clean zero
+bash qemu/guest/tests.sh contig zero_cpu_percent=0 -- clean
+bash qemu/guest/tests.sh contig zero_cpu_percent=100 -- clean zero
 # Pages that stay bad: in a pool of their own.
 bash qemu/guest/tests.sh contig size_mb=16 -- poison
 # What normal priority may not have, either.

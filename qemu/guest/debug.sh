@@ -21,7 +21,7 @@ bash qemu/guest/tests.sh contig -- \
 	abi answers fork move gup dmabuf alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota huge heap wait cache stack reclaim reserve priority faults edu nvme mappings
 RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- device sync disorder stale killed holdup
 bash qemu/guest/tests.sh cma -- alloc zero cache nvme
-bash qemu/guest/tests.sh range start=0x40000000 cache=wc -- cache
+bash qemu/guest/tests.sh range phys_start=0x40000000 memtype=wc -- cache
 for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
 	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait

@@ -27,14 +27,14 @@ all_is_back() {
 }
 node_is_gone() { [ ! -e /dev/dma_heap/rust_buddy ]; }
 other_name() {
-	load heap=cam.0 || return 1
+	load heap_name=cam.0 || return 1
 	local mode
 	mode=$(stat -c '%a %U' /dev/dma_heap/cam.0)
 	rmmod rust_buddy
 	[ "$mode" = "600 root" ] && [ ! -e /dev/dma_heap/cam.0 ]
 }
 no_name() {
-	load heap= || return 1
+	load heap_name= || return 1
 	local there=0
 	[ -e /dev/dma_heap/rust_buddy ] || there=1
 	rmmod rust_buddy

@@ -6,4 +6,4 @@
 
 modprobe -a vfio-pci vfio_iommu_type1 2>/dev/null
 bash qemu/guest/tests.sh contig -- iommu device sync
-bash qemu/guest/tests.sh range start=0x40000000 -- iommu device
+bash qemu/guest/tests.sh range phys_start=0x40000000 -- iommu device

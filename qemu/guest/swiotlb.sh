@@ -4,4 +4,4 @@
 # Inside the guest whose devices all get a copy (swiotlb=force): what SYNC is for.
 
 bash qemu/guest/tests.sh contig -- sync device
-bash qemu/guest/tests.sh range start=0x40000000 -- sync
+bash qemu/guest/tests.sh range phys_start=0x40000000 -- sync

@@ -46,7 +46,7 @@ const REST_MS: i64 = 1000;
 
 /// How much of one CPU's time goes into this, in per cent; 100 and more is all of it. Whoever gives
 /// memory back has the worker look for it.
-pub(crate) static CLEAN_SHARE: Atomic<u64> = Atomic::new(25);
+pub(crate) static ZERO_CPU_PERCENT: Atomic<u64> = Atomic::new(25);
 
 /// Runs after all who have more to do, until this is dropped.
 struct Humble;
@@ -121,7 +121,7 @@ impl Pool {
 
     /// The same after so many milliseconds.
     pub(super) fn clean_after(self: &Arc<Self>, ms: u32) {
-        if CLEAN_SHARE.load(Relaxed) == 0 || self.closing.load(Relaxed) {
+        if ZERO_CPU_PERCENT.load(Relaxed) == 0 || self.closing.load(Relaxed) {
             return;
         }
         // Refused if it is on its way already.
@@ -136,7 +136,7 @@ impl Pool {
     pub(super) fn clean_a_slice(self: &Arc<Self>) -> Option<u32> {
         let begin = Instant::<Monotonic>::now();
         // CAST: At most 100.
-        let share = CLEAN_SHARE.load(Relaxed).clamp(1, 100) as i64;
+        let share = ZERO_CPU_PERCENT.load(Relaxed).clamp(1, 100) as i64;
         let slice = i64::from(SLICE_MS) * 1_000_000 * share / 100;
         let _humble = Humble::now();
         let end = Pfn(self.base() + self.region.pages());

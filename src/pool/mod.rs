@@ -23,7 +23,7 @@ mod supply;
 mod turn;
 
 pub(crate) use block::Block;
-pub(crate) use cleaner::CLEAN_SHARE;
+pub(crate) use cleaner::ZERO_CPU_PERCENT;
 pub(crate) use hibernation::Hibernation;
 pub(crate) use reclaim::{
     Effort,
@@ -135,7 +135,7 @@ pub(crate) struct Policy {
     /// Parts of the pool, in per cent, that the watermarks are: min, low, high.
     pub(crate) watermarks: [u32; 3],
     /// Compaction begins when the unusable free space index is above that, of 1000.
-    pub(crate) compact_above: u32,
+    pub(crate) compact_threshold: u32,
 }
 
 /// Pages of living blocks that no client has as a buffer. A block is counted here only while it
@@ -662,7 +662,7 @@ impl Pool {
     /// Somebody is giving memory back, out of which a large block may be made later.
     pub(crate) fn note_return(self: &Arc<Self>) {
         self.activity.fetch_add(1, Relaxed);
-        if self.policy.compact_above < 1000 {
+        if self.policy.compact_threshold < 1000 {
             self.compact_when_idle();
         }
     }
@@ -691,7 +691,7 @@ impl Pool {
         let _still = self.still();
         let state = self.state.lock();
         state.supply.core().free_units() >= large
-            && state.supply.unusable() > self.policy.compact_above
+            && state.supply.unusable() > self.policy.compact_threshold
     }
 
     /// What they wait on.

@@ -80,8 +80,8 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
     let base = Pfn::from_address(wanted.start).filter(|_| wanted.start != 0);
     let (Some(base), Some(end)) = (base, wanted.start.checked_add(size)) else {
         pr_err!(
-            "source=range needs start=, a physical address on a page boundary: boot with \
-             memmap={}M$0x40000000 and load with start=0x40000000\n",
+            "source=range needs phys_start=, a physical address on a page boundary: boot with \
+             memmap={}M$0x40000000 and load with phys_start=0x40000000\n",
             wanted.mib(),
         );
         return Err(EINVAL);
@@ -91,7 +91,7 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         return Err(EINVAL);
     }
     if wanted.mode != Mode::WriteBack && !cache::selectable() {
-        pr_err!("the kernel has no PAT: boot without nopat, or load with cache=wb\n");
+        pr_err!("the kernel has no PAT: boot without nopat, or load with memtype=wb\n");
         return Err(EOPNOTSUPP);
     }
     let claim = Claim::new(wanted.start, size).ok_or_else(|| refuse_busy(wanted, end))?;
@@ -102,7 +102,7 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
     if mapping.mode() != Some(Mode::WriteBack) {
         pr_err!(
             "[{:#x}-{:#x}] is {} by the firmware's settings, so it is registers of a device and no \
-             memory: take another start=\n",
+             memory: take another phys_start=\n",
             wanted.start,
             end - 1,
             mapping.mode().map_or("not cached", Mode::name),
@@ -146,7 +146,7 @@ fn refuse_busy(wanted: &Wanted, end: u64) -> Error {
     let last = unsafe { (&raw const bindings::iomem_resource.end).read() };
     if end - 1 > last {
         pr_err!(
-            "[{:#x}-{:#x}] is beyond what the CPU can address, {:#x}: take another start=\n",
+            "[{:#x}-{:#x}] is beyond what the CPU can address, {:#x}: take another phys_start=\n",
             wanted.start,
             end - 1,
             last,
@@ -176,7 +176,7 @@ fn refuse_busy(wanted: &Wanted, end: u64) -> Error {
         );
     } else {
         pr_err!(
-            "[{:#x}-{:#x}] is in use, see /proc/iomem: take another start=\n",
+            "[{:#x}-{:#x}] is in use, see /proc/iomem: take another phys_start=\n",
             wanted.start,
             end - 1,
         );
@@ -254,7 +254,7 @@ impl Claim {
             }
             Ok(bindings::IORES_DESC_RESERVED) => pr_err!(
                 "[{:#x}-{:#x}] is reserved by the firmware, for itself or for a device: take a \
-                 start= that memmap= names\n",
+                 phys_start= that memmap= names\n",
                 first,
                 last,
             ),
@@ -277,14 +277,14 @@ impl Claim {
                 }
                 pr_err!(
                     "[{:#x}-{:#x}] is no memory that the kernel knows of, see /proc/iomem: take a \
-                     start= that memmap= names\n",
+                     phys_start= that memmap= names\n",
                     first,
                     last,
                 );
             }
             _ => pr_err!(
                 "[{:#x}-{:#x}] belongs to a device or the firmware, see /proc/iomem: take another \
-                 start=\n",
+                 phys_start=\n",
                 first,
                 last,
             ),
@@ -361,7 +361,7 @@ impl Mapping {
             if !unsafe { keeps_word(word) } {
                 pr_err!(
                     "[{:#x}-{:#x}] does not keep what is written at {:#x}, so no memory is there: \
-                     take another start=\n",
+                     take another phys_start=\n",
                     self.claim.start,
                     self.claim.start + self.claim.size - 1,
                     self.claim.start + at,
