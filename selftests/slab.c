@@ -29,7 +29,7 @@ FIXTURE_SETUP(slab)
 {
 	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->base));
-	self->cache = rb_cache_new(self->fd, &config);
+	self->cache = rb_cache_create(self->fd, &config);
 	ASSERT_TRUE(!!self->cache);
 	self->all = calloc(MANY, sizeof(*self->all));
 	ASSERT_TRUE(!!self->all);
@@ -37,7 +37,7 @@ FIXTURE_SETUP(slab)
 
 FIXTURE_TEARDOWN(slab)
 {
-	rb_cache_free(self->cache);
+	rb_cache_destroy(self->cache);
 	free(self->all);
 	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
 	close(self->fd);
@@ -57,7 +57,7 @@ static void take_all(struct __test_metadata *_metadata, FIXTURE_DATA(slab) * sel
 	int i;
 
 	for (i = 0; i < MANY; i++)
-		ASSERT_EQ(0, rb_cache_take(self->cache, &self->all[i]));
+		ASSERT_EQ(0, rb_cache_alloc(self->cache, &self->all[i]));
 }
 
 /* 10 000 of 96 bytes, in slabs and as buffers of their own. */
@@ -69,7 +69,7 @@ TEST_F_TIMEOUT(slab, what_it_costs, SLOW)
 
 	take_all(_metadata, self);
 	slabs = granted(self->fd) - self->base.granted;
-	rb_cache_free(self->cache);
+	rb_cache_destroy(self->cache);
 	self->cache = NULL;
 	EXPECT_EQ(self->base.granted, granted(self->fd));
 	fd = rb_open(RB_DEV);
@@ -92,7 +92,7 @@ TEST_F_TIMEOUT(slab, what_it_costs, SLOW)
 /* Apart from each other, on their boundaries, and where they say. */
 TEST_F(slab, where_they_are)
 {
-	struct rb_cache_counts counts;
+	struct rb_cache_stats counts;
 	char path[64], line[256];
 	uint64_t pinned[64];
 	size_t n = 0, k;
@@ -100,7 +100,7 @@ TEST_F(slab, where_they_are)
 	int i;
 
 	take_all(_metadata, self);
-	rb_cache_count(self->cache, &counts);
+	rb_cache_get_stats(self->cache, &counts);
 	EXPECT_EQ((uint64_t)MANY, counts.objects);
 	EXPECT_EQ(15ULL, counts.slabs);
 	EXPECT_EQ(15 * KiB(64), counts.bytes);
@@ -156,10 +156,10 @@ TEST_F(slab, no_system_call)
 		if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT))
 			syscall(SYS_exit, 97);
 		for (i = 0; i < MANY; i++)
-			if (i % 672 && rb_cache_give(self->cache, &self->all[i]))
+			if (i % 672 && rb_cache_free(self->cache, &self->all[i]))
 				syscall(SYS_exit, 1);
 		for (i = 0; i < MANY; i++)
-			if (i % 672 && rb_cache_take(self->cache, &self->all[i]))
+			if (i % 672 && rb_cache_alloc(self->cache, &self->all[i]))
 				syscall(SYS_exit, 2);
 		syscall(SYS_exit, 0);
 	}
@@ -169,28 +169,28 @@ TEST_F(slab, no_system_call)
 /* It grows by buffers, and shrinks by them. */
 TEST_F(slab, grows_and_shrinks)
 {
-	struct rb_cache_counts counts;
+	struct rb_cache_stats counts;
 	uint64_t before, after;
 	int i;
 
 	EXPECT_EQ(self->base.granted, granted(self->fd));
-	ASSERT_EQ(0, rb_cache_take(self->cache, &self->all[0]));
+	ASSERT_EQ(0, rb_cache_alloc(self->cache, &self->all[0]));
 	EXPECT_EQ(self->base.granted + KiB(64), granted(self->fd));
-	ASSERT_EQ(0, rb_cache_give(self->cache, &self->all[0]));
+	ASSERT_EQ(0, rb_cache_free(self->cache, &self->all[0]));
 	EXPECT_EQ(self->base.granted, granted(self->fd));
 	take_all(_metadata, self);
 	before = granted(self->fd);
 	/* All but the first third: empty slabs go, but for one. */
 	for (i = MANY / 3; i < MANY; i++)
-		ASSERT_EQ(0, rb_cache_give(self->cache, &self->all[i]));
+		ASSERT_EQ(0, rb_cache_free(self->cache, &self->all[i]));
 	after = granted(self->fd);
 	EXPECT_LE(after, before / 3 + 2 * KiB(64));
-	rb_cache_count(self->cache, &counts);
+	rb_cache_get_stats(self->cache, &counts);
 	EXPECT_EQ(after - self->base.granted, counts.bytes);
 	for (i = 0; i < MANY / 3; i++)
-		ASSERT_EQ(0, rb_cache_give(self->cache, &self->all[i]));
+		ASSERT_EQ(0, rb_cache_free(self->cache, &self->all[i]));
 	EXPECT_EQ(self->base.granted, granted(self->fd));
-	rb_cache_count(self->cache, &counts);
+	rb_cache_get_stats(self->cache, &counts);
 	EXPECT_EQ(0ULL, counts.objects + counts.slabs + counts.bytes);
 }
 
@@ -215,11 +215,11 @@ TEST_F(slab, scribbled_over)
 		}
 	}
 	for (i = 0; i < MANY; i += 2)
-		ASSERT_EQ(0, rb_cache_give(self->cache, &self->all[i]));
+		ASSERT_EQ(0, rb_cache_free(self->cache, &self->all[i]));
 	for (k = 0; k < n; k++)
 		memset((void *)(uintptr_t)slabs[k], 0x5a, KiB(64));
 	for (i = 0; i < MANY; i += 2)
-		ASSERT_EQ(0, rb_cache_take(self->cache, &self->all[i]));
+		ASSERT_EQ(0, rb_cache_alloc(self->cache, &self->all[i]));
 	/* Each is somebody's once. */
 	for (i = 0; i < MANY; i++) {
 		size_t at = (self->all[i].within / 4096 * 42 + self->all[i].within % 4096 / SIZE) +
@@ -238,37 +238,37 @@ TEST_F(slab, misuse)
 	struct rb_object one;
 	int plain;
 
-	ASSERT_EQ(0, rb_cache_take(self->cache, &self->all[0]));
-	ASSERT_EQ(0, rb_cache_take(self->cache, &self->all[1]));
-	ASSERT_EQ(0, rb_cache_give(self->cache, &self->all[0]));
-	EXPECT_EQ(-EINVAL, rb_cache_give(self->cache, &self->all[0]));
+	ASSERT_EQ(0, rb_cache_alloc(self->cache, &self->all[0]));
+	ASSERT_EQ(0, rb_cache_alloc(self->cache, &self->all[1]));
+	ASSERT_EQ(0, rb_cache_free(self->cache, &self->all[0]));
+	EXPECT_EQ(-EINVAL, rb_cache_free(self->cache, &self->all[0]));
 	one = self->all[1];
 	one.index = ~0U;
-	EXPECT_EQ(-EINVAL, rb_cache_give(self->cache, &one));
+	EXPECT_EQ(-EINVAL, rb_cache_free(self->cache, &one));
 	one.slab = ~0U;
-	EXPECT_EQ(-EINVAL, rb_cache_give(self->cache, &one));
+	EXPECT_EQ(-EINVAL, rb_cache_free(self->cache, &one));
 	bad.boundary = 64;
-	EXPECT_EQ(NULL, rb_cache_new(self->fd, &bad));
+	EXPECT_EQ(NULL, rb_cache_create(self->fd, &bad));
 	EXPECT_EQ(EINVAL, errno);
-	EXPECT_EQ(NULL, rb_cache_new(-1, &config));
+	EXPECT_EQ(NULL, rb_cache_create(-1, &config));
 	EXPECT_EQ(EBADF, errno);
 	/* The plain node tells no addresses; nothing is left behind. */
 	plain = rb_open(RB_DEV);
 	ASSERT_LE(0, plain);
-	other = rb_cache_new(plain, &config);
+	other = rb_cache_create(plain, &config);
 	ASSERT_TRUE(!!other);
-	EXPECT_EQ(-EPERM, rb_cache_take(other, &one));
+	EXPECT_EQ(-EPERM, rb_cache_alloc(other, &one));
 	EXPECT_EQ(self->base.granted + KiB(64), granted(self->fd));
-	rb_cache_free(other);
+	rb_cache_destroy(other);
 	bad = config;
 	bad.pinned = 0;
-	other = rb_cache_new(plain, &bad);
+	other = rb_cache_create(plain, &bad);
 	ASSERT_TRUE(!!other);
-	EXPECT_EQ(0, rb_cache_take(other, &one));
+	EXPECT_EQ(0, rb_cache_alloc(other, &one));
 	EXPECT_EQ(~0ULL, one.address);
-	rb_cache_free(other);
+	rb_cache_destroy(other);
 	close(plain);
-	rb_cache_free(NULL);
+	rb_cache_destroy(NULL);
 }
 
 TEST_HARNESS_MAIN

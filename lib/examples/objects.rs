@@ -4,10 +4,10 @@
 //! loaded.
 
 use rust_buddy_client::{
-    Cache,
     Config,
     Device,
-    Error, //
+    Error,
+    ObjectCache, //
 };
 use std::process::ExitCode;
 
@@ -26,10 +26,10 @@ fn run() -> Result<u64, Error> {
         pinned: false,
         name: "objects",
     };
-    let mut cache = Cache::new(&device, &config)?;
+    let mut cache = ObjectCache::new(&device, &config)?;
     let mut objects = Vec::new();
     for i in 0..MANY {
-        let object = cache.take()?;
+        let object = cache.alloc()?;
         if let Some(memory) = cache.memory(&object) {
             // SAFETY: An object is that large, aligned to 32, and nobody else's.
             unsafe { memory.cast::<u64>().write_volatile(i as u64) };
@@ -42,7 +42,7 @@ fn run() -> Result<u64, Error> {
         // SAFETY: As above.
         let mark = memory.map(|memory| unsafe { memory.read_volatile() });
         assert_eq!(mark, Some(i as u64), "object {i} is somebody else's, too");
-        cache.give(object)?;
+        cache.free(object)?;
     }
     assert_eq!(
         device.pool()?.granted,

@@ -58,25 +58,25 @@ struct rb_object {
  * @slabs:   each is a buffer of the module's
  * @bytes:   of all slabs
  */
-struct rb_cache_counts {
+struct rb_cache_stats {
 	uint64_t objects;
 	uint64_t slabs;
 	uint64_t bytes;
 };
 
 /* A cache for the client of @fd, which it has a copy of; NULL, and errno says why. */
-struct rb_cache *rb_cache_new(int fd, const struct rb_cache_config *config);
+struct rb_cache *rb_cache_create(int fd, const struct rb_cache_config *config);
 
 /* An object, with what its last user left in it: 0, or a negative errno if there is none. */
-int rb_cache_take(struct rb_cache *cache, struct rb_object *object);
+int rb_cache_alloc(struct rb_cache *cache, struct rb_object *object);
 
 /* Takes one back: 0, or -EINVAL if nobody has it. Empty slabs but one go back to the pool. */
-int rb_cache_give(struct rb_cache *cache, const struct rb_object *object);
+int rb_cache_free(struct rb_cache *cache, const struct rb_object *object);
 
-void rb_cache_count(const struct rb_cache *cache, struct rb_cache_counts *counts);
+void rb_cache_get_stats(const struct rb_cache *cache, struct rb_cache_stats *counts);
 
 /* All of it goes, with the objects that somebody still has. NULL is none. */
-void rb_cache_free(struct rb_cache *cache);
+void rb_cache_destroy(struct rb_cache *cache);
 
 #ifdef __cplusplus
 }

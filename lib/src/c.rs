@@ -3,10 +3,10 @@
 //! The library as C sees it; `include/rust_buddy_client.h` says what each function does.
 
 use crate::{
-    Cache,
     Config,
     Device,
-    Error, //
+    Error,
+    ObjectCache, //
 };
 use std::ffi::{
     c_char,
@@ -39,7 +39,7 @@ pub struct CObject {
     index: u32,
 }
 
-/// `struct rb_cache_counts`.
+/// `struct rb_cache_stats`.
 #[repr(C)]
 pub struct CCounts {
     objects: u64,
@@ -47,7 +47,7 @@ pub struct CCounts {
     bytes: u64,
 }
 
-fn create(fd: c_int, config: &CacheConfig, name: &str) -> Result<Box<Cache>, Error> {
+fn create(fd: c_int, config: &CacheConfig, name: &str) -> Result<Box<ObjectCache>, Error> {
     if fd < 0 {
         return Err(Error {
             errno: libc::EBADF,
@@ -64,14 +64,17 @@ fn create(fd: c_int, config: &CacheConfig, name: &str) -> Result<Box<Cache>, Err
         pinned: config.pinned != 0,
         name,
     };
-    Ok(Box::new(Cache::new(&device, &config)?))
+    Ok(Box::new(ObjectCache::new(&device, &config)?))
 }
 
 /// # Safety
 ///
 /// `config` must point to one, and its name to a string or nowhere.
 #[no_mangle]
-pub unsafe extern "C" fn rb_cache_new(fd: c_int, config: *const CacheConfig) -> *mut Cache {
+pub unsafe extern "C" fn rb_cache_create(
+    fd: c_int,
+    config: *const CacheConfig,
+) -> *mut ObjectCache {
     // SAFETY: By this function's requirements.
     let config = unsafe { &*config };
     let name = if config.name.is_null() {
@@ -92,13 +95,13 @@ pub unsafe extern "C" fn rb_cache_new(fd: c_int, config: *const CacheConfig) -> 
 
 /// # Safety
 ///
-/// `cache` must come from [`rb_cache_new`] and be used by nobody else now; `object` must have room
-/// for one.
+/// `cache` must come from [`rb_cache_create`], and no other thread may use it now. `object` must have
+/// room for one.
 #[no_mangle]
-pub unsafe extern "C" fn rb_cache_take(cache: *mut Cache, object: *mut CObject) -> c_int {
+pub unsafe extern "C" fn rb_cache_alloc(cache: *mut ObjectCache, object: *mut CObject) -> c_int {
     // SAFETY: By this function's requirements.
     let cache = unsafe { &mut *cache };
-    let taken = match cache.take() {
+    let taken = match cache.alloc() {
         Ok(taken) => taken,
         Err(error) => return -error.errno,
     };
@@ -120,12 +123,12 @@ pub unsafe extern "C" fn rb_cache_take(cache: *mut Cache, object: *mut CObject) 
 
 /// # Safety
 ///
-/// As [`rb_cache_take`], but that `object` must be one.
+/// As [`rb_cache_alloc`], but that `object` must be one.
 #[no_mangle]
-pub unsafe extern "C" fn rb_cache_give(cache: *mut Cache, object: *const CObject) -> c_int {
+pub unsafe extern "C" fn rb_cache_free(cache: *mut ObjectCache, object: *const CObject) -> c_int {
     // SAFETY: By this function's requirements.
     let (cache, object) = unsafe { (&mut *cache, &*object) };
-    match cache.give_at(object.slab, object.index) {
+    match cache.free_at(object.slab, object.index) {
         Ok(()) => 0,
         Err(error) => -error.errno,
     }
@@ -133,9 +136,9 @@ pub unsafe extern "C" fn rb_cache_give(cache: *mut Cache, object: *const CObject
 
 /// # Safety
 ///
-/// As [`rb_cache_take`]; `counts` must have room for them.
+/// As [`rb_cache_alloc`]; `counts` must have room for them.
 #[no_mangle]
-pub unsafe extern "C" fn rb_cache_count(cache: *const Cache, counts: *mut CCounts) {
+pub unsafe extern "C" fn rb_cache_get_stats(cache: *const ObjectCache, counts: *mut CCounts) {
     // SAFETY: By this function's requirements.
     let now = unsafe { &*cache }.counts();
     // SAFETY: By this function's requirements.
@@ -150,9 +153,9 @@ pub unsafe extern "C" fn rb_cache_count(cache: *const Cache, counts: *mut CCount
 
 /// # Safety
 ///
-/// `cache` must come from [`rb_cache_new`], or be null, and is gone afterwards.
+/// `cache` must come from [`rb_cache_create`], or be null, and is gone afterwards.
 #[no_mangle]
-pub unsafe extern "C" fn rb_cache_free(cache: *mut Cache) {
+pub unsafe extern "C" fn rb_cache_destroy(cache: *mut ObjectCache) {
     if !cache.is_null() {
         // SAFETY: By this function's requirements.
         drop(unsafe { Box::from_raw(cache) });

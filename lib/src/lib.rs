@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! rust_buddy for programs: [`Device`], [`Buffer`], and [`Cache`] for many small objects in few
-//! buffers, so that a descriptor costs no system call. The same for C is in `include/`.
+//! rust_buddy for programs: [`Device`], [`Buffer`], and [`ObjectCache`] for many small objects
+//! in few buffers, so that a descriptor costs no system call. The same for C is in `include/`.
 //!
 //! Nothing here is shared between threads by itself: who shares a cache brings the lock.
 
@@ -13,13 +13,13 @@ pub mod slab;
 pub mod uapi;
 
 mod c;
-mod cache;
+mod object_cache;
 
-pub use cache::{
-    Cache,
+pub use object_cache::{
     Config,
     Counts,
-    Object, //
+    Object,
+    ObjectCache, //
 };
 
 use std::fmt;

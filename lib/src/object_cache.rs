@@ -33,8 +33,7 @@ pub struct Config<'a> {
     pub name: &'a str,
 }
 
-/// An object that somebody has. [`Cache::give`] takes it back; without that it stays taken until
-/// the cache goes.
+/// An allocated object. Without [`ObjectCache::free`] it stays allocated until the cache is dropped.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Object {
@@ -62,7 +61,7 @@ struct Backed {
 /// A cache of objects of one size. What it knows of them is in memory of its own and never in
 /// theirs, so whatever is written there, it stays right.
 #[derive(Debug)]
-pub struct Cache {
+pub struct ObjectCache {
     device: Arc<Device>,
     layout: Layout,
     pinned: bool,
@@ -74,7 +73,7 @@ pub struct Cache {
     objects: u64,
 }
 
-impl Cache {
+impl ObjectCache {
     /// An empty one: it takes memory with the first object.
     ///
     /// # Errors
@@ -107,7 +106,7 @@ impl Cache {
     /// # Errors
     ///
     /// As the module says when a slab more is needed; nothing has changed then.
-    pub fn take(&mut self) -> Result<Object, Error> {
+    pub fn alloc(&mut self) -> Result<Object, Error> {
         loop {
             if let Some(Some(backed)) = self.slabs.get_mut(self.current) {
                 if let Some(index) = backed.slab.take() {
@@ -153,11 +152,11 @@ impl Cache {
     /// # Errors
     ///
     /// `EINVAL` if nobody has it: that is another cache's.
-    pub fn give(&mut self, object: Object) -> Result<(), Error> {
-        self.give_at(object.slab, object.index)
+    pub fn free(&mut self, object: Object) -> Result<(), Error> {
+        self.free_at(object.slab, object.index)
     }
 
-    pub(crate) fn give_at(&mut self, slab: u32, index: u32) -> Result<(), Error> {
+    pub(crate) fn free_at(&mut self, slab: u32, index: u32) -> Result<(), Error> {
         const NOT_TAKEN: Error = Error {
             errno: libc::EINVAL,
             reason: 0,
