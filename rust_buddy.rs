@@ -13,8 +13,6 @@ mod bell;
 pub mod buddy;
 #[path = "src/buffer/mod.rs"]
 mod buffer;
-#[path = "src/cache.rs"]
-mod cache;
 #[path = "src/debug_file.rs"]
 mod debug_file;
 #[path = "src/debugfs.rs"]
@@ -27,6 +25,8 @@ mod linger;
 pub mod magazine;
 #[path = "src/memory.rs"]
 mod memory;
+#[path = "src/memtype.rs"]
+mod memtype;
 #[path = "src/mm.rs"]
 mod mm;
 #[path = "src/params.rs"]

@@ -161,7 +161,7 @@ TEST_F(files, picture_of_areas)
 TEST_F(files, no_address_is_shown)
 {
 	static const char * const names[] = { FILES "status", FILES "free_blocks", FILES "map",
-					      FILES "modes", FILES "areas" };
+					      FILES "memtype", FILES "areas" };
 	struct rust_buddy_pool_info pool;
 	char text[8192], base[32];
 	int phys = rb_open(RB_DEV_PHYS);

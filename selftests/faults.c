@@ -20,7 +20,7 @@
 #define NO_FAULTS	"CONFIG_FAULT_INJECTION_DEBUG_FS=y, FAILSLAB, FAIL_PAGE_ALLOC, _USERCOPY"
 #define DEBUGFS		"/sys/kernel/debug/"
 #define HEAP_NODE	"/dev/dma_heap/rust_buddy"
-#define MODES		DEBUGFS "rust_buddy/pool1/modes"
+#define MEMTYPE		DEBUGFS "rust_buddy/pool1/memtype"
 #define FAR_AWAY	((void *)0x300000000000)
 /* No call of ours allocates as often; a runaway is a failure. */
 #define MOST		2000
@@ -188,7 +188,7 @@ static int map_far_away(FIXTURE_DATA(fault) *self)
 /* Parts of the pool that the kernel does not map cached; -1 if it does not say. */
 static int uncached_runs(void)
 {
-	FILE *f = fopen(MODES, "re");
+	FILE *f = fopen(MEMTYPE, "re");
 	int c, lines = 0;
 
 	if (!f)

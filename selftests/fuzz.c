@@ -1552,7 +1552,7 @@ static void valid_alloc(struct actor *a, struct rust_buddy_alloc *r)
 	}
 	if (one_in(a, 5))
 		r->max_size = granted_for(r) + below(a, 8 * page);
-	/* Changing a cache mode takes a hundred times as long as anything else. */
+	/* Changing a memory type takes a hundred times as long as anything else. */
 	switch (below(a, 64)) {
 	case 0:
 		r->flags |= one_in(a, 2) ? RUST_BUDDY_ALLOC_WC : RUST_BUDDY_ALLOC_UC;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A client can make the work on its own buffer last: by its size, its cache mode, or the number of
+ * A client can make the work on its own buffer last: by its size, its memory type, or the number of
  * its mappings. Calls of other clients do not wait for that, or can be killed while they do.
  *
  * No time is measured: a call that has not waited returns before the pool's counters say that the
@@ -363,7 +363,7 @@ TEST_F(holdup, uncached)
 
 	for (i = 0; i < ARRAY_SIZE(modes); i++) {
 		if (!(self->base.caps & caps[i]))
-			SKIP(return, "the pool has one cache mode");
+			SKIP(return, "the pool has one memory type");
 		ASSERT_EQ(0, get(self, MOVED_UNCACHED + KiB(4), modes[i]));
 		EXPECT_EQ(-EBUSY, rb_reclaim_at(self->fd, 0, home(self), &got));
 		EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNMOVABLE_RANGE, got.hdr.reason);

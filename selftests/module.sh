@@ -102,14 +102,14 @@ shows_source() {
 	[ "$word" = cma ]
 }
 
-# A range has one cache mode, in the kernel's mapping and on record; the log and sysfs say which.
-has_mode() {
+# A range has one memory type, in the kernel's mapping and on record; the log and sysfs say which.
+has_memtype() {
 	local mode=$1 type=$2
 	load source=range phys_start=0x40000000 "memtype=$mode" || return 1
 	local shown list run
 	shown=$(cat /sys/module/rust_buddy/parameters/memtype)
 	list=$(grep -i 'mem 0x0*40000000-0x0*44000000' /sys/kernel/debug/x86/pat_memtype_list)
-	run=$(cut -d' ' -f1-3 "$debug/pool1/modes")
+	run=$(cut -d' ' -f1-3 "$debug/pool1/memtype")
 	rmmod rust_buddy || return 1
 	echo "# $mode: $list; '$run'"
 	[ "$shown" = "$mode" ] && [ "${list##* }" = "$type" ] || return 1
@@ -119,9 +119,10 @@ has_mode() {
 		[ "$run" = "0 67108864 $mode" ]
 	fi
 }
-has_modes() {
-	has_mode wb write-back && has_mode wc write-combining && has_mode uc uncached-minus &&
-		has_mode wb write-back && ! grep -qi 'mem 0x0*40000000-' /sys/kernel/debug/x86/pat_memtype_list
+has_memtypes() {
+	has_memtype wb write-back && has_memtype wc write-combining &&
+		has_memtype uc uncached-minus && has_memtype wb write-back &&
+		! grep -qi 'mem 0x0*40000000-' /sys/kernel/debug/x86/pat_memtype_list
 }
 with_pat() {
 	if [ -e /sys/kernel/debug/x86/pat_memtype_list ]; then
@@ -359,7 +360,7 @@ check "refuses a memory type for contig" refused 'memtype= goes with source=rang
 	source=contig memtype=wc
 check "refuses a memory type for auto, wb too" refused 'memtype= goes with source=range only' \
 	memtype=wb
-with_pat "gives a range the memory type asked for" has_modes
+with_pat "gives a range the memory type asked for" has_memtypes
 check "refuses a client without buffers" refused 'max_buffers=0 would let nobody' max_buffers=0
 check "refuses a quarantine below -1" refused 'quarantine_ms=-2 must be -1 to 86400000' quarantine_ms=-2
 check "refuses a quarantine of more than a day" refused 'must be -1 to 86400000' \

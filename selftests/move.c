@@ -664,8 +664,8 @@ TEST_F(move, by_large_entries)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* A cache mode goes along. */
-TEST_F(move, keeps_its_cache_mode)
+/* A memory type goes along. */
+TEST_F(move, keeps_its_memory_type)
 {
 	struct rust_buddy_migrate to;
 	struct rust_buddy_resize size;

@@ -11,7 +11,7 @@
 #include "rb_test.h"
 
 #define SIZE	KiB(64)
-#define MODES	"/sys/kernel/debug/rust_buddy/pool1/modes"
+#define MEMTYPE	"/sys/kernel/debug/rust_buddy/pool1/memtype"
 #define RELEASE	"/sys/kernel/debug/rust_buddy/pool1/release_quarantine"
 
 static uint64_t now_ms(void)
@@ -171,7 +171,7 @@ TEST_F_TIMEOUT(term, what_was_pinned_waits, SLOW)
 /* Is what begins at a place in the pool write-combining in the kernel's page table? */
 static bool is_wc(uint64_t place)
 {
-	FILE *f = fopen(MODES, "re");
+	FILE *f = fopen(MEMTYPE, "re");
 	unsigned long long from, bytes;
 	char name[8];
 	bool is = false;
@@ -183,15 +183,15 @@ static bool is_wc(uint64_t place)
 	return is;
 }
 
-/* The cache mode is the device's too: it ends with the wait, and before anybody has the memory. */
-TEST_F_TIMEOUT(term, the_cache_mode_waits_too, SLOW)
+/* The memory type is the device's too: it ends with the wait, and before anybody has the memory. */
+TEST_F_TIMEOUT(term, the_memory_type_waits_too, SLOW)
 {
 	struct rust_buddy_alloc buf, at = { .size = SIZE, .flags = RUST_BUDDY_ALLOC_AT };
 	uint64_t address;
 	int fd;
 
-	if (access(MODES, R_OK) || !(self->before.caps & RUST_BUDDY_CAP_WC))
-		SKIP(return, "no " MODES ", or nothing is write-combining: CONFIG_X86_PAT=y");
+	if (access(MEMTYPE, R_OK) || !(self->before.caps & RUST_BUDDY_CAP_WC))
+		SKIP(return, "no " MEMTYPE ", or nothing is write-combining: CONFIG_X86_PAT=y");
 	fd = rb_open(RB_DEV_PHYS);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, rb_alloc(fd, SIZE, RUST_BUDDY_ALLOC_WC, "pinned", &buf));

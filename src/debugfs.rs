@@ -4,7 +4,6 @@
 //! addresses.
 
 use crate::buddy::Order;
-use crate::cache::Mode;
 use crate::debug_file::{
     Act,
     File,
@@ -14,6 +13,7 @@ use crate::device::{
     self,
     Hub, //
 };
+use crate::memtype::MemType;
 use crate::mm;
 use crate::pool::Pool;
 use crate::quota::Users;
@@ -51,8 +51,8 @@ impl Files {
             (c"free_blocks", Act::Show(free_blocks)),
             (c"map", Act::Show(map)),
             (c"areas", Act::Show(areas)),
-            (c"modes", Act::Show(modes)),
-            (c"modes_mapped", Act::Show(modes_mapped)),
+            (c"memtype", Act::Show(memtype)),
+            (c"memtype_mapped", Act::Show(memtype_mapped)),
             #[cfg(rust_buddy_audit)]
             (c"audit", Act::Show(crate::audit::show)),
             (
@@ -131,47 +131,53 @@ fn free_blocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// The effective cache modes, as the kernel's page table has them: a line for each run of pages
-/// that are not cached, `place bytes mode slot`, and the place counts from the pool's start.
-fn modes(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// The effective memory types, as the kernel's page table has them: a line for each run of pages
+/// that are not cached, `place bytes memtype pat_index`. The place counts from the pool's start.
+fn memtype(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let region = pool.region();
     let mut run = None;
     let mut at = 0;
     while at < region.pages() {
         let page = region.base().plus(at);
         let entry = region.entry_of(page);
-        if let Some((start, slot, name)) = run {
-            if entry.map(|entry| entry.slot) != Some(slot) {
-                show_run(f, start, at, name, slot)?;
+        if let Some((start, pat_index, name)) = run {
+            if entry.map(|entry| entry.pat_index) != Some(pat_index) {
+                show_run(f, start, at, name, pat_index)?;
                 run = None;
             }
         }
-        let uncached = entry.filter(|entry| entry.mode() != Some(Mode::WriteBack));
-        run = run.or(uncached.map(|entry| (at, entry.slot, entry.mode_name())));
+        let uncached = entry.filter(|entry| entry.memtype() != Some(MemType::WriteBack));
+        run = run.or(uncached.map(|entry| (at, entry.pat_index, entry.memtype_name())));
         // To the end of what the entry maps, from wherever in it.
         let left = entry.map_or(1, |entry| entry.pages - page.0 % entry.pages);
         at += left.min(region.pages() - at);
     }
-    if let Some((start, slot, name)) = run {
-        show_run(f, start, at, name, slot)?;
+    if let Some((start, pat_index, name)) = run {
+        show_run(f, start, at, name, pat_index)?;
     }
     Ok(())
 }
 
-fn show_run(f: &mut fmt::Formatter<'_>, from: u64, to: u64, name: &str, slot: u8) -> fmt::Result {
+fn show_run(
+    f: &mut fmt::Formatter<'_>,
+    from: u64,
+    to: u64,
+    name: &str,
+    pat_index: u8,
+) -> fmt::Result {
     writeln!(
         f,
         "{} {} {} {}",
         from * mm::UNIT,
         (to - from) * mm::UNIT,
         name,
-        slot
+        pat_index
     )
 }
 
-/// The same of what the reader itself has mapped, `address bytes mode slot`.
-fn modes_mapped(_pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    device::show_modes(f)
+/// The same of what the reader itself has mapped, `address bytes memtype pat_index`.
+fn memtype_mapped(_pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    device::show_memtypes(f)
 }
 
 /// The pool as a picture. Each cell is looked at by itself, so the pool's lock is never held for

@@ -5,8 +5,8 @@
 
 #![warn(clippy::arithmetic_side_effects)]
 
-use crate::cache::Mode;
 use crate::linger::Slot;
+use crate::memtype::MemType;
 use crate::pool::Block;
 use crate::quota::{
     Charge,
@@ -56,15 +56,15 @@ impl Memory {
         self.inner.as_ref().map(|(block, _)| block)
     }
 
-    /// Gives it a cache mode, until it is back in its pool. That it was cleared cached is faster,
+    /// Gives it a memory type, until it is back in its pool. That it was cleared cached is faster,
     /// and the change flushes the caches. May sleep.
     ///
     /// # Errors
     ///
-    /// As [`Block::set_mode`]; it is to be dropped then.
-    pub(crate) fn set_mode(&mut self, mode: Mode) -> Result {
+    /// As [`Block::set_memtype`]; it is to be dropped then.
+    pub(crate) fn set_memtype(&mut self, memtype: MemType) -> Result {
         match &mut self.inner {
-            Some((block, _)) => block.set_mode(mode),
+            Some((block, _)) => block.set_memtype(memtype),
             None => Ok(()),
         }
     }

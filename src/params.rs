@@ -2,7 +2,7 @@
 
 //! Module parameters beyond what `module!` can declare, and the check of all of them.
 
-use crate::cache::Mode;
+use crate::memtype::MemType;
 use crate::mm;
 use crate::pool;
 use crate::quarantine::Term;
@@ -34,11 +34,11 @@ const SOURCES: [(&CStr, Source); 4] = [
 ];
 
 /// The values that `memtype=` takes; the first is the default.
-const MEMTYPES: [(&CStr, Option<Mode>); 4] = [
+const MEMTYPES: [(&CStr, Option<MemType>); 4] = [
     (c"", None),
-    (c"wb", Some(Mode::WriteBack)),
-    (c"wc", Some(Mode::WriteCombining)),
-    (c"uc", Some(Mode::Uncached)),
+    (c"wb", Some(MemType::WriteBack)),
+    (c"wc", Some(MemType::WriteCombining)),
+    (c"uc", Some(MemType::Uncached)),
 ];
 
 /// A parameter that takes one of some words.
@@ -154,7 +154,7 @@ words_parameter!(
 );
 words_parameter!(
     MemTypeWords,
-    Option<Mode>,
+    Option<MemType>,
     MEMTYPES,
     MEMTYPE_PARAM,
     c"memtype",
@@ -329,9 +329,9 @@ pub(crate) fn wanted(
         pr_err!("phys_start= goes with source=range only\n");
         return Err(EINVAL);
     }
-    let mode = MemTypeWords::chosen().1;
-    if mode.is_some() && source != Source::Range {
-        pr_err!("memtype= goes with source=range only; elsewhere ALLOC's flags choose the mode\n");
+    let memtype = MemTypeWords::chosen().1;
+    if memtype.is_some() && source != Source::Range {
+        pr_err!("memtype= goes with source=range only; elsewhere ALLOC's flags choose it\n");
         return Err(EINVAL);
     }
     let trust = match assume_memory {
@@ -359,7 +359,7 @@ pub(crate) fn wanted(
         pages: (size_mb << 20) / mm::UNIT,
         start: phys_start,
         node,
-        mode: mode.unwrap_or(Mode::WriteBack),
+        memtype: memtype.unwrap_or(MemType::WriteBack),
         trust,
     })
 }

@@ -39,7 +39,7 @@ pub(crate) enum Fixed {
 pub(crate) enum NoRoom {
     /// The pool has none.
     Pool(Refused),
-    /// The kernel refuses it the cache mode.
+    /// The kernel refuses it the memory type.
     Kernel(Error),
     /// It could not be cleared.
     Stopped(Stopped),
@@ -131,7 +131,7 @@ impl Change {
     }
 
     /// Another place for it, as large as `ask` says though only `requested` bytes count as asked
-    /// for, in the same cache mode, and clear where the buffer's contents don't come.
+    /// for, in the same memory type, and clear where the buffer's contents don't come.
     ///
     /// # Errors
     ///
@@ -150,7 +150,9 @@ impl Change {
         }
         .map_err(NoRoom::Stopped)?;
         block.set_requested(requested);
-        block.set_mode(self.buffer.mode()).map_err(NoRoom::Kernel)?;
+        block
+            .set_memtype(self.buffer.memtype())
+            .map_err(NoRoom::Kernel)?;
         Ok(block)
     }
 

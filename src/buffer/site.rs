@@ -9,8 +9,8 @@
 
 use super::window::Window;
 use crate::buddy::Direction;
-use crate::cache::Mode;
 use crate::memory::Memory;
+use crate::memtype::MemType;
 use crate::mm::{
     self,
     Pfn, //
@@ -49,7 +49,7 @@ use kernel::{
     }, //
 };
 
-/// The pages of the largest buffer in an uncached mode that is moved for others: 4 MiB.
+/// The pages of the largest buffer in an uncached memory type that is moved for others: 4 MiB.
 ///
 /// The calls of all clients that are about to be refused wait for such a move. Uncached memory is
 /// read at some 25 MB/s: this is 160 ms.
@@ -91,7 +91,7 @@ pub(crate) struct Site {
     #[pin]
     changed: CondVar,
     pool: Arc<Pool>,
-    mode: Mode,
+    memtype: MemType,
     /// Mapped by struct page, or filled by mmap: it neither moves nor shrinks.
     by_page: bool,
     filled: bool,
@@ -120,9 +120,9 @@ impl Site {
         stack: Option<Stack>,
         flags: u32,
     ) -> Result<Arc<Self>> {
-        let (pool, mode) = memory
+        let (pool, memtype) = memory
             .block()
-            .map(|block| (block.pool().clone(), block.mode()))
+            .map(|block| (block.pool().clone(), block.memtype()))
             .ok_or(EINVAL)?;
         let by_page = memory.by_page();
         let place = Place::new(memory, ask);
@@ -131,7 +131,7 @@ impl Site {
                 place <- new_mutex!(Some(place), "rust_buddy_place"),
                 changed <- new_condvar!("rust_buddy_changed"),
                 pool,
-                mode,
+                memtype,
                 by_page,
                 filled: flags & uapi::ALLOC_PREFAULT != 0,
                 window,
@@ -174,7 +174,7 @@ impl Site {
 
     /// Does nothing but its size set it apart from others?
     pub(super) fn is_plain(&self) -> bool {
-        self.mode == Mode::WriteBack && self.stack.is_none() && !self.by_page && !self.filled
+        self.memtype == MemType::WriteBack && self.stack.is_none() && !self.by_page && !self.filled
     }
 
     /// What is there, under its lock.
@@ -243,8 +243,8 @@ impl Site {
     }
 
     /// How the CPU's caches treat it.
-    pub(crate) fn mode(&self) -> Mode {
-        self.mode
+    pub(crate) fn memtype(&self) -> MemType {
+        self.memtype
     }
 
     /// Does it grow downward?
@@ -387,7 +387,7 @@ impl Site {
     /// copy.
     fn may_be_moved(&self, place: &Place) -> bool {
         let pages = place.span().map_or(0, |(_, pages)| pages);
-        let slow = self.mode != Mode::WriteBack && pages > MOST_UNCACHED;
+        let slow = self.memtype != MemType::WriteBack && pages > MOST_UNCACHED;
         place.holds == 0 && !slow && !self.is_immovable() && !matches!(place.ask.spot, Spot::At(_))
     }
 
@@ -448,7 +448,7 @@ impl Resident for Site {
         }
         let mut block = way.elsewhere(&place.ask, pages)?;
         block.set_requested(place.ask.size);
-        block.set_mode(self.mode).map_err(|_| Stays::Full)?;
+        block.set_memtype(self.memtype).map_err(|_| Stays::Full)?;
         let old = self.relocate(place, block).map_err(Stays::Stopped)?;
         drop(guard);
         // The lock of all moves is held, and the end of the fence wakes clients that wait.

@@ -36,9 +36,9 @@ use crate::buffer::{
     View,
     Window, //
 };
-use crate::cache::Mode;
 use crate::linger::Slot;
 use crate::memory::Memory;
+use crate::memtype::MemType;
 use crate::mm;
 use crate::pool::{
     Ask,
@@ -128,8 +128,8 @@ pub(super) fn alloc<'a>(
     }
     let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::REASON_NAME))?;
     let pool = commands::pool(client, request.pool)?;
-    let mode = Mode::of_flags(request.flags);
-    if !pool.region().offers(mode) {
+    let memtype = MemType::from_flags(request.flags);
+    if !pool.region().offers(memtype) {
         return Err(Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE));
     }
     let ask = ask(request, client, pool)?;
@@ -181,7 +181,7 @@ pub(super) fn alloc<'a>(
     let granted = mm::bytes(block.pages());
     request.order = block.order().get();
     let mut memory = Memory::new(block, memory_charge, slot).map_err(commands::stopped)?;
-    memory.set_mode(mode).map_err(|error| {
+    memory.set_memtype(memtype).map_err(|error| {
         if error == ENOMEM {
             no_memory(error)
         } else {

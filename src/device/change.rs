@@ -169,7 +169,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
         }
         pool.counts().grown(in_place);
     } else {
-        if buffer.mode() != pool.region().resting_mode() {
+        if buffer.memtype() != pool.region().resting_mode() {
             return Err(Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE));
         }
         change.also(Kind::Shrink).map_err(refusal)?;

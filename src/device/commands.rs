@@ -200,7 +200,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
         | uapi::FEAT_PREFAULT
         | uapi::FEAT_GUP
         | uapi::FEAT_WAIT
-        | uapi::FEAT_CACHE
+        | uapi::FEAT_MEMTYPE
         | uapi::FEAT_DEVICE
         | uapi::FEAT_MOVE
         | uapi::FEAT_STACK

@@ -112,7 +112,7 @@ fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
     }
     vma.set_dontexpand();
     vma.set_dontdump();
-    let mode = buffer.mode();
+    let memtype = buffer.memtype();
     let kind = if buffer.by_page() {
         flags::MIXEDMAP
     } else {
@@ -125,7 +125,7 @@ fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
         (*vma).__bindgen_anon_2.vm_flags |= kind;
         // What PFNMAP faults install is the type that the kernel knows for the frame, the same
         // one; those by struct page install this.
-        (*vma).vm_page_prot = mode.protect((*vma).vm_page_prot);
+        (*vma).vm_page_prot = memtype.protect((*vma).vm_page_prot);
         (*vma).vm_private_data = Arc::into_raw(buffer.clone()).cast_mut().cast();
         (*vma).vm_ops = &raw const OPERATIONS.0;
     }

@@ -31,7 +31,7 @@ pub(crate) use client::Client;
 pub(crate) use heap::HeapNode;
 #[cfg(rust_buddy_audit)]
 pub(crate) use mmap::shown_in;
-pub(crate) use modes::show_modes;
+pub(crate) use modes::show_memtypes;
 
 use self::{
     dma::Devices,

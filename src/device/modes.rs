@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The effective cache modes of mappings: what their page tables say, for debugfs.
+//! The effective memory types of mappings: what their page tables say, for debugfs.
 
 use super::mmap;
-use crate::cache::Entry;
+use crate::memtype::PatEntry;
 use crate::pgtable;
 use core::ptr::NonNull;
 use kernel::{
@@ -15,8 +15,8 @@ use kernel::{
 };
 
 /// Shows those of what the reader itself has mapped of any buffer: a line for each run of pages
-/// that are in its page table, `address bytes mode slot`.
-pub(crate) fn show_modes(f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// that are in its page table, `address bytes memtype pat_index`.
+pub(crate) fn show_memtypes(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let task = current!();
     let Some(mm) = task.mm() else {
         return Ok(());
@@ -38,11 +38,13 @@ pub(crate) fn show_modes(f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// The lines of one VMA, whose lock is held.
 fn show_vma(vma: &VmaRef, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let mut run: Option<(usize, Entry)> = None;
+    let mut run: Option<(usize, PatEntry)> = None;
     let mut at = vma.start();
     while at < vma.end() {
         let entry = entry_at(vma, at);
-        if let Some((start, of)) = run.filter(|(_, of)| entry.is_none_or(|e| e.slot != of.slot)) {
+        if let Some((start, of)) =
+            run.filter(|(_, of)| entry.is_none_or(|e| e.pat_index != of.pat_index))
+        {
             show_run(f, start, at, of)?;
             run = None;
         }
@@ -57,14 +59,22 @@ fn show_vma(vma: &VmaRef, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
 }
 
-fn show_run(f: &mut fmt::Formatter<'_>, from: usize, to: usize, of: Entry) -> fmt::Result {
+fn show_run(f: &mut fmt::Formatter<'_>, from: usize, to: usize, of: PatEntry) -> fmt::Result {
     let bytes = to.saturating_sub(from);
-    writeln!(f, "{from:#x} {bytes} {} {}", of.mode_name(), of.slot)
+    writeln!(
+        f,
+        "{from:#x} {bytes} {} {}",
+        of.memtype_name(),
+        of.pat_index
+    )
 }
 
 /// What the page table has for an address in a VMA of ours whose lock is held.
-fn entry_at(vma: &VmaRef, at: usize) -> Option<Entry> {
+fn entry_at(vma: &VmaRef, at: usize) -> Option<PatEntry> {
     // SAFETY: The address is in the VMA, which is locked.
     let shown = unsafe { pgtable::shown(vma.as_ptr(), at) }?;
-    Some(Entry::new(shown.bits, (shown.bytes >> PAGE_SHIFT) as u64))
+    Some(PatEntry::new(
+        shown.bits,
+        (shown.bytes >> PAGE_SHIFT) as u64,
+    ))
 }

@@ -16,8 +16,8 @@ use crate::buddy::{
     Order,
     Run, //
 };
-use crate::cache::Mode;
 use crate::magazine::End;
+use crate::memtype::MemType;
 use crate::mm::Pfn;
 use crate::quarantine::ModuleRef;
 use crate::region::Stopped;
@@ -31,12 +31,12 @@ use kernel::{
 /// # Invariants
 ///
 /// `run` is there until `drop` takes it, and came from `pool`, whose census counts it as `movable`
-/// says. All of it is in `mode`, but for what a failed change has left in the region's own.
+/// says. All of it is in `memtype`, but for what a failed change has left in the region's own.
 pub(crate) struct Block {
     pool: Arc<Pool>,
     run: Option<Run>,
     requested: u64,
-    mode: Mode,
+    memtype: MemType,
     movable: bool,
     /// Pages that count as free until it goes back, since another block has what is in them.
     twice: u64,
@@ -88,7 +88,7 @@ impl Block {
         pool.census.add(Pfn(run.start()), run.units(), false);
         // INVARIANT: Counted.
         Self {
-            mode: pool.region.resting_mode(),
+            memtype: pool.region.resting_mode(),
             run: Some(run),
             pool,
             requested,
@@ -212,7 +212,7 @@ impl Block {
         self.soil();
         // SAFETY: The pages are the two blocks', whose runs never overlap; by this function's
         // contract no other task writes to them.
-        unsafe { self.pool.region.copy(source, target, pages, self.mode) }?;
+        unsafe { self.pool.region.copy(source, target, pages, self.memtype) }?;
         // What may have been written there may have been here; if nothing was, all of it is zero.
         self.written = match before {
             Written::Unknown => from.written,
@@ -231,7 +231,7 @@ impl Block {
     }
 
     /// Gains, where it is, what `ask` has more, clear. False if the neighbour is not free or not
-    /// where `ask` wants it, or the block in a cache mode of its own. May sleep.
+    /// where `ask` wants it, or the block in a memory type of its own. May sleep.
     ///
     /// # Errors
     ///
@@ -240,7 +240,7 @@ impl Block {
         let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
             return Ok(false);
         };
-        if self.mode != self.pool.region.resting_mode() {
+        if self.memtype != self.pool.region.resting_mode() {
             return Ok(false);
         }
         let (before, requested) = (run.units(), self.requested);
@@ -325,44 +325,52 @@ impl Block {
         self.pool.tell(began);
     }
 
-    /// Gives all of it a cache mode, until it is dropped. May sleep.
+    /// Gives all of it a memory type, until it is dropped. May sleep.
     ///
     /// # Errors
     ///
-    /// As [`Region::set_mode`]; it is to be dropped then.
-    pub(crate) fn set_mode(&mut self, mode: Mode) -> Result {
-        if mode == self.mode {
+    /// As [`Region::set_memtype`]; it is to be dropped then.
+    pub(crate) fn set_memtype(&mut self, memtype: MemType) -> Result {
+        if memtype == self.memtype {
             return Ok(());
         }
         // INVARIANT: Now or in a moment, or not all of it.
-        self.mode = mode;
+        self.memtype = memtype;
         // SAFETY: As above.
-        unsafe { self.pool.region.set_mode(self.first(), self.pages(), mode) }
+        unsafe {
+            self.pool
+                .region
+                .set_memtype(self.first(), self.pages(), memtype)
+        }
     }
 
-    /// Its cache mode.
-    pub(crate) fn mode(&self) -> Mode {
-        self.mode
+    /// Its memory type.
+    pub(crate) fn memtype(&self) -> MemType {
+        self.memtype
     }
 
-    /// Brings it back into the mode in which the pool holds its memory.
+    /// Brings it back into the memory type in which the pool holds its memory.
     ///
     /// Page tables were split when it got its own, so that nothing is left that can fail. If the
     /// kernel sees that otherwise, nobody may get memory that is not what it is called.
     fn reset_mode(&mut self) -> Result {
-        let mode = self.pool.region.resting_mode();
-        if mode == self.mode {
+        let memtype = self.pool.region.resting_mode();
+        if memtype == self.memtype {
             return Ok(());
         }
         // SAFETY: Whoever was told about the pages has gone, or this would not be dropped.
-        let result = unsafe { self.pool.region.set_mode(self.first(), self.pages(), mode) };
+        let result = unsafe {
+            self.pool
+                .region
+                .set_memtype(self.first(), self.pages(), memtype)
+        };
         if let Err(error) = &result {
             pr_err!(
                 "{} pages of pool {} stay {} (error {}): they are kept from everybody, and the \
                  module loaded, until the next boot\n",
                 self.pages(),
                 self.pool.id,
-                self.mode.name(),
+                self.memtype.name(),
                 -error.to_errno(),
             );
         }
@@ -373,7 +381,7 @@ impl Block {
 impl Block {
     /// Gives it back without a look at the clients that wait for memory, which takes time for each
     /// of them. The caller calls [`Pool::wake_if_wanted`] when it holds no lock. May sleep, if the
-    /// block is in a mode of its own.
+    /// block is in a memory type of its own.
     pub(crate) fn free_without_waking(mut self) {
         self.give_back();
     }
@@ -383,7 +391,7 @@ impl Block {
         if self.run.is_none() {
             return false;
         }
-        let plain = self.mode == self.pool.region.resting_mode();
+        let plain = self.memtype == self.pool.region.resting_mode();
         let reset = self.reset_mode();
         if let Some(run) = self.run.take() {
             if reset.is_err() {

@@ -21,7 +21,6 @@ use crate::buddy::{
     Place,
     Run, //
 };
-use crate::cache::Mode;
 use crate::magazine::{
     self,
     End,
@@ -30,6 +29,7 @@ use crate::magazine::{
     Source,
     Tally, //
 };
+use crate::memtype::MemType;
 use crate::mm::Pfn;
 use kernel::{
     cpu::{
@@ -146,7 +146,7 @@ impl Pool {
             && !ask.strict
             && ask.extent == Extent::Block
             && ask.priority != Priority::Low
-            && self.region.resting_mode() == Mode::WriteBack;
+            && self.region.resting_mode() == MemType::WriteBack;
         let order = Order::covering(ask.units())?;
         let end = if place == Place::Highest {
             End::High

@@ -9,7 +9,7 @@ use super::{
     Wanted, //
 };
 use crate::buddy::Order;
-use crate::cache::Mode;
+use crate::memtype::MemType;
 use crate::mm::{
     self,
     CmaArea,
@@ -75,7 +75,7 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         base: first,
         pages: wanted.pages,
         node: Some(node),
-        mode: Mode::WriteBack,
+        memtype: MemType::WriteBack,
         // SAFETY: As above.
         mapping: unsafe { first.direct_map() }?,
         backing: Backing::Cma(backing),

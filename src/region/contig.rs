@@ -19,7 +19,7 @@ use super::{
     Region,
     Wanted, //
 };
-use crate::cache::Mode;
+use crate::memtype::MemType;
 use crate::mm::{
     self,
     Content,
@@ -82,7 +82,7 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         pages: wanted.pages,
         // SAFETY: The pages came from the page allocator, so the memory map covers them.
         node: Some(unsafe { mm::node_of(first) }),
-        mode: Mode::WriteBack,
+        memtype: MemType::WriteBack,
         // SAFETY: The pages came from the page allocator, so they are RAM that it manages.
         mapping: unsafe { first.direct_map() }?,
         backing: Backing::Contig(pages),

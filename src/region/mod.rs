@@ -12,10 +12,10 @@ mod contig;
 mod online;
 mod range;
 
-use crate::cache::{
+use crate::memtype::{
     self,
-    Entry,
-    Mode, //
+    MemType,
+    PatEntry, //
 };
 use crate::mm::{
     self,
@@ -59,8 +59,8 @@ pub(crate) struct Wanted {
     pub(crate) start: u64,
     /// Only memory of this NUMA node will do.
     pub(crate) node: Option<i32>,
-    /// The cache mode of all of it, for [`Source::Range`].
-    pub(crate) mode: Mode,
+    /// The memory type of all of it, for [`Source::Range`].
+    pub(crate) memtype: MemType,
     /// What to believe of [`Source::Range`].
     pub(crate) trust: Trust,
 }
@@ -93,14 +93,14 @@ enum Backing {
 /// # Invariants
 ///
 /// `pages` pages from `base` on belong to `backing` alone and are mapped, writable, at `mapping`
-/// for as long as this lives: in `mode`, or where [`Region::set_mode`] has changed that. Of a range
+/// for as long as this lives: in `memtype`, or as [`Region::set_memtype`] has set it. Of a range
 /// that is the only mapping; all else is RAM in the direct map.
 pub(crate) struct Region {
     backing: Backing,
     base: Pfn,
     pages: u64,
     node: Option<i32>,
-    mode: Mode,
+    memtype: MemType,
     mapping: NonNull<u8>,
 }
 
@@ -127,13 +127,13 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// For work on pages in `mode`. Uncached memory is slower by two orders of magnitude.
-    pub(crate) fn new(mode: Mode) -> Self {
-        let (piece, rest_after) = match mode {
+    /// For work on pages in `memtype`. Uncached memory is slower by two orders of magnitude.
+    pub(crate) fn new(memtype: MemType) -> Self {
+        let (piece, rest_after) = match memtype {
             // 2 MiB, and a rest after 64 MiB: some 10 ms.
-            Mode::WriteBack => (1 << 9, 32),
+            MemType::WriteBack => (1 << 9, 32),
             // 256 KiB.
-            Mode::WriteCombining | Mode::Uncached => (1 << 6, 1),
+            MemType::WriteCombining | MemType::Uncached => (1 << 6, 1),
         };
         Self {
             piece,
@@ -193,7 +193,7 @@ impl Region {
         );
         pr_info!("its buffers: {}\n", region.abilities());
         if let Backing::Range(_) = region.backing {
-            pr_info!("their cache mode: {}\n", region.mode.name());
+            pr_info!("their memory type: {}\n", region.memtype.name());
         }
         Ok(region)
     }
@@ -241,15 +241,19 @@ impl Region {
             // VFIO takes pages that the kernel has no record of without a reference.
             Backing::Range(_) => 0,
         };
-        let modes = Mode::ALL.into_iter().filter(|&mode| self.offers(mode));
-        modes.fold(pages, |caps, mode| caps | mode.cap())
+        let types = MemType::ALL
+            .into_iter()
+            .filter(|&memtype| self.offers(memtype));
+        types.fold(pages, |caps, memtype| caps | memtype.cap())
     }
 
-    /// Can its pages have this cache mode?
-    pub(crate) fn offers(&self, mode: Mode) -> bool {
+    /// Can its pages have this memory type?
+    pub(crate) fn offers(&self, memtype: MemType) -> bool {
         match self.backing {
-            Backing::Contig(_) | Backing::Cma(_) => mode == self.mode || cache::selectable(),
-            Backing::Range(_) => mode == self.mode,
+            Backing::Contig(_) | Backing::Cma(_) => {
+                memtype == self.memtype || memtype::pat_enabled()
+            }
+            Backing::Range(_) => memtype == self.memtype,
         }
     }
 
@@ -261,41 +265,41 @@ impl Region {
         }
     }
 
-    /// The cache mode that pages have which are nobody's.
-    pub(crate) fn resting_mode(&self) -> Mode {
-        self.mode
+    /// The memory type that pages have which are nobody's.
+    pub(crate) fn resting_mode(&self) -> MemType {
+        self.memtype
     }
 
-    /// Changes the cache mode of pages, and of every mapping made from now on. May sleep.
+    /// Changes the memory type of pages, and of every mapping made from now on. May sleep.
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for a mode that the region does not offer, `ENOMEM` without memory for page
-    /// tables, others where the kernel refuses. Some of the pages may then have the new mode.
+    /// `EOPNOTSUPP` for a type that the region does not offer, `ENOMEM` without memory for page
+    /// tables, others where the kernel refuses. Some of the pages may then have the new type.
     ///
     /// # Safety
     ///
     /// The caller must own the pages `[first, first + pages)` and nobody else may use them.
-    pub(crate) unsafe fn set_mode(&self, first: Pfn, pages: u64, mode: Mode) -> Result {
-        if !self.offers(mode) {
+    pub(crate) unsafe fn set_memtype(&self, first: Pfn, pages: u64, memtype: MemType) -> Result {
+        if !self.offers(memtype) {
             return Err(EOPNOTSUPP);
         }
         let at = self.kernel_address(first).ok_or(EINVAL)?;
         match self.backing {
             // SAFETY: By the type invariants this is the direct map, and nobody else maps pages
             // that nobody else uses.
-            Backing::Contig(_) | Backing::Cma(_) => unsafe { mode.apply(at, pages) },
+            Backing::Contig(_) | Backing::Cma(_) => unsafe { memtype.apply(at, pages) },
             // The one that it has.
             Backing::Range(_) => Ok(()),
         }
     }
 
     /// What the kernel's page table says of a page.
-    pub(crate) fn entry_of(&self, page: Pfn) -> Option<Entry> {
+    pub(crate) fn entry_of(&self, page: Pfn) -> Option<PatEntry> {
         let at = self.kernel_address(page)?;
         // SAFETY: By the type invariants it stays mapped; the direct map's page tables stay as
         // long as there is memory that they map.
-        unsafe { Entry::of_kernel(at) }
+        unsafe { PatEntry::of_kernel(at) }
     }
 
     /// The same for people.
@@ -356,7 +360,7 @@ impl Region {
             .find(|&page| unsafe { mm::is_poisoned(page) })
     }
 
-    /// Copies pages from one place to another, both in `mode`.
+    /// Copies pages from one place to another, both in `memtype`.
     ///
     /// May sleep.
     ///
@@ -373,9 +377,9 @@ impl Region {
         from: Pfn,
         to: Pfn,
         pages: u64,
-        mode: Mode,
+        memtype: MemType,
     ) -> Result<(), Stopped> {
-        let mut pace = Pace::new(mode);
+        let mut pace = Pace::new(memtype);
         let mut done = 0;
         while done < pages {
             let now = pace.next(done, pages - done)?;
@@ -416,7 +420,7 @@ impl Region {
                 .add(offset as usize)
                 .write_bytes(0, (pages * mm::UNIT) as usize)
         };
-        if self.mode != Mode::WriteBack {
+        if self.memtype != MemType::WriteBack {
             // Writes that a CPU still gathers are seen by nobody else.
             mb(Full);
         }

@@ -10,10 +10,10 @@ use super::{
     Trust,
     Wanted, //
 };
-use crate::cache::{
+use crate::memtype::{
     self,
-    Entry,
-    Mode, //
+    MemType,
+    PatEntry, //
 };
 use crate::mm::{
     self,
@@ -90,7 +90,7 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         pr_err!("the node of a physical range is where it is: load without node=\n");
         return Err(EINVAL);
     }
-    if wanted.mode != Mode::WriteBack && !cache::selectable() {
+    if wanted.memtype != MemType::WriteBack && !memtype::pat_enabled() {
         pr_err!("the kernel has no PAT: boot without nopat, or load with memtype=wb\n");
         return Err(EOPNOTSUPP);
     }
@@ -98,25 +98,25 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
     let evidence = claim.evidence(wanted.trust)?;
     // The CPU's own record of what is memory (MTRRs) overrides a request for cached memory, and
     // the kernel then maps it in another way, silently. So ask for that first.
-    let mut mapping = Mapping::new(claim, Mode::WriteBack)?;
-    if mapping.mode() != Some(Mode::WriteBack) {
+    let mut mapping = Mapping::new(claim, MemType::WriteBack)?;
+    if mapping.memtype() != Some(MemType::WriteBack) {
         pr_err!(
             "[{:#x}-{:#x}] is {} by the firmware's settings, so it is registers of a device and no \
              memory: take another phys_start=\n",
             wanted.start,
             end - 1,
-            mapping.mode().map_or("not cached", Mode::name),
+            mapping.memtype().map_or("not cached", MemType::name),
         );
         return Err(ENXIO);
     }
-    if wanted.mode != Mode::WriteBack {
-        mapping = mapping.remap(wanted.mode)?;
-        if mapping.mode() != Some(wanted.mode) {
+    if wanted.memtype != MemType::WriteBack {
+        mapping = mapping.remap(wanted.memtype)?;
+        if mapping.memtype() != Some(wanted.memtype) {
             pr_err!(
                 "[{:#x}-{:#x}] can't be {}\n",
                 wanted.start,
                 end - 1,
-                wanted.mode.name(),
+                wanted.memtype.name(),
             );
             return Err(EOPNOTSUPP);
         }
@@ -131,7 +131,7 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         base,
         pages: wanted.pages,
         node: None,
-        mode: wanted.mode,
+        memtype: wanted.memtype,
         mapping: mapping.at.cast(),
         backing: Backing::Range(mapping),
     })
@@ -299,19 +299,19 @@ impl Mapping {
     /// # Errors
     ///
     /// `ENOMEM` if the kernel can't map it.
-    fn new(claim: Claim, mode: Mode) -> Result<Self> {
+    fn new(claim: Claim, memtype: MemType) -> Result<Self> {
         let (start, size) = (claim.start, claim.size as usize);
         // SAFETY: The range is claimed, so it is ours to map.
         let at = unsafe {
-            match mode {
-                Mode::WriteBack => bindings::memremap(start, size, mm::MEMREMAP_WB),
-                Mode::WriteCombining => bindings::memremap(start, size, mm::MEMREMAP_WC),
-                Mode::Uncached => bindings::ioremap(start, size),
+            match memtype {
+                MemType::WriteBack => bindings::memremap(start, size, mm::MEMREMAP_WB),
+                MemType::WriteCombining => bindings::memremap(start, size, mm::MEMREMAP_WC),
+                MemType::Uncached => bindings::ioremap(start, size),
             }
         };
         let Some(at) = NonNull::new(at) else {
             pr_err!(
-                "[{:#x}-{:#x}] can't be mapped, or is mapped in another cache mode\n",
+                "[{:#x}-{:#x}] can't be mapped, or is mapped in another memory type\n",
                 start,
                 start + claim.size - 1,
             );
@@ -321,9 +321,9 @@ impl Mapping {
         Ok(Self { at, claim })
     }
 
-    /// Maps the range again, in another cache mode.
-    fn remap(self, mode: Mode) -> Result<Self> {
-        Self::new(self.unmap(), mode)
+    /// Maps the range again, in another memory type.
+    fn remap(self, memtype: MemType) -> Result<Self> {
+        Self::new(self.unmap(), memtype)
     }
 
     /// Unmaps the range, which stays claimed.
@@ -336,10 +336,10 @@ impl Mapping {
         unsafe { core::ptr::read(&this.claim) }
     }
 
-    /// Returns the cache mode that the page tables give the range.
-    fn mode(&self) -> Option<Mode> {
+    /// Returns the memory type that the page tables give the range.
+    fn memtype(&self) -> Option<MemType> {
         // SAFETY: By the type invariants it is mapped, and stays so while `self` is borrowed.
-        unsafe { Entry::of_kernel(self.at.cast()) }.and_then(|entry| entry.mode())
+        unsafe { PatEntry::of_kernel(self.at.cast()) }.and_then(|entry| entry.memtype())
     }
 
     /// Checks that words of the range, one in each [`STEP`] and the last, keep what is written.

@@ -192,7 +192,7 @@ constants! {
     /// ALLOC_PREFAULT is there.
     FEAT_PREFAULT: u64 = 1 << 4;
     /// ALLOC_WC and ALLOC_UC are there.
-    FEAT_CACHE: u64 = 1 << 5;
+    FEAT_MEMTYPE: u64 = 1 << 5;
     /// ALLOC_GUP is there.
     FEAT_GUP: u64 = 1 << 6;
     /// ALLOC_WAIT and poll are there.

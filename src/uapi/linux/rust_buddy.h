@@ -119,7 +119,7 @@ struct rust_buddy_hdr {
 #define RUST_BUDDY_FEAT_PIN	(1ULL << 2)	/* this file may PIN */
 #define RUST_BUDDY_FEAT_DMABUF	(1ULL << 3)	/* EXPORT and IMPORT */
 #define RUST_BUDDY_FEAT_PREFAULT (1ULL << 4)	/* RUST_BUDDY_ALLOC_PREFAULT */
-#define RUST_BUDDY_FEAT_CACHE	(1ULL << 5)	/* RUST_BUDDY_ALLOC_WC and UC */
+#define RUST_BUDDY_FEAT_MEMTYPE	(1ULL << 5)	/* RUST_BUDDY_ALLOC_WC and UC */
 #define RUST_BUDDY_FEAT_GUP	(1ULL << 6)	/* RUST_BUDDY_ALLOC_GUP */
 #define RUST_BUDDY_FEAT_WAIT	(1ULL << 7)	/* RUST_BUDDY_ALLOC_WAIT and poll() */
 #define RUST_BUDDY_FEAT_DEVICE	(1ULL << 8)	/* PIN for a device, SYNC, max_address */
@@ -164,7 +164,7 @@ struct rust_buddy_info {
 #define RUST_BUDDY_CAP_LONGTERM_PIN	(1ULL << 1)	/* and could be pinned for long */
 #define RUST_BUDDY_CAP_MOVABLE		(1ULL << 2)	/* its buffers may be moved */
 /*
- * The cache modes that ALLOC can ask for: a reserved range has exactly one, all
+ * The memory types that ALLOC can ask for: a reserved range has exactly one, all
  * other pools all three, or only CAP_WB where the kernel runs without PAT.
  */
 #define RUST_BUDDY_CAP_WC		(1ULL << 3)	/* RUST_BUDDY_ALLOC_WC */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Cache modes, as they are and not as they were asked for. Three witnesses: the
+ * Memory types, as they are and not as they were asked for. Three witnesses: the
  * entries of the kernel's page table and of ours (the module's debugfs files read
  * them), and the kernel's own record of each page's type (/proc/kpageflags for
  * RAM, x86/pat_memtype_list for ranges). What an entry's bits stand for is looked
@@ -14,8 +14,8 @@
 #include "rb_test.h"
 
 #define POOL1		"/sys/kernel/debug/rust_buddy/pool1/"
-#define MODES		POOL1 "modes"
-#define MODES_MAPPED	POOL1 "modes_mapped"
+#define MEMTYPE		POOL1 "memtype"
+#define MEMTYPE_MAPPED	POOL1 "memtype_mapped"
 #define PAT_LIST	"/sys/kernel/debug/x86/pat_memtype_list"
 #define PTDUMP		"/sys/kernel/debug/page_tables/current_user"
 #define HEAP		"/dev/dma_heap/rust_buddy"
@@ -24,7 +24,7 @@
 #define KPF_ARCH	38
 #define KPF_ARCH_2	41
 
-struct mode {
+struct memtype {
 	const char *name;
 	uint32_t flag;
 	uint64_t cap;
@@ -34,16 +34,16 @@ struct mode {
 	const char *type;
 };
 
-static const struct mode WB = { "wb", 0, RUST_BUDDY_CAP_WB, 6, "write-back" };
-static const struct mode WC = { "wc", RUST_BUDDY_ALLOC_WC, RUST_BUDDY_CAP_WC, 1,
+static const struct memtype WB = { "wb", 0, RUST_BUDDY_CAP_WB, 6, "write-back" };
+static const struct memtype WC = { "wc", RUST_BUDDY_ALLOC_WC, RUST_BUDDY_CAP_WC, 1,
 				"write-combining" };
-static const struct mode UC = { "uc", RUST_BUDDY_ALLOC_UC, RUST_BUDDY_CAP_UC, 7,
+static const struct memtype UC = { "uc", RUST_BUDDY_ALLOC_UC, RUST_BUDDY_CAP_UC, 7,
 				"uncached-minus" };
-static const struct mode * const ALL[] = { &WB, &WC, &UC };
+static const struct memtype * const ALL[] = { &WB, &WC, &UC };
 
 #define CAP_ANY	(RUST_BUDDY_CAP_WB | RUST_BUDDY_CAP_WC | RUST_BUDDY_CAP_UC)
 
-static const struct mode *mode_of(uint64_t cap)
+static const struct memtype *memtype_of(uint64_t cap)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(ALL); i++)
 		if (ALL[i]->cap == cap)
@@ -73,27 +73,28 @@ static uint64_t pat_register(void)
 }
 
 /*
- * The one mode that a file of runs ("place bytes mode slot") has for all of
+ * The one memory type that a file of runs ("place bytes memtype pat_index") has for all of
  * [at, at + bytes); @none if it has nothing of it.
  */
-static const char *mode_in(const char *file, uint64_t at, uint64_t bytes, const char *none)
+static const char *memtype_in(const char *file, uint64_t at, uint64_t bytes, const char *none)
 {
 	FILE *f = fopen(file, "re");
-	const struct mode *seen = NULL;
+	const struct memtype *seen = NULL;
 	unsigned long long from, len;
 	const char *what = NULL;
 	uint64_t covered = 0;
-	unsigned int slot;
+	unsigned int pat_index;
 	char line[128], name[8];
 
 	if (!f)
 		return "unreadable";
 	while (fgets(line, sizeof(line), f)) {
-		const struct mode *mode = NULL;
+		const struct memtype *memtype = NULL;
 		uint64_t lo, hi;
 
-		if (sscanf(line, "%lli %llu %7s %u", (long long *)&from, &len, name, &slot) != 4 ||
-		    slot > 7) {
+		if (sscanf(line, "%lli %llu %7s %u", (long long *)&from, &len, name,
+			   &pat_index) != 4 ||
+		    pat_index > 7) {
 			what = "unintelligible";
 			break;
 		}
@@ -103,16 +104,16 @@ static const char *mode_in(const char *file, uint64_t at, uint64_t bytes, const 
 			continue;
 		for (size_t i = 0; i < ARRAY_SIZE(ALL); i++)
 			if (!strcmp(ALL[i]->name, name))
-				mode = ALL[i];
-		if (!mode || (seen && seen != mode)) {
+				memtype = ALL[i];
+		if (!memtype || (seen && seen != memtype)) {
 			what = "mixed";
 			break;
 		}
-		if (pat_register() && (pat_register() >> (8 * slot) & 0xff) != mode->pat) {
+		if (pat_register() && (pat_register() >> (8 * pat_index) & 0xff) != memtype->pat) {
 			what = "not what the CPU has there";
 			break;
 		}
-		seen = mode;
+		seen = memtype;
 		covered += hi - lo;
 	}
 	fclose(f);
@@ -124,22 +125,22 @@ static const char *mode_in(const char *file, uint64_t at, uint64_t bytes, const 
 }
 
 /* What the kernel's page table has for a place in the pool: only what is not cached is listed. */
-static const char *kernel_mode(uint64_t place, uint64_t bytes)
+static const char *kernel_memtype(uint64_t place, uint64_t bytes)
 {
-	return mode_in(MODES, place, bytes, "wb");
+	return memtype_in(MEMTYPE, place, bytes, "wb");
 }
 
-static const char *user_mode(const void *map, uint64_t bytes)
+static const char *user_memtype(const void *map, uint64_t bytes)
 {
-	return mode_in(MODES_MAPPED, (uintptr_t)map, bytes, "nothing");
+	return memtype_in(MEMTYPE_MAPPED, (uintptr_t)map, bytes, "nothing");
 }
 
 /* What the kernel has on record for RAM; NULL if that can't be read. */
 static const char *ram_type(uint64_t address, uint64_t bytes)
 {
-	static const struct mode * const of[] = { &WB, &WC, &UC, NULL };
+	static const struct memtype * const of[] = { &WB, &WC, &UC, NULL };
 	uint64_t flags[512], page = address / KiB(4), end = (address + bytes) / KiB(4);
-	const struct mode *seen = NULL;
+	const struct memtype *seen = NULL;
 	const char *what = NULL;
 	int fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
 
@@ -151,12 +152,12 @@ static const char *ram_type(uint64_t address, uint64_t bytes)
 		if (pread(fd, flags, n * 8, page * 8) != (ssize_t)n * 8)
 			what = "not on record";
 		for (uint64_t i = 0; i < n && !what; i++) {
-			const struct mode *mode = of[(flags[i] >> KPF_ARCH & 1) |
+			const struct memtype *memtype = of[(flags[i] >> KPF_ARCH & 1) |
 						     (flags[i] >> KPF_ARCH_2 & 1) << 1];
 
-			if (!mode || (seen && seen != mode))
+			if (!memtype || (seen && seen != memtype))
 				what = "mixed";
-			seen = mode;
+			seen = memtype;
 		}
 		page += n;
 	}
@@ -204,7 +205,7 @@ static const char *recorded(const struct rust_buddy_pool_info *pool, uint64_t pl
 static const char *dumped(const void *map, uint64_t bytes, const char *unknown)
 {
 	uint64_t start = (uintptr_t)map, end = start + bytes, covered = 0;
-	const struct mode *seen = NULL;
+	const struct memtype *seen = NULL;
 	unsigned long long from, to;
 	const char *what = NULL;
 	char line[256];
@@ -214,7 +215,7 @@ static const char *dumped(const void *map, uint64_t bytes, const char *unknown)
 		return unknown;
 	while (!what && fgets(line, sizeof(line), f)) {
 		bool wc = strstr(line, " PWT "), uc = strstr(line, " PCD ");
-		const struct mode *mode = wc ? &WC : uc ? &UC : &WB;
+		const struct memtype *memtype = wc ? &WC : uc ? &UC : &WB;
 
 		if (sscanf(line, "%llx-%llx", &from, &to) != 2 || !strstr(line, " USR "))
 			continue;
@@ -224,9 +225,9 @@ static const char *dumped(const void *map, uint64_t bytes, const char *unknown)
 			to = end;
 		if (from >= to)
 			continue;
-		if ((wc && uc) || strstr(line, " PAT ") || (seen && seen != mode))
+		if ((wc && uc) || strstr(line, " PAT ") || (seen && seen != memtype))
 			what = "mixed";
-		seen = mode;
+		seen = memtype;
 		covered += to - from;
 	}
 	fclose(f);
@@ -236,61 +237,61 @@ static const char *dumped(const void *map, uint64_t bytes, const char *unknown)
 }
 
 /* Both of the kernel's witnesses for a place in the pool. */
-#define EXPECT_MODE(m, place, bytes) do {					\
-	const struct mode *__m = (m);						\
-	EXPECT_STREQ(__m->name, kernel_mode(place, bytes));			\
+#define EXPECT_MEMTYPE(m, place, bytes) do {					\
+	const struct memtype *__m = (m);						\
+	EXPECT_STREQ(__m->name, kernel_memtype(place, bytes));			\
 	EXPECT_STREQ(__m->name, recorded(&self->before, place, bytes, __m->name)); \
 } while (0)
 
 /* And those of our own page table, for what was touched. */
 #define EXPECT_MAPPED(m, map, bytes) do {					\
-	EXPECT_STREQ((m)->name, user_mode(map, bytes));				\
+	EXPECT_STREQ((m)->name, user_memtype(map, bytes));				\
 	EXPECT_STREQ((m)->name, dumped(map, bytes, (m)->name));			\
 } while (0)
 
-FIXTURE(cache)
+FIXTURE(memtype)
 {
 	int fd;
 	struct rust_buddy_info info;
 	struct rust_buddy_pool_info before;
 	/* What memory is in that nobody has. */
-	const struct mode *rest;
+	const struct memtype *rest;
 };
 
-FIXTURE_SETUP(cache)
+FIXTURE_SETUP(memtype)
 {
 	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
 	ASSERT_EQ(0, rb_info(self->fd, &self->info));
-	ASSERT_EQ(RUST_BUDDY_FEAT_CACHE, self->info.features & RUST_BUDDY_FEAT_CACHE);
+	ASSERT_EQ(RUST_BUDDY_FEAT_MEMTYPE, self->info.features & RUST_BUDDY_FEAT_MEMTYPE);
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->before));
-	if (access(MODES, R_OK))
-		SKIP(return, "no " MODES ": CONFIG_DEBUG_FS, and who is root?");
+	if (access(MEMTYPE, R_OK))
+		SKIP(return, "no " MEMTYPE ": CONFIG_DEBUG_FS, and who is root?");
 	self->rest = self->before.source == RUST_BUDDY_SOURCE_RANGE ?
-		     mode_of(self->before.caps & CAP_ANY) : &WB;
+		     memtype_of(self->before.caps & CAP_ANY) : &WB;
 	ASSERT_NE(NULL, self->rest);
 }
 
-/* Whatever a test did: all is back, and in the mode in which the pool keeps it. */
-FIXTURE_TEARDOWN(cache)
+/* Whatever a test did: all is back, and in the memory type in which the pool keeps it. */
+FIXTURE_TEARDOWN(memtype)
 {
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
-	EXPECT_MODE(self->rest, 0, self->before.size);
+	EXPECT_MEMTYPE(self->rest, 0, self->before.size);
 	close(self->fd);
 }
 
-#define MODE_ARGS	struct __test_metadata *_metadata, FIXTURE_DATA(cache) *self, \
-			const struct mode *m
+#define MEMTYPE_ARGS	struct __test_metadata *_metadata, FIXTURE_DATA(memtype) *self, \
+			const struct memtype *m
 
-/* A test that is done for every mode that the pool has. */
-#define TEST_MODES(name)							\
-	static void name(MODE_ARGS);						\
-	TEST_F_TIMEOUT(cache, name, SLOW)					\
+/* A test that is done for every memory type that the pool has. */
+#define TEST_MEMTYPES(name)							\
+	static void name(MEMTYPE_ARGS);						\
+	TEST_F_TIMEOUT(memtype, name, SLOW)					\
 	{									\
 		for (size_t i = 0; i < ARRAY_SIZE(ALL); i++)			\
 			if (self->before.caps & ALL[i]->cap)			\
 				name(_metadata, self, ALL[i]);			\
 	}									\
-	static void name(MODE_ARGS)
+	static void name(MEMTYPE_ARGS)
 
 static uint64_t place_in_pool(const struct rust_buddy_pool_info *pool, int fd, uint64_t handle)
 {
@@ -309,7 +310,7 @@ static int alloc_at(int fd, uint64_t place, uint64_t size, uint32_t flags,
 }
 
 /* Right from ALLOC on, in every mapping, until the last of them is gone. */
-TEST_MODES(is_what_it_is_called)
+TEST_MEMTYPES(is_what_it_is_called)
 {
 	static const uint64_t sizes[] = { KiB(4), KiB(64), MiB(2), MiB(4) + KiB(12) };
 
@@ -319,17 +320,17 @@ TEST_MODES(is_what_it_is_called)
 		uint64_t place, size = sizes[i];
 		void *map, *again;
 
-		ASSERT_EQ(0, rb_alloc(self->fd, size, m->flag | RUST_BUDDY_ALLOC_EXACT, "mode",
+		ASSERT_EQ(0, rb_alloc(self->fd, size, m->flag | RUST_BUDDY_ALLOC_EXACT, "memtype",
 				      &buf));
 		ASSERT_EQ(size, buf.granted);
 		ASSERT_EQ(0, rb_buffer_info(self->fd, buf.handle, &info));
 		EXPECT_EQ(m->flag | RUST_BUDDY_ALLOC_EXACT, info.flags);
 		place = place_in_pool(&self->before, self->fd, buf.handle);
-		EXPECT_MODE(m, place, size);
+		EXPECT_MEMTYPE(m, place, size);
 
 		map = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
 		ASSERT_TRUE(map != MAP_FAILED);
-		EXPECT_STREQ("nothing", user_mode(map, size));
+		EXPECT_STREQ("nothing", user_memtype(map, size));
 		EXPECT_TRUE(zeroed(map, size));
 		EXPECT_MAPPED(m, map, size);
 		fill(map, size, 3 + i);
@@ -342,16 +343,16 @@ TEST_MODES(is_what_it_is_called)
 
 		/* The handle is not what keeps it. */
 		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-		EXPECT_MODE(m, place, size);
+		EXPECT_MEMTYPE(m, place, size);
 		EXPECT_MAPPED(m, map, size);
 		EXPECT_TRUE(filled(map, size, 3 + i));
 		EXPECT_EQ(0, munmap(map, size));
-		EXPECT_MODE(self->rest, place, size);
+		EXPECT_MEMTYPE(self->rest, place, size);
 	}
 }
 
-/* Memory that was in this mode comes back zero, and cached unless the pool is not. */
-TEST_MODES(is_as_it_was_for_the_next)
+/* Memory that was in this memory type comes back zero, and cached unless the pool is not. */
+TEST_MEMTYPES(is_as_it_was_for_the_next)
 {
 	struct rust_buddy_alloc buf;
 	uint64_t place;
@@ -367,7 +368,7 @@ TEST_MODES(is_as_it_was_for_the_next)
 	EXPECT_EQ(0, rb_free(self->fd, buf.handle));
 
 	ASSERT_EQ(0, alloc_at(self->fd, place, KiB(256), self->rest->flag, &buf));
-	EXPECT_MODE(self->rest, place, KiB(256));
+	EXPECT_MEMTYPE(self->rest, place, KiB(256));
 	map = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE(map != MAP_FAILED);
 	EXPECT_TRUE(zeroed(map, KiB(256)));
@@ -377,7 +378,7 @@ TEST_MODES(is_as_it_was_for_the_next)
 }
 
 /* The other node has it too, and close() brings it back. */
-TEST_MODES(ends_with_close)
+TEST_MEMTYPES(ends_with_close)
 {
 	struct rust_buddy_pool_info pool;
 	struct rust_buddy_alloc buf;
@@ -387,13 +388,13 @@ TEST_MODES(ends_with_close)
 	ASSERT_EQ(0, rb_pool_info(fd, 0, &pool));
 	EXPECT_EQ(self->before.caps, pool.caps);
 	ASSERT_EQ(0, rb_alloc(fd, self->before.size, m->flag, "all", &buf));
-	EXPECT_MODE(m, 0, self->before.size);
+	EXPECT_MEMTYPE(m, 0, self->before.size);
 	close(fd);
 	EXPECT_POOL(self->fd, &self->before);
-	EXPECT_MODE(self->rest, 0, self->before.size);
+	EXPECT_MEMTYPE(self->rest, 0, self->before.size);
 }
 
-TEST_MODES(ends_with_a_kill)
+TEST_MEMTYPES(ends_with_a_kill)
 {
 	struct rust_buddy_alloc buf;
 	uint64_t place;
@@ -420,7 +421,7 @@ TEST_MODES(ends_with_a_kill)
 		if (map == MAP_FAILED)
 			_exit(2);
 		fill(map, KiB(64), 9);
-		if (strcmp(user_mode(map, KiB(64)), m->name))
+		if (strcmp(user_memtype(map, KiB(64)), m->name))
 			_exit(3);
 		if (write(ready[1], "", 1) != 1)
 			_exit(4);
@@ -429,16 +430,16 @@ TEST_MODES(ends_with_a_kill)
 	}
 	close(ready[1]);
 	EXPECT_EQ(1, read(ready[0], &c, 1));
-	EXPECT_MODE(m, place, KiB(64));
+	EXPECT_MEMTYPE(m, place, KiB(64));
 	ASSERT_EQ(0, kill(pid, SIGKILL));
 	EXPECT_EQ(128 + SIGKILL, verdict(pid));
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
-	EXPECT_MODE(self->rest, place, KiB(64));
+	EXPECT_MEMTYPE(self->rest, place, KiB(64));
 	close(ready[0]);
 }
 
 /* A part of a buffer, what is left of a mapping, another protection, another process. */
-TEST_MODES(holds_in_every_kind_of_mapping)
+TEST_MEMTYPES(holds_in_every_kind_of_mapping)
 {
 	struct rust_buddy_alloc buf;
 	char *map, *part;
@@ -453,7 +454,7 @@ TEST_MODES(holds_in_every_kind_of_mapping)
 	fill(part, KiB(8), 21);
 	EXPECT_MAPPED(m, part, KiB(8));
 	EXPECT_TRUE(filled(map + KiB(12), KiB(8), 21));
-	EXPECT_STREQ("nothing", user_mode(map, KiB(12)));
+	EXPECT_STREQ("nothing", user_memtype(map, KiB(12)));
 
 	/* A hole in the middle, and the rest read-only, and writable again. */
 	memset(map, 1, KiB(64));
@@ -472,7 +473,7 @@ TEST_MODES(holds_in_every_kind_of_mapping)
 		if (map[KiB(23)] != 2 || map[KiB(40)] != 1)
 			_exit(1);
 		memset(map + KiB(32), 3, KiB(32));
-		_exit(strcmp(user_mode(map + KiB(32), KiB(32)), m->name) ? 2 : 0);
+		_exit(strcmp(user_memtype(map + KiB(32), KiB(32)), m->name) ? 2 : 0);
 	}
 	EXPECT_EQ(0, verdict(pid));
 	EXPECT_EQ(3, map[KiB(63)]);
@@ -482,8 +483,11 @@ TEST_MODES(holds_in_every_kind_of_mapping)
 	EXPECT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* A dma-buf's mapping has the buffer's mode, and the dma-buf keeps it when handle and client go. */
-TEST_MODES(holds_in_a_dma_buf)
+/*
+ * A dma-buf's mapping has the buffer's memory type, and the dma-buf keeps it when handle and client
+ * go.
+ */
+TEST_MEMTYPES(holds_in_a_dma_buf)
 {
 	struct rust_buddy_export export = { .flags = O_CLOEXEC | O_RDWR };
 	struct rust_buddy_alloc buf;
@@ -497,21 +501,21 @@ TEST_MODES(holds_in_a_dma_buf)
 	export.handle = buf.handle;
 	ASSERT_EQ(0, rb_ioctl(fd, RUST_BUDDY_IOC_EXPORT, &export));
 	close(fd);
-	EXPECT_MODE(m, place, KiB(16));
+	EXPECT_MEMTYPE(m, place, KiB(16));
 	map = mmap(NULL, KiB(16), PROT_READ | PROT_WRITE, MAP_SHARED, export.fd, 0);
 	ASSERT_TRUE(map != MAP_FAILED);
 	fill(map, KiB(16), 4);
 	EXPECT_TRUE(filled(map, KiB(16), 4));
 	EXPECT_MAPPED(m, map, KiB(16));
 	EXPECT_EQ(0, munmap(map, KiB(16)));
-	EXPECT_MODE(m, place, KiB(16));
+	EXPECT_MEMTYPE(m, place, KiB(16));
 	close(export.fd);
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
-	EXPECT_MODE(self->rest, place, KiB(16));
+	EXPECT_MEMTYPE(self->rest, place, KiB(16));
 }
 
 /* By struct page it is the VMA that says it: only the kernel's dump shows what came of it. */
-TEST_MODES(holds_by_struct_page)
+TEST_MEMTYPES(holds_by_struct_page)
 {
 	struct rust_buddy_alloc buf;
 	uint64_t place;
@@ -525,14 +529,14 @@ TEST_MODES(holds_by_struct_page)
 	ASSERT_TRUE(map != MAP_FAILED);
 	fill(map, KiB(64), 8);
 	EXPECT_TRUE(filled(map, KiB(64), 8));
-	EXPECT_MODE(m, place, KiB(64));
+	EXPECT_MEMTYPE(m, place, KiB(64));
 	EXPECT_STREQ(m->name, dumped(map, KiB(64), m->name));
 	EXPECT_EQ(0, munmap(map, KiB(64)));
 	EXPECT_EQ(0, rb_free(self->fd, buf.handle));
-	EXPECT_MODE(self->rest, place, KiB(64));
+	EXPECT_MEMTYPE(self->rest, place, KiB(64));
 }
 
-TEST_F(cache, says_what_it_can)
+TEST_F(memtype, says_what_it_can)
 {
 	uint64_t caps = self->before.caps & CAP_ANY;
 
@@ -545,7 +549,7 @@ TEST_F(cache, says_what_it_can)
 	}
 }
 
-TEST_F(cache, refuses_both_at_once)
+TEST_F(memtype, refuses_both_at_once)
 {
 	struct rust_buddy_alloc req, ok;
 	const uint32_t both = RUST_BUDDY_ALLOC_WC | RUST_BUDDY_ALLOC_UC;
@@ -565,8 +569,8 @@ TEST_F(cache, refuses_both_at_once)
 	EXPECT_EQ(0, rb_free(self->fd, ok.handle));
 }
 
-/* A mode that it has not is refused, cached too, and nothing has changed. */
-TEST_F(cache, refuses_what_it_can_not)
+/* A memory type that the pool lacks is refused, write-back too, and nothing has changed. */
+TEST_F(memtype, refuses_what_it_can_not)
 {
 	struct rust_buddy_alloc req, ok;
 	size_t refused = 0;
@@ -594,11 +598,11 @@ TEST_F(cache, refuses_what_it_can_not)
 	EXPECT_POOL(self->fd, &self->before);
 }
 
-/* What is wrong with the pool comes before what is wrong with the mode, that before the size. */
-TEST_F(cache, refuses_in_order)
+/* A wrong pool is reported before a wrong memory type, and that before a wrong size. */
+TEST_F(memtype, refuses_in_order)
 {
 	struct rust_buddy_alloc req = { .size = 0, .flags = RUST_BUDDY_ALLOC_WC, .pool = 77 };
-	const struct mode *lacks = NULL;
+	const struct memtype *lacks = NULL;
 
 	EXPECT_EQ(-ENOENT, rb_alloc_req(self->fd, &req));
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_UNKNOWN_POOL, req.hdr.reason);
@@ -612,8 +616,8 @@ TEST_F(cache, refuses_in_order)
 		  req.hdr.reason);
 }
 
-/* Who allocates from the dma-heap can't say a mode: it is the one in which the pool rests. */
-TEST_F(cache, the_heap_has_the_pools_own)
+/* Callers of the dma-heap can't name a memory type: they get the pool's default. */
+TEST_F(memtype, the_heap_has_the_pools_own)
 {
 	struct dma_heap_allocation_data req = { .len = KiB(64), .fd_flags = O_RDWR | O_CLOEXEC };
 	int heap = open(HEAP, O_RDONLY | O_CLOEXEC);
@@ -634,11 +638,11 @@ TEST_F(cache, the_heap_has_the_pools_own)
 
 #define NEIGHBOURS	64
 
-/* Small and larger buffers of all modes next to each other in one 2 MiB of the kernel's own map. */
-TEST_F_TIMEOUT(cache, neighbours_differ, SLOW)
+/* Buffers of all memory types and several sizes, adjacent in one 2 MiB of the direct map. */
+TEST_F_TIMEOUT(memtype, neighbours_differ, SLOW)
 {
 	struct rust_buddy_alloc buf[NEIGHBOURS];
-	const struct mode *of[NEIGHBOURS];
+	const struct memtype *of[NEIGHBOURS];
 	uint64_t place[NEIGHBOURS], at = MiB(4), seed = 42;
 	void *map[NEIGHBOURS];
 	int order[NEIGHBOURS], i, k;
@@ -660,7 +664,7 @@ TEST_F_TIMEOUT(cache, neighbours_differ, SLOW)
 		order[i] = i;
 	}
 	for (i = 0; i < NEIGHBOURS; i++) {
-		EXPECT_MODE(of[i], place[i], buf[i].granted);
+		EXPECT_MEMTYPE(of[i], place[i], buf[i].granted);
 		EXPECT_MAPPED(of[i], map[i], buf[i].granted);
 		EXPECT_TRUE(filled(map[i], buf[i].granted, i + 1));
 	}
@@ -676,13 +680,13 @@ TEST_F_TIMEOUT(cache, neighbours_differ, SLOW)
 		EXPECT_TRUE(filled(map[k], buf[k].granted, k + 1));
 		EXPECT_EQ(0, munmap(map[k], buf[k].granted));
 		EXPECT_EQ(0, rb_free(self->fd, buf[k].handle));
-		EXPECT_MODE(self->rest, place[k], buf[k].granted);
+		EXPECT_MEMTYPE(self->rest, place[k], buf[k].granted);
 		if (i + 1 < NEIGHBOURS) {
 			k = order[i + 1];
-			EXPECT_MODE(of[k], place[k], buf[k].granted);
+			EXPECT_MEMTYPE(of[k], place[k], buf[k].granted);
 		}
 	}
-	EXPECT_MODE(self->rest, MiB(4), at - MiB(4));
+	EXPECT_MEMTYPE(self->rest, MiB(4), at - MiB(4));
 }
 
 struct storm {
@@ -693,7 +697,7 @@ struct storm {
 	const char *wrong;
 };
 
-/* Allocates, fills, judges and frees in whichever mode; what went wrong is left in ->wrong. */
+/* Allocates, fills, judges and frees in a random memory type; an error is left in ->wrong. */
 static void *storming(void *arg)
 {
 	struct storm *s = arg;
@@ -704,7 +708,7 @@ static void *storming(void *arg)
 		return NULL;
 	}
 	for (int i = 0; i < s->rounds && !s->wrong; i++) {
-		const struct mode *m = ALL[rnd(&s->seed) % 3];
+		const struct memtype *m = ALL[rnd(&s->seed) % 3];
 		uint64_t size = KiB(4) << rnd(&s->seed) % 6;
 		struct rust_buddy_alloc buf;
 		void *map;
@@ -723,8 +727,8 @@ static void *storming(void *arg)
 		if (!zeroed(map, size))
 			s->wrong = "not zero";
 		fill(map, size, s->seed & 0xffff);
-		if (i % 8 == 0 && strcmp(user_mode(map, size), m->name))
-			s->wrong = "mode";
+		if (i % 8 == 0 && strcmp(user_memtype(map, size), m->name))
+			s->wrong = "memtype";
 		if (!filled(map, size, s->seed & 0xffff))
 			s->wrong = "contents";
 		/* In both orders. */
@@ -739,7 +743,7 @@ static void *storming(void *arg)
 	return NULL;
 }
 
-TEST_F_TIMEOUT(cache, many_at_once, SLOW)
+TEST_F_TIMEOUT(memtype, many_at_once, SLOW)
 {
 	struct storm s[4];
 
@@ -781,7 +785,7 @@ static uint64_t cost(int fd, uint64_t size, uint32_t flags, int times)
 }
 
 /* No judgement, but figures. */
-TEST_F_TIMEOUT(cache, costs, SLOW)
+TEST_F_TIMEOUT(memtype, costs, SLOW)
 {
 	static const uint64_t sizes[] = { KiB(4), MiB(2) };
 
@@ -796,9 +800,9 @@ TEST_F_TIMEOUT(cache, costs, SLOW)
 			printf("# ALLOC and FREE of %llu KiB, %s: %llu us\n",
 			       (unsigned long long)sizes[i] >> 10, ALL[k]->name,
 			       (unsigned long long)ns / 1000);
-			printf("# {\"figure\": \"cache_alloc_free\", \"source\": %u, ",
+			printf("# {\"figure\": \"memtype_alloc_free\", \"source\": %u, ",
 			       self->before.source);
-			printf("\"kib\": %llu, \"mode\": \"%s\", \"ns\": %llu}\n",
+			printf("\"kib\": %llu, \"memtype\": \"%s\", \"ns\": %llu}\n",
 			       (unsigned long long)sizes[i] >> 10, ALL[k]->name,
 			       (unsigned long long)ns);
 		}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How the CPU's caches treat memory: what page tables say of it, and how that is changed.
+//! Memory types: how the CPU's caches treat memory, as page tables say, and how that is changed.
+//! The kernel's names are `page_cache_mode` and, in debugfs, `pat_memtype_list`.
 //!
 //! For RAM the kernel keeps one type a page, and every mapping made of it, whoever makes it, has
 //! that type: so changing the direct map's changes all that come later. For what is no RAM the
@@ -27,9 +28,9 @@ extern "C" {
     fn set_memory_uc(address: c_ulong, pages: c_int) -> c_int;
 }
 
-/// A cache mode.
+/// A memory type.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
+pub(crate) enum MemType {
     /// Cached, as all memory is by default.
     WriteBack,
     /// Not cached; writes are gathered.
@@ -38,12 +39,12 @@ pub(crate) enum Mode {
     Uncached,
 }
 
-impl Mode {
+impl MemType {
     /// All of them.
     pub(crate) const ALL: [Self; 3] = [Self::WriteBack, Self::WriteCombining, Self::Uncached];
 
     /// What ALLOC's flags ask for, of which at most one is set.
-    pub(crate) fn of_flags(flags: u32) -> Self {
+    pub(crate) fn from_flags(flags: u32) -> Self {
         if flags & uapi::ALLOC_WC != 0 {
             Self::WriteCombining
         } else if flags & uapi::ALLOC_UC != 0 {
@@ -87,7 +88,7 @@ impl Mode {
         unsafe { bindings::cachemode2protval(self.kernel()) as u64 }
     }
 
-    /// `protection` with this mode instead of its own.
+    /// `protection` with this memory type instead of its own.
     pub(crate) fn protect(self, protection: bindings::pgprot_t) -> bindings::pgprot_t {
         const ALL: u64 = 1 << WRITE_THROUGH | 1 << CACHE_DISABLE | 1 << PAT_SMALL;
         bindings::pgprot_t {
@@ -95,8 +96,8 @@ impl Mode {
         }
     }
 
-    /// Gives pages of the direct map this mode, and with them every mapping made from now on. May
-    /// sleep.
+    /// Gives pages of the direct map this memory type, and with them every mapping made from now
+    /// on. May sleep.
     ///
     /// # Errors
     ///
@@ -121,28 +122,29 @@ impl Mode {
     }
 }
 
-/// Does the kernel tell pages of different modes apart? Not if it was booted with `nopat`.
-pub(crate) fn selectable() -> bool {
+/// Returns whether the kernel tells pages of different memory types apart. It does not if it was
+/// booted with `nopat`.
+pub(crate) fn pat_enabled() -> bool {
     // SAFETY: Reads a flag that is set during early boot.
     unsafe { bindings::pat_enabled() }
 }
 
-/// What an entry of a page table says: the effective mode, whatever was asked for.
+/// What an entry of a page table says: the effective memory type, whatever was asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct PatEntry {
     /// Which of the CPU's eight types it selects.
-    pub(crate) slot: u8,
+    pub(crate) pat_index: u8,
     /// How many pages it maps.
     pub(crate) pages: u64,
 }
 
-impl Entry {
+impl PatEntry {
     /// Takes an entry for `pages` pages apart.
     pub(crate) fn new(bits: u64, pages: u64) -> Self {
         let bit = |at: u32| (bits >> at & 1) as u8;
         let pat = bit(if pages == 1 { PAT_SMALL } else { PAT_LARGE });
         Self {
-            slot: pat << 2 | bit(CACHE_DISABLE) << 1 | bit(WRITE_THROUGH),
+            pat_index: pat << 2 | bit(CACHE_DISABLE) << 1 | bit(WRITE_THROUGH),
             pages,
         }
     }
@@ -170,15 +172,15 @@ impl Entry {
         (bits & 1 != 0).then(|| Self::new(bits, pages))
     }
 
-    /// The mode that selects the same.
-    pub(crate) fn mode(&self) -> Option<Mode> {
-        Mode::ALL
+    /// The memory type that selects the same.
+    pub(crate) fn memtype(&self) -> Option<MemType> {
+        MemType::ALL
             .into_iter()
-            .find(|mode| Self::new(mode.bits(), 1).slot == self.slot)
+            .find(|memtype| Self::new(memtype.bits(), 1).pat_index == self.pat_index)
     }
 
     /// The same for people.
-    pub(crate) fn mode_name(&self) -> &'static str {
-        self.mode().map_or("?", Mode::name)
+    pub(crate) fn memtype_name(&self) -> &'static str {
+        self.memtype().map_or("?", MemType::name)
     }
 }
