@@ -13,7 +13,7 @@
 
 enum {
 	NR_INFO, NR_POOL_INFO, NR_ALLOC, NR_FREE, NR_PIN, NR_UNPIN, NR_BUFFER_INFO,
-	NR_EXPORT, NR_IMPORT, NR_SYNC, NR_MIGRATE, NR_RESIZE, NR_RECLAIM,
+	NR_EXPORT, NR_IMPORT, NR_SYNC, NR_MIGRATE, NR_RESIZE, NR_COMPACT,
 	NR_RESERVE, NR_RELEASE, NR_BATCH, NRS
 };
 
@@ -30,7 +30,7 @@ static const size_t sizes[NRS] = {
 	[NR_SYNC]	 = sizeof(struct rust_buddy_sync),
 	[NR_MIGRATE]	 = sizeof(struct rust_buddy_migrate),
 	[NR_RESIZE]	 = sizeof(struct rust_buddy_resize),
-	[NR_RECLAIM]	 = sizeof(struct rust_buddy_reclaim),
+	[NR_COMPACT]	 = sizeof(struct rust_buddy_compact),
 	[NR_RESERVE]	 = sizeof(struct rust_buddy_reserve),
 	[NR_RELEASE]	 = sizeof(struct rust_buddy_release),
 	[NR_BATCH]	 = sizeof(struct rust_buddy_batch),
@@ -50,7 +50,7 @@ union request {
 	struct rust_buddy_sync sync;
 	struct rust_buddy_migrate migrate;
 	struct rust_buddy_resize resize;
-	struct rust_buddy_reclaim reclaim;
+	struct rust_buddy_compact compact;
 	struct rust_buddy_reserve reserve;
 	struct rust_buddy_release release;
 	struct rust_buddy_batch batch;
@@ -72,7 +72,7 @@ TEST(layout)
 	EXPECT_EQ(48U, sizeof(struct rust_buddy_sync));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_migrate));
 	EXPECT_EQ(64U, sizeof(struct rust_buddy_resize));
-	EXPECT_EQ(72U, sizeof(struct rust_buddy_reclaim));
+	EXPECT_EQ(72U, sizeof(struct rust_buddy_compact));
 	EXPECT_EQ(88U, sizeof(struct rust_buddy_reserve));
 	EXPECT_EQ(24U, sizeof(struct rust_buddy_release));
 	EXPECT_EQ(56U, sizeof(struct rust_buddy_batch));
@@ -102,7 +102,7 @@ TEST(layout)
 	EXPECT_EQ(0xc030bd09U, (__u32)RUST_BUDDY_IOC_SYNC);
 	EXPECT_EQ(0xc040bd0aU, (__u32)RUST_BUDDY_IOC_MIGRATE);
 	EXPECT_EQ(0xc040bd0bU, (__u32)RUST_BUDDY_IOC_RESIZE);
-	EXPECT_EQ(0xc048bd0cU, (__u32)RUST_BUDDY_IOC_RECLAIM);
+	EXPECT_EQ(0xc048bd0cU, (__u32)RUST_BUDDY_IOC_COMPACT);
 	EXPECT_EQ(0xc058bd0dU, (__u32)RUST_BUDDY_IOC_RESERVE);
 	EXPECT_EQ(0xc018bd0eU, (__u32)RUST_BUDDY_IOC_RELEASE);
 	EXPECT_EQ(0xc038bd0fU, (__u32)RUST_BUDDY_IOC_BATCH);
@@ -225,8 +225,8 @@ FIXTURE_VARIANT_ADD(call, resize) {
 };
 
 /* Nothing but a header wants one block of order 0, which there is. */
-FIXTURE_VARIANT_ADD(call, reclaim) {
-	.nr = NR_RECLAIM,
+FIXTURE_VARIANT_ADD(call, compact) {
+	.nr = NR_COMPACT,
 	.shortest = sizeof(struct rust_buddy_hdr),
 };
 
@@ -357,13 +357,13 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		req.resize.size = KiB(60);
 		req.resize.flags = RUST_BUDDY_RESIZE_MAY_MOVE;
 		break;
-	case NR_RECLAIM:
-		req.reclaim.pool = 0;
-		req.reclaim.order = 3;
-		req.reclaim.flags = 0;
-		req.reclaim.reserved = 0;
-		req.reclaim.blocks = 0;
-		req.reclaim.max_copy = 0;
+	case NR_COMPACT:
+		req.compact.pool = 0;
+		req.compact.order = 3;
+		req.compact.flags = 0;
+		req.compact.reserved = 0;
+		req.compact.blocks = 0;
+		req.compact.max_copy = 0;
 		break;
 	case NR_RESERVE:
 		req.reserve.lo = MiB(1);
@@ -1057,7 +1057,7 @@ TEST_F(node, alloc_unknown_flags)
 	const __u32 known = RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_WC |
 			    RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_GUP |
 			    RUST_BUDDY_ALLOC_WAIT | RUST_BUDDY_ALLOC_STACK |
-			    RUST_BUDDY_ALLOC_GUARD | RUST_BUDDY_ALLOC_RECLAIM |
+			    RUST_BUDDY_ALLOC_GUARD | RUST_BUDDY_ALLOC_COMPACT |
 			    RUST_BUDDY_ALLOC_LOW | RUST_BUDDY_ALLOC_HIGH;
 	unsigned int bit;
 
@@ -1100,7 +1100,7 @@ TEST_F(node, alloc_flag_combinations)
 	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS,
 	    req.flags = RUST_BUDDY_ALLOC_LOW | RUST_BUDDY_ALLOC_HIGH);
 	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS, req.max_copy = 1);
-	GOOD(req.flags = RUST_BUDDY_ALLOC_RECLAIM; req.max_copy = 1);
+	GOOD(req.flags = RUST_BUDDY_ALLOC_COMPACT; req.max_copy = 1);
 }
 
 TEST_F(node, alloc_name)

@@ -20,7 +20,7 @@
 
 enum op {
 	ALLOC, EXPORT, IMPORT, RESERVE, BATCH_ALLOC,
-	FREE, PIN, UNPIN, SYNC, MIGRATE, GROW, MOVE_AND_GROW, SHRINK, RECLAIM, RELEASE, BATCH_FREE,
+	FREE, PIN, UNPIN, SYNC, MIGRATE, GROW, MOVE_AND_GROW, SHRINK, COMPACT, RELEASE, BATCH_FREE,
 };
 
 union request {
@@ -36,7 +36,7 @@ union request {
 	struct rust_buddy_sync sync;
 	struct rust_buddy_migrate migrate;
 	struct rust_buddy_resize resize;
-	struct rust_buddy_reclaim reclaim;
+	struct rust_buddy_compact compact;
 	struct rust_buddy_release release;
 };
 
@@ -86,7 +86,7 @@ FIXTURE_VARIANT_ADD(answers, migrate) { .op = MIGRATE, .creates = false };
 FIXTURE_VARIANT_ADD(answers, grow) { .op = GROW, .creates = false };
 FIXTURE_VARIANT_ADD(answers, move_and_grow) { .op = MOVE_AND_GROW, .creates = false };
 FIXTURE_VARIANT_ADD(answers, shrink) { .op = SHRINK, .creates = false };
-FIXTURE_VARIANT_ADD(answers, reclaim) { .op = RECLAIM, .creates = false };
+FIXTURE_VARIANT_ADD(answers, compact) { .op = COMPACT, .creates = false };
 FIXTURE_VARIANT_ADD(answers, release) { .op = RELEASE, .creates = false };
 FIXTURE_VARIANT_ADD(answers, batch_of_frees) { .op = BATCH_FREE, .creates = false };
 
@@ -227,9 +227,9 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *se
 		req->resize.handle = self->buf.handle;
 		req->resize.size = SIZE / 2;
 		break;
-	case RECLAIM:
-		self->cmd = RUST_BUDDY_IOC_RECLAIM;
-		req->reclaim.blocks = 1;
+	case COMPACT:
+		self->cmd = RUST_BUDDY_IOC_COMPACT;
+		req->compact.blocks = 1;
 		break;
 	case RELEASE:
 		ASSERT_EQ(0, rb_reserve(fd, FAR, FAR + SIZE, 0, "", &self->reserved));
@@ -347,7 +347,7 @@ static void expect_done(struct __test_metadata *_metadata, FIXTURE_DATA(answers)
 		EXPECT_EQ(0, self->frees[1].hdr.ret);
 		break;
 	default:
-		/* SYNC and RECLAIM leave nothing to be seen here. */
+		/* SYNC and COMPACT leave nothing to be seen here. */
 		EXPECT_STREQ("", state_diff(was, &is));
 	}
 }
@@ -388,7 +388,7 @@ TEST_F(answers, refused_during_the_call)
 	case ALLOC:
 	case IMPORT:
 	case RESERVE:
-	case RECLAIM:
+	case COMPACT:
 	case BATCH_ALLOC:
 		SKIP(return, "these name no handle");
 	case BATCH_FREE:

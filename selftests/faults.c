@@ -94,7 +94,7 @@ enum call {
 	HEAP,
 	MIGRATE,
 	RESIZE,
-	RECLAIM,
+	COMPACT,
 	RESERVE,
 	RELEASE,
 	BATCH,
@@ -146,7 +146,7 @@ FIXTURE_VARIANT_ADD(fault, import) { .call = IMPORT, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, heap) { .call = HEAP, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, migrate) { .call = MIGRATE };
 FIXTURE_VARIANT_ADD(fault, resize) { .call = RESIZE };
-FIXTURE_VARIANT_ADD(fault, reclaim) { .call = RECLAIM };
+FIXTURE_VARIANT_ADD(fault, compact) { .call = COMPACT };
 FIXTURE_VARIANT_ADD(fault, reserve) { .call = RESERVE, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, release) { .call = RELEASE };
 FIXTURE_VARIANT_ADD(fault, batch) { .call = BATCH, .err = -ENOMEM };
@@ -210,7 +210,7 @@ static int before_call(FIXTURE_DATA(fault) *self, enum call call)
 	if (call == RELEASE)
 		return rb_reserve(self->fd, MiB(1), MiB(2), 0, "fault", &self->reserved);
 	/* Something has to be in the way. */
-	if (call == RECLAIM || call == RESERVE)
+	if (call == COMPACT || call == RESERVE)
 		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
 	if (call == IMPORT) {
 		self->dmabuf = rb_export(self->fd, self->buf.handle, 0, 0, O_RDWR | O_CLOEXEC);
@@ -237,7 +237,7 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		struct rust_buddy_import import;
 		struct rust_buddy_migrate migrate;
 		struct rust_buddy_resize resize;
-		struct rust_buddy_reclaim reclaim;
+		struct rust_buddy_compact compact;
 		struct rust_buddy_reserve reserve;
 		struct rust_buddy_release release;
 		struct rust_buddy_batch batch;
@@ -327,11 +327,11 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		u.resize.size = KiB(20);
 		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_RESIZE, &u);
 		break;
-	case RECLAIM:
-		u.reclaim.order = 4;
-		u.reclaim.flags = RUST_BUDDY_RECLAIM_AT;
-		u.reclaim.place = self->before.size - KiB(64);
-		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &u);
+	case COMPACT:
+		u.compact.order = 4;
+		u.compact.flags = RUST_BUDDY_COMPACT_AT;
+		u.compact.pool_offset = self->before.size - KiB(64);
+		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_COMPACT, &u);
 		break;
 	case RESERVE:
 		u.reserve.lo = self->before.size - KiB(64);
@@ -390,7 +390,7 @@ static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_bud
 	struct rust_buddy_migrate to;
 
 	switch (call) {
-	case RECLAIM:
+	case COMPACT:
 		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
 	case RESERVE:
 		if (rb_release(self->fd, self->reserved))
@@ -439,7 +439,7 @@ static int after_failure(FIXTURE_DATA(fault) *self, enum call call)
 		return rb_unpin(self->fd, self->buf.handle);
 	if (call == RELEASE)
 		return rb_release(self->fd, self->reserved);
-	if (call == RECLAIM || call == RESERVE)
+	if (call == COMPACT || call == RESERVE)
 		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
 	if (call == IMPORT)
 		return close(self->dmabuf);

@@ -37,7 +37,7 @@
 
 enum {
 	INFO, POOL_INFO, ALLOC, FREE, PIN, UNPIN, BUFFER_INFO, EXPORT, IMPORT, SYNC, MIGRATE,
-	RESIZE, RECLAIM, RESERVE, RELEASE, BATCH, COMMANDS
+	RESIZE, COMPACT, RESERVE, RELEASE, BATCH, COMMANDS
 };
 
 enum count {
@@ -59,7 +59,7 @@ enum count {
 
 static const char * const count_names[COUNTS] = {
 	"info", "pool_info", "alloc", "free", "pin", "unpin", "buffer_info", "export", "import",
-	"sync", "migrate", "resize", "reclaim", "reserve", "release", "batch", "other_commands",
+	"sync", "migrate", "resize", "compact", "reserve", "release", "batch", "other_commands",
 	"mmap",
 	"succeeded", "refused",
 	"efault_e2big", "enotty", "signals", "forks", "opens", "zero_checks", "pattern_checks",
@@ -72,7 +72,7 @@ static const size_t sizes[] = {
 	sizeof(struct rust_buddy_buffer_info), sizeof(struct rust_buddy_export),
 	sizeof(struct rust_buddy_import), sizeof(struct rust_buddy_sync),
 	sizeof(struct rust_buddy_migrate), sizeof(struct rust_buddy_resize),
-	sizeof(struct rust_buddy_reclaim), sizeof(struct rust_buddy_reserve),
+	sizeof(struct rust_buddy_compact), sizeof(struct rust_buddy_reserve),
 	sizeof(struct rust_buddy_release), sizeof(struct rust_buddy_batch),
 };
 
@@ -97,8 +97,8 @@ static const struct {
 	{ MIGRATE, FROM(migrate, generation), UP_TO(migrate, largest_free) },
 	{ RESIZE, FROM(resize, granted), UP_TO(resize, order) },
 	{ ALLOC, FROM(alloc, copied), UP_TO(alloc, copied) },
-	{ RECLAIM, FROM(reclaim, place), UP_TO(reclaim, place) },
-	{ RECLAIM, FROM(reclaim, copied), UP_TO(reclaim, gained) },
+	{ COMPACT, FROM(compact, pool_offset), UP_TO(compact, pool_offset) },
+	{ COMPACT, FROM(compact, copied), UP_TO(compact, evacuated) },
 	{ RESERVE, FROM(reserve, handle), UP_TO(reserve, copied) },
 	{ BATCH, FROM(batch, done), UP_TO(batch, failed) },
 };
@@ -135,7 +135,7 @@ union request {
 	struct rust_buddy_sync sync;
 	struct rust_buddy_migrate migrate;
 	struct rust_buddy_resize resize;
-	struct rust_buddy_reclaim reclaim;
+	struct rust_buddy_compact compact;
 	struct rust_buddy_reserve reserve;
 	struct rust_buddy_batch batch;
 	unsigned char bytes[16384];	/* as much as a command can say */
@@ -502,7 +502,7 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 			       RUST_BUDDY_ALLOC_AT | RUST_BUDDY_ALLOC_PREFAULT | modes |
 			       RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_WAIT |
 			       RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_GUARD |
-			       RUST_BUDDY_ALLOC_RECLAIM | urgency;
+			       RUST_BUDDY_ALLOC_COMPACT | urgency;
 	const bool stack = r->flags & RUST_BUDDY_ALLOC_STACK;
 	const uint64_t page = board->pool.unit, pool = board->pool.size;
 	const bool at = r->flags & RUST_BUDDY_ALLOC_AT;
@@ -518,7 +518,7 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 		return RUST_BUDDY_REASON_RESERVED_FIELD;
 	if (r->flags & ~known || (r->flags & place) == place ||
 	    (r->flags & modes) == modes || (r->flags & urgency) == urgency ||
-	    (r->max_copy && !(r->flags & RUST_BUDDY_ALLOC_RECLAIM)) ||
+	    (r->max_copy && !(r->flags & RUST_BUDDY_ALLOC_COMPACT)) ||
 	    (stack && r->flags & (RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_GUP)) ||
 	    (!stack && r->flags & RUST_BUDDY_ALLOC_GUARD) ||
 	    (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
@@ -616,13 +616,13 @@ static uint32_t change_reason(struct actor *a, const struct client *client, int 
 	return s->pins ? RUST_BUDDY_REASON_PINNED : ANYTHING;
 }
 
-static uint32_t reclaim_reason(const struct rust_buddy_reclaim *r)
+static uint32_t compact_reason(const struct rust_buddy_compact *r)
 {
 	const uint64_t bytes = board->pool.unit << (r->order & 31);
 
 	if (r->reserved)
 		return RUST_BUDDY_REASON_RESERVED_FIELD;
-	if (r->flags & ~RUST_BUDDY_RECLAIM_AT || (r->flags && r->blocks > 1))
+	if (r->flags & ~RUST_BUDDY_COMPACT_AT || (r->flags && r->blocks > 1))
 		return RUST_BUDDY_REASON_FLAGS;
 	if (r->pool && r->pool != board->pool.pool)
 		return RUST_BUDDY_REASON_UNKNOWN_POOL;
@@ -630,9 +630,9 @@ static uint32_t reclaim_reason(const struct rust_buddy_reclaim *r)
 		return RUST_BUDDY_REASON_ORDER;
 	if (r->blocks > board->pool.size / bytes)
 		return RUST_BUDDY_REASON_SIZE;
-	if (r->flags && (r->place % board->pool.unit || r->place > board->pool.size ||
-			 r->place + bytes > board->pool.size ||
-			 (board->pool.phys_base + r->place) % bytes))
+	if (r->flags && (r->pool_offset % board->pool.unit || r->pool_offset > board->pool.size ||
+			 r->pool_offset + bytes > board->pool.size ||
+			 (board->pool.phys_base + r->pool_offset) % bytes))
 		return RUST_BUDDY_REASON_RANGE;
 	return ANYTHING;
 }
@@ -701,8 +701,8 @@ static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 	}
 	if (nr != BUFFER_INFO && client->read_only)
 		return RUST_BUDDY_REASON_READ_ONLY_FILE;
-	if (nr == RECLAIM)
-		return reclaim_reason(&req->reclaim);
+	if (nr == COMPACT)
+		return compact_reason(&req->compact);
 	if (nr == RESERVE)
 		return reserve_reason(&req->reserve, size);
 	if (nr == BATCH)
@@ -735,7 +735,7 @@ static bool state_may_refuse(int nr, const struct rust_buddy_alloc *r, uint32_t 
 	case RUST_BUDDY_REASON_RANGE_BUSY:
 		return r->flags & RUST_BUDDY_ALLOC_AT;
 	case RUST_BUDDY_REASON_UNMOVABLE_RANGE:
-		return r->flags & RUST_BUDDY_ALLOC_AT && r->flags & RUST_BUDDY_ALLOC_RECLAIM;
+		return r->flags & RUST_BUDDY_ALLOC_AT && r->flags & RUST_BUDDY_ALLOC_COMPACT;
 	case RUST_BUDDY_REASON_COPY_LIMIT:
 		return r->max_copy;
 	case RUST_BUDDY_REASON_WATERMARK:
@@ -955,9 +955,9 @@ static void note(struct actor *a, struct call *c)
 			why = "has a handle that is not new";
 		a->last_handle = c->req.import.handle;
 		break;
-	case RECLAIM:
-		if (c->size >= sizes[RECLAIM] && c->req.reclaim.max_copy &&
-		    c->req.reclaim.copied > c->req.reclaim.max_copy)
+	case COMPACT:
+		if (c->size >= sizes[COMPACT] && c->req.compact.max_copy &&
+		    c->req.compact.copied > c->req.compact.max_copy)
 			why = "has copied more than it may";
 		break;
 	case RESERVE:
@@ -1005,9 +1005,9 @@ static bool for_answer(int nr, size_t at, int err)
 		return false;
 	if (err)
 		return (nr == ALLOC && at >= FROM(alloc, copied) && at < UP_TO(alloc, copied)) ||
-		       (nr == RECLAIM && at >= FROM(reclaim, place) &&
-			at < UP_TO(reclaim, place)) ||
-		       (nr == RECLAIM && at >= FROM(reclaim, copied)) ||
+		       (nr == COMPACT && at >= FROM(compact, pool_offset) &&
+			at < UP_TO(compact, pool_offset)) ||
+		       (nr == COMPACT && at >= FROM(compact, copied)) ||
 		       (nr == RESERVE && at >= FROM(reserve, copied)) ||
 		       (nr == ALLOC && at >= FROM(alloc, largest_free) &&
 			at < UP_TO(alloc, largest_free)) ||
@@ -1570,7 +1570,7 @@ static void valid_alloc(struct actor *a, struct rust_buddy_alloc *r)
 		r->max_address = board->pool.phys_base + page * below(a, 2 * pages);
 		break;
 	case 16 ... 20:
-		r->flags |= RUST_BUDDY_ALLOC_RECLAIM;
+		r->flags |= RUST_BUDDY_ALLOC_COMPACT;
 		r->max_copy = page * below(a, 64);
 		break;
 	case 21 ... 25:
@@ -1873,19 +1873,19 @@ static void do_empty(struct actor *a)
 	struct call c;
 
 	c.client = any_client(a);
-	c.nr = one_in(a, 2) ? RECLAIM : RESERVE;
+	c.nr = one_in(a, 2) ? COMPACT : RESERVE;
 	memset(c.req.bytes, 0, sizes[c.nr]);
-	if (c.nr == RECLAIM) {
-		struct rust_buddy_reclaim *r = &c.req.reclaim;
+	if (c.nr == COMPACT) {
+		struct rust_buddy_compact *r = &c.req.compact;
 
 		r->order = below(a, board->pool.max_order + 2);
 		r->flags = one_in(a, 16) ? 1U << below(a, 32) : below(a, 2);
-		r->place = page * below(a, pages) & ~((page << (r->order & 31)) - 1);
+		r->pool_offset = page * below(a, pages) & ~((page << (r->order & 31)) - 1);
 		r->blocks = r->flags ? below(a, 3) : below(a, 20);
 		/* Mostly little, or nothing else would ever be done. */
 		r->max_copy = one_in(a, 16) ? 0 : page * (1 + below(a, 128));
 		if (one_in(a, 16))
-			r->place = odd(a);
+			r->pool_offset = odd(a);
 		if (one_in(a, 16))
 			r->pool = below(a, 3);
 		if (one_in(a, 16))

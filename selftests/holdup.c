@@ -127,11 +127,11 @@ static void *touch(void *arg)
 	return (void *)(uintptr_t)word;
 }
 
-/* While a client's buffer is locked for long, RECLAIM leaves it where it is. */
+/* While a client's buffer is locked for long, COMPACT leaves it where it is. */
 TEST_F_TIMEOUT(holdup, locked_buffer, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	int tries, early = 0;
 	int other;
 
@@ -158,7 +158,7 @@ TEST_F_TIMEOUT(holdup, locked_buffer, SLOW)
 		while (!held && !__atomic_load_n(&self->done, __ATOMIC_ACQUIRE))
 			held = waits(__atomic_load_n(&self->tid, __ATOMIC_ACQUIRE));
 		if (held)
-			ret = rb_reclaim_at(other, 0, place, &got);
+			ret = rb_compact_at(other, 0, place, &got);
 		after = pool_of(self->fd);
 		early = held && waits(self->tid) && after.migrations == before.migrations;
 		if (early) {
@@ -206,9 +206,9 @@ TEST_F_TIMEOUT(holdup, killed_waiter, SLOW)
 		mover = fork();
 		ASSERT_LE(0, mover);
 		if (!mover) {
-			struct rust_buddy_reclaim got;
+			struct rust_buddy_compact got;
 
-			_exit(!!rb_reclaim_at(self->fd, 0, place, &got));
+			_exit(!!rb_compact_at(self->fd, 0, place, &got));
 		}
 		/* The copy has a place by now, and the turn. */
 		do
@@ -357,7 +357,7 @@ TEST_F(holdup, uncached)
 {
 	static const uint32_t modes[] = { RUST_BUDDY_ALLOC_UC, RUST_BUDDY_ALLOC_WC };
 	static const uint64_t caps[] = { RUST_BUDDY_CAP_UC, RUST_BUDDY_CAP_WC };
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	struct rust_buddy_migrate to;
 	size_t i;
 
@@ -365,13 +365,13 @@ TEST_F(holdup, uncached)
 		if (!(self->base.caps & caps[i]))
 			SKIP(return, "the pool has one memory type");
 		ASSERT_EQ(0, get(self, MOVED_UNCACHED + KiB(4), modes[i]));
-		EXPECT_EQ(-EBUSY, rb_reclaim_at(self->fd, 0, home(self), &got));
+		EXPECT_EQ(-EBUSY, rb_compact_at(self->fd, 0, home(self), &got));
 		EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNMOVABLE_RANGE, got.hdr.reason);
 		EXPECT_EQ(0, rb_migrate(self->fd, self->buf.handle, 0, 0, 0, &to));
 		ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
 		self->buf.handle = 0;
 		ASSERT_EQ(0, get(self, MOVED_UNCACHED, modes[i]));
-		EXPECT_EQ(0, rb_reclaim_at(self->fd, 0, home(self), &got));
+		EXPECT_EQ(0, rb_compact_at(self->fd, 0, home(self), &got));
 		EXPECT_EQ(MOVED_UNCACHED, got.copied);
 		ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
 		self->buf.handle = 0;
@@ -382,7 +382,7 @@ TEST_F(holdup, uncached)
 TEST_F(holdup, mapped_often)
 {
 	static char *maps[MOVED_MAPPINGS + 1];
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	struct rust_buddy_migrate to;
 	size_t i;
 
@@ -391,11 +391,11 @@ TEST_F(holdup, mapped_often)
 		maps[i] = map_it(self, KiB(4));
 		ASSERT_TRUE(maps[i] != MAP_FAILED);
 	}
-	EXPECT_EQ(-EBUSY, rb_reclaim_at(self->fd, 0, home(self), &got));
+	EXPECT_EQ(-EBUSY, rb_compact_at(self->fd, 0, home(self), &got));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNMOVABLE_RANGE, got.hdr.reason);
 	EXPECT_EQ(0, rb_migrate(self->fd, self->buf.handle, 0, 0, 0, &to));
 	munmap(maps[0], KiB(4));
-	EXPECT_EQ(0, rb_reclaim_at(self->fd, 0, home(self), &got));
+	EXPECT_EQ(0, rb_compact_at(self->fd, 0, home(self), &got));
 	EXPECT_EQ(KiB(4), got.copied);
 	for (i = 1; i < ARRAY_SIZE(maps); i++)
 		munmap(maps[i], KiB(4));

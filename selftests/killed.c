@@ -18,7 +18,7 @@ enum call {
 	GROW,
 	MIGRATE,
 	RESIZE,
-	RECLAIM,
+	COMPACT,
 };
 
 FIXTURE(killed) {
@@ -43,7 +43,7 @@ FIXTURE_VARIANT_ADD(killed, migrate) { .call = MIGRATE };
 
 FIXTURE_VARIANT_ADD(killed, resize_by_moving) { .call = RESIZE };
 
-FIXTURE_VARIANT_ADD(killed, reclaim) { .call = RECLAIM };
+FIXTURE_VARIANT_ADD(killed, compact) { .call = COMPACT };
 
 static struct rust_buddy_pool_info pool_of(int fd)
 {
@@ -143,8 +143,8 @@ static uint32_t order_of(uint64_t bytes)
 
 static int make_call(FIXTURE_DATA(killed) *self, enum call call)
 {
-	struct rust_buddy_reclaim reclaim = {
-		.flags = RUST_BUDDY_RECLAIM_AT,
+	struct rust_buddy_compact compact = {
+		.flags = RUST_BUDDY_COMPACT_AT,
 		.order = order_of(self->size),
 		.place = self->home,
 	};
@@ -162,8 +162,8 @@ static int make_call(FIXTURE_DATA(killed) *self, enum call call)
 	case RESIZE:
 		return rb_resize(self->fd, self->buf.handle, self->size + KiB(4),
 				 RUST_BUDDY_RESIZE_MAY_MOVE, &size);
-	case RECLAIM:
-		return raw_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &reclaim);
+	case COMPACT:
+		return raw_ioctl(self->fd, RUST_BUDDY_IOC_COMPACT, &compact);
 	}
 	return -EINVAL;
 }

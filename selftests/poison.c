@@ -194,8 +194,8 @@ TEST_F(poison, what_a_buffer_has_is_hidden_and_kept)
 
 TEST_F(poison, nothing_is_copied_out_of_it)
 {
-	struct rust_buddy_reclaim reclaim = {
-		.flags = RUST_BUDDY_RECLAIM_AT, .order = 8,
+	struct rust_buddy_compact compact = {
+		.flags = RUST_BUDDY_COMPACT_AT, .order = 8,
 	};
 	struct rust_buddy_migrate to;
 	struct rust_buddy_resize grow;
@@ -208,9 +208,9 @@ TEST_F(poison, nothing_is_copied_out_of_it)
 	EXPECT_EQ(-EIO, rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0,
 				   &to));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_HWPOISON, to.hdr.reason);
-	reclaim.place = self->home;
-	EXPECT_EQ(-EIO, raw_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &reclaim));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_HWPOISON, reclaim.hdr.reason);
+	compact.pool_offset = self->home;
+	EXPECT_EQ(-EIO, raw_ioctl(self->fd, RUST_BUDDY_IOC_COMPACT, &compact));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_HWPOISON, compact.hdr.reason);
 	memset(&wall, 0, sizeof(wall));
 	wall.size = KiB(4);
 	wall.lo = self->home + SIZE;

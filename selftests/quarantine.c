@@ -125,7 +125,7 @@ TEST_F(term, what_was_unpinned_is_back_at_once)
 TEST_F_TIMEOUT(term, what_was_pinned_waits, SLOW)
 {
 	struct rust_buddy_alloc buf, at = { .size = SIZE, .flags = RUST_BUDDY_ALLOC_AT };
-	struct rust_buddy_reclaim reclaim;
+	struct rust_buddy_compact compact;
 	struct rust_buddy_pool_info pool;
 	uint64_t address;
 	char *map;
@@ -141,11 +141,11 @@ TEST_F_TIMEOUT(term, what_was_pinned_waits, SLOW)
 	close(fd);
 
 	/* It counts as granted, and its place is taken; nobody will ever move it. */
-	memset(&reclaim, 0, sizeof(reclaim));
-	reclaim.flags = RUST_BUDDY_RECLAIM_AT;
-	reclaim.place = address - self->before.phys_base;
-	EXPECT_EQ(-EBUSY, rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &reclaim));
-	EXPECT_EQ((__u32)RUST_BUDDY_REASON_UNMOVABLE_RANGE, reclaim.hdr.reason);
+	memset(&compact, 0, sizeof(compact));
+	compact.flags = RUST_BUDDY_COMPACT_AT;
+	compact.pool_offset = address - self->before.phys_base;
+	EXPECT_EQ(-EBUSY, rb_ioctl(self->fd, RUST_BUDDY_IOC_COMPACT, &compact));
+	EXPECT_EQ((__u32)RUST_BUDDY_REASON_UNMOVABLE_RANGE, compact.hdr.reason);
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
 	EXPECT_EQ(SIZE, pool.quarantined);
 	EXPECT_EQ(self->before.granted + SIZE, pool.granted);

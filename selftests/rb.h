@@ -186,25 +186,25 @@ static inline int rb_resize(int fd, uint64_t handle, uint64_t size, uint32_t fla
 }
 
 /* @blocks free blocks of @order, for at most @max_copy bytes (0: any); *req has what it did. */
-static inline int rb_reclaim(int fd, uint32_t order, uint64_t blocks, uint64_t max_copy,
-			     struct rust_buddy_reclaim *req)
+static inline int rb_compact(int fd, uint32_t order, uint64_t blocks, uint64_t max_copy,
+			     struct rust_buddy_compact *req)
 {
 	memset(req, 0, sizeof(*req));
 	req->order = order;
 	req->blocks = blocks;
 	req->max_copy = max_copy;
-	return rb_ioctl(fd, RUST_BUDDY_IOC_RECLAIM, req);
+	return rb_ioctl(fd, RUST_BUDDY_IOC_COMPACT, req);
 }
 
 /* The block of @order at @place, and no other. */
-static inline int rb_reclaim_at(int fd, uint32_t order, uint64_t place,
-				struct rust_buddy_reclaim *req)
+static inline int rb_compact_at(int fd, uint32_t order, uint64_t place,
+				struct rust_buddy_compact *req)
 {
 	memset(req, 0, sizeof(*req));
 	req->order = order;
-	req->flags = RUST_BUDDY_RECLAIM_AT;
-	req->place = place;
-	return rb_ioctl(fd, RUST_BUDDY_IOC_RECLAIM, req);
+	req->flags = RUST_BUDDY_COMPACT_AT;
+	req->pool_offset = place;
+	return rb_ioctl(fd, RUST_BUDDY_IOC_COMPACT, req);
 }
 
 /* The bytes [lo, hi) of the pool out of use; *handle is for rb_release(). */

@@ -112,10 +112,10 @@ fn status(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "migrations: {migrations} {migrated}")?;
     let [reclaims, compactions, reclaimed, fixed, full, bound, rival] =
         pool.counts().all_reclaims();
-    writeln!(f, "reclaims: {reclaims}")?;
-    writeln!(f, "compactions: {compactions}")?;
-    writeln!(f, "reclaimed: {reclaimed}")?;
-    writeln!(f, "reclaims_failed: {fixed} {full} {bound} {rival}")?;
+    writeln!(f, "compact_direct: {reclaims}")?;
+    writeln!(f, "compact_background: {compactions}")?;
+    writeln!(f, "compact_copied: {reclaimed}")?;
+    writeln!(f, "compact_fail: {fixed} {full} {bound} {rival}")?;
     let [nothing, watermark, last] = pool.counts().all_refused();
     writeln!(f, "refused: {nothing} {watermark} {last}")?;
     writeln!(f, "splits: {}", now.counters.splits)?;

@@ -8,8 +8,8 @@ bash selftests/module.sh
 echo "# suite load"
 RB_KO=$RB_BUILD/module/rust_buddy.ko timeout -k 10 300 "$RB_BUILD/selftests/load" 2>&1
 echo "# exit $?"
-bash qemu/guest/tests.sh contig -- abi abi32 answers alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait memtype move stack reclaim reserve priority fragmentation slab slab-rust edu nvme fork mappings
-bash qemu/guest/tests.sh cma -- alloc zero magazine memtype move stack reclaim gup huge dmabuf edu nvme fork mappings
+bash qemu/guest/tests.sh contig -- abi abi32 answers alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota gup huge dmabuf heap wait memtype move stack compact reserve priority fragmentation slab slab-rust edu nvme fork mappings
+bash qemu/guest/tests.sh cma -- alloc zero magazine memtype move stack compact gup huge dmabuf edu nvme fork mappings
 bash qemu/guest/tests.sh range "${range[@]}" -- alloc zero magazine memtype move stack reserve hibernation gup huge dmabuf edu nvme fork mappings
 for mode in wc uc; do
 	bash qemu/guest/tests.sh range "${range[@]}" memtype=$mode -- memtype

@@ -16,9 +16,9 @@ RB_LOADS=3 bash selftests/module.sh
 echo "# suite load"
 RB_KO=$RB_KO timeout -k 10 300 "$RB_BUILD/selftests/load" 2>&1
 echo "# exit $?"
-export RB_OFFSETS=2000 RB_MOVES=500 RB_RECLAIMS=60 RB_POOLS=2 RB_CLEAN_ROUNDS=500
+export RB_OFFSETS=2000 RB_MOVES=500 RB_COMPACTIONS=60 RB_POOLS=2 RB_CLEAN_ROUNDS=500
 bash qemu/guest/tests.sh contig -- \
-	abi answers fork move gup dmabuf alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota huge heap wait memtype stack reclaim reserve priority faults edu nvme mappings
+	abi answers fork move gup dmabuf alloc batch zero clean magazine lifetime isolation nonroot debugfs unload quota huge heap wait memtype stack compact reserve priority faults edu nvme mappings
 RB_KILLS=200 RB_PAGES=50000 bash qemu/guest/tests.sh contig -- device sync disorder stale killed holdup
 bash qemu/guest/tests.sh cma -- alloc zero memtype nvme
 bash qemu/guest/tests.sh range phys_start=0x40000000 memtype=wc -- memtype

@@ -73,7 +73,7 @@ const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_WAIT
     | uapi::ALLOC_STACK
     | uapi::ALLOC_GUARD
-    | uapi::ALLOC_RECLAIM
+    | uapi::ALLOC_COMPACT
     | uapi::ALLOC_LOW
     | uapi::ALLOC_HIGH;
 
@@ -120,7 +120,7 @@ pub(super) fn alloc<'a>(
         return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
     }
     check_flags(request.flags)?;
-    if request.max_copy != 0 && request.flags & uapi::ALLOC_RECLAIM == 0 {
+    if request.max_copy != 0 && request.flags & uapi::ALLOC_COMPACT == 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     if request.flags & uapi::ALLOC_HIGH != 0 && !reserve::may_be_urgent() {
@@ -152,7 +152,7 @@ pub(super) fn alloc<'a>(
         .inspect_err(|_| pool.forget(client.waiter()))?;
     let (handle_charge, memory_charge) = charge.split();
     let mut copied = 0;
-    let block = match by_reclaim(request, pool, &ask, &mut copied)? {
+    let block = match by_compaction(request, pool, &ask, &mut copied)? {
         Some(block) => {
             // Whatever it waited for, it does no longer.
             pool.forget(client.waiter());
@@ -256,13 +256,13 @@ fn take_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusa
 }
 
 /// A block for who asks for others to be moved, if it takes that; none if there is no need.
-fn by_reclaim(
+fn by_compaction(
     request: &mut Alloc,
     pool: &Arc<Pool>,
     ask: &Ask,
     copied: &mut u64,
 ) -> Result<Option<Block>, Refusal> {
-    if request.flags & uapi::ALLOC_RECLAIM == 0 {
+    if request.flags & uapi::ALLOC_COMPACT == 0 {
         return Ok(None);
     }
     match pool.alloc(ask) {

@@ -40,6 +40,7 @@ use crate::uapi::{
     Alloc,
     Batch,
     BufferInfo,
+    Compact,
     Export,
     Free,
     Import,
@@ -47,7 +48,6 @@ use crate::uapi::{
     Migrate,
     Pin as PinRequest,
     PoolInfo,
-    Reclaim,
     Release,
     Request,
     Reserve,
@@ -123,9 +123,9 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
             may_change(file)?;
             change::resize(client, request)
         }),
-        Reclaim::NR => Call::read(arg, size)?.act(|request| {
+        Compact::NR => Call::read(arg, size)?.act(|request| {
             may_change(file)?;
-            reserve::reclaim(client, request)
+            reserve::compact(client, request)
         }),
         Release::NR => Call::read(arg, size)?.act(|request| {
             may_change(file)?;
@@ -205,7 +205,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
         | uapi::FEAT_MOVE
         | uapi::FEAT_STACK
         | uapi::FEAT_RESERVE
-        | uapi::FEAT_RECLAIM
+        | uapi::FEAT_COMPACT
         | uapi::FEAT_PRIORITY
         | uapi::FEAT_BATCH;
     if client.addresses() == Addresses::Shown {
@@ -263,13 +263,13 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         request.watermark_high,
     ] = pool.watermarks();
     [
-        request.reclaims,
-        request.compactions,
-        request.reclaimed,
-        request.reclaims_fixed,
-        request.reclaims_full,
-        request.reclaims_bound,
-        request.reclaims_rival,
+        request.compact_direct,
+        request.compact_background,
+        request.compact_copied,
+        request.compact_fail_unmovable,
+        request.compact_fail_no_space,
+        request.compact_fail_copy_limit,
+        request.compact_fail_contended,
     ] = pool.counts().all_reclaims();
     [
         request.refused_full,

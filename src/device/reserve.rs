@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! RECLAIM, RESERVE and RELEASE: what a client may have done to a pool as a whole.
+//! COMPACT, RESERVE and RELEASE: what a client may have done to a pool as a whole.
 
 use super::{
     abi::{
@@ -30,7 +30,7 @@ use crate::pool::{
 };
 use crate::uapi::{
     self,
-    Reclaim,
+    Compact,
     Release,
     Reserve, //
 };
@@ -76,13 +76,13 @@ pub(super) fn refusal(failed: Failed) -> Refusal {
     }
 }
 
-/// Serves RECLAIM.
-pub(super) fn reclaim(client: &Client, request: &mut Reclaim) -> Result<(), Refusal> {
+/// Serves COMPACT.
+pub(super) fn compact(client: &Client, request: &mut Compact) -> Result<(), Refusal> {
     if request.reserved != 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
     }
-    let at = request.flags & uapi::RECLAIM_AT != 0;
-    if request.flags & !uapi::RECLAIM_AT != 0 || (at && request.blocks > 1) {
+    let at = request.flags & uapi::COMPACT_AT != 0;
+    if request.flags & !uapi::COMPACT_AT != 0 || (at && request.blocks > 1) {
         return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     let pool = commands::pool(client, request.pool)?;
@@ -95,16 +95,16 @@ pub(super) fn reclaim(client: &Client, request: &mut Reclaim) -> Result<(), Refu
     }
     let mut effort = Effort::new(request.max_copy);
     let outcome = if at {
-        let first = place_of_block(request.place, order, pool)
+        let first = place_of_block(request.pool_offset, order, pool)
             .ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
         pool.reclaim_at(order, first, &mut effort)
     } else {
         pool.reclaim(order, request.blocks.max(1), &mut effort)
     };
     request.copied = effort.copied;
-    request.gained = effort.gained;
+    request.evacuated = effort.gained;
     if !at {
-        request.place = mm::bytes(effort.place);
+        request.pool_offset = mm::bytes(effort.place);
     }
     outcome.map_err(refusal)
 }

@@ -205,8 +205,8 @@ constants! {
     FEAT_STACK: u64 = 1 << 10;
     /// RESERVE and RELEASE are there.
     FEAT_RESERVE: u64 = 1 << 11;
-    /// RECLAIM and ALLOC_RECLAIM are there.
-    FEAT_RECLAIM: u64 = 1 << 12;
+    /// COMPACT and ALLOC_COMPACT are there.
+    FEAT_COMPACT: u64 = 1 << 12;
     /// Priorities and pressure are there.
     FEAT_PRIORITY: u64 = 1 << 13;
     /// BATCH is there.
@@ -258,7 +258,7 @@ constants! {
     /// With a page of guard above it.
     ALLOC_GUARD: u32 = 1 << 11;
     /// Others are moved out of the way.
-    ALLOC_RECLAIM: u32 = 1 << 12;
+    ALLOC_COMPACT: u32 = 1 << 12;
     /// Low priority.
     ALLOC_LOW: u32 = 1 << 13;
     /// High priority.
@@ -284,7 +284,7 @@ constants! {
     RESIZE_MAY_MOVE: u32 = 1 << 0;
 
     /// This block and no other.
-    RECLAIM_AT: u32 = 1 << 0;
+    COMPACT_AT: u32 = 1 << 0;
 
     /// It outlives the file.
     RESERVE_PERSIST: u32 = 1 << 0;
@@ -353,13 +353,13 @@ structs! {
         watermark_min: u64,
         watermark_low: u64,
         watermark_high: u64,
-        reclaims: u64,
-        compactions: u64,
-        reclaimed: u64,
-        reclaims_fixed: u64,
-        reclaims_full: u64,
-        reclaims_bound: u64,
-        reclaims_rival: u64,
+        compact_direct: u64,
+        compact_background: u64,
+        compact_copied: u64,
+        compact_fail_unmovable: u64,
+        compact_fail_no_space: u64,
+        compact_fail_copy_limit: u64,
+        compact_fail_contended: u64,
         refused_full: u64,
         refused_watermark: u64,
         refused_last: u64,
@@ -491,17 +491,17 @@ structs! {
     }
 
     /// Large blocks, please.
-    Reclaim = "rust_buddy_reclaim" {
+    Compact = "rust_buddy_compact" {
         hdr: Header,
         pool: u32,
         order: u32,
         flags: u32,
         reserved: u32,
-        place: u64,
+        pool_offset: u64,
         blocks: u64,
         max_copy: u64,
         copied: u64,
-        gained: u64,
+        evacuated: u64,
     }
 
     /// A range out of use.
@@ -575,7 +575,7 @@ requests! {
     9 => Sync,
     10 => Migrate,
     11 => Resize,
-    12 => Reclaim,
+    12 => Compact,
     13 => Reserve,
     14 => Release,
     15 => Batch,

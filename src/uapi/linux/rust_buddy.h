@@ -14,7 +14,7 @@
  *   same error to hdr.ret that the call returns, and the reason to hdr.reason;
  *   only ENOTTY, EFAULT and, for the struct itself, E2BIG leave it as it was.
  * - EFAULT means that nothing has happened, with two exceptions. Calls that act
- *   on existing objects (FREE, PIN, UNPIN, SYNC, MIGRATE, RESIZE, RECLAIM,
+ *   on existing objects (FREE, PIN, UNPIN, SYNC, MIGRATE, RESIZE, COMPACT,
  *   RELEASE, BATCH of FREEs) write -EINPROGRESS to hdr.ret before they act. If
  *   it is there after EFAULT, and the caller had set hdr.ret to 0, the call was
  *   carried out, and the memory for its answer became unwritable meanwhile.
@@ -126,7 +126,7 @@ struct rust_buddy_hdr {
 #define RUST_BUDDY_FEAT_MOVE	(1ULL << 9)	/* MIGRATE and RESIZE */
 #define RUST_BUDDY_FEAT_STACK	(1ULL << 10)	/* RUST_BUDDY_ALLOC_STACK */
 #define RUST_BUDDY_FEAT_RESERVE	(1ULL << 11)	/* RESERVE and RELEASE */
-#define RUST_BUDDY_FEAT_RECLAIM	(1ULL << 12)	/* RECLAIM and RUST_BUDDY_ALLOC_RECLAIM */
+#define RUST_BUDDY_FEAT_COMPACT	(1ULL << 12)	/* COMPACT and RUST_BUDDY_ALLOC_COMPACT */
 #define RUST_BUDDY_FEAT_PRIORITY (1ULL << 13)	/* RUST_BUDDY_ALLOC_LOW and HIGH, pressure */
 #define RUST_BUDDY_FEAT_BATCH	(1ULL << 14)	/* BATCH */
 
@@ -212,13 +212,13 @@ struct rust_buddy_info {
  * @watermark_min:  (out) bytes that only high priority may use
  * @watermark_low:  (out) bytes that low priority may not use
  * @watermark_high: (out) bytes
- * @reclaims:     (out) blocks that were emptied by RECLAIM or for an ALLOC
- * @compactions:  (out) blocks that were emptied in the background
- * @reclaimed:    (out) bytes that were copied for both
- * @reclaims_fixed: (out) failures since too much did not move
- * @reclaims_full:  (out) failures since there was no other place for it
- * @reclaims_bound: (out) failures since more would have had to be copied
- * @reclaims_rival: (out) failures since others took what was free already
+ * @compact_direct:     (out) blocks that were emptied by COMPACT or for an ALLOC
+ * @compact_background:  (out) blocks that were emptied in the background
+ * @compact_copied:    (out) bytes that were copied for both
+ * @compact_fail_unmovable: (out) failures since too much did not move
+ * @compact_fail_no_space:  (out) failures since there was no other place for it
+ * @compact_fail_copy_limit: (out) failures since more would have had to be copied
+ * @compact_fail_contended: (out) failures since others took what was free already
  * @refused_full: (out) ALLOCs refused since nothing fitted
  * @refused_watermark: (out) ALLOCs refused for their priority
  * @refused_last: (out) ALLOCs refused the last large block
@@ -263,13 +263,13 @@ struct rust_buddy_pool_info {
 	__u64 watermark_min;
 	__u64 watermark_low;
 	__u64 watermark_high;
-	__u64 reclaims;
-	__u64 compactions;
-	__u64 reclaimed;
-	__u64 reclaims_fixed;
-	__u64 reclaims_full;
-	__u64 reclaims_bound;
-	__u64 reclaims_rival;
+	__u64 compact_direct;
+	__u64 compact_background;
+	__u64 compact_copied;
+	__u64 compact_fail_unmovable;
+	__u64 compact_fail_no_space;
+	__u64 compact_fail_copy_limit;
+	__u64 compact_fail_contended;
 	__u64 refused_full;
 	__u64 refused_watermark;
 	__u64 refused_last;
@@ -296,7 +296,7 @@ struct rust_buddy_pool_info {
 #define RUST_BUDDY_ALLOC_WAIT		(1U << 9)	/* after ENOSPC, poll() says when */
 #define RUST_BUDDY_ALLOC_STACK		(1U << 10)	/* grows downward, guard below */
 #define RUST_BUDDY_ALLOC_GUARD		(1U << 11)	/* with STACK: a guard page above, too */
-#define RUST_BUDDY_ALLOC_RECLAIM	(1U << 12)	/* move others' buffers out of the way */
+#define RUST_BUDDY_ALLOC_COMPACT	(1U << 12)	/* move others' buffers out of the way */
 #define RUST_BUDDY_ALLOC_LOW		(1U << 13)	/* low priority */
 #define RUST_BUDDY_ALLOC_HIGH		(1U << 14)	/* high priority: CAP_SYS_NICE */
 
@@ -321,8 +321,8 @@ struct rust_buddy_pool_info {
  * @largest_free: (out) with ENOSPC: bytes in the pool's largest free block
  * @max_address:  (in) physical addresses that the device can't reach, from here
  *                on; 0 for none; only on /dev/rust_buddy_phys
- * @max_copy:     (in) with RECLAIM: bytes that may be copied for it, 0 for any number
- * @copied:       (out) with RECLAIM: bytes that were
+ * @max_copy:     (in) with COMPACT: bytes that may be copied for it, 0 for any number
+ * @copied:       (out) with COMPACT: bytes that were
  *
  * Never returns an address, nor anything that follows from one.
  */
@@ -542,34 +542,34 @@ struct rust_buddy_resize {
 	__u32 flags;
 };
 
-/* rust_buddy_reclaim.flags */
-#define RUST_BUDDY_RECLAIM_AT		(1U << 0)	/* the block at @place and no other */
+/* rust_buddy_compact.flags */
+#define RUST_BUDDY_COMPACT_AT		(1U << 0)	/* the block at @pool_offset and no other */
 
 /*
- * RUST_BUDDY_IOC_RECLAIM: has blocks of an order free, by moving what is in those
+ * RUST_BUDDY_IOC_COMPACT: has blocks of an order free, by moving what is in those
  * that are cheapest to empty.
  * @pool:     (in) the pool's id, 0 for the default pool
  * @order:    (in) of the block
- * @flags:    (in) RUST_BUDDY_RECLAIM_*
+ * @flags:    (in) RUST_BUDDY_COMPACT_*
  * @reserved: zero
- * @place:    (in/out) bytes from the pool's start: with AT the block's, and where
+ * @pool_offset:    (in/out) bytes from the pool's start: with AT the block's, and where
  *            the last one is that was emptied
  * @blocks:   (in) so many are to be free, 0 for one; with AT it is one
  * @max_copy: (in) bytes that may be copied for all of them, 0 for any number
  * @copied:   (out) bytes that were, also if it failed
- * @gained:   (out) blocks that were emptied, also if it failed
+ * @evacuated:   (out) blocks that were emptied, also if it failed
  */
-struct rust_buddy_reclaim {
+struct rust_buddy_compact {
 	struct rust_buddy_hdr hdr;
 	__u32 pool;
 	__u32 order;
 	__u32 flags;
 	__u32 reserved;
-	__u64 place;
+	__u64 pool_offset;
 	__u64 blocks;
 	__u64 max_copy;
 	__u64 copied;
-	__u64 gained;
+	__u64 evacuated;
 };
 
 /* rust_buddy_reserve.flags */
@@ -667,8 +667,8 @@ struct rust_buddy_batch {
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 10, struct rust_buddy_migrate)
 #define RUST_BUDDY_IOC_RESIZE \
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 11, struct rust_buddy_resize)
-#define RUST_BUDDY_IOC_RECLAIM \
-	_IOWR(RUST_BUDDY_IOC_MAGIC, 12, struct rust_buddy_reclaim)
+#define RUST_BUDDY_IOC_COMPACT \
+	_IOWR(RUST_BUDDY_IOC_MAGIC, 12, struct rust_buddy_compact)
 #define RUST_BUDDY_IOC_RESERVE \
 	_IOWR(RUST_BUDDY_IOC_MAGIC, 13, struct rust_buddy_reserve)
 #define RUST_BUDDY_IOC_RELEASE \

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Large blocks out of a pool in pieces: RECLAIM, ALLOC with RECLAIM, and what is
+ * Large blocks out of a pool in pieces: COMPACT, ALLOC with COMPACT, and what is
  * done in the background. Every buffer has its pattern, so that what was moved
  * is known to be what it was.
  */
@@ -21,7 +21,7 @@ struct tenant {
 	bool pinned, lowest;
 };
 
-FIXTURE(reclaim) {
+FIXTURE(compact) {
 	int fd;
 	struct rust_buddy_pool_info base;
 	struct tenant *all;
@@ -29,7 +29,7 @@ FIXTURE(reclaim) {
 	uint64_t seed;
 };
 
-FIXTURE_SETUP(reclaim)
+FIXTURE_SETUP(compact)
 {
 	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->base));
@@ -40,7 +40,7 @@ FIXTURE_SETUP(reclaim)
 	self->seed = 1;
 }
 
-FIXTURE_TEARDOWN(reclaim)
+FIXTURE_TEARDOWN(compact)
 {
 	size_t i;
 
@@ -75,7 +75,7 @@ static uint64_t blocks_of(const struct rust_buddy_pool_info *pool, unsigned int 
 }
 
 /* A buffer more, mapped and with a mark in it; false if there is no room. */
-static bool fill_one(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self,
+static bool fill_one(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * self,
 		     uint64_t size, uint32_t flags)
 {
 	struct tenant *t = &self->all[self->n];
@@ -98,14 +98,14 @@ static bool fill_one(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * 
 }
 
 /* As many of them as there is room for, but at most so many. */
-static void fill_up(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self, uint64_t size,
+static void fill_up(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * self, uint64_t size,
 		    size_t most)
 {
 	while (most-- && fill_one(_metadata, self, size, RUST_BUDDY_ALLOC_LOWEST))
 		;
 }
 
-static void leave(FIXTURE_DATA(reclaim) * self, size_t i)
+static void leave(FIXTURE_DATA(compact) * self, size_t i)
 {
 	struct tenant *t = &self->all[i];
 
@@ -120,7 +120,7 @@ static void leave(FIXTURE_DATA(reclaim) * self, size_t i)
 }
 
 /* Of every @of tenants that are there only @keep stay, whichever. */
-static void thin_out(FIXTURE_DATA(reclaim) * self, unsigned int keep, unsigned int of)
+static void thin_out(FIXTURE_DATA(compact) * self, unsigned int keep, unsigned int of)
 {
 	size_t i;
 
@@ -129,7 +129,7 @@ static void thin_out(FIXTURE_DATA(reclaim) * self, unsigned int keep, unsigned i
 			leave(self, i);
 }
 
-static void expect_all_there(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self)
+static void expect_all_there(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * self)
 {
 	size_t i, lost = 0;
 
@@ -140,10 +140,10 @@ static void expect_all_there(struct __test_metadata *_metadata, FIXTURE_DATA(rec
 }
 
 /* One block after the other, for as few bytes as possible, and nothing is lost. */
-TEST_F_TIMEOUT(reclaim, gains_blocks, SLOW)
+TEST_F_TIMEOUT(compact, gains_blocks, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	uint64_t had, i;
 
 	fill_up(_metadata, self, KiB(64), MANY);
@@ -151,28 +151,28 @@ TEST_F_TIMEOUT(reclaim, gains_blocks, SLOW)
 	before = pool_of(self->fd);
 	had = blocks_of(&before, LARGE);
 	for (i = 1; i <= 4; i++) {
-		ASSERT_EQ(0, rb_reclaim(self->fd, LARGE, had + i, 0, &got));
-		EXPECT_EQ(1ULL, got.gained);
+		ASSERT_EQ(0, rb_compact(self->fd, LARGE, had + i, 0, &got));
+		EXPECT_EQ(1ULL, got.evacuated);
 		EXPECT_LT(0ULL, got.copied);
 		EXPECT_GE(MiB(2), got.copied);
 		after = pool_of(self->fd);
 		EXPECT_LE(had + i, blocks_of(&after, LARGE));
 	}
-	EXPECT_EQ(before.reclaims + 4, after.reclaims);
-	EXPECT_LT(before.reclaimed, after.reclaimed);
-	EXPECT_EQ(before.migrated - before.reclaimed, after.migrated - after.reclaimed);
+	EXPECT_EQ(before.compact_direct + 4, after.compact_direct);
+	EXPECT_LT(before.compact_copied, after.compact_copied);
+	EXPECT_EQ(before.migrated - before.compact_copied, after.migrated - after.compact_copied);
 	EXPECT_EQ(before.free, after.free);
 	expect_all_there(_metadata, self);
 	/* Once they are there they cost nothing. */
-	ASSERT_EQ(0, rb_reclaim(self->fd, LARGE, had + 4, 0, &got));
-	EXPECT_EQ(0ULL, got.gained);
+	ASSERT_EQ(0, rb_compact(self->fd, LARGE, had + 4, 0, &got));
+	EXPECT_EQ(0ULL, got.evacuated);
 	EXPECT_EQ(0ULL, got.copied);
 }
 
 /* The block that costs least is the one that is emptied. */
-TEST_F_TIMEOUT(reclaim, takes_the_cheapest, SLOW)
+TEST_F_TIMEOUT(compact, takes_the_cheapest, SLOW)
 {
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	size_t per_block, i, spared = 0;
 	uint64_t start;
 
@@ -191,17 +191,17 @@ TEST_F_TIMEOUT(reclaim, takes_the_cheapest, SLOW)
 			leave(self, i);
 	}
 	ASSERT_EQ(per_block, spared);
-	ASSERT_EQ(0, rb_reclaim(self->fd, LARGE, 1, 0, &got));
+	ASSERT_EQ(0, rb_compact(self->fd, LARGE, 1, 0, &got));
 	EXPECT_EQ(2 * KiB(64), got.copied);
-	EXPECT_EQ(start - self->base.phys_base, got.place);
+	EXPECT_EQ(start - self->base.phys_base, got.pool_offset);
 	expect_all_there(_metadata, self);
 }
 
 /* Small orders, too. */
-TEST_F_TIMEOUT(reclaim, small_orders, SLOW)
+TEST_F_TIMEOUT(compact, small_orders, SLOW)
 {
 	struct rust_buddy_pool_info pool;
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	unsigned int order;
 	size_t i;
 
@@ -217,7 +217,7 @@ TEST_F_TIMEOUT(reclaim, small_orders, SLOW)
 	if (pool.largest_free > self->base.unit)
 		SKIP(return, "the pool is too large for so many buffers");
 	for (order = 1; order < LARGE; order++) {
-		ASSERT_EQ(0, rb_reclaim(self->fd, order, 1, 0, &got)) {
+		ASSERT_EQ(0, rb_compact(self->fd, order, 1, 0, &got)) {
 			TH_LOG("order %u: reason %u", order, got.hdr.reason);
 		}
 		pool = pool_of(self->fd);
@@ -228,10 +228,10 @@ TEST_F_TIMEOUT(reclaim, small_orders, SLOW)
 }
 
 /* What may not be moved is not, and what that costs is said exactly. */
-TEST_F_TIMEOUT(reclaim, refusals, SLOW)
+TEST_F_TIMEOUT(compact, refusals, SLOW)
 {
 	struct rust_buddy_pool_info pool;
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	uint64_t first, address;
 	size_t i, in = self->n;
 	int ro;
@@ -242,53 +242,53 @@ TEST_F_TIMEOUT(reclaim, refusals, SLOW)
 	EXPECT_EQ((uint32_t)(why), got.hdr.reason);				\
 	EXPECT_UNCHANGED(self->fd, 0, &__was);					\
 } while (0)
-	REFUSED(rb_reclaim(self->fd, self->base.max_order + 1, 1, 0, &got), -EINVAL,
+	REFUSED(rb_compact(self->fd, self->base.max_order + 1, 1, 0, &got), -EINVAL,
 		RUST_BUDDY_REASON_ORDER);
-	REFUSED(rb_reclaim(self->fd, ~0U, 1, 0, &got), -EINVAL, RUST_BUDDY_REASON_ORDER);
+	REFUSED(rb_compact(self->fd, ~0U, 1, 0, &got), -EINVAL, RUST_BUDDY_REASON_ORDER);
 	memset(&got, 0, sizeof(got));
 	got.order = LARGE;
 	got.flags = 2;
-	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL, RUST_BUDDY_REASON_FLAGS);
-	got.flags = RUST_BUDDY_RECLAIM_AT;
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_COMPACT, &got), -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	got.flags = RUST_BUDDY_COMPACT_AT;
 	got.blocks = 2;
-	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_COMPACT, &got), -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	memset(&got, 0, sizeof(got));
 	got.reserved = 1;
-	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -EINVAL,
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_COMPACT, &got), -EINVAL,
 		RUST_BUDDY_REASON_RESERVED_FIELD);
-	REFUSED(rb_reclaim(self->fd, LARGE, self->base.size / MiB(2) + 1, 0, &got), -EINVAL,
+	REFUSED(rb_compact(self->fd, LARGE, self->base.size / MiB(2) + 1, 0, &got), -EINVAL,
 		RUST_BUDDY_REASON_SIZE);
 	/* Nothing is gained by moving a page. */
-	REFUSED(rb_reclaim(self->fd, 0, self->base.size / self->base.unit, 0, &got),
+	REFUSED(rb_compact(self->fd, 0, self->base.size / self->base.unit, 0, &got),
 		self->base.granted ? -ENOSPC : 0,
 		self->base.granted ? RUST_BUDDY_REASON_NO_SPACE : RUST_BUDDY_REASON_NONE);
 	memset(&got, 0, sizeof(got));
 	got.pool = 77;
-	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_RECLAIM, &got), -ENOENT,
+	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_COMPACT, &got), -ENOENT,
 		RUST_BUDDY_REASON_UNKNOWN_POOL);
 	/* The boundaries are those of physical memory. */
 	first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base;
-	REFUSED(rb_reclaim_at(self->fd, LARGE, first + self->base.unit, &got), -EINVAL,
+	REFUSED(rb_compact_at(self->fd, LARGE, first + self->base.unit, &got), -EINVAL,
 		RUST_BUDDY_REASON_RANGE);
-	REFUSED(rb_reclaim_at(self->fd, LARGE, first + 1, &got), -EINVAL, RUST_BUDDY_REASON_RANGE);
-	REFUSED(rb_reclaim_at(self->fd, LARGE, first + (self->base.size & ~(MiB(2) - 1)), &got),
+	REFUSED(rb_compact_at(self->fd, LARGE, first + 1, &got), -EINVAL, RUST_BUDDY_REASON_RANGE);
+	REFUSED(rb_compact_at(self->fd, LARGE, first + (self->base.size & ~(MiB(2) - 1)), &got),
 		-EINVAL, RUST_BUDDY_REASON_RANGE);
-	REFUSED(rb_reclaim_at(self->fd, LARGE, -MiB(2), &got), -EINVAL, RUST_BUDDY_REASON_RANGE);
+	REFUSED(rb_compact_at(self->fd, LARGE, -MiB(2), &got), -EINVAL, RUST_BUDDY_REASON_RANGE);
 	ro = open(RB_DEV, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, ro);
-	REFUSED(rb_reclaim(ro, LARGE, 1, 0, &got), -EACCES, RUST_BUDDY_REASON_READ_ONLY_FILE);
+	REFUSED(rb_compact(ro, LARGE, 1, 0, &got), -EACCES, RUST_BUDDY_REASON_READ_ONLY_FILE);
 	close(ro);
 
 	/* Not enough free anywhere else. */
 	fill_up(_metadata, self, KiB(64), MANY);
-	REFUSED(rb_reclaim(self->fd, LARGE, 1, 0, &got), -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
+	REFUSED(rb_compact(self->fd, LARGE, 1, 0, &got), -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 	/* Then there is; but it may cost only so much. */
 	thin_out(self, 1, 2);
 	pool = pool_of(self->fd);
 	ASSERT_EQ(0ULL, blocks_of(&pool, LARGE));
-	REFUSED(rb_reclaim(self->fd, LARGE, 1, 1, &got), -ENOSPC, RUST_BUDDY_REASON_COPY_LIMIT);
+	REFUSED(rb_compact(self->fd, LARGE, 1, 1, &got), -ENOSPC, RUST_BUDDY_REASON_COPY_LIMIT);
 	EXPECT_EQ(0ULL, got.copied);
-	EXPECT_EQ(pool.reclaims_bound + 1, pool_of(self->fd).reclaims_bound);
+	EXPECT_EQ(pool.compact_fail_copy_limit + 1, pool_of(self->fd).compact_fail_copy_limit);
 	/* One that does not move in every block. */
 	for (i = in; i < self->n; i++) {
 		struct tenant *t = &self->all[i];
@@ -298,10 +298,10 @@ TEST_F_TIMEOUT(reclaim, refusals, SLOW)
 			t->pinned = true;
 		}
 	}
-	REFUSED(rb_reclaim(self->fd, LARGE, 1, 0, &got), -EBUSY, RUST_BUDDY_REASON_UNMOVABLE_RANGE);
-	REFUSED(rb_reclaim_at(self->fd, LARGE, first, &got), -EBUSY,
+	REFUSED(rb_compact(self->fd, LARGE, 1, 0, &got), -EBUSY, RUST_BUDDY_REASON_UNMOVABLE_RANGE);
+	REFUSED(rb_compact_at(self->fd, LARGE, first, &got), -EBUSY,
 		RUST_BUDDY_REASON_UNMOVABLE_RANGE);
-	EXPECT_EQ(pool.reclaims_fixed + 2, pool_of(self->fd).reclaims_fixed);
+	EXPECT_EQ(pool.compact_fail_unmovable + 2, pool_of(self->fd).compact_fail_unmovable);
 	for (i = in; i < self->n; i++) {
 		struct tenant *t = &self->all[i];
 
@@ -311,15 +311,15 @@ TEST_F_TIMEOUT(reclaim, refusals, SLOW)
 		}
 	}
 	/* Now it does. */
-	EXPECT_EQ(0, rb_reclaim(self->fd, LARGE, 1, 0, &got));
+	EXPECT_EQ(0, rb_compact(self->fd, LARGE, 1, 0, &got));
 	expect_all_there(_metadata, self);
 }
 
 /* This block and no other: for who knows which one it has to be. */
-TEST_F_TIMEOUT(reclaim, this_block, SLOW)
+TEST_F_TIMEOUT(compact, this_block, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	struct rust_buddy_alloc buf;
 	uint64_t first;
 
@@ -327,7 +327,7 @@ TEST_F_TIMEOUT(reclaim, this_block, SLOW)
 	thin_out(self, 1, 4);
 	first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base + 3 * MiB(2);
 	before = pool_of(self->fd);
-	ASSERT_EQ(0, rb_reclaim_at(self->fd, LARGE, first, &got));
+	ASSERT_EQ(0, rb_compact_at(self->fd, LARGE, first, &got));
 	after = pool_of(self->fd);
 	EXPECT_EQ(blocks_of(&before, LARGE) + 1, blocks_of(&after, LARGE));
 	memset(&buf, 0, sizeof(buf));
@@ -339,7 +339,7 @@ TEST_F_TIMEOUT(reclaim, this_block, SLOW)
 }
 
 /* An ALLOC that has others moved out of its way, for as much as it says. */
-TEST_F_TIMEOUT(reclaim, on_demand, SLOW)
+TEST_F_TIMEOUT(compact, on_demand, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
 	struct rust_buddy_alloc buf;
@@ -354,7 +354,7 @@ TEST_F_TIMEOUT(reclaim, on_demand, SLOW)
 	ASSERT_EQ(0ULL, blocks_of(&before, LARGE));
 	memset(&buf, 0, sizeof(buf));
 	buf.size = MiB(2);
-	buf.flags = RUST_BUDDY_ALLOC_RECLAIM;
+	buf.flags = RUST_BUDDY_ALLOC_COMPACT;
 	buf.max_copy = self->base.unit;
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -ENOSPC,
 		       RUST_BUDDY_REASON_COPY_LIMIT);
@@ -364,8 +364,8 @@ TEST_F_TIMEOUT(reclaim, on_demand, SLOW)
 	EXPECT_LT(0ULL, buf.copied);
 	EXPECT_GE(MiB(2), buf.copied);
 	after = pool_of(self->fd);
-	EXPECT_EQ(before.reclaims + 1, after.reclaims);
-	EXPECT_EQ(before.reclaimed + buf.copied, after.reclaimed);
+	EXPECT_EQ(before.compact_direct + 1, after.compact_direct);
+	EXPECT_EQ(before.compact_copied + buf.copied, after.compact_copied);
 	expect_all_there(_metadata, self);
 
 	/* Exactly there: what is there goes, pinned or not at all. */
@@ -378,7 +378,7 @@ TEST_F_TIMEOUT(reclaim, on_demand, SLOW)
 	buf.flags = RUST_BUDDY_ALLOC_AT;
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -EBUSY,
 		       RUST_BUDDY_REASON_RANGE_BUSY);
-	buf.flags |= RUST_BUDDY_ALLOC_RECLAIM;
+	buf.flags |= RUST_BUDDY_ALLOC_COMPACT;
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
 	EXPECT_EQ(KiB(64), buf.copied);
 	EXPECT_EQ(buf.lo, place_of(self->fd, buf.handle) - self->base.phys_base);
@@ -398,10 +398,10 @@ TEST_F_TIMEOUT(reclaim, on_demand, SLOW)
  * What can't be moved grows from the end of the pool, what can from its start:
  * so blocks stay that can be emptied, with a third of it pinned.
  */
-TEST_F_TIMEOUT(reclaim, opposite_ends, SLOW)
+TEST_F_TIMEOUT(compact, opposite_ends, SLOW)
 {
 	uint64_t lowest_pinned = ~0ULL, highest_movable = 0, address;
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	struct rust_buddy_alloc buf;
 	int plain = rb_open(RB_DEV), i;
 
@@ -421,7 +421,7 @@ TEST_F_TIMEOUT(reclaim, opposite_ends, SLOW)
 	}
 	/* 90 x 32 KiB at one end, 210 x 32 KiB at the other. */
 	EXPECT_LE(self->base.phys_base + self->base.size - MiB(8), lowest_pinned);
-	EXPECT_EQ(0, rb_reclaim(self->fd, LARGE, (self->base.size - MiB(16)) / MiB(2), 0, &got));
+	EXPECT_EQ(0, rb_compact(self->fd, LARGE, (self->base.size - MiB(16)) / MiB(2), 0, &got));
 	close(plain);
 }
 
@@ -436,7 +436,7 @@ struct score {
 	int blocks, pools;
 };
 
-static void fragment(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self,
+static void fragment(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * self,
 		     bool scattered)
 {
 	bool room = true;
@@ -456,21 +456,21 @@ static void fragment(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * 
 	thin_out(self, 1, 2);
 }
 
-static int reclaim_random(FIXTURE_DATA(reclaim) * self, uint64_t *copied)
+static int compact_random(FIXTURE_DATA(compact) * self, uint64_t *copied)
 {
 	uint64_t first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base;
 	uint64_t n = (self->base.size - first) / MiB(2);
-	struct rust_buddy_reclaim got;
-	int ret = rb_reclaim_at(self->fd, LARGE, first + rnd(&self->seed) % n * MiB(2), &got);
+	struct rust_buddy_compact got;
+	int ret = rb_compact_at(self->fd, LARGE, first + rnd(&self->seed) % n * MiB(2), &got);
 
 	/* One that was free already is none gained. */
-	if (!ret && !got.gained)
+	if (!ret && !got.evacuated)
 		ret = -EALREADY;
 	*copied += got.copied;
 	return ret;
 }
 
-static struct score compete(struct __test_metadata *_metadata, FIXTURE_DATA(reclaim) * self,
+static struct score compete(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * self,
 			    bool scattered, bool randomly)
 {
 	struct score score = { 0, 0, 0 };
@@ -486,14 +486,14 @@ static struct score compete(struct __test_metadata *_metadata, FIXTURE_DATA(recl
 		for (i = 0; i < 4; i++) {
 			struct rust_buddy_pool_info pool = pool_of(self->fd);
 			uint64_t free = blocks_of(&pool, LARGE);
-			struct rust_buddy_reclaim got;
+			struct rust_buddy_compact got;
 			int ret = -1;
 
 			for (tries = 0; tries < 4 && ret; tries++) {
 				if (randomly) {
-					ret = reclaim_random(self, &score.copied);
+					ret = compact_random(self, &score.copied);
 				} else {
-					ret = rb_reclaim(self->fd, LARGE, free + 1, 0, &got);
+					ret = rb_compact(self->fd, LARGE, free + 1, 0, &got);
 					score.copied += got.copied;
 				}
 			}
@@ -513,7 +513,7 @@ static unsigned long long per_block(struct score score)
 	return score.blocks ? score.copied / score.blocks : 0;
 }
 
-TEST_F_TIMEOUT(reclaim, against_random_victims, SLOW)
+TEST_F_TIMEOUT(compact, against_random_victims, SLOW)
 {
 	int scattered;
 
@@ -521,7 +521,7 @@ TEST_F_TIMEOUT(reclaim, against_random_victims, SLOW)
 		struct score cheapest = compete(_metadata, self, scattered, false);
 		struct score randomly = compete(_metadata, self, scattered, true);
 
-		figure_begin(scattered ? "reclaim_scattered_pins" : "reclaim");
+		figure_begin(scattered ? "compact_scattered_pins" : "compact");
 		figure_number("pools", POOLS);
 		figure_number("cheapest_pools", cheapest.pools);
 		figure_number("random_pools", randomly.pools);
@@ -541,7 +541,7 @@ TEST_F_TIMEOUT(reclaim, against_random_victims, SLOW)
 	}
 }
 
-/* Writers, allocators and reclaimers at once. */
+/* Writers, allocators and compaction at once. */
 static volatile bool stop;
 
 static void *allocator(void *arg)
@@ -556,7 +556,7 @@ static void *allocator(void *arg)
 		if (n < ARRAY_SIZE(buf) && rnd(&seed) % 2) {
 			uint64_t size = KiB(4) << rnd(&seed) % 6;
 
-			if (!rb_alloc(fd, size, rnd(&seed) % 4 ? 0 : RUST_BUDDY_ALLOC_RECLAIM,
+			if (!rb_alloc(fd, size, rnd(&seed) % 4 ? 0 : RUST_BUDDY_ALLOC_COMPACT,
 				      "churn", &buf[n])) {
 				n++;
 			} else {
@@ -585,11 +585,11 @@ static void *writer(void *arg)
 	return (void *)lost;
 }
 
-TEST_F_TIMEOUT(reclaim, under_load, SLOW)
+TEST_F_TIMEOUT(compact, under_load, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
-	unsigned long rounds = env_number("RB_RECLAIMS", 400), i;
-	struct rust_buddy_reclaim got;
+	unsigned long rounds = env_number("RB_COMPACTIONS", 400), i;
+	struct rust_buddy_compact got;
 	pthread_t threads[4];
 	struct tenant *busy;
 	void *bad;
@@ -607,7 +607,7 @@ TEST_F_TIMEOUT(reclaim, under_load, SLOW)
 	for (i = 0; i < rounds; i++) {
 		uint64_t first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base;
 		uint64_t n = (self->base.size - first) / MiB(2);
-		int ret = rb_reclaim_at(self->fd, LARGE, first + i % n * MiB(2), &got);
+		int ret = rb_compact_at(self->fd, LARGE, first + i % n * MiB(2), &got);
 
 		if (ret)
 			EXPECT_TRUE(ret == -EBUSY || ret == -ENOSPC || ret == -EAGAIN);
@@ -619,7 +619,7 @@ TEST_F_TIMEOUT(reclaim, under_load, SLOW)
 	}
 	after = pool_of(self->fd);
 	EXPECT_LT(before.migrations, after.migrations);
-	TH_LOG("%lu reclaims moved %llu buffers, %llu MiB", rounds,
+	TH_LOG("%lu compactions moved %llu buffers, %llu MiB", rounds,
 	       (unsigned long long)(after.migrations - before.migrations),
 	       (unsigned long long)((after.migrated - before.migrated) >> 20));
 	expect_all_there(_metadata, self);
@@ -633,12 +633,12 @@ static volatile uint64_t emptied;
 
 static void *empty_again(void *arg)
 {
-	struct rust_buddy_reclaim got;
+	struct rust_buddy_compact got;
 	uintptr_t bad = 0;
 	int fd = rb_open(RB_DEV), ret;
 
 	while (!stop) {
-		ret = rb_reclaim_at(fd, LARGE, *(uint64_t *)arg, &got);
+		ret = rb_compact_at(fd, LARGE, *(uint64_t *)arg, &got);
 		bad |= ret != -ENOSPC && ret != -EAGAIN && ret != -EBUSY;
 		emptied += got.copied;
 	}
@@ -646,7 +646,7 @@ static void *empty_again(void *arg)
 	return (void *)bad;
 }
 
-TEST_F_TIMEOUT(reclaim, nobody_else_is_refused, SLOW)
+TEST_F_TIMEOUT(compact, nobody_else_is_refused, SLOW)
 {
 	uint64_t block = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base + MiB(4);
 	struct rust_buddy_alloc buf[2];
@@ -678,7 +678,8 @@ TEST_F_TIMEOUT(reclaim, nobody_else_is_refused, SLOW)
 	/* Until they have met, and for a while. */
 	for (rounds = 0; rounds < 3000 || (rounds < 100000 && !met); rounds++) {
 		if (rounds % 1000 == 0)
-			met = emptied && pool_of(self->fd).reclaims_rival > before.reclaims_rival;
+			met = emptied && pool_of(self->fd).compact_fail_contended >
+					 before.compact_fail_contended;
 		refused += !!rb_alloc(self->fd, KiB(64), 0, "one", &buf[0]);
 		refused += !!rb_alloc(self->fd, KiB(64), 0, "two", &buf[1]);
 		for (i = 0; i < 2; i++)
@@ -694,13 +695,13 @@ TEST_F_TIMEOUT(reclaim, nobody_else_is_refused, SLOW)
 	EXPECT_EQ(0, refused);
 	after = pool_of(self->fd);
 	EXPECT_LT(0ULL, emptied);
-	EXPECT_LT(before.reclaims_rival, after.reclaims_rival);
+	EXPECT_LT(before.compact_fail_contended, after.compact_fail_contended);
 	TH_LOG("%llu KiB moved meanwhile", (unsigned long long)emptied >> 10);
 	expect_all_there(_metadata, self);
 }
 
 /* When nothing else goes on, large blocks come back by themselves. */
-TEST_F_TIMEOUT(reclaim, in_the_background, SLOW)
+TEST_F_TIMEOUT(compact, in_the_background, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
 	struct timespec from, to;
@@ -725,7 +726,7 @@ TEST_F_TIMEOUT(reclaim, in_the_background, SLOW)
 			   (to.tv_nsec - from.tv_nsec) / 1000000 > 250;
 	}
 	if (!stalled)
-		EXPECT_EQ(before.compactions, pool_of(self->fd).compactions);
+		EXPECT_EQ(before.compact_background, pool_of(self->fd).compact_background);
 	for (tries = 0; tries < 300; tries++) {
 		usleep(100000);
 		after = pool_of(self->fd);
@@ -733,12 +734,12 @@ TEST_F_TIMEOUT(reclaim, in_the_background, SLOW)
 			break;
 	}
 	EXPECT_GE(500U, after.unusable);
-	EXPECT_LT(before.compactions, after.compactions);
+	EXPECT_LT(before.compact_background, after.compact_background);
 	EXPECT_EQ(before.free, after.free);
 	TH_LOG("unusable free space %u -> %u per mille, %llu blocks, %llu KiB copied",
 	       before.unusable, after.unusable,
-	       (unsigned long long)(after.compactions - before.compactions),
-	       (unsigned long long)((after.reclaimed - before.reclaimed) >> 10));
+	       (unsigned long long)(after.compact_background - before.compact_background),
+	       (unsigned long long)((after.compact_copied - before.compact_copied) >> 10));
 	expect_all_there(_metadata, self);
 }
 
