@@ -111,12 +111,12 @@ static int batched(int fd, uint64_t bytes)
 		ask_for_many(bytes);
 		start = __rdtsc();
 		if (rb_batch(fd, _IOC_NR(RUST_BUDDY_IOC_ALLOC), allocs, MANY, sizeof(*allocs),
-			     RUST_BUDDY_BATCH_ALL, &req))
+			     RUST_BUDDY_BATCH_ATOMIC, &req))
 			return -1;
 		for (j = 0; j < MANY; j++)
 			frees[j].handle = allocs[j].handle;
 		if (rb_batch(fd, _IOC_NR(RUST_BUDDY_IOC_FREE), frees, MANY, sizeof(*frees),
-			     RUST_BUDDY_BATCH_ALL, &req))
+			     RUST_BUDDY_BATCH_ATOMIC, &req))
 			return -1;
 		samples[i] = (__rdtsc() - start) / MANY;
 	}

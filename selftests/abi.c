@@ -78,7 +78,7 @@ TEST(layout)
 	EXPECT_EQ(56U, sizeof(struct rust_buddy_batch));
 
 	EXPECT_EQ(24U, offsetof(struct rust_buddy_info, features));
-	EXPECT_EQ(56U, offsetof(struct rust_buddy_info, max_window));
+	EXPECT_EQ(56U, offsetof(struct rust_buddy_info, max_mmap_size));
 	EXPECT_EQ(40U, offsetof(struct rust_buddy_pool_info, caps));
 	EXPECT_EQ(120U, offsetof(struct rust_buddy_pool_info, free_blocks));
 	EXPECT_EQ(56U, offsetof(struct rust_buddy_alloc, pool));
@@ -336,7 +336,7 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		req.sync.offset = 0;
 		req.sync.size = 0;
 		req.sync.flags = RUST_BUDDY_SYNC_FOR_CPU;
-		req.sync.direction = RUST_BUDDY_SYNC_BOTH;
+		req.sync.direction = RUST_BUDDY_SYNC_BIDIRECTIONAL;
 		break;
 	case NR_MIGRATE:
 		ASSERT_EQ(0, rb_alloc(self->fd, KiB(20), 0, "victim", &victim));
@@ -385,7 +385,7 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		req.batch.count = 2;
 		req.batch.stride = sizeof(*self->batch);
 		req.batch.command = NR_ALLOC;
-		req.batch.flags = RUST_BUDDY_BATCH_ALL;
+		req.batch.flags = RUST_BUDDY_BATCH_ATOMIC;
 		req.batch.reserved = 0;
 		break;
 	}
@@ -896,13 +896,13 @@ TEST_F(node, info)
 	EXPECT_EQ((__u32)RUST_BUDDY_ABI_VERSION, self->info.abi_version);
 	EXPECT_LE(1U, self->info.pools);
 	EXPECT_EQ(RUST_BUDDY_FEAT_EXACT, self->info.features & RUST_BUDDY_FEAT_EXACT);
-	EXPECT_EQ(RUST_BUDDY_FEAT_PLACE, self->info.features & RUST_BUDDY_FEAT_PLACE);
+	EXPECT_EQ(RUST_BUDDY_FEAT_PLACEMENT, self->info.features & RUST_BUDDY_FEAT_PLACEMENT);
 	EXPECT_EQ(variant->phys, !!(self->info.features & RUST_BUDDY_FEAT_PIN));
 	EXPECT_EQ(0U, self->info.features & ~known);
 	EXPECT_NE(0U, self->info.instance);
 	EXPECT_EQ((__u64)sysconf(_SC_PAGESIZE), self->info.page_size);
 	EXPECT_LE(1U, self->info.max_buffers);
-	EXPECT_LE(self->info.page_size, self->info.max_window);
+	EXPECT_LE(self->info.page_size, self->info.max_mmap_size);
 
 	memset(&again, 0xff, sizeof(again));
 	again.hdr.user_data = 0;
@@ -1032,13 +1032,13 @@ TEST_F(node, alloc_keeps_what_was_asked)
 
 	req.size = 3 * self->pool.unit;
 	req.max_size = 16 * self->pool.unit;
-	req.flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_HIGHEST;
+	req.flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_TOPDOWN;
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
 	EXPECT_EQ(3 * self->pool.unit, req.granted);
 	EXPECT_EQ(2U, req.order);
 	ASSERT_EQ(0, rb_buffer_info(self->fd, req.handle, &buf));
 	EXPECT_EQ(req.max_size, buf.max_size);
-	EXPECT_EQ((__u32)(RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_HIGHEST), buf.flags);
+	EXPECT_EQ((__u32)(RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_TOPDOWN), buf.flags);
 	EXPECT_EQ(2U, buf.order);
 	EXPECT_EQ(0, rb_free(self->fd, req.handle));
 }
@@ -1058,7 +1058,7 @@ TEST_F(node, alloc_unknown_flags)
 			    RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_GUP |
 			    RUST_BUDDY_ALLOC_WAIT | RUST_BUDDY_ALLOC_STACK |
 			    RUST_BUDDY_ALLOC_GUARD | RUST_BUDDY_ALLOC_COMPACT |
-			    RUST_BUDDY_ALLOC_LOW | RUST_BUDDY_ALLOC_HIGH;
+			    RUST_BUDDY_ALLOC_PRIO_LOW | RUST_BUDDY_ALLOC_PRIO_HIGH;
 	unsigned int bit;
 
 	for (bit = 5; bit < 32; bit++) {
@@ -1073,8 +1073,8 @@ TEST_F(node, alloc_unknown_flags)
 
 TEST_F(node, alloc_flag_combinations)
 {
-	const __u32 lowest = RUST_BUDDY_ALLOC_LOWEST, highest = RUST_BUDDY_ALLOC_HIGHEST;
-	const __u32 at = RUST_BUDDY_ALLOC_AT, window = RUST_BUDDY_ALLOC_WINDOW;
+	const __u32 lowest = RUST_BUDDY_ALLOC_BOTTOMUP, highest = RUST_BUDDY_ALLOC_TOPDOWN;
+	const __u32 at = RUST_BUDDY_ALLOC_AT, window = RUST_BUDDY_ALLOC_RANGE;
 	__u32 flags;
 
 	/* Every combination of the known ones. */
@@ -1098,7 +1098,7 @@ TEST_F(node, alloc_flag_combinations)
 	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS,
 	    req.flags = RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_GUP);
 	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS,
-	    req.flags = RUST_BUDDY_ALLOC_LOW | RUST_BUDDY_ALLOC_HIGH);
+	    req.flags = RUST_BUDDY_ALLOC_PRIO_LOW | RUST_BUDDY_ALLOC_PRIO_HIGH);
 	BAD(-EINVAL, RUST_BUDDY_REASON_FLAGS, req.max_copy = 1);
 	GOOD(req.flags = RUST_BUDDY_ALLOC_COMPACT; req.max_copy = 1);
 }
@@ -1191,7 +1191,7 @@ TEST_F(node, alloc_align)
 TEST_F(node, alloc_window)
 {
 	const __u64 unit = self->pool.unit, size = self->pool.size;
-	const __u32 window = RUST_BUDDY_ALLOC_WINDOW, at = RUST_BUDDY_ALLOC_AT;
+	const __u32 window = RUST_BUDDY_ALLOC_RANGE, at = RUST_BUDDY_ALLOC_AT;
 
 	/* Not asked for. */
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo = unit);
@@ -1200,7 +1200,7 @@ TEST_F(node, alloc_window)
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.hi = 1);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo = unit; req.hi = size);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.hi = size;
-	    req.flags = RUST_BUDDY_ALLOC_LOWEST);
+	    req.flags = RUST_BUDDY_ALLOC_BOTTOMUP);
 
 	/* Unaligned. */
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = 1; req.hi = size);
@@ -1242,7 +1242,7 @@ TEST_F(node, alloc_window)
 
 TEST_F(node, alloc_max_size)
 {
-	const __u64 unit = self->pool.unit, max = self->info.max_window;
+	const __u64 unit = self->pool.unit, max = self->info.max_mmap_size;
 
 	GOOD(req.max_size = 2 * unit);
 	GOOD(req.max_size = max);

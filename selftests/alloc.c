@@ -6,10 +6,10 @@
  */
 #include "rb_test.h"
 
-#define LOWEST	RUST_BUDDY_ALLOC_LOWEST
-#define HIGHEST	RUST_BUDDY_ALLOC_HIGHEST
+#define BOTTOMUP	RUST_BUDDY_ALLOC_BOTTOMUP
+#define TOPDOWN	RUST_BUDDY_ALLOC_TOPDOWN
 #define EXACT	RUST_BUDDY_ALLOC_EXACT
-#define WINDOW	RUST_BUDDY_ALLOC_WINDOW
+#define RANGE	RUST_BUDDY_ALLOC_RANGE
 #define AT	RUST_BUDDY_ALLOC_AT
 
 /* Beyond this a test that takes every page one by one takes too long. */
@@ -196,7 +196,7 @@ FIXTURE_TEARDOWN(size)
 
 TEST_F(size, granted)
 {
-	static const uint32_t places[] = { 0, LOWEST, HIGHEST };
+	static const uint32_t places[] = { 0, BOTTOMUP, TOPDOWN };
 	const uint64_t block = self->base.unit << variant->order;
 	struct rust_buddy_pin pin;
 	struct rust_buddy_pool_info pool;
@@ -349,7 +349,7 @@ TEST_F(pool, internal_fragmentation)
 /* A block of half the size or more has its alignment somewhere inside. */
 TEST_F(pool, align)
 {
-	static const uint32_t flags[] = { 0, EXACT, LOWEST, HIGHEST, EXACT | HIGHEST };
+	static const uint32_t flags[] = { 0, EXACT, BOTTOMUP, TOPDOWN, EXACT | TOPDOWN };
 	const uint64_t sizes[] = { 1, self->unit, 3 * self->unit, AREA * self->unit };
 	struct rust_buddy_alloc req;
 	uint64_t align;
@@ -428,21 +428,22 @@ TEST_F(pool, lowest_and_highest)
 			last_low = 0;
 			last_high = self->base.size;
 			for (k = 0; k < ARRAY_SIZE(low); k++) {
-				ASSERT_EQ(0, get(self->fd, size, exact[j] | LOWEST, 0, 0, &low[k]));
+				ASSERT_EQ(0,
+					  get(self->fd, size, exact[j] | BOTTOMUP, 0, 0, &low[k]));
 				at = where(self, &low[k]);
 				EXPECT_LE(last_low, at);
 				/* Nothing fits that ends before this one's block does. */
 				if (!exact[j] && at + block - unit >= size)
-					EXPECT_FULL(self->fd, get(self->fd, size, WINDOW, 0,
+					EXPECT_FULL(self->fd, get(self->fd, size, RANGE, 0,
 								  at + block - unit, &req), &req);
 				last_low = at + low[k].granted;
 
-				ASSERT_EQ(0, get(self->fd, size, exact[j] | HIGHEST, 0, 0,
+				ASSERT_EQ(0, get(self->fd, size, exact[j] | TOPDOWN, 0, 0,
 						 &high[k]));
 				at = where(self, &high[k]);
 				EXPECT_GE(last_high, at + high[k].granted);
 				if (!exact[j] && at + unit + size <= self->base.size)
-					EXPECT_FULL(self->fd, get(self->fd, size, WINDOW, at + unit,
+					EXPECT_FULL(self->fd, get(self->fd, size, RANGE, at + unit,
 								  self->base.size, &req), &req);
 				last_high = at;
 			}
@@ -469,15 +470,15 @@ TEST_F(pool, lowest_fills_a_hole)
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(req); i++) {
-		ASSERT_EQ(0, get(self->fd, 1, i < 4 ? LOWEST : HIGHEST, 0, 0, &req[i]));
+		ASSERT_EQ(0, get(self->fd, 1, i < 4 ? BOTTOMUP : TOPDOWN, 0, 0, &req[i]));
 		at[i] = where(self, &req[i]);
 	}
 	EXPECT_FREE(self->fd, &req[1]);
 	EXPECT_FREE(self->fd, &req[5]);
-	ASSERT_EQ(0, get(self->fd, 1, LOWEST, 0, 0, &again));
+	ASSERT_EQ(0, get(self->fd, 1, BOTTOMUP, 0, 0, &again));
 	EXPECT_EQ(at[1], where(self, &again));
 	req[1] = again;
-	ASSERT_EQ(0, get(self->fd, 1, HIGHEST, 0, 0, &again));
+	ASSERT_EQ(0, get(self->fd, 1, TOPDOWN, 0, 0, &again));
 	EXPECT_EQ(at[5], where(self, &again));
 	req[5] = again;
 	for (i = 0; i < ARRAY_SIZE(req); i++)
@@ -490,42 +491,42 @@ TEST_F(pool, window)
 	struct rust_buddy_alloc req, stone;
 
 	/* All of it, at its edges, in its middle. */
-	ASSERT_EQ(0, get(self->fd, AREA * u, WINDOW, b, e, &req));
+	ASSERT_EQ(0, get(self->fd, AREA * u, RANGE, b, e, &req));
 	EXPECT_EQ(b, where(self, &req));
-	EXPECT_FULL(self->fd, get(self->fd, 1, WINDOW, b, e, &stone), &stone);
+	EXPECT_FULL(self->fd, get(self->fd, 1, RANGE, b, e, &stone), &stone);
 	EXPECT_FREE(self->fd, &req);
 
-	ASSERT_EQ(0, get(self->fd, u, WINDOW, b, b + u, &req));
+	ASSERT_EQ(0, get(self->fd, u, RANGE, b, b + u, &req));
 	EXPECT_EQ(b, where(self, &req));
-	EXPECT_FULL(self->fd, get(self->fd, u, WINDOW, b, b + u, &stone), &stone);
+	EXPECT_FULL(self->fd, get(self->fd, u, RANGE, b, b + u, &stone), &stone);
 	EXPECT_FREE(self->fd, &req);
 
-	ASSERT_EQ(0, get(self->fd, u, WINDOW, e - u, e, &req));
+	ASSERT_EQ(0, get(self->fd, u, RANGE, e - u, e, &req));
 	EXPECT_EQ(e - u, where(self, &req));
-	EXPECT_FULL(self->fd, get(self->fd, u, WINDOW, e - u, e, &stone), &stone);
+	EXPECT_FULL(self->fd, get(self->fd, u, RANGE, e - u, e, &stone), &stone);
 	EXPECT_FREE(self->fd, &req);
 
-	ASSERT_EQ(0, get(self->fd, u, WINDOW, b + 7 * u, b + 8 * u, &req));
+	ASSERT_EQ(0, get(self->fd, u, RANGE, b + 7 * u, b + 8 * u, &req));
 	EXPECT_EQ(b + 7 * u, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
 
 	/* The ends of a window. */
-	ASSERT_EQ(0, get(self->fd, 2 * u, WINDOW | LOWEST, b + 3 * u, e, &req));
+	ASSERT_EQ(0, get(self->fd, 2 * u, RANGE | BOTTOMUP, b + 3 * u, e, &req));
 	EXPECT_EQ(b + 4 * u, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
-	ASSERT_EQ(0, get(self->fd, 2 * u, WINDOW | HIGHEST, b, e - u, &req));
+	ASSERT_EQ(0, get(self->fd, 2 * u, RANGE | TOPDOWN, b, e - u, &req));
 	EXPECT_EQ(e - 4 * u, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
 
 	/* Two pages, but none of the two is where a block of two can start. */
-	EXPECT_FULL(self->fd, get(self->fd, 2 * u, WINDOW, b + u, b + 3 * u, &req), &req);
-	ASSERT_EQ(0, get(self->fd, 2 * u, WINDOW, b + u, b + 4 * u, &req));
+	EXPECT_FULL(self->fd, get(self->fd, 2 * u, RANGE, b + u, b + 3 * u, &req), &req);
+	ASSERT_EQ(0, get(self->fd, 2 * u, RANGE, b + u, b + 4 * u, &req));
 	EXPECT_EQ(b + 2 * u, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
 
 	/* Room for what is asked for, not for what would be granted. */
-	EXPECT_FULL(self->fd, get(self->fd, 3 * u, WINDOW, b, b + 3 * u, &req), &req);
-	ASSERT_EQ(0, get(self->fd, 3 * u, WINDOW, b, b + 4 * u, &req));
+	EXPECT_FULL(self->fd, get(self->fd, 3 * u, RANGE, b, b + 3 * u, &req), &req);
+	ASSERT_EQ(0, get(self->fd, 3 * u, RANGE, b, b + 4 * u, &req));
 	EXPECT_EQ(b, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
 }
@@ -536,12 +537,12 @@ TEST_F(pool, window_of_an_exact_run)
 	const uint64_t u = self->unit, b = self->area;
 	struct rust_buddy_alloc req, more;
 
-	ASSERT_EQ(0, get(self->fd, 3 * u, WINDOW | EXACT, b, b + 3 * u, &req));
+	ASSERT_EQ(0, get(self->fd, 3 * u, RANGE | EXACT, b, b + 3 * u, &req));
 	EXPECT_EQ(b, where(self, &req));
 	EXPECT_EQ(3 * u, req.granted);
-	EXPECT_FULL(self->fd, get(self->fd, 1, WINDOW, b, b + 3 * u, &more), &more);
+	EXPECT_FULL(self->fd, get(self->fd, 1, RANGE, b, b + 3 * u, &more), &more);
 	/* The block's tail was given back. */
-	ASSERT_EQ(0, get(self->fd, u, WINDOW, b + 3 * u, b + 4 * u, &more));
+	ASSERT_EQ(0, get(self->fd, u, RANGE, b + 3 * u, b + 4 * u, &more));
 	EXPECT_EQ(b + 3 * u, where(self, &more));
 	EXPECT_FREE(self->fd, &more);
 	EXPECT_FREE(self->fd, &req);
@@ -554,16 +555,16 @@ TEST_F(pool, window_with_something_in_it)
 
 	/* 16 pages, one of them taken: the largest blocks around it are left. */
 	ASSERT_EQ(0, get(self->fd, u, AT, b + 7 * u, 0, &stone));
-	EXPECT_FULL(self->fd, get(self->fd, 16 * u, WINDOW, b, b + 16 * u, &req), &req);
-	ASSERT_EQ(0, get(self->fd, 8 * u, WINDOW, b, b + 16 * u, &req));
+	EXPECT_FULL(self->fd, get(self->fd, 16 * u, RANGE, b, b + 16 * u, &req), &req);
+	ASSERT_EQ(0, get(self->fd, 8 * u, RANGE, b, b + 16 * u, &req));
 	EXPECT_EQ(b + 8 * u, where(self, &req));
-	EXPECT_FULL(self->fd, get(self->fd, 8 * u, WINDOW, b, b + 16 * u, &more), &more);
-	ASSERT_EQ(0, get(self->fd, 4 * u, WINDOW, b, b + 16 * u, &more));
+	EXPECT_FULL(self->fd, get(self->fd, 8 * u, RANGE, b, b + 16 * u, &more), &more);
+	ASSERT_EQ(0, get(self->fd, 4 * u, RANGE, b, b + 16 * u, &more));
 	EXPECT_EQ(b, where(self, &more));
 	EXPECT_FREE(self->fd, &more);
 	EXPECT_FREE(self->fd, &req);
 	EXPECT_FREE(self->fd, &stone);
-	ASSERT_EQ(0, get(self->fd, 16 * u, WINDOW, b, b + 16 * u, &req));
+	ASSERT_EQ(0, get(self->fd, 16 * u, RANGE, b, b + 16 * u, &req));
 	EXPECT_FREE(self->fd, &req);
 }
 
@@ -579,7 +580,7 @@ TEST_F(pool, window_and_align)
 		memset(&req[i], 0, sizeof(req[i]));
 		req[i].size = u;
 		req[i].align = 16 * u;
-		req[i].flags = WINDOW | LOWEST;
+		req[i].flags = RANGE | BOTTOMUP;
 		req[i].lo = b;
 		req[i].hi = b + AREA * u;
 		ASSERT_EQ(0, rb_alloc_req(self->fd, &req[i]));
@@ -589,7 +590,7 @@ TEST_F(pool, window_and_align)
 	memset(&more, 0, sizeof(more));
 	more.size = u;
 	more.align = 16 * u;
-	more.flags = WINDOW;
+	more.flags = RANGE;
 	more.lo = b;
 	more.hi = b + AREA * u;
 	EXPECT_FULL(self->fd, rb_alloc_req(self->fd, &more), &more);
@@ -605,15 +606,15 @@ TEST_F(pool, edges_of_the_pool)
 	if (self->base.free != size)
 		SKIP(return, "the pool is not empty");
 
-	ASSERT_EQ(0, get(self->fd, u, WINDOW, 0, u, &req));
+	ASSERT_EQ(0, get(self->fd, u, RANGE, 0, u, &req));
 	EXPECT_EQ(0U, where(self, &req));
-	EXPECT_FULL(self->fd, get(self->fd, u, WINDOW, 0, u, &more), &more);
+	EXPECT_FULL(self->fd, get(self->fd, u, RANGE, 0, u, &more), &more);
 	EXPECT_TAKEN(self->fd, u, 0);
 	EXPECT_FREE(self->fd, &req);
 
-	ASSERT_EQ(0, get(self->fd, u, WINDOW, size - u, size, &req));
+	ASSERT_EQ(0, get(self->fd, u, RANGE, size - u, size, &req));
 	EXPECT_EQ(size - u, where(self, &req));
-	EXPECT_FULL(self->fd, get(self->fd, u, WINDOW, size - u, size, &more), &more);
+	EXPECT_FULL(self->fd, get(self->fd, u, RANGE, size - u, size, &more), &more);
 	EXPECT_TAKEN(self->fd, u, size - u);
 	EXPECT_FREE(self->fd, &req);
 
@@ -633,8 +634,8 @@ TEST_F(pool, at_takes_the_whole_pool)
 
 	if (self->base.free != self->base.size)
 		SKIP(return, "the pool is not empty");
-	if (self->base.size > self->info.max_window)
-		SKIP(return, "the pool is larger than max_window");
+	if (self->base.size > self->info.max_mmap_size)
+		SKIP(return, "the pool is larger than max_mmap_size");
 	ASSERT_EQ(0, get(self->fd, self->base.size, AT, 0, 0, &req));
 	EXPECT_EQ(self->base.size, req.granted);
 	EXPECT_EQ(0U, where(self, &req));
@@ -725,8 +726,8 @@ TEST_F(pool, exact_beyond_the_largest_block)
 
 	if (self->base.free != self->base.size)
 		SKIP(return, "the pool is not empty");
-	if (self->base.size > self->info.max_window)
-		SKIP(return, "the pool is larger than max_window");
+	if (self->base.size > self->info.max_mmap_size)
+		SKIP(return, "the pool is larger than max_mmap_size");
 	ASSERT_EQ(0, get(self->fd, u, AT, 0, 0, &first));
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
 	ASSERT_EQ(self->base.size - u, pool.free);
@@ -744,7 +745,7 @@ TEST_F(pool, exact_beyond_the_largest_block)
 		EXPECT_LE(where(self, &req) + req.granted, self->base.size);
 		EXPECT_FREE(self->fd, &req);
 		/* The lowest: next to the page that is taken. */
-		ASSERT_EQ(0, get(self->fd, sizes[i], EXACT | LOWEST, 0, 0, &req));
+		ASSERT_EQ(0, get(self->fd, sizes[i], EXACT | BOTTOMUP, 0, 0, &req));
 		EXPECT_EQ(u, where(self, &req));
 		EXPECT_FREE(self->fd, &req);
 		EXPECT_POOL(self->fd, &pool);
@@ -760,8 +761,8 @@ TEST_F(pool, largest_free)
 	struct rust_buddy_alloc req, more;
 	struct rust_buddy_pool_info pool;
 
-	if (self->base.largest_free > self->info.max_window)
-		SKIP(return, "the largest block is larger than max_window");
+	if (self->base.largest_free > self->info.max_mmap_size)
+		SKIP(return, "the largest block is larger than max_mmap_size");
 	ASSERT_EQ(0, get(self->fd, self->base.largest_free, 0, 0, 0, &req));
 	EXPECT_EQ(self->base.largest_free, req.granted);
 	EXPECT_EQ(self->unit << req.order, req.granted);
@@ -856,9 +857,9 @@ TEST_F_TIMEOUT(pool, exhaustion, SLOW)
 	EXPECT_EQ(pool.size, pool.granted);
 	EXPECT_EQ(self->base.buffers + h.n, pool.buffers);
 	EXPECT_FULL(self->fd, get(self->fd, self->unit, EXACT, 0, 0, &more), &more);
-	EXPECT_FULL(self->fd, get(self->fd, 1, LOWEST, 0, 0, &more), &more);
-	EXPECT_FULL(self->fd, get(self->fd, 1, HIGHEST, 0, 0, &more), &more);
-	EXPECT_FULL(self->fd, get(self->fd, 1, WINDOW, 0, self->base.size, &more), &more);
+	EXPECT_FULL(self->fd, get(self->fd, 1, BOTTOMUP, 0, 0, &more), &more);
+	EXPECT_FULL(self->fd, get(self->fd, 1, TOPDOWN, 0, 0, &more), &more);
+	EXPECT_FULL(self->fd, get(self->fd, 1, RANGE, 0, self->base.size, &more), &more);
 	EXPECT_TAKEN(self->fd, 1, self->area);
 
 	/* Half of it is free, and still there is nothing for two pages. */
@@ -1015,28 +1016,28 @@ TEST_F_TIMEOUT(pool, random, SLOW)
 				expected = lo;
 			break;
 		case 1:
-			req.flags = WINDOW | (rnd(&seed) % 2 ? LOWEST : HIGHEST);
+			req.flags = RANGE | (rnd(&seed) % 2 ? BOTTOMUP : TOPDOWN);
 			lo = rnd(&seed) % (m->units - units + 1);
 			hi = lo + units + rnd(&seed) % 256;
 			if (hi > m->units)
 				hi = m->units;
 			known = true;
-			expected = find_block(m, covering, lo, hi, req.flags & HIGHEST);
+			expected = find_block(m, covering, lo, hi, req.flags & TOPDOWN);
 			break;
 		case 2:
-			req.flags = WINDOW | EXACT;
+			req.flags = RANGE | EXACT;
 			lo = rnd(&seed) % (m->units - units + 1);
 			hi = lo + units + rnd(&seed) % 256;
 			if (hi > m->units)
 				hi = m->units;
 			break;
 		case 3:
-			req.flags = LOWEST | (rnd(&seed) % 2 ? EXACT : 0);
+			req.flags = BOTTOMUP | (rnd(&seed) % 2 ? EXACT : 0);
 			known = true;
 			expected = find_block(m, covering, lo, hi, false);
 			break;
 		case 4:
-			req.flags = HIGHEST | (rnd(&seed) % 2 ? EXACT : 0);
+			req.flags = TOPDOWN | (rnd(&seed) % 2 ? EXACT : 0);
 			known = true;
 			expected = find_block(m, covering, lo, hi, true);
 			break;
@@ -1050,7 +1051,7 @@ TEST_F_TIMEOUT(pool, random, SLOW)
 		      find_block(m, covering, lo, hi, false) == ~0ULL;
 		if (run)
 			known = false;
-		if (req.flags & (WINDOW | AT)) {
+		if (req.flags & (RANGE | AT)) {
 			req.lo = lo * unit;
 			req.hi = hi * unit;
 		}
@@ -1072,7 +1073,7 @@ TEST_F_TIMEOUT(pool, random, SLOW)
 			ASSERT_FALSE(run && has_run(m, units, lo, hi))
 				TH_LOG("operation %u: %ju pages are free, but refused", op,
 				       (uintmax_t)units);
-			if (!(req.flags & WINDOW))
+			if (!(req.flags & RANGE))
 				ASSERT_GT(covering * unit, req.largest_free);
 			full++;
 			continue;
@@ -1093,7 +1094,7 @@ TEST_F_TIMEOUT(pool, random, SLOW)
 			ASSERT_EQ(expected, place)
 				TH_LOG("operation %u: flags %u, size %ju", op, req.flags,
 				       (uintmax_t)req.size);
-		if (req.flags & WINDOW) {
+		if (req.flags & RANGE) {
 			ASSERT_LE(lo, place);
 			ASSERT_LE(place + units, hi);
 		}

@@ -201,7 +201,7 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *se
 		self->cmd = RUST_BUDDY_IOC_SYNC;
 		req->sync.handle = self->buf.handle;
 		req->sync.flags = RUST_BUDDY_SYNC_FOR_CPU;
-		req->sync.direction = RUST_BUDDY_SYNC_BOTH;
+		req->sync.direction = RUST_BUDDY_SYNC_BIDIRECTIONAL;
 		break;
 	case MIGRATE:
 		self->cmd = RUST_BUDDY_IOC_MIGRATE;
@@ -393,7 +393,7 @@ TEST_F(answers, refused_during_the_call)
 		SKIP(return, "these name no handle");
 	case BATCH_FREE:
 		self->frees[0].handle = ~0ULL;
-		self->req.batch.flags = RUST_BUDDY_BATCH_ALL;
+		self->req.batch.flags = RUST_BUDDY_BATCH_ATOMIC;
 		break;
 	default:
 		/* The first field of all the others. */
@@ -497,8 +497,8 @@ TEST(pinned_among_rivals)
 	ASSERT_EQ(0, pthread_create(&threads[0], NULL, pin_untold, &rival));
 	ASSERT_EQ(0, pthread_create(&threads[1], NULL, unpin_untold, &rival));
 	for (i = 0; i < 5000; i++)
-		if (rb_migrate(rival.fd, buf.handle, i % 2 ? RUST_BUDDY_ALLOC_LOWEST :
-			       RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to) != -EBUSY)
+		if (rb_migrate(rival.fd, buf.handle, i % 2 ? RUST_BUDDY_ALLOC_BOTTOMUP :
+			       RUST_BUDDY_ALLOC_TOPDOWN, 0, 0, &to) != -EBUSY)
 			break;
 	EXPECT_EQ(5000U, i);
 	__atomic_store_n(&rival.stop, true, __ATOMIC_RELAXED);

@@ -10,7 +10,7 @@
 
 #define NR_ALLOC	_IOC_NR(RUST_BUDDY_IOC_ALLOC)
 #define NR_FREE		_IOC_NR(RUST_BUDDY_IOC_FREE)
-#define ALL		RUST_BUDDY_BATCH_ALL
+#define ATOMIC		RUST_BUDDY_BATCH_ATOMIC
 #define MANY		((uint32_t)RUST_BUDDY_BATCH_MAX)
 
 FIXTURE(batch) {
@@ -80,7 +80,7 @@ TEST_F(batch, as_if_each_had_come_alone)
 		ask(self, MANY, KiB(4));
 		EXPECT_EQ(0, allocs(self, MANY, flags));
 		EXPECT_EQ(MANY, self->req.done);
-		EXPECT_EQ(MANY, self->req.failed);
+		EXPECT_EQ(MANY, self->req.first_failed);
 		for (i = 0; i < MANY; i++) {
 			ASSERT_EQ(0, self->allocs[i].hdr.ret);
 			ASSERT_EQ(0U, self->allocs[i].hdr.reason);
@@ -117,7 +117,7 @@ TEST_F(batch, shorter_structs)
 	for (i = 0; i < 3; i++)
 		memcpy(entries + i * stride + offsetof(struct rust_buddy_alloc, size), &size, 8);
 	memset(entries + 3 * stride, 0x55, stride);
-	EXPECT_EQ(0, rb_batch(self->fd, NR_ALLOC, entries, 3, stride, ALL, &self->req));
+	EXPECT_EQ(0, rb_batch(self->fd, NR_ALLOC, entries, 3, stride, ATOMIC, &self->req));
 	for (i = 0; i < 3; i++) {
 		memcpy(&handle, entries + i * stride + offsetof(struct rust_buddy_alloc, handle),
 		       8);
@@ -145,7 +145,7 @@ TEST_F(batch, as_many_as_can_be)
 	two_that_cannot(self);
 	EXPECT_EQ(0, allocs(self, 8, 0));
 	EXPECT_EQ(6U, self->req.done);
-	EXPECT_EQ(2U, self->req.failed);
+	EXPECT_EQ(2U, self->req.first_failed);
 	for (i = 0; i < 8; i++) {
 		bool served = i != 2 && i != 4;
 
@@ -158,7 +158,7 @@ TEST_F(batch, as_many_as_can_be)
 	/* Once more: there are none of these. */
 	EXPECT_EQ(-ENOENT, frees(self, 8, 0));
 	EXPECT_EQ(0U, self->req.done);
-	EXPECT_EQ(0U, self->req.failed);
+	EXPECT_EQ(0U, self->req.first_failed);
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_UNKNOWN_HANDLE, self->req.hdr.reason);
 }
 
@@ -169,10 +169,10 @@ TEST_F(batch, all_or_none)
 
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &before));
 	two_that_cannot(self);
-	EXPECT_EQ(-EINVAL, allocs(self, 8, ALL));
+	EXPECT_EQ(-EINVAL, allocs(self, 8, ATOMIC));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_SIZE, self->req.hdr.reason);
 	EXPECT_EQ(0U, self->req.done);
-	EXPECT_EQ(2U, self->req.failed);
+	EXPECT_EQ(2U, self->req.first_failed);
 	for (i = 0; i < 8; i++) {
 		EXPECT_EQ(i == 2 ? -EINVAL : -ECANCELED, self->allocs[i].hdr.ret);
 		EXPECT_EQ((uint32_t)(i == 2 ? RUST_BUDDY_REASON_SIZE :
@@ -185,24 +185,24 @@ TEST_F(batch, all_or_none)
 
 	/* More than the pool has, though each fits. */
 	ask(self, MANY, MiB(1));
-	EXPECT_EQ(-ENOSPC, allocs(self, MANY, ALL));
+	EXPECT_EQ(-ENOSPC, allocs(self, MANY, ATOMIC));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, self->req.hdr.reason);
-	EXPECT_EQ(self->base.size / MiB(1), (uint64_t)self->req.failed);
+	EXPECT_EQ(self->base.size / MiB(1), (uint64_t)self->req.first_failed);
 	EXPECT_POOL(self->fd, &before);
 	/* And what there is of it. */
 	EXPECT_EQ(0, allocs(self, MANY, 0));
 	EXPECT_EQ(self->base.size / MiB(1), (uint64_t)self->req.done);
-	EXPECT_EQ(self->base.size / MiB(1), (uint64_t)self->req.failed);
+	EXPECT_EQ(self->base.size / MiB(1), (uint64_t)self->req.first_failed);
 
 	/* One of them twice: then none is given back. */
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &before));
 	for (i = 0; i < 4; i++)
 		self->frees[i] = (struct rust_buddy_free){ .handle = self->allocs[i % 3].handle };
-	EXPECT_EQ(-ENOENT, rb_batch(self->fd, NR_FREE, self->frees, 4, sizeof(*self->frees), ALL,
+	EXPECT_EQ(-ENOENT, rb_batch(self->fd, NR_FREE, self->frees, 4, sizeof(*self->frees), ATOMIC,
 				    &self->req));
-	EXPECT_EQ(3U, self->req.failed);
+	EXPECT_EQ(3U, self->req.first_failed);
 	EXPECT_POOL(self->fd, &before);
-	EXPECT_EQ(0, frees(self, MANY, ALL));
+	EXPECT_EQ(0, frees(self, MANY, ATOMIC));
 }
 
 static volatile sig_atomic_t alarms;
@@ -212,7 +212,7 @@ static void on_alarm(int number)
 	alarms += number == SIGALRM;
 }
 
-/* What came before the signal is served, and the rest is told why it is not; with ALL none is. */
+/* Requests before the signal are served, and the rest have its reason; with ATOMIC none is. */
 TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
 {
 	const struct itimerval soon = { .it_value.tv_usec = 500 };
@@ -222,7 +222,7 @@ TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
 
 	ASSERT_EQ(0, sigaction(SIGALRM, &action, NULL));
 	for (tries = 0; tries < 1000 && ended < 20; tries++) {
-		flags = tries % 2 ? ALL : 0;
+		flags = tries % 2 ? ATOMIC : 0;
 		ask(self, MANY, KiB(4));
 		ASSERT_EQ(0, setitimer(ITIMER_REAL, &soon, NULL));
 		ret = allocs(self, MANY, flags);
@@ -235,7 +235,7 @@ TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
 			continue;
 		}
 		ASSERT_EQ(0, ret);
-		ASSERT_EQ(self->req.failed, self->req.done);
+		ASSERT_EQ(self->req.first_failed, self->req.done);
 		for (i = 0; i < MANY; i++) {
 			bool served = i < self->req.done;
 
@@ -247,7 +247,7 @@ TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
 		/* The timer is over, or comes to a call that it can't end. */
 		while (alarms <= tries)
 			usleep(100);
-		ASSERT_EQ(0, frees(self, MANY, ALL));
+		ASSERT_EQ(0, frees(self, MANY, ATOMIC));
 	}
 	EXPECT_EQ(20U, ended);
 }
@@ -282,7 +282,7 @@ TEST_F(batch, refusals)
 	EXPECT_EQ(0, frees(self, 1, 0));
 	/* One client waits for one thing. */
 	self->allocs[1].flags = RUST_BUDDY_ALLOC_WAIT;
-	REFUSED(-EINVAL, FLAGS, NR_ALLOC, self->allocs, 2, size, ALL);
+	REFUSED(-EINVAL, FLAGS, NR_ALLOC, self->allocs, 2, size, ATOMIC);
 	/* The struct itself. */
 	memset(req, 0, sizeof(*req));
 	req->entries = (uintptr_t)self->allocs;

@@ -89,7 +89,7 @@ static bool fill_one(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * 
 	}
 	t->handle = buf.handle;
 	t->size = buf.granted;
-	t->lowest = flags & RUST_BUDDY_ALLOC_LOWEST;
+	t->lowest = flags & RUST_BUDDY_ALLOC_BOTTOMUP;
 	t->map = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE(t->map != MAP_FAILED);
 	*(uint64_t *)t->map = pattern(self->n + 1, 0);
@@ -101,7 +101,7 @@ static bool fill_one(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * 
 static void fill_up(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * self, uint64_t size,
 		    size_t most)
 {
-	while (most-- && fill_one(_metadata, self, size, RUST_BUDDY_ALLOC_LOWEST))
+	while (most-- && fill_one(_metadata, self, size, RUST_BUDDY_ALLOC_BOTTOMUP))
 		;
 }
 
@@ -447,7 +447,7 @@ static void fragment(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * 
 		bool pin = rnd(&self->seed) % 100 < 30;
 
 		room = fill_one(_metadata, self, KiB(256),
-				pin && !scattered ? 0 : RUST_BUDDY_ALLOC_LOWEST);
+				pin && !scattered ? 0 : RUST_BUDDY_ALLOC_BOTTOMUP);
 		if (!room || !pin)
 			continue;
 		ASSERT_EQ(0, rb_pin(self->fd, self->all[self->n - 1].handle, &address));

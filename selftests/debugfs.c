@@ -71,7 +71,7 @@ TEST_F(files, splits_and_joins_are_counted)
 	uint64_t splits = status_of("splits"), joins = status_of("joins");
 	struct rust_buddy_alloc buf;
 
-	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_LOWEST, "split", &buf));
+	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_BOTTOMUP, "split", &buf));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	/* As many of the one as of the other, when all is as it was. */
 	EXPECT_LT(splits, status_of("splits"));
@@ -127,7 +127,7 @@ TEST_F(files, picture_shows_the_place)
 /* What is free, what could be moved, and what could not: each 2 MiB has its mark. */
 TEST_F(files, picture_of_areas)
 {
-	struct rust_buddy_alloc buf = { .flags = RUST_BUDDY_ALLOC_HIGHEST, .name = "picture" };
+	struct rust_buddy_alloc buf = { .flags = RUST_BUDDY_ALLOC_TOPDOWN, .name = "picture" };
 	const bool movable = self->pool.caps & RUST_BUDDY_CAP_MOVABLE;
 	int phys = rb_open(RB_DEV_PHYS);
 	char text[4096], want;

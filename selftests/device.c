@@ -156,7 +156,7 @@ TEST_F(device, counts)
 
 	ASSERT_EQ(0, rb_pin_device(self->fd, handle, self->edu, &first));
 	EXPECT_EQ(SIZE, first.size);
-	EXPECT_EQ(0U, first.caveats & RUST_BUDDY_PIN_TRANSLATED);
+	EXPECT_EQ(0U, first.caveats & RUST_BUDDY_PIN_IOMMU_PRESENT);
 	EXPECT_PINS(1);
 	EXPECT_NO_UNPIN(self->fd, handle, "", -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
 	EXPECT_NO_UNPIN(self->fd, handle, "pci/0000:00:00.1", -EINVAL,
@@ -174,7 +174,7 @@ TEST_F(device, counts)
 	EXPECT_PINS(3);
 	EXPECT_LE(self->base.phys_base, plain.address);
 	EXPECT_LE(plain.address + plain.size, self->base.phys_base + self->base.size);
-	if (!(plain.caveats & RUST_BUDDY_PIN_TRANSLATED) &&
+	if (!(plain.caveats & RUST_BUDDY_PIN_IOMMU_PRESENT) &&
 	    !(first.caveats & RUST_BUDDY_PIN_BOUNCED)) {
 		EXPECT_EQ(plain.address, first.address);
 	}
@@ -261,7 +261,7 @@ TEST_F_TIMEOUT(device, removed, SLOW)
 	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	/* There is nobody left to make it the same for. */
 	EXPECT_EQ(0, rb_sync(self->fd, handle, 0, 0, RUST_BUDDY_SYNC_FOR_CPU,
-			     RUST_BUDDY_SYNC_BOTH));
+			     RUST_BUDDY_SYNC_BIDIRECTIONAL));
 	ASSERT_EQ(0, pci_rescan());
 
 	ASSERT_EQ(0, rb_pin_device(self->fd, handle, self->edu, &pin));
@@ -408,7 +408,7 @@ TEST_F(ceiling, below_the_pool)
 /* All of it, and nothing else: what is full below the ceiling is full. */
 TEST_F_TIMEOUT(ceiling, wholly_below, SLOW)
 {
-	static const uint32_t flags[] = { 0, RUST_BUDDY_ALLOC_LOWEST, RUST_BUDDY_ALLOC_HIGHEST };
+	static const uint32_t flags[] = { 0, RUST_BUDDY_ALLOC_BOTTOMUP, RUST_BUDDY_ALLOC_TOPDOWN };
 	const uint64_t ceiling = self->start + MiB(1);
 	uint64_t handles[16], place;
 	int n;
@@ -462,7 +462,7 @@ TEST_F(ceiling, with_window_and_place)
 
 	{
 		CEILING(ceiling, KiB(64));
-		req.flags = RUST_BUDDY_ALLOC_WINDOW | RUST_BUDDY_ALLOC_HIGHEST;
+		req.flags = RUST_BUDDY_ALLOC_RANGE | RUST_BUDDY_ALLOC_TOPDOWN;
 		req.lo = MiB(1);
 		req.hi = MiB(4);
 		ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
@@ -498,7 +498,7 @@ TEST_F(ceiling, above_the_pool)
 	for (int i = 0; i < 2; i++) {
 		CEILING(ceilings[i], self->unit);
 
-		req.flags = RUST_BUDDY_ALLOC_HIGHEST;
+		req.flags = RUST_BUDDY_ALLOC_TOPDOWN;
 		ASSERT_EQ(0, rb_alloc_req(self->fd, &req));
 		EXPECT_EQ(self->start + self->base.size - self->unit,
 			  place_of(self->fd, req.handle));

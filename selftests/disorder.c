@@ -134,15 +134,15 @@ static void placed(struct job *job)
 			req.lo = lo * unit;
 			break;
 		case 1:
-			req.flags = RUST_BUDDY_ALLOC_WINDOW | RUST_BUDDY_ALLOC_EXACT;
+			req.flags = RUST_BUDDY_ALLOC_RANGE | RUST_BUDDY_ALLOC_EXACT;
 			req.lo = lo * unit;
 			req.hi = pool.size;
 			break;
 		case 2:
-			req.flags = RUST_BUDDY_ALLOC_HIGHEST | RUST_BUDDY_ALLOC_EXACT;
+			req.flags = RUST_BUDDY_ALLOC_TOPDOWN | RUST_BUDDY_ALLOC_EXACT;
 			break;
 		default:
-			req.flags = RUST_BUDDY_ALLOC_LOWEST;
+			req.flags = RUST_BUDDY_ALLOC_BOTTOMUP;
 			req.align = KiB(128);
 		}
 		ret = rb_alloc_req(fd, &req);

@@ -158,7 +158,7 @@ TEST_F(edu, between_neighbours)
 	int err;
 
 	ASSERT_EQ(0, rb_info(self->phys_fd, &info));
-	if (!(info.features & RUST_BUDDY_FEAT_PLACE))
+	if (!(info.features & RUST_BUDDY_FEAT_PLACEMENT))
 		SKIP(return, "this module cannot place buffers");
 	/* A block that has room for all five says where they can go. */
 	err = dma_alloc(&self->buf[0], self->phys_fd, 8 * self->size, "edu place");

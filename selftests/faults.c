@@ -211,7 +211,7 @@ static int before_call(FIXTURE_DATA(fault) *self, enum call call)
 		return rb_reserve(self->fd, MiB(1), MiB(2), 0, "fault", &self->reserved);
 	/* Something has to be in the way. */
 	if (call == COMPACT || call == RESERVE)
-		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
+		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_TOPDOWN, 0, 0, &to);
 	if (call == IMPORT) {
 		self->dmabuf = rb_export(self->fd, self->buf.handle, 0, 0, O_RDWR | O_CLOEXEC);
 		return self->dmabuf < 0 ? self->dmabuf : 0;
@@ -272,7 +272,7 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		if (call == ALLOC_GUP)
 			got->flags = RUST_BUDDY_ALLOC_GUP;
 		if (call == ALLOC_PLACED) {
-			got->flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_HIGHEST |
+			got->flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_TOPDOWN |
 				     RUST_BUDDY_ALLOC_WAIT;
 			got->max_size = KiB(64);
 		}
@@ -351,7 +351,7 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		u.batch.count = 3;
 		u.batch.stride = sizeof(*self->batch);
 		u.batch.command = _IOC_NR(RUST_BUDDY_IOC_ALLOC);
-		u.batch.flags = RUST_BUDDY_BATCH_ALL;
+		u.batch.flags = RUST_BUDDY_BATCH_ATOMIC;
 		ret = raw_ioctl(self->fd, RUST_BUDDY_IOC_BATCH, &u);
 		break;
 	case HEAP:
@@ -391,11 +391,11 @@ static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_bud
 
 	switch (call) {
 	case COMPACT:
-		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
+		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_TOPDOWN, 0, 0, &to);
 	case RESERVE:
 		if (rb_release(self->fd, self->reserved))
 			return -EIO;
-		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
+		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_TOPDOWN, 0, 0, &to);
 	case RESIZE:
 		return rb_resize(self->fd, self->buf.handle, self->buf.size,
 				 RUST_BUDDY_RESIZE_MAY_MOVE, &size);
@@ -440,7 +440,7 @@ static int after_failure(FIXTURE_DATA(fault) *self, enum call call)
 	if (call == RELEASE)
 		return rb_release(self->fd, self->reserved);
 	if (call == COMPACT || call == RESERVE)
-		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
+		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_TOPDOWN, 0, 0, &to);
 	if (call == IMPORT)
 		return close(self->dmabuf);
 	if (call == TOUCH)
@@ -566,14 +566,14 @@ TEST_F_TIMEOUT(dirty, alloc_that_fails, 300)
 
 	/* Nothing is dirty but what the test soils. */
 	ASSERT_EQ(0, put_text(SHARE, "100"));
-	ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_LOWEST));
+	ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_BOTTOMUP));
 	do {
 		usleep(100000);
 		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &info));
 	} while (info.dirty);
 	for (nth = 1; nth < MOST; nth++) {
 		ASSERT_EQ(0, put_text(SHARE, "0"));
-		ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_HIGHEST));
+		ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_TOPDOWN));
 		/* Counting empties what is at hand: the next ALLOC takes the dirty block. */
 		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &info));
 		arm(nth);
@@ -590,7 +590,7 @@ TEST_F_TIMEOUT(dirty, alloc_that_fails, 300)
 		failed++;
 		/* The worker, which memory that was written wakes, clears all that it finds. */
 		ASSERT_EQ(0, put_text(SHARE, "100"));
-		ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_LOWEST));
+		ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_BOTTOMUP));
 		usleep(300000);
 		ASSERT_EQ(0, put_text(SHARE, "0"));
 		ASSERT_EQ(0, get_filled(self->fd, &buf));

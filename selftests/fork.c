@@ -354,7 +354,7 @@ static void *move(void *arg)
 	unsigned int turn = 0;
 
 	do {
-		uint32_t end = turn++ & 1 ? RUST_BUDDY_ALLOC_HIGHEST : RUST_BUDDY_ALLOC_LOWEST;
+		uint32_t end = turn++ & 1 ? RUST_BUDDY_ALLOC_TOPDOWN : RUST_BUDDY_ALLOC_BOTTOMUP;
 
 		mover->failed |= rb_migrate(mover->fd, mover->handle, end, 0, 0, &req);
 		__atomic_add_fetch(&mover->moves, 1, __ATOMIC_SEQ_CST);
@@ -387,7 +387,7 @@ TEST_F_TIMEOUT(fork, moves_meanwhile, SLOW)
 
 	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
 		SKIP(return, "the buffers of this pool never move");
-	ASSERT_EQ(0, rb_alloc(self->fd, BLOCK, RUST_BUDDY_ALLOC_HIGHEST, "moves", &req));
+	ASSERT_EQ(0, rb_alloc(self->fd, BLOCK, RUST_BUDDY_ALLOC_TOPDOWN, "moves", &req));
 	mover.handle = req.handle;
 	for (i = 0; i < WINDOWS; i++) {
 		window[i] = mmap(room + i * 2 * BLOCK, BLOCK, RW, MAP_SHARED | MAP_FIXED, self->fd,

@@ -100,7 +100,7 @@ static const struct {
 	{ COMPACT, FROM(compact, pool_offset), UP_TO(compact, pool_offset) },
 	{ COMPACT, FROM(compact, copied), UP_TO(compact, evacuated) },
 	{ RESERVE, FROM(reserve, handle), UP_TO(reserve, copied) },
-	{ BATCH, FROM(batch, done), UP_TO(batch, failed) },
+	{ BATCH, FROM(batch, done), UP_TO(batch, first_failed) },
 };
 
 /* The errno of each reason, as the header has it; a few reasons have a second one. */
@@ -495,10 +495,10 @@ static bool reachable(const struct rust_buddy_alloc *r)
 static uint32_t alloc_reason(const struct client *client, const struct rust_buddy_alloc *r,
 			     size_t size)
 {
-	const uint32_t place = RUST_BUDDY_ALLOC_HIGHEST | RUST_BUDDY_ALLOC_LOWEST;
+	const uint32_t place = RUST_BUDDY_ALLOC_TOPDOWN | RUST_BUDDY_ALLOC_BOTTOMUP;
 	const uint32_t modes = RUST_BUDDY_ALLOC_WC | RUST_BUDDY_ALLOC_UC;
-	const uint32_t urgency = RUST_BUDDY_ALLOC_LOW | RUST_BUDDY_ALLOC_HIGH;
-	const uint32_t known = RUST_BUDDY_ALLOC_EXACT | place | RUST_BUDDY_ALLOC_WINDOW |
+	const uint32_t urgency = RUST_BUDDY_ALLOC_PRIO_LOW | RUST_BUDDY_ALLOC_PRIO_HIGH;
+	const uint32_t known = RUST_BUDDY_ALLOC_EXACT | place | RUST_BUDDY_ALLOC_RANGE |
 			       RUST_BUDDY_ALLOC_AT | RUST_BUDDY_ALLOC_PREFAULT | modes |
 			       RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_WAIT |
 			       RUST_BUDDY_ALLOC_STACK | RUST_BUDDY_ALLOC_GUARD |
@@ -521,7 +521,7 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 	    (r->max_copy && !(r->flags & RUST_BUDDY_ALLOC_COMPACT)) ||
 	    (stack && r->flags & (RUST_BUDDY_ALLOC_PREFAULT | RUST_BUDDY_ALLOC_GUP)) ||
 	    (!stack && r->flags & RUST_BUDDY_ALLOC_GUARD) ||
-	    (at && r->flags & (place | RUST_BUDDY_ALLOC_WINDOW)))
+	    (at && r->flags & (place | RUST_BUDDY_ALLOC_RANGE)))
 		return RUST_BUDDY_REASON_FLAGS;
 	if (!name_is_good(r->name))
 		return RUST_BUDDY_REASON_NAME;
@@ -538,7 +538,7 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 	if (at) {
 		if (r->hi || r->lo > pool || r->lo + r->size > pool)
 			return RUST_BUDDY_REASON_RANGE;
-	} else if (r->flags & RUST_BUDDY_ALLOC_WINDOW) {
+	} else if (r->flags & RUST_BUDDY_ALLOC_RANGE) {
 		if (r->hi > pool || r->lo >= r->hi || r->hi - r->lo < r->size)
 			return RUST_BUDDY_REASON_RANGE;
 	} else if (r->lo || r->hi) {
@@ -546,7 +546,8 @@ static uint32_t alloc_reason(const struct client *client, const struct rust_budd
 	}
 	if (!reachable(r))
 		return RUST_BUDDY_REASON_MAX_ADDRESS;
-	if (r->max_size && (r->max_size < granted_for(r) || r->max_size > board->info.max_window))
+	if (r->max_size &&
+	    (r->max_size < granted_for(r) || r->max_size > board->info.max_mmap_size))
 		return RUST_BUDDY_REASON_MAX_SIZE;
 	if (r->flags & RUST_BUDDY_ALLOC_GUP && !(board->pool.caps & RUST_BUDDY_CAP_LONGTERM_PIN))
 		return RUST_BUDDY_REASON_LONGTERM_PIN;
@@ -588,8 +589,8 @@ static uint32_t export_reason(struct actor *a, const struct client *client,
 static uint32_t change_reason(struct actor *a, const struct client *client, int nr,
 			      const union request *req)
 {
-	const uint32_t place = RUST_BUDDY_ALLOC_HIGHEST | RUST_BUDDY_ALLOC_LOWEST;
-	const uint32_t at = RUST_BUDDY_ALLOC_AT, window = RUST_BUDDY_ALLOC_WINDOW;
+	const uint32_t place = RUST_BUDDY_ALLOC_TOPDOWN | RUST_BUDDY_ALLOC_BOTTOMUP;
+	const uint32_t at = RUST_BUDDY_ALLOC_AT, window = RUST_BUDDY_ALLOC_RANGE;
 	const uint32_t flags = nr == MIGRATE ? req->migrate.flags : req->resize.flags;
 	const uint32_t known = nr == MIGRATE ? place | at | window : RUST_BUDDY_RESIZE_MAY_MOVE;
 	const struct slot *s;
@@ -659,7 +660,7 @@ static uint32_t batch_reason(const struct rust_buddy_batch *r, size_t size)
 		return RUST_BUDDY_REASON_STRUCT_SIZE;
 	if (r->reserved)
 		return RUST_BUDDY_REASON_RESERVED_FIELD;
-	if (r->flags & ~RUST_BUDDY_BATCH_ALL)
+	if (r->flags & ~RUST_BUDDY_BATCH_ATOMIC)
 		return RUST_BUDDY_REASON_FLAGS;
 	if (!r->count || r->count > RUST_BUDDY_BATCH_MAX ||
 	    r->stride < sizeof(struct rust_buddy_hdr) ||
@@ -740,7 +741,7 @@ static bool state_may_refuse(int nr, const struct rust_buddy_alloc *r, uint32_t 
 		return r->max_copy;
 	case RUST_BUDDY_REASON_WATERMARK:
 	case RUST_BUDDY_REASON_LAST_LARGE_BLOCK:
-		return r->flags & RUST_BUDDY_ALLOC_LOW;
+		return r->flags & RUST_BUDDY_ALLOC_PRIO_LOW;
 	case RUST_BUDDY_REASON_CLIENT_QUOTA:
 	case RUST_BUDDY_REASON_USER_QUOTA:
 		return board->quotas;
@@ -1000,7 +1001,7 @@ static bool for_answer(int nr, size_t at, int err)
 	unsigned int i;
 
 	if (nr == BATCH)
-		return at >= FROM(batch, done) && at < UP_TO(batch, failed);
+		return at >= FROM(batch, done) && at < UP_TO(batch, first_failed);
 	if (err && err != ENOSPC && err != EBUSY && err != EAGAIN && err != EINTR)
 		return false;
 	if (err)
@@ -1097,7 +1098,7 @@ static void ask(struct actor *a, const struct call *c)
 static void call(struct actor *a, struct call *c)
 {
 	const bool known = c->nr < COMMANDS && !c->cmd &&
-			   (c->nr != SYNC || board->info.features & RUST_BUDDY_FEAT_DEVICE);
+			   (c->nr != SYNC || board->info.features & RUST_BUDDY_FEAT_DMA);
 	const unsigned long cmd = c->cmd ? c->cmd : RB_CMD(c->nr, c->size);
 	const size_t page = board->pool.unit;
 	const size_t len = known && c->size > sizes[c->nr] ? sizes[c->nr] : c->size;
@@ -1531,10 +1532,10 @@ static void valid_alloc(struct actor *a, struct rust_buddy_alloc *r)
 		r->align = 1ULL << below(a, 22);
 	switch (below(a, 10)) {
 	case 0:
-		r->flags |= RUST_BUDDY_ALLOC_HIGHEST;
+		r->flags |= RUST_BUDDY_ALLOC_TOPDOWN;
 		break;
 	case 1:
-		r->flags |= RUST_BUDDY_ALLOC_LOWEST;
+		r->flags |= RUST_BUDDY_ALLOC_BOTTOMUP;
 		break;
 	case 2:
 		r->flags |= RUST_BUDDY_ALLOC_AT;
@@ -1542,12 +1543,12 @@ static void valid_alloc(struct actor *a, struct rust_buddy_alloc *r)
 		r->lo = page * below(a, pages);
 		break;
 	case 3:
-		r->flags |= RUST_BUDDY_ALLOC_WINDOW;
+		r->flags |= RUST_BUDDY_ALLOC_RANGE;
 		r->lo = page * below(a, pages);
 		r->hi = r->lo + page * below(a, pages);
 		if (one_in(a, 2))
-			r->flags |= one_in(a, 2) ? RUST_BUDDY_ALLOC_HIGHEST :
-						   RUST_BUDDY_ALLOC_LOWEST;
+			r->flags |= one_in(a, 2) ? RUST_BUDDY_ALLOC_TOPDOWN :
+						   RUST_BUDDY_ALLOC_BOTTOMUP;
 		break;
 	}
 	if (one_in(a, 5))
@@ -1574,7 +1575,7 @@ static void valid_alloc(struct actor *a, struct rust_buddy_alloc *r)
 		r->max_copy = page * below(a, 64);
 		break;
 	case 21 ... 25:
-		r->flags |= one_in(a, 2) ? RUST_BUDDY_ALLOC_LOW : RUST_BUDDY_ALLOC_HIGH;
+		r->flags |= one_in(a, 2) ? RUST_BUDDY_ALLOC_PRIO_LOW : RUST_BUDDY_ALLOC_PRIO_HIGH;
 		break;
 	}
 }
@@ -1838,14 +1839,14 @@ static void do_change(struct actor *a)
 	s = slot_of(a, c.client, c.req.free.handle);
 	if (c.nr == MIGRATE) {
 		static const uint32_t flags[] = {
-			0, RUST_BUDDY_ALLOC_HIGHEST, RUST_BUDDY_ALLOC_LOWEST,
-			RUST_BUDDY_ALLOC_AT, RUST_BUDDY_ALLOC_WINDOW,
+			0, RUST_BUDDY_ALLOC_TOPDOWN, RUST_BUDDY_ALLOC_BOTTOMUP,
+			RUST_BUDDY_ALLOC_AT, RUST_BUDDY_ALLOC_RANGE,
 		};
 
 		c.req.migrate.flags = flags[below(a, ARRAY_SIZE(flags))];
-		if (c.req.migrate.flags >= RUST_BUDDY_ALLOC_WINDOW)
+		if (c.req.migrate.flags >= RUST_BUDDY_ALLOC_RANGE)
 			c.req.migrate.lo = page * below(a, pages);
-		if (c.req.migrate.flags == RUST_BUDDY_ALLOC_WINDOW)
+		if (c.req.migrate.flags == RUST_BUDDY_ALLOC_RANGE)
 			c.req.migrate.hi = c.req.migrate.lo + page * below(a, pages);
 		if (one_in(a, 16))
 			c.req.migrate.flags ^= 1U << below(a, 32);
@@ -1964,7 +1965,7 @@ static void do_batch(struct actor *a)
 	c.req.batch.count = served;
 	c.req.batch.stride = sizeof(*frees);
 	c.req.batch.command = FREE;
-	c.req.batch.flags = RUST_BUDDY_BATCH_ALL;
+	c.req.batch.flags = RUST_BUDDY_BATCH_ATOMIC;
 	c.cmd = 0;
 	c.size = sizes[BATCH];
 	c.where = PLAIN;

@@ -112,7 +112,7 @@ static void *ask(void *fd)
 	if (rb_pool_info((intptr_t)fd, 0, &pool))
 		return NULL;
 	while (!over) {
-		if (!rb_alloc((intptr_t)fd, pool.size, RUST_BUDDY_ALLOC_LOW, "", &buf))
+		if (!rb_alloc((intptr_t)fd, pool.size, RUST_BUDDY_ALLOC_PRIO_LOW, "", &buf))
 			return NULL;
 		if (buf.hdr.reason == RUST_BUDDY_REASON_NO_SPACE)
 			return fd;

@@ -109,7 +109,7 @@ static void *migrate(void *arg)
 	FIXTURE_DATA(holdup) *self = arg;
 	struct rust_buddy_migrate to;
 
-	self->ret = rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
+	self->ret = rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_TOPDOWN, 0, 0, &to);
 	__atomic_store_n(&self->done, 1, __ATOMIC_RELEASE);
 	return NULL;
 }
@@ -146,7 +146,7 @@ TEST_F_TIMEOUT(holdup, locked_buffer, SLOW)
 		int ret = 0;
 
 		ASSERT_EQ(0, get(self, self->base.size / 4,
-				 RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_LOWEST));
+				 RUST_BUDDY_ALLOC_UC | RUST_BUDDY_ALLOC_BOTTOMUP));
 		place = home(self);
 		self->map = map_it(self, 4096);
 		ASSERT_TRUE(self->map != MAP_FAILED);
@@ -184,7 +184,7 @@ TEST_F_TIMEOUT(holdup, killed_waiter, SLOW)
 	struct rust_buddy_migrate back;
 	int tries, early = 0;
 
-	ASSERT_EQ(0, get(self, self->base.size / 8 * 3, RUST_BUDDY_ALLOC_LOWEST));
+	ASSERT_EQ(0, get(self, self->base.size / 8 * 3, RUST_BUDDY_ALLOC_BOTTOMUP));
 	self->map = map_it(self, 4096);
 	ASSERT_TRUE(self->map != MAP_FAILED);
 	for (tries = 0; tries < TRIES && !early; tries++) {
@@ -225,7 +225,7 @@ TEST_F_TIMEOUT(holdup, killed_waiter, SLOW)
 		early = held && after.migrations == before.migrations;
 		ASSERT_EQ(mover, waitpid(mover, &status, 0));
 		EXPECT_EQ(0, status);
-		ASSERT_EQ(0, rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_LOWEST, 0, 0,
+		ASSERT_EQ(0, rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_BOTTOMUP, 0, 0,
 					&back));
 	}
 	munmap((void *)self->map, 4096);

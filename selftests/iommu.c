@@ -100,7 +100,7 @@ FIXTURE_SETUP(iommu)
 	ASSERT_EQ(0, rb_alloc(self->fd, SIZE, 0, "iommu", &self->req));
 	ASSERT_EQ(0, rb_pin_device(self->fd, self->req.handle, "", &self->plain));
 	ASSERT_EQ(0, rb_unpin(self->fd, self->req.handle));
-	if (!(self->plain.caveats & RUST_BUDDY_PIN_TRANSLATED))
+	if (!(self->plain.caveats & RUST_BUDDY_PIN_IOMMU_PRESENT))
 		SKIP(return, "no IOMMU: boot with -device intel-iommu and intel_iommu=on");
 	self->mem = rb_map(self->fd, &self->req, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE(self->mem != MAP_FAILED);

@@ -299,7 +299,7 @@ TEST_F(two, instance)
 	EXPECT_EQ(a.instance, b.instance);
 	EXPECT_EQ(a.pools, b.pools);
 	EXPECT_EQ(a.max_buffers, b.max_buffers);
-	EXPECT_EQ(a.max_window, b.max_window);
+	EXPECT_EQ(a.max_mmap_size, b.max_mmap_size);
 	ASSERT_EQ(0, rb_pool_info(self->a, 0, &pool_a));
 	ASSERT_EQ(0, rb_pool_info(self->b, 0, &pool_b));
 	EXPECT_STREQ("", pool_diff(&pool_a, &pool_b));

@@ -118,7 +118,7 @@ static int prepare(FIXTURE_DATA(killed) *self, enum call call)
 	memset(&self->buf, 0, sizeof(self->buf));
 	self->buf.size = size;
 	self->buf.max_size = 2 * size;
-	self->buf.flags = RUST_BUDDY_ALLOC_LOWEST | RUST_BUDDY_ALLOC_EXACT;
+	self->buf.flags = RUST_BUDDY_ALLOC_BOTTOMUP | RUST_BUDDY_ALLOC_EXACT;
 	ret = rb_alloc_req(self->fd, &self->buf);
 	if (ret)
 		return ret;
@@ -158,7 +158,7 @@ static int make_call(FIXTURE_DATA(killed) *self, enum call call)
 	case GROW:
 		return rb_resize(self->fd, self->buf.handle, 2 * self->size, 0, &size);
 	case MIGRATE:
-		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to);
+		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_TOPDOWN, 0, 0, &to);
 	case RESIZE:
 		return rb_resize(self->fd, self->buf.handle, self->size + KiB(4),
 				 RUST_BUDDY_RESIZE_MAY_MOVE, &size);

@@ -183,16 +183,17 @@ TEST_F(magazine, the_last_page_can_be_had)
 	pool = pool_of(self->fd);
 	for (i = 0; pool.free >= KiB(4); i++) {
 		ASSERT_TRUE(run_on(i & 1));
-		ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_HIGH, "", &bufs[many++]));
+		ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_PRIO_HIGH, "",
+				      &bufs[many++]));
 		pool.free -= KiB(4);
 	}
 	EXPECT_EQ(0ULL, pool_of(self->fd).free);
-	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_HIGH, "", &large));
+	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_PRIO_HIGH, "", &large));
 	/* One that comes back on one CPU is for the next on the other. */
 	ASSERT_TRUE(run_on(0));
 	ASSERT_EQ(0, rb_free(self->fd, bufs[--many].handle));
 	ASSERT_TRUE(run_on(1));
-	EXPECT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_HIGH, "", &bufs[many++]));
+	EXPECT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_PRIO_HIGH, "", &bufs[many++]));
 	while (many--)
 		ASSERT_EQ(0, rb_free(self->fd, bufs[many].handle));
 	free(bufs);
@@ -229,7 +230,7 @@ TEST_F(magazine, nothing_is_left_of_a_name)
 	struct rust_buddy_buffer_info info;
 	struct rust_buddy_alloc a, b;
 
-	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_HIGHEST, "secret", &a));
+	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_TOPDOWN, "secret", &a));
 	ASSERT_EQ(0, rb_free(self->fd, a.handle));
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), 0, "", &b));
 	EXPECT_NE(a.handle, b.handle);

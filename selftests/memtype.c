@@ -403,7 +403,7 @@ TEST_MEMTYPES(ends_with_a_kill)
 	char c;
 
 	/* The lowest place that is free is what the child gets. */
-	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_LOWEST | m->flag,
+	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_BOTTOMUP | m->flag,
 			      "where", &buf));
 	place = place_in_pool(&self->before, self->fd, buf.handle);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
@@ -414,7 +414,7 @@ TEST_MEMTYPES(ends_with_a_kill)
 		int fd = rb_open(RB_DEV);
 		void *map;
 
-		if (fd < 0 || rb_alloc(fd, KiB(64), RUST_BUDDY_ALLOC_LOWEST | m->flag,
+		if (fd < 0 || rb_alloc(fd, KiB(64), RUST_BUDDY_ALLOC_BOTTOMUP | m->flag,
 				       "dies", &buf))
 			_exit(1);
 		map = rb_map(fd, &buf, PROT_READ | PROT_WRITE);
@@ -560,7 +560,7 @@ TEST_F(memtype, refuses_both_at_once)
 	req.flags = both;
 	EXPECT_REFUSED(self->fd, ok.handle, rb_alloc_req(self->fd, &req), &req.hdr, -EINVAL,
 		       RUST_BUDDY_REASON_FLAGS);
-	req.flags = both | RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_HIGHEST;
+	req.flags = both | RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_TOPDOWN;
 	EXPECT_REFUSED(self->fd, ok.handle, rb_alloc_req(self->fd, &req), &req.hdr, -EINVAL,
 		       RUST_BUDDY_REASON_FLAGS);
 	req.flags = both | RUST_BUDDY_ALLOC_AT;
@@ -589,7 +589,7 @@ TEST_F(memtype, refuses_what_it_can_not)
 		EXPECT_REFUSED(self->fd, ok.handle, rb_alloc_req(self->fd, &req), &req.hdr,
 			       -EOPNOTSUPP, RUST_BUDDY_REASON_MEMTYPE);
 		EXPECT_EQ(0ULL, req.handle);
-		req.flags |= RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_LOWEST;
+		req.flags |= RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_BOTTOMUP;
 		EXPECT_REFUSED(self->fd, ok.handle, rb_alloc_req(self->fd, &req), &req.hdr,
 			       -EOPNOTSUPP, RUST_BUDDY_REASON_MEMTYPE);
 	}

@@ -58,14 +58,15 @@ TEST_F(move, contents_and_names_stay)
 		uint64_t from;
 		void *map;
 
-		ASSERT_EQ(0, rb_alloc(self->fd, sizes[i], RUST_BUDDY_ALLOC_LOWEST, "moves", &buf));
+		ASSERT_EQ(0,
+			  rb_alloc(self->fd, sizes[i], RUST_BUDDY_ALLOC_BOTTOMUP, "moves", &buf));
 		map = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
 		ASSERT_TRUE(map != MAP_FAILED);
 		fill(map, buf.granted, 7 + i);
 		from = place_of(self->fd, buf.handle);
 		ASSERT_EQ(0, rb_buffer_info(self->fd, buf.handle, &was));
 		counters_of(_metadata, self->fd, &before);
-		EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0, &to));
+		EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_TOPDOWN, 0, 0, &to));
 		counters_of(_metadata, self->fd, &after);
 		EXPECT_EQ(before.migrations + 1, after.migrations);
 		EXPECT_EQ(before.migrated + buf.granted, after.migrated);
@@ -73,7 +74,8 @@ TEST_F(move, contents_and_names_stay)
 		EXPECT_TRUE(filled(map, buf.granted, 7 + i));
 		/* What is written now is there, too. */
 		fill(map, buf.granted, 8 + i);
-		EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_LOWEST, 0, 0, &to));
+		EXPECT_EQ(0,
+			  rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_BOTTOMUP, 0, 0, &to));
 		EXPECT_EQ(from, place_of(self->fd, buf.handle));
 		EXPECT_TRUE(filled(map, buf.granted, 8 + i));
 		EXPECT_EQ(2ULL, to.generation);
@@ -94,13 +96,13 @@ TEST_F(move, goes_where_it_is_told)
 	struct rust_buddy_alloc buf, other;
 	uint64_t base = self->base.phys_base, half = self->base.size / 2;
 
-	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_LOWEST, "moves", &buf));
+	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_BOTTOMUP, "moves", &buf));
 	EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT, half, 0, &to));
 	EXPECT_EQ(base + half, place_of(self->fd, buf.handle));
 	/* Also where no block starts. */
 	EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT, KiB(4), 0, &to));
 	EXPECT_EQ(base + KiB(4), place_of(self->fd, buf.handle));
-	EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_WINDOW, half,
+	EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_RANGE, half,
 				half + KiB(128), &to));
 	EXPECT_LE(base + half, place_of(self->fd, buf.handle));
 	EXPECT_GE(base + half + KiB(64), place_of(self->fd, buf.handle));
@@ -139,7 +141,7 @@ TEST_F(move, refusals)
 #define MOVE(flags, lo, hi) rb_migrate(self->fd, buf.handle, flags, lo, hi, &to)
 	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_EXACT, 0, 0), to.hdr, -EINVAL,
 		      RUST_BUDDY_REASON_FLAGS);
-	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_LOWEST | RUST_BUDDY_ALLOC_HIGHEST, 0, 0),
+	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_BOTTOMUP | RUST_BUDDY_ALLOC_TOPDOWN, 0, 0),
 		      to.hdr, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	EXPECT_REASON(buf.handle, MOVE(1U << 31, 0, 0), to.hdr, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	EXPECT_REASON(buf.handle, MOVE(0, page, 0), to.hdr, -EINVAL, RUST_BUDDY_REASON_RANGE);
@@ -147,7 +149,7 @@ TEST_F(move, refusals)
 		      RUST_BUDDY_REASON_RANGE);
 	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_AT, self->base.size - KiB(32), 0), to.hdr,
 		      -EINVAL, RUST_BUDDY_REASON_RANGE);
-	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_WINDOW, 0, KiB(32)), to.hdr, -EINVAL,
+	EXPECT_REASON(buf.handle, MOVE(RUST_BUDDY_ALLOC_RANGE, 0, KiB(32)), to.hdr, -EINVAL,
 		      RUST_BUDDY_REASON_RANGE);
 	EXPECT_REASON(buf.handle, rb_migrate(self->fd, buf.handle + 1, 0, 0, 0, &to), to.hdr,
 		      -ENOENT,

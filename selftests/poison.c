@@ -140,7 +140,7 @@ TEST_F(poison, what_is_free_is_given_to_nobody)
 	struct rust_buddy_pool_info pool;
 	int other;
 
-	ASSERT_EQ(0, get(self, KiB(4), RUST_BUDDY_ALLOC_HIGHEST));
+	ASSERT_EQ(0, get(self, KiB(4), RUST_BUDDY_ALLOC_TOPDOWN));
 	at = self->home - KiB(32);
 	munmap(self->map, KiB(4));
 	ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
@@ -202,10 +202,10 @@ TEST_F(poison, nothing_is_copied_out_of_it)
 	struct rust_buddy_alloc wall;
 	uint64_t bad = SIZE - KiB(8);
 
-	ASSERT_EQ(0, get(self, SIZE, RUST_BUDDY_ALLOC_LOWEST));
+	ASSERT_EQ(0, get(self, SIZE, RUST_BUDDY_ALLOC_BOTTOMUP));
 	ASSERT_EQ(0, poison(self, self->home + bad));
 	ASSERT_EQ(KiB(4), known(self, KiB(4)));
-	EXPECT_EQ(-EIO, rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_HIGHEST, 0, 0,
+	EXPECT_EQ(-EIO, rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_TOPDOWN, 0, 0,
 				   &to));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_HWPOISON, to.hdr.reason);
 	compact.pool_offset = self->home;
@@ -253,7 +253,7 @@ TEST_F_TIMEOUT(poison, nothing_old_is_seen_before_it_is_counted, 120)
 	uint64_t home, bad, round, i;
 	int page, old = 0;
 
-	ASSERT_EQ(0, get(self, MARKED * KiB(8), RUST_BUDDY_ALLOC_HIGHEST));
+	ASSERT_EQ(0, get(self, MARKED * KiB(8), RUST_BUDDY_ALLOC_TOPDOWN));
 	home = self->home;
 	munmap(self->map, MARKED * KiB(8));
 	ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));

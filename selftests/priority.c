@@ -9,8 +9,8 @@
 
 #define LARGE	9
 #define PIECE	KiB(64)
-#define LOW	RUST_BUDDY_ALLOC_LOW
-#define HIGH	RUST_BUDDY_ALLOC_HIGH
+#define PRIO_LOW	RUST_BUDDY_ALLOC_PRIO_LOW
+#define PRIO_HIGH	RUST_BUDDY_ALLOC_PRIO_HIGH
 
 FIXTURE(priority) {
 	int fd;
@@ -65,7 +65,7 @@ TEST_F_TIMEOUT(priority, who_may_have_how_much, SLOW)
 	struct rust_buddy_pool_info pool;
 	uint64_t got;
 
-	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, PRIO_LOW, &got));
 	pool = pool_of(self->fd);
 	EXPECT_LE(pool.watermark_low, pool.free);
 	EXPECT_GT(pool.watermark_low + PIECE, pool.free);
@@ -78,7 +78,7 @@ TEST_F_TIMEOUT(priority, who_may_have_how_much, SLOW)
 	EXPECT_GT(pool.watermark_min + PIECE, pool.free);
 	EXPECT_EQ(self->base.refused_watermark + 1 + !!pool.watermark_min, pool.refused_watermark);
 
-	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, exhaust(self->fd, PIECE, HIGH, &got));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, exhaust(self->fd, PIECE, PRIO_HIGH, &got));
 	pool = pool_of(self->fd);
 	EXPECT_GT(PIECE, pool.free);
 	if (pool.watermark_min)
@@ -91,7 +91,7 @@ TEST_F_TIMEOUT(priority, too_much_is_too_much, SLOW)
 	struct rust_buddy_alloc buf;
 
 	EXPECT_EQ(0, rb_alloc(self->fd, self->base.size / 2, 0, "", &buf));
-	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, self->base.size / 2 + 1, LOW, "", &buf));
+	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, self->base.size / 2 + 1, PRIO_LOW, "", &buf));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, buf.hdr.reason);
 }
 
@@ -103,11 +103,11 @@ TEST_F(priority, high_takes_a_capability)
 	if (!pid) {
 		if (become_nobody(0))
 			_exit(97);
-		if (rb_alloc(self->fd, PIECE, HIGH, "", &buf) != -EPERM ||
+		if (rb_alloc(self->fd, PIECE, PRIO_HIGH, "", &buf) != -EPERM ||
 		    buf.hdr.reason != RUST_BUDDY_REASON_CAP_NICE)
 			_exit(1);
 		/* All else is anybody's. */
-		_exit(rb_alloc(self->fd, PIECE, LOW, "", &buf) ? 2 : 0);
+		_exit(rb_alloc(self->fd, PIECE, PRIO_LOW, "", &buf) ? 2 : 0);
 	}
 	EXPECT_EQ(0, verdict(pid));
 }
@@ -121,11 +121,11 @@ TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 	size_t n = 0, i;
 
 	while (n < ARRAY_SIZE(keep) &&
-	       !rb_alloc(self->fd, PIECE, RUST_BUDDY_ALLOC_LOWEST | HIGH, "", &keep[n]))
+	       !rb_alloc(self->fd, PIECE, RUST_BUDDY_ALLOC_BOTTOMUP | PRIO_HIGH, "", &keep[n]))
 		n++;
 	if (n == ARRAY_SIZE(keep))
 		SKIP(return, "the pool is too large");
-	exhaust(self->fd, self->base.unit, HIGH, &got);
+	exhaust(self->fd, self->base.unit, PRIO_HIGH, &got);
 	/* One large block, and many small ones in the other half of the pool. */
 	for (i = 0; !larges && i < n / 2; i++) {
 		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
@@ -143,17 +143,18 @@ TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 		ASSERT_EQ(0, rb_alloc(self->fd, self->base.unit, 0, "", &buf));
 		EXPECT_EQ(MiB(2), pool_of(self->fd).largest_free);
 	}
-	ASSERT_EQ(0, rb_alloc(self->fd, PIECE, LOW, "", &buf));
+	ASSERT_EQ(0, rb_alloc(self->fd, PIECE, PRIO_LOW, "", &buf));
 	EXPECT_EQ(MiB(2), pool_of(self->fd).largest_free);
-	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, 2 * PIECE, LOW, "", &buf));
+	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, 2 * PIECE, PRIO_LOW, "", &buf));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_LAST_LARGE_BLOCK, buf.hdr.reason);
 	EXPECT_EQ(MiB(2), buf.largest_free);
 	EXPECT_EQ(pool.refused_last + 1, pool_of(self->fd).refused_last);
 	/* To wait for it does not help, either. */
-	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, 2 * PIECE, LOW | RUST_BUDDY_ALLOC_WAIT, "", &buf));
+	EXPECT_EQ(-ENOSPC,
+		  rb_alloc(self->fd, 2 * PIECE, PRIO_LOW | RUST_BUDDY_ALLOC_WAIT, "", &buf));
 	EXPECT_EQ(0, rb_poll(self->fd, 0));
 	/* Whole it may be had; and others may split it. */
-	ASSERT_EQ(0, rb_alloc(self->fd, MiB(2), LOW, "", &buf));
+	ASSERT_EQ(0, rb_alloc(self->fd, MiB(2), PRIO_LOW, "", &buf));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	EXPECT_EQ(0, rb_alloc(self->fd, 2 * PIECE, 0, "", &buf));
 }
@@ -217,10 +218,10 @@ TEST_F_TIMEOUT(priority, growth, SLOW)
 	memset(&buf, 0, sizeof(buf));
 	buf.size = PIECE;
 	buf.max_size = MiB(1);
-	buf.flags = LOW;
+	buf.flags = PRIO_LOW;
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
 	EXPECT_EQ(0, rb_resize(self->fd, buf.handle, 2 * PIECE, RUST_BUDDY_RESIZE_MAY_MOVE, &size));
-	exhaust(self->fd, PIECE, LOW, &got);
+	exhaust(self->fd, PIECE, PRIO_LOW, &got);
 	EXPECT_EQ(-ENOSPC, rb_resize(self->fd, buf.handle, MiB(1), RUST_BUDDY_RESIZE_MAY_MOVE,
 				     &size));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, size.hdr.reason);
@@ -306,7 +307,8 @@ TEST_F(priority, reserving_tells_of_pressure)
 /* A move gives back as much as it takes: no watermark is in its way, and it is no pressure. */
 TEST_F_TIMEOUT(priority, moving_takes_nothing, SLOW)
 {
-	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = LOW }, buf;
+	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = PRIO_LOW },
+		buf;
 	struct rust_buddy_pool_info pool;
 	struct rust_buddy_migrate move;
 	struct rust_buddy_resize size;
@@ -317,7 +319,7 @@ TEST_F_TIMEOUT(priority, moving_takes_nothing, SLOW)
 		SKIP(return, "buffers of this pool do not move");
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &low));
 	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &buf));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, PRIO_LOW, &got));
 	pool = pool_of(self->fd);
 	ASSERT_GT(pool.watermark_low + PIECE, pool.free);
 	ASSERT_EQ(0U, pool.pressure);
@@ -343,7 +345,7 @@ TEST_F_TIMEOUT(priority, moving_takes_nothing, SLOW)
 /* The same for one that grows by moving: only what it gains counts. */
 TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
 {
-	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = LOW };
+	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = PRIO_LOW };
 	struct rust_buddy_alloc buf, next;
 	struct rust_buddy_resize size;
 	struct rust_buddy_pool_info pool;
@@ -355,7 +357,7 @@ TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
 	/* Its neighbour, so that it can't grow where it is, and what will be free again. */
 	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &next));
 	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &buf));
-	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, LOW, &got));
+	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, PRIO_LOW, &got));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	pool = pool_of(self->fd);
 	ASSERT_LE(MiB(2), pool.largest_free);
@@ -371,7 +373,7 @@ TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
 /* A buffer of high priority grows as one only for a caller that could allocate it. */
 TEST_F_TIMEOUT(priority, growth_of_high_takes_the_capability, SLOW)
 {
-	struct rust_buddy_alloc buf = { .size = PIECE, .max_size = MiB(1), .flags = HIGH };
+	struct rust_buddy_alloc buf = { .size = PIECE, .max_size = MiB(1), .flags = PRIO_HIGH };
 	uint64_t steps[] = { 2 * PIECE, 4 * PIECE };
 	struct rust_buddy_resize size;
 	uint64_t got;
@@ -432,7 +434,7 @@ static void *flood(void *flags)
 TEST_F_TIMEOUT(priority, flooded, SLOW)
 {
 	const int urgent = 400;
-	uint32_t kinds[2] = { LOW, 0 };
+	uint32_t kinds[2] = { PRIO_LOW, 0 };
 	int served[2] = { 0, 0 }, kind, i;
 
 	for (kind = 0; kind < 2; kind++) {
@@ -449,7 +451,7 @@ TEST_F_TIMEOUT(priority, flooded, SLOW)
 			while (pool_of(self->fd).free > self->base.watermark_min + 2 * PIECE)
 				usleep(1000);
 		for (i = 0; i < urgent; i++) {
-			if (rb_alloc(self->fd, MiB(1), HIGH, "urgent", &buf))
+			if (rb_alloc(self->fd, MiB(1), PRIO_HIGH, "urgent", &buf))
 				continue;
 			served[kind]++;
 			ASSERT_EQ(0, rb_free(self->fd, buf.handle));

@@ -320,7 +320,7 @@ TEST_F(quota, refused_requests_cost_nothing)
 	int i;
 
 	ASSERT_EQ(0, rb_alloc(self->other, self->before.unit,
-			      RUST_BUDDY_ALLOC_LOWEST, "first", &first));
+			      RUST_BUDDY_ALLOC_BOTTOMUP, "first", &first));
 	ASSERT_EQ(0, limit("quota_client_bytes", KiB(64)));
 	nowhere = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_TRUE(nowhere != MAP_FAILED);

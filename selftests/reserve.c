@@ -134,7 +134,7 @@ TEST_F(reserve, occupants)
 
 	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
 		SKIP(return, "the buffers of this pool never move");
-	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_LOWEST, "moves", &moves));
+	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_BOTTOMUP, "moves", &moves));
 	map = rb_map(self->fd, &moves, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE(map != MAP_FAILED);
 	fill(map, moves.granted, 3);
@@ -488,8 +488,8 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 			/* In the largest block, so that they are in the way until they go. */
 			memset(&buf, 0, sizeof(buf));
 			buf.size = pages * self->base.unit;
-			buf.flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_LOWEST |
-				    RUST_BUDDY_ALLOC_WINDOW;
+			buf.flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_BOTTOMUP |
+				    RUST_BUDDY_ALLOC_RANGE;
 			buf.lo = window;
 			buf.hi = window + largest;
 			ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));

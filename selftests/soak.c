@@ -383,15 +383,15 @@ static void choose(struct rust_buddy_alloc *req)
 		req->align = (uint64_t)page << rnd(&me.seed) % (TOP_ORDER + 1);
 		break;
 	case 4:
-		req->flags = RUST_BUDDY_ALLOC_WINDOW;
+		req->flags = RUST_BUDDY_ALLOC_RANGE;
 		req->lo = rnd(&me.seed) % (pages / 2) * page;
 		req->hi = req->lo + pages / 2 * page;
 		break;
 	case 5:
-		req->flags = RUST_BUDDY_ALLOC_LOWEST;
+		req->flags = RUST_BUDDY_ALLOC_BOTTOMUP;
 		break;
 	case 6:
-		req->flags = RUST_BUDDY_ALLOC_HIGHEST | RUST_BUDDY_ALLOC_EXACT;
+		req->flags = RUST_BUDDY_ALLOC_TOPDOWN | RUST_BUDDY_ALLOC_EXACT;
 		break;
 	case 7:
 		req->flags = RUST_BUDDY_ALLOC_AT;
@@ -419,7 +419,7 @@ static bool refused_right(int ret, const struct rust_buddy_alloc *req)
 	if (ret != -ENOSPC || req->hdr.reason != RUST_BUDDY_REASON_NO_SPACE)
 		return false;
 	/* Who can go anywhere can't be refused while a block is large enough. */
-	if (req->align || req->flags & RUST_BUDDY_ALLOC_WINDOW)
+	if (req->align || req->flags & RUST_BUDDY_ALLOC_RANGE)
 		return true;
 	return req->largest_free < next_power(round_up_to(req->size, page));
 }

@@ -100,7 +100,7 @@ static int take_all(struct holding *have, uint64_t *seed)
 		size = 1 + rnd(seed) % (LARGEST >> rnd(seed) % 10);
 		flags = rnd(seed) % 2 ? RUST_BUDDY_ALLOC_EXACT : 0;
 		if (rnd(seed) % 4 == 0)
-			flags |= RUST_BUDDY_ALLOC_HIGHEST;
+			flags |= RUST_BUDDY_ALLOC_TOPDOWN;
 		ret = rb_alloc(have->fd, size, flags, "stale", &req);
 		if (ret == -ENOSPC) {
 			if (!req.largest_free)

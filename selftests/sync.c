@@ -8,7 +8,7 @@
 
 #define SIZE	EDU_BYTES
 
-#define BOTH		RUST_BUDDY_SYNC_BOTH
+#define BIDIRECTIONAL	RUST_BUDDY_SYNC_BIDIRECTIONAL
 #define FOR_DEVICE	RUST_BUDDY_SYNC_FOR_DEVICE
 #define FOR_CPU		RUST_BUDDY_SYNC_FOR_CPU
 
@@ -75,18 +75,18 @@ TEST_F(refusals, flags)
 	const uint64_t handle = self->req.handle;
 
 	for (uint32_t bit = 2; bit < 32; bit++) {
-		EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU | 1U << bit, BOTH,
+		EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU | 1U << bit, BIDIRECTIONAL,
 			       -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	}
-	EXPECT_NO_SYNC(self->fd, handle, 0, 0, 0, BOTH, -EINVAL, RUST_BUDDY_REASON_FLAGS);
-	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU | FOR_DEVICE, BOTH,
+	EXPECT_NO_SYNC(self->fd, handle, 0, 0, 0, BIDIRECTIONAL, -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU | FOR_DEVICE, BIDIRECTIONAL,
 		       -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU, 0, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU, 4, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_DEVICE, ~0U, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	/* Before the handle, and that before the part. */
-	EXPECT_NO_SYNC(self->fd, 0, 0, 0, 0, BOTH, -EINVAL, RUST_BUDDY_REASON_FLAGS);
-	EXPECT_NO_SYNC(self->fd, 0, ~0ULL, 0, FOR_CPU, BOTH, -ENOENT,
+	EXPECT_NO_SYNC(self->fd, 0, 0, 0, 0, BIDIRECTIONAL, -EINVAL, RUST_BUDDY_REASON_FLAGS);
+	EXPECT_NO_SYNC(self->fd, 0, ~0ULL, 0, FOR_CPU, BIDIRECTIONAL, -ENOENT,
 		       RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 }
 
@@ -102,12 +102,13 @@ TEST_F(refusals, parts)
 	};
 
 	for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
-		EXPECT_NO_SYNC(self->fd, self->req.handle, bad[i][0], bad[i][1], FOR_CPU, BOTH,
+		EXPECT_NO_SYNC(self->fd, self->req.handle, bad[i][0], bad[i][1], FOR_CPU,
+			       BIDIRECTIONAL,
 			       -EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE);
 	}
 	/* With no device there is nothing to do, and that is fine. */
 	for (size_t i = 0; i < sizeof(good) / sizeof(*good); i++) {
-		for (uint32_t direction = 1; direction <= BOTH; direction++) {
+		for (uint32_t direction = 1; direction <= BIDIRECTIONAL; direction++) {
 			EXPECT_EQ(0, rb_sync(self->fd, self->req.handle, good[i][0], good[i][1],
 					     FOR_DEVICE, direction));
 			EXPECT_EQ(0, rb_sync(self->fd, self->req.handle, good[i][0], good[i][1],
@@ -234,10 +235,10 @@ TEST_F_TIMEOUT(bounced, cpu_writes, SLOW)
 	ASSERT_EQ(0, rb_sync(self->fd, handle, 1000, 600, FOR_DEVICE, RUST_BUDDY_SYNC_TO_DEVICE));
 	DEVICE_LOOKS();
 	EXPECT_TRUE(only(self->seen, 1000, 600, 0x22, 0x11));
-	ASSERT_EQ(0, rb_sync(self->fd, handle, 600, 0, FOR_DEVICE, BOTH));
+	ASSERT_EQ(0, rb_sync(self->fd, handle, 600, 0, FOR_DEVICE, BIDIRECTIONAL));
 	DEVICE_LOOKS();
 	EXPECT_TRUE(only(self->seen, 0, 600, 0x11, 0x22));
-	ASSERT_EQ(0, rb_sync(self->fd, handle, 0, 0, FOR_DEVICE, BOTH));
+	ASSERT_EQ(0, rb_sync(self->fd, handle, 0, 0, FOR_DEVICE, BIDIRECTIONAL));
 	DEVICE_LOOKS();
 	EXPECT_TRUE(only(self->seen, 0, SIZE, 0x22, 0));
 }
@@ -250,10 +251,10 @@ TEST_F_TIMEOUT(bounced, device_writes, SLOW)
 	EXPECT_TRUE(only(self->mem, 0, SIZE, 0x11, 0));
 	ASSERT_EQ(0, rb_sync(self->fd, handle, 2047, 3, FOR_CPU, RUST_BUDDY_SYNC_FROM_DEVICE));
 	EXPECT_TRUE(only(self->mem, 2047, 3, 0x33, 0x11));
-	ASSERT_EQ(0, rb_sync(self->fd, handle, SIZE - 1, 0, FOR_CPU, BOTH));
+	ASSERT_EQ(0, rb_sync(self->fd, handle, SIZE - 1, 0, FOR_CPU, BIDIRECTIONAL));
 	EXPECT_EQ(0x33, self->mem[SIZE - 1]);
 	EXPECT_EQ(0x11, self->mem[SIZE - 2]);
-	ASSERT_EQ(0, rb_sync(self->fd, handle, 0, SIZE, FOR_CPU, BOTH));
+	ASSERT_EQ(0, rb_sync(self->fd, handle, 0, SIZE, FOR_CPU, BIDIRECTIONAL));
 	EXPECT_TRUE(only(self->mem, 0, SIZE, 0x33, 0));
 }
 

@@ -435,7 +435,7 @@ static void *grabber(void *arg)
 
 static void *mover(void *arg)
 {
-	static const uint32_t flags[] = { 0, RUST_BUDDY_ALLOC_LOWEST, RUST_BUDDY_ALLOC_HIGHEST };
+	static const uint32_t flags[] = { 0, RUST_BUDDY_ALLOC_BOTTOMUP, RUST_BUDDY_ALLOC_TOPDOWN };
 	struct lap *lap = arg;
 	unsigned int i, at = 0;
 
@@ -564,7 +564,7 @@ static void *exporter(void *arg)
 /* One PIN is never undone: the buffer has to stay where that said it is. */
 static void *pinner(void *arg)
 {
-	static const uint32_t flags[] = { RUST_BUDDY_ALLOC_LOWEST, RUST_BUDDY_ALLOC_HIGHEST };
+	static const uint32_t flags[] = { RUST_BUDDY_ALLOC_BOTTOMUP, RUST_BUDDY_ALLOC_TOPDOWN };
 	struct lap *lap = arg;
 
 	while (!stopped()) {
@@ -717,7 +717,7 @@ static int suffers(void)
 		}
 		memset(&h->req, 0, sizeof(h->req));
 		h->req.size = PAGE << below(&lap, 5);
-		h->req.flags = RUST_BUDDY_ALLOC_LOWEST;
+		h->req.flags = RUST_BUDDY_ALLOC_BOTTOMUP;
 		if (below(&lap, 4) == 0) {
 			h->req.size = BLOCK;
 			h->req.flags = RUST_BUDDY_ALLOC_AT;

@@ -299,7 +299,7 @@ TEST_F(full, only_what_fits_wakes)
 	events(ep, 0);
 
 	/* In a window. */
-	req.flags = WAIT | RUST_BUDDY_ALLOC_WINDOW | RUST_BUDDY_ALLOC_HIGHEST;
+	req.flags = WAIT | RUST_BUDDY_ALLOC_RANGE | RUST_BUDDY_ALLOC_TOPDOWN;
 	req.lo = 8 * SLOT;
 	req.hi = 9 * SLOT;
 	ASSERT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
@@ -364,7 +364,7 @@ TEST_F(full, only_what_is_aligned_wakes)
 
 TEST_F(full, exact_among_many_stretches)
 {
-	static const uint32_t places[] = { 0, RUST_BUDDY_ALLOC_LOWEST, RUST_BUDDY_ALLOC_HIGHEST };
+	static const uint32_t places[] = { 0, RUST_BUDDY_ALLOC_BOTTOMUP, RUST_BUDDY_ALLOC_TOPDOWN };
 	const uint64_t page = self->base.unit, start = SLOTS * SLOT;
 	uint64_t before[STRETCHES], behind[STRETCHES], other, handle, first;
 	struct rust_buddy_alloc req = { .size = 3 * page, .flags = EXACT | WAIT, .name = "run" };

@@ -17,9 +17,9 @@ static int get(int fd, uint64_t size, uint32_t flags, uint64_t lo, uint64_t hi,
 	memset(req, 0, sizeof(*req));
 	req->size = size;
 	req->flags = flags;
-	if (flags & (RUST_BUDDY_ALLOC_AT | RUST_BUDDY_ALLOC_WINDOW))
+	if (flags & (RUST_BUDDY_ALLOC_AT | RUST_BUDDY_ALLOC_RANGE))
 		req->lo = lo;
-	if (flags & RUST_BUDDY_ALLOC_WINDOW)
+	if (flags & RUST_BUDDY_ALLOC_RANGE)
 		req->hi = hi;
 	return rb_alloc_req(fd, req);
 }
@@ -147,7 +147,7 @@ TEST_F(zero, beyond_what_was_asked_for)
 			int ret;
 
 			soil(_metadata, self->fd, self->area, AREA * self->unit, i + 1);
-			ret = get(self->fd, sizes[i], flags[j] | RUST_BUDDY_ALLOC_WINDOW,
+			ret = get(self->fd, sizes[i], flags[j] | RUST_BUDDY_ALLOC_RANGE,
 				  self->area, end, &req);
 			/* The area's own alignment need not allow for a block of that size. */
 			if (ret == -ENOSPC && sizes[i] > AREA / 4 * self->unit)
@@ -174,7 +174,7 @@ TEST_F(zero, tails_of_exact_runs)
 	for (i = 0; i < ARRAY_SIZE(runs); i++) {
 		soil(_metadata, self->fd, self->area, AREA * unit, i + 1);
 		ASSERT_EQ(0, get(self->fd, runs[i] * unit,
-				 RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_WINDOW,
+				 RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_RANGE,
 				 self->area, end, &run));
 		mem = sight(_metadata, self->fd, &run);
 		fill(mem, run.granted, 0xabc);
@@ -182,7 +182,7 @@ TEST_F(zero, tails_of_exact_runs)
 		for (n = 0; n < AREA; n++) {
 			void *page;
 
-			ret = get(self->other, 1, RUST_BUDDY_ALLOC_WINDOW, self->area, end,
+			ret = get(self->other, 1, RUST_BUDDY_ALLOC_RANGE, self->area, end,
 				  &rest[n]);
 			if (ret)
 				break;

@@ -62,9 +62,9 @@ use kernel::{
 };
 
 const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
-    | uapi::ALLOC_HIGHEST
-    | uapi::ALLOC_LOWEST
-    | uapi::ALLOC_WINDOW
+    | uapi::ALLOC_TOPDOWN
+    | uapi::ALLOC_BOTTOMUP
+    | uapi::ALLOC_RANGE
     | uapi::ALLOC_AT
     | uapi::ALLOC_PREFAULT
     | uapi::ALLOC_WC
@@ -74,19 +74,19 @@ const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_STACK
     | uapi::ALLOC_GUARD
     | uapi::ALLOC_COMPACT
-    | uapi::ALLOC_LOW
-    | uapi::ALLOC_HIGH;
+    | uapi::ALLOC_PRIO_LOW
+    | uapi::ALLOC_PRIO_HIGH;
 
 /// Flags that say the same thing differently, and so exclude each other: any two of a row.
 const EXCLUSIVE: [u32; 8] = [
-    uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST,
-    uapi::ALLOC_AT | uapi::ALLOC_HIGHEST,
-    uapi::ALLOC_AT | uapi::ALLOC_LOWEST,
-    uapi::ALLOC_AT | uapi::ALLOC_WINDOW,
+    uapi::ALLOC_TOPDOWN | uapi::ALLOC_BOTTOMUP,
+    uapi::ALLOC_AT | uapi::ALLOC_TOPDOWN,
+    uapi::ALLOC_AT | uapi::ALLOC_BOTTOMUP,
+    uapi::ALLOC_AT | uapi::ALLOC_RANGE,
     uapi::ALLOC_WC | uapi::ALLOC_UC,
     uapi::ALLOC_STACK | uapi::ALLOC_PREFAULT,
     uapi::ALLOC_STACK | uapi::ALLOC_GUP,
-    uapi::ALLOC_LOW | uapi::ALLOC_HIGH,
+    uapi::ALLOC_PRIO_LOW | uapi::ALLOC_PRIO_HIGH,
 ];
 
 /// A buffer that is ready, but whose handle is not good yet.
@@ -123,7 +123,7 @@ pub(super) fn alloc<'a>(
     if request.max_copy != 0 && request.flags & uapi::ALLOC_COMPACT == 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
-    if request.flags & uapi::ALLOC_HIGH != 0 && !reserve::may_be_urgent() {
+    if request.flags & uapi::ALLOC_PRIO_HIGH != 0 && !reserve::may_be_urgent() {
         return Err(Refusal::new(EPERM, uapi::REASON_CAP_NICE));
     }
     let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::REASON_NAME))?;
@@ -289,9 +289,9 @@ fn by_compaction(
 
 /// How urgent it is.
 fn priority(flags: u32) -> Priority {
-    match flags & (uapi::ALLOC_LOW | uapi::ALLOC_HIGH) {
-        uapi::ALLOC_LOW => Priority::Low,
-        uapi::ALLOC_HIGH => Priority::High,
+    match flags & (uapi::ALLOC_PRIO_LOW | uapi::ALLOC_PRIO_HIGH) {
+        uapi::ALLOC_PRIO_LOW => Priority::Low,
+        uapi::ALLOC_PRIO_HIGH => Priority::High,
         _ => Priority::Normal,
     }
 }
@@ -387,12 +387,12 @@ pub(super) fn spot(flags: u32, (lo, hi): (u64, u64), size: u64, pool: &Pool) -> 
         let end = lo.checked_add(size)?;
         return (hi == 0 && end <= pool.size()).then_some(Spot::At(first));
     }
-    let place = match flags & (uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST) {
-        uapi::ALLOC_HIGHEST => Place::Highest,
-        uapi::ALLOC_LOWEST => Place::Lowest,
+    let place = match flags & (uapi::ALLOC_TOPDOWN | uapi::ALLOC_BOTTOMUP) {
+        uapi::ALLOC_TOPDOWN => Place::Highest,
+        uapi::ALLOC_BOTTOMUP => Place::Lowest,
         _ => Place::Any,
     };
-    if flags & uapi::ALLOC_WINDOW == 0 {
+    if flags & uapi::ALLOC_RANGE == 0 {
         let all = Spot::Within {
             place,
             lo: 0,

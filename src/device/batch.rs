@@ -143,10 +143,10 @@ impl<T: Request, U> Parts<T, U> {
         request: &mut Batch,
         mut serve: impl FnMut(&mut T) -> Result<U, Refusal>,
     ) -> Option<Refusal> {
-        let all = request.flags & uapi::BATCH_ALL != 0;
+        let all = request.flags & uapi::BATCH_ATOMIC != 0;
         let mut first = None;
         request.done = 0;
-        request.failed = request.count;
+        request.first_failed = request.count;
         for (i, (answer, made)) in (0..).zip(self.answers.iter_mut().zip(&mut self.done)) {
             // A batch may take long. Its first request is served like one that comes alone.
             let outcome = match kernel::current!().signal_pending() && i > 0 {
@@ -161,7 +161,7 @@ impl<T: Request, U> Parts<T, U> {
                 }
                 Err(refusal) => {
                     if first.is_none() {
-                        request.failed = i;
+                        request.first_failed = i;
                         first = Some(refusal);
                     }
                     if all {
@@ -177,11 +177,11 @@ impl<T: Request, U> Parts<T, U> {
     /// because of that one.
     fn say_undone(&mut self, request: &mut Batch) {
         request.done = 0;
-        if request.flags & uapi::BATCH_ALL == 0 {
+        if request.flags & uapi::BATCH_ATOMIC == 0 {
             return;
         }
         for (i, (answer, came)) in (0..).zip(self.answers.iter_mut().zip(&self.came)) {
-            if i != request.failed {
+            if i != request.first_failed {
                 *answer = *came;
                 let undone = Refusal::new(ECANCELED, uapi::REASON_BATCH_ABORTED);
                 abi::say(answer, Some(&undone));
@@ -271,7 +271,7 @@ fn alloc<'a>(
 fn free(client: &Client, request: &mut Batch) -> Result<(), Refusal> {
     let mut parts = Parts::<Free, Nodes>::read(request)?;
     request.done = 0;
-    request.failed = request.count;
+    request.first_failed = request.count;
     parts.announce()?;
     let refused = {
         // No other call sees a batch that is refused, since all of it is under one hold.
@@ -301,7 +301,7 @@ fn check(request: &Batch, size: usize) -> Result<(), Refusal> {
     if request.reserved != 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
     }
-    if request.flags & !uapi::BATCH_ALL != 0 {
+    if request.flags & !uapi::BATCH_ATOMIC != 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
     let least = size_of::<Header>() as u32;

@@ -80,7 +80,7 @@ fn no_room(none: NoRoom, largest_free: &mut u64) -> Refusal {
 /// Serves MIGRATE.
 pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refusal> {
     const PLACES: u32 =
-        uapi::ALLOC_HIGHEST | uapi::ALLOC_LOWEST | uapi::ALLOC_WINDOW | uapi::ALLOC_AT;
+        uapi::ALLOC_TOPDOWN | uapi::ALLOC_BOTTOMUP | uapi::ALLOC_RANGE | uapi::ALLOC_AT;
 
     if request.flags & !PLACES != 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));

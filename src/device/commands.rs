@@ -195,14 +195,14 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
     request.abi_version = uapi::ABI_VERSION;
     request.pools = 1;
     request.features = uapi::FEAT_EXACT
-        | uapi::FEAT_PLACE
+        | uapi::FEAT_PLACEMENT
         | uapi::FEAT_DMABUF
         | uapi::FEAT_PREFAULT
         | uapi::FEAT_GUP
         | uapi::FEAT_WAIT
         | uapi::FEAT_MEMTYPE
-        | uapi::FEAT_DEVICE
-        | uapi::FEAT_MOVE
+        | uapi::FEAT_DMA
+        | uapi::FEAT_MIGRATE
         | uapi::FEAT_STACK
         | uapi::FEAT_RESERVE
         | uapi::FEAT_COMPACT
@@ -214,7 +214,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
     request.instance = hub.instance;
     request.page_size = mm::UNIT;
     request.max_buffers = hub.users.max_handles();
-    request.max_window = hub.pool.size();
+    request.max_mmap_size = hub.pool.size();
     Ok(())
 }
 

@@ -167,7 +167,7 @@ pub(super) fn pin(client: &Client, request: &mut PinRequest) -> Result<(), Refus
 
 fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<(), Refusal> {
     let caveats = if any_translated() {
-        uapi::PIN_TRANSLATED
+        uapi::PIN_IOMMU_PRESENT
     } else {
         0
     };
@@ -279,7 +279,7 @@ pub(super) fn sync(client: &Client, request: &mut Sync) -> Result<(), Refusal> {
     let direction = match request.direction {
         uapi::SYNC_TO_DEVICE => Direction::ToDevice,
         uapi::SYNC_FROM_DEVICE => Direction::FromDevice,
-        uapi::SYNC_BOTH => Direction::Both,
+        uapi::SYNC_BIDIRECTIONAL => Direction::Both,
         _ => return Err(bad_flags()),
     };
     let table = client.table();

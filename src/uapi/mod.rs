@@ -183,8 +183,8 @@ constants! {
 
     /// ALLOC_EXACT is there.
     FEAT_EXACT: u64 = 1 << 0;
-    /// HIGHEST, LOWEST, WINDOW and AT are there.
-    FEAT_PLACE: u64 = 1 << 1;
+    /// TOPDOWN, BOTTOMUP, RANGE and AT are there.
+    FEAT_PLACEMENT: u64 = 1 << 1;
     /// This file may PIN.
     FEAT_PIN: u64 = 1 << 2;
     /// EXPORT and IMPORT are there.
@@ -198,9 +198,9 @@ constants! {
     /// ALLOC_WAIT and poll are there.
     FEAT_WAIT: u64 = 1 << 7;
     /// PIN for a device, SYNC and a ceiling are there.
-    FEAT_DEVICE: u64 = 1 << 8;
+    FEAT_DMA: u64 = 1 << 8;
     /// MIGRATE and RESIZE are there.
-    FEAT_MOVE: u64 = 1 << 9;
+    FEAT_MIGRATE: u64 = 1 << 9;
     /// Stacks are there.
     FEAT_STACK: u64 = 1 << 10;
     /// RESERVE and RELEASE are there.
@@ -236,11 +236,11 @@ constants! {
     /// Give the covering block's tail back.
     ALLOC_EXACT: u32 = 1 << 0;
     /// The highest place that fits.
-    ALLOC_HIGHEST: u32 = 1 << 1;
+    ALLOC_TOPDOWN: u32 = 1 << 1;
     /// The lowest place that fits.
-    ALLOC_LOWEST: u32 = 1 << 2;
+    ALLOC_BOTTOMUP: u32 = 1 << 2;
     /// Inside `[lo, hi)`.
-    ALLOC_WINDOW: u32 = 1 << 3;
+    ALLOC_RANGE: u32 = 1 << 3;
     /// Exactly at `lo`.
     ALLOC_AT: u32 = 1 << 4;
     /// mmap fills its mappings.
@@ -260,12 +260,12 @@ constants! {
     /// Others are moved out of the way.
     ALLOC_COMPACT: u32 = 1 << 12;
     /// Low priority.
-    ALLOC_LOW: u32 = 1 << 13;
+    ALLOC_PRIO_LOW: u32 = 1 << 13;
     /// High priority.
-    ALLOC_HIGH: u32 = 1 << 14;
+    ALLOC_PRIO_HIGH: u32 = 1 << 14;
 
     /// Some devices are behind an IOMMU.
-    PIN_TRANSLATED: u32 = 1 << 0;
+    PIN_IOMMU_PRESENT: u32 = 1 << 0;
     /// The device has a copy.
     PIN_BOUNCED: u32 = 1 << 1;
 
@@ -278,7 +278,7 @@ constants! {
     /// The device writes.
     SYNC_FROM_DEVICE: u32 = 2;
     /// It does both.
-    SYNC_BOTH: u32 = 3;
+    SYNC_BIDIRECTIONAL: u32 = 3;
 
     /// It may move to grow.
     RESIZE_MAY_MOVE: u32 = 1 << 0;
@@ -290,7 +290,7 @@ constants! {
     RESERVE_PERSIST: u32 = 1 << 0;
 
     /// All of them or none.
-    BATCH_ALL: u32 = 1 << 0;
+    BATCH_ATOMIC: u32 = 1 << 0;
     /// Requests in a batch.
     BATCH_MAX: u32 = 1024;
     /// Bytes from one to the next.
@@ -314,7 +314,7 @@ structs! {
         instance: u64,
         page_size: u64,
         max_buffers: u64,
-        max_window: u64,
+        max_mmap_size: u64,
     }
 
     /// One pool.
@@ -525,7 +525,7 @@ structs! {
         command: u32,
         flags: u32,
         done: u32,
-        failed: u32,
+        first_failed: u32,
         reserved: u64,
     }
 

@@ -115,19 +115,19 @@ struct rust_buddy_hdr {
 
 /* rust_buddy_info.features */
 #define RUST_BUDDY_FEAT_EXACT	(1ULL << 0)	/* RUST_BUDDY_ALLOC_EXACT */
-#define RUST_BUDDY_FEAT_PLACE	(1ULL << 1)	/* HIGHEST, WINDOW and AT */
+#define RUST_BUDDY_FEAT_PLACEMENT	(1ULL << 1)	/* TOPDOWN, RANGE and AT */
 #define RUST_BUDDY_FEAT_PIN	(1ULL << 2)	/* this file may PIN */
 #define RUST_BUDDY_FEAT_DMABUF	(1ULL << 3)	/* EXPORT and IMPORT */
 #define RUST_BUDDY_FEAT_PREFAULT (1ULL << 4)	/* RUST_BUDDY_ALLOC_PREFAULT */
 #define RUST_BUDDY_FEAT_MEMTYPE	(1ULL << 5)	/* RUST_BUDDY_ALLOC_WC and UC */
 #define RUST_BUDDY_FEAT_GUP	(1ULL << 6)	/* RUST_BUDDY_ALLOC_GUP */
 #define RUST_BUDDY_FEAT_WAIT	(1ULL << 7)	/* RUST_BUDDY_ALLOC_WAIT and poll() */
-#define RUST_BUDDY_FEAT_DEVICE	(1ULL << 8)	/* PIN for a device, SYNC, max_address */
-#define RUST_BUDDY_FEAT_MOVE	(1ULL << 9)	/* MIGRATE and RESIZE */
+#define RUST_BUDDY_FEAT_DMA	(1ULL << 8)	/* PIN for a device, SYNC, max_address */
+#define RUST_BUDDY_FEAT_MIGRATE	(1ULL << 9)	/* MIGRATE and RESIZE */
 #define RUST_BUDDY_FEAT_STACK	(1ULL << 10)	/* RUST_BUDDY_ALLOC_STACK */
 #define RUST_BUDDY_FEAT_RESERVE	(1ULL << 11)	/* RESERVE and RELEASE */
 #define RUST_BUDDY_FEAT_COMPACT	(1ULL << 12)	/* COMPACT and RUST_BUDDY_ALLOC_COMPACT */
-#define RUST_BUDDY_FEAT_PRIORITY (1ULL << 13)	/* RUST_BUDDY_ALLOC_LOW and HIGH, pressure */
+#define RUST_BUDDY_FEAT_PRIORITY (1ULL << 13)	/* RUST_BUDDY_ALLOC_PRIO_LOW and HIGH, pressure */
 #define RUST_BUDDY_FEAT_BATCH	(1ULL << 14)	/* BATCH */
 
 /*
@@ -138,7 +138,7 @@ struct rust_buddy_hdr {
  * @instance:    (out) random, new at every load: with an epoch, unique for ever
  * @page_size:   (out) bytes; what granted sizes and mmap offsets are multiples of
  * @max_buffers: (out) buffers that one client may hold
- * @max_window:  (out) bytes; the largest max_size of RUST_BUDDY_IOC_ALLOC
+ * @max_mmap_size:  (out) bytes; the largest max_size of RUST_BUDDY_IOC_ALLOC
  */
 struct rust_buddy_info {
 	struct rust_buddy_hdr hdr;
@@ -148,7 +148,7 @@ struct rust_buddy_info {
 	__u64 instance;
 	__u64 page_size;
 	__u64 max_buffers;
-	__u64 max_window;
+	__u64 max_mmap_size;
 };
 
 /* rust_buddy_pool_info.kind */
@@ -285,9 +285,9 @@ struct rust_buddy_pool_info {
  * mode is that of every mapping, the kernel's too, until the memory is back.
  */
 #define RUST_BUDDY_ALLOC_EXACT		(1U << 0)	/* give the covering block's tail back */
-#define RUST_BUDDY_ALLOC_HIGHEST	(1U << 1)	/* the highest place that fits */
-#define RUST_BUDDY_ALLOC_LOWEST		(1U << 2)	/* the lowest place that fits */
-#define RUST_BUDDY_ALLOC_WINDOW		(1U << 3)	/* wholly inside [lo, hi) of the pool */
+#define RUST_BUDDY_ALLOC_TOPDOWN	(1U << 1)	/* the highest place that fits */
+#define RUST_BUDDY_ALLOC_BOTTOMUP		(1U << 2)	/* the lowest place that fits */
+#define RUST_BUDDY_ALLOC_RANGE		(1U << 3)	/* wholly inside [lo, hi) of the pool */
 #define RUST_BUDDY_ALLOC_AT		(1U << 4)	/* exactly at lo; implies EXACT */
 #define RUST_BUDDY_ALLOC_PREFAULT	(1U << 5)	/* mmap() fills its mappings at once */
 #define RUST_BUDDY_ALLOC_WC		(1U << 6)	/* write-combining; not with UC */
@@ -297,8 +297,8 @@ struct rust_buddy_pool_info {
 #define RUST_BUDDY_ALLOC_STACK		(1U << 10)	/* grows downward, guard below */
 #define RUST_BUDDY_ALLOC_GUARD		(1U << 11)	/* with STACK: a guard page above, too */
 #define RUST_BUDDY_ALLOC_COMPACT	(1U << 12)	/* move others' buffers out of the way */
-#define RUST_BUDDY_ALLOC_LOW		(1U << 13)	/* low priority */
-#define RUST_BUDDY_ALLOC_HIGH		(1U << 14)	/* high priority: CAP_SYS_NICE */
+#define RUST_BUDDY_ALLOC_PRIO_LOW		(1U << 13)	/* low priority */
+#define RUST_BUDDY_ALLOC_PRIO_HIGH		(1U << 14)	/* high priority: CAP_SYS_NICE */
 
 /*
  * RUST_BUDDY_IOC_ALLOC: a contiguous buffer, filled with zeroes.
@@ -307,8 +307,8 @@ struct rust_buddy_pool_info {
  *                and with STACK and GUARD for a page of guard each; 0 for the
  *                granted size
  * @align:        (in) bytes, a power of two; 0 for the block's own alignment
- * @lo:           (in) with WINDOW or AT: bytes from the pool's start, whole units
- * @hi:           (in) with WINDOW: bytes from the pool's start, whole units
+ * @lo:           (in) with RANGE or AT: bytes from the pool's start, whole units
+ * @hi:           (in) with RANGE: bytes from the pool's start, whole units
  * @pool:         (in) the pool's id, 0 for the default pool
  * @flags:        (in) RUST_BUDDY_ALLOC_*
  * @name:         (in) shown to people, NUL-terminated, may be empty
@@ -381,7 +381,7 @@ struct rust_buddy_pin {
 };
 
 /* rust_buddy_pin.caveats */
-#define RUST_BUDDY_PIN_TRANSLATED	(1U << 0)	/* no use to devices behind an IOMMU */
+#define RUST_BUDDY_PIN_IOMMU_PRESENT	(1U << 0)	/* no use to devices behind an IOMMU */
 #define RUST_BUDDY_PIN_BOUNCED		(1U << 1)	/* the device has a copy: SYNC is needed */
 
 /*
@@ -475,7 +475,7 @@ struct rust_buddy_import {
 /* rust_buddy_sync.direction */
 #define RUST_BUDDY_SYNC_TO_DEVICE	1	/* the device reads */
 #define RUST_BUDDY_SYNC_FROM_DEVICE	2	/* the device writes */
-#define RUST_BUDDY_SYNC_BOTH		3
+#define RUST_BUDDY_SYNC_BIDIRECTIONAL		3
 
 /*
  * RUST_BUDDY_IOC_SYNC: makes a range the same for the CPU and for every device
@@ -484,7 +484,7 @@ struct rust_buddy_import {
  * @offset:    (in) bytes from the buffer's start
  * @size:      (in) bytes, 0 for all that follow
  * @flags:     (in) one of RUST_BUDDY_SYNC_FOR_*
- * @direction: (in) one of RUST_BUDDY_SYNC_TO_DEVICE, FROM_DEVICE, BOTH
+ * @direction: (in) one of RUST_BUDDY_SYNC_TO_DEVICE, FROM_DEVICE, BIDIRECTIONAL
  */
 struct rust_buddy_sync {
 	struct rust_buddy_hdr hdr;
@@ -501,7 +501,7 @@ struct rust_buddy_sync {
  * @handle:       (in)
  * @lo:           (in) as in ALLOC
  * @hi:           (in) as in ALLOC
- * @flags:        (in) RUST_BUDDY_ALLOC_HIGHEST, LOWEST, WINDOW, AT
+ * @flags:        (in) RUST_BUDDY_ALLOC_TOPDOWN, BOTTOMUP, RANGE, AT
  * @pool:         (in) the buffer's pool, or 0
  * @generation:   (out) how often the buffer has moved
  * @largest_free: (out) with ENOSPC: bytes in the pool's largest free block
@@ -608,7 +608,7 @@ struct rust_buddy_release {
 };
 
 /* rust_buddy_batch.flags */
-#define RUST_BUDDY_BATCH_ALL		(1U << 0)	/* all of them or none */
+#define RUST_BUDDY_BATCH_ATOMIC		(1U << 0)	/* all of them or none */
 
 #define RUST_BUDDY_BATCH_MAX		1024	/* requests */
 #define RUST_BUDDY_BATCH_STRIDE_MAX	4096	/* bytes */
@@ -626,7 +626,7 @@ struct rust_buddy_release {
  * @command:  (in) the number of their command: _IOC_NR() of ALLOC's or FREE's
  * @flags:    (in) RUST_BUDDY_BATCH_*
  * @done:     (out) requests that were served
- * @failed:   (out) the first that was refused, counted from 0; @count if none was
+ * @first_failed:   (out) the first that was refused, counted from 0; @count if none was
  * @reserved: zero
  */
 struct rust_buddy_batch {
@@ -637,7 +637,7 @@ struct rust_buddy_batch {
 	__u32 command;
 	__u32 flags;
 	__u32 done;
-	__u32 failed;
+	__u32 first_failed;
 	__u64 reserved;
 };
 
