@@ -93,8 +93,8 @@ TEST_F(clean, what_nobody_wrote_is_not_cleared)
 	}
 	pool = pool_of(self->fd);
 	EXPECT_EQ(0ULL, pool.dirty);
-	EXPECT_EQ(self->base.cleared, pool.cleared);
-	EXPECT_EQ(self->base.clean + 10 * SIZE, pool.clean);
+	EXPECT_EQ(self->base.zeroed_on_demand, pool.zeroed_on_demand);
+	EXPECT_EQ(self->base.prezeroed + 10 * SIZE, pool.prezeroed);
 }
 
 /* Each way in which somebody can come to write: whether he did, nobody knows. */
@@ -162,8 +162,8 @@ TEST_F(clean, what_may_have_been_written_is_dirty)
 			EXPECT_EQ(SIZE, pool_of(self->fd).dirty) TH_LOG("way %u", i);
 		ASSERT_EQ(0, get_at(self->fd, SIZE, 0, &buf));
 		after = pool_of(self->fd);
-		EXPECT_EQ(SIZE, after.cleared + after.cleared_ahead -
-			  before.cleared - before.cleared_ahead) TH_LOG("way %u", i);
+		EXPECT_EQ(SIZE, after.zeroed_on_demand + after.zeroed_background -
+			  before.zeroed_on_demand - before.zeroed_background) TH_LOG("way %u", i);
 		EXPECT_EQ(0ULL, after.dirty);
 		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	}
@@ -183,7 +183,7 @@ TEST_F(clean, what_moved_leaves_two_places_dirty)
 	if (self->ahead)
 		EXPECT_EQ(0ULL, settled(self->fd, 0));
 	pool = pool_of(self->fd);
-	EXPECT_EQ(2 * SIZE, pool.dirty + pool.cleared_ahead - self->base.cleared_ahead);
+	EXPECT_EQ(2 * SIZE, pool.dirty + pool.zeroed_background - self->base.zeroed_background);
 	ASSERT_EQ(0, get_at(self->fd, pool.size, 0, &buf));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
@@ -210,8 +210,8 @@ TEST_F(clean, only_what_is_dirty_is_cleared)
 	EXPECT_GT(SIZE, before.dirty);
 	ASSERT_EQ(0, get_at(self->fd, 2 * SIZE, 0, &buf));
 	after = pool_of(self->fd);
-	EXPECT_EQ(before.dirty, after.cleared - before.cleared);
-	EXPECT_EQ(2 * SIZE - before.dirty, after.clean - before.clean);
+	EXPECT_EQ(before.dirty, after.zeroed_on_demand - before.zeroed_on_demand);
+	EXPECT_EQ(2 * SIZE - before.dirty, after.prezeroed - before.prezeroed);
 	EXPECT_EQ(0ULL, after.dirty);
 	mem = rb_map(self->fd, &buf, PROT_READ);
 	ASSERT_TRUE(mem != MAP_FAILED);
@@ -320,17 +320,17 @@ TEST_F_TIMEOUT(clean, the_worker_clears_it_ahead, SLOW)
 	/* What is still in use stays as it is. */
 	EXPECT_EQ(0ULL, later(self->fd));
 	before = pool_of(self->fd);
-	EXPECT_EQ(self->base.cleared_ahead, before.cleared_ahead);
+	EXPECT_EQ(self->base.zeroed_background, before.zeroed_background);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	if (self->ahead)
 		EXPECT_EQ(0ULL, settled(self->fd, 0));
 	if (!self->ahead)
 		EXPECT_EQ(SIZE, later(self->fd));
-	EXPECT_EQ(before.cleared_ahead + (self->ahead ? SIZE : 0),
-		  pool_of(self->fd).cleared_ahead);
+	EXPECT_EQ(before.zeroed_background + (self->ahead ? SIZE : 0),
+		  pool_of(self->fd).zeroed_background);
 	ASSERT_EQ(0, get_at(self->fd, SIZE, MiB(1), &buf));
 	after = pool_of(self->fd);
-	EXPECT_EQ(before.cleared + (self->ahead ? 0 : SIZE), after.cleared);
+	EXPECT_EQ(before.zeroed_on_demand + (self->ahead ? 0 : SIZE), after.zeroed_on_demand);
 	mem = rb_map(self->fd, &buf, PROT_READ);
 	ASSERT_TRUE(mem != MAP_FAILED);
 	EXPECT_TRUE(zeroed(mem, SIZE));
@@ -355,10 +355,10 @@ TEST_F_TIMEOUT(clean, what_a_device_may_write_to_is_cleared_last, SLOW)
 	ASSERT_STREQ("", pool_settles(self->fd, &self->base));
 	EXPECT_EQ(SIZE, later(self->fd));
 	before = pool_of(self->fd);
-	EXPECT_EQ(self->base.cleared_ahead, before.cleared_ahead);
+	EXPECT_EQ(self->base.zeroed_background, before.zeroed_background);
 	ASSERT_EQ(0, get_at(self->fd, SIZE, 0, &buf));
 	after = pool_of(self->fd);
-	EXPECT_EQ(before.cleared + SIZE, after.cleared);
+	EXPECT_EQ(before.zeroed_on_demand + SIZE, after.zeroed_on_demand);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	/* And that was that. */
 	EXPECT_EQ(0ULL, pool_of(self->fd).dirty);
@@ -439,7 +439,7 @@ TEST_F_TIMEOUT(clean, under_two_writers, SLOW)
 	}
 	if (self->ahead) {
 		EXPECT_EQ(0ULL, settled(self->fd, 0));
-		EXPECT_LT(self->base.cleared_ahead, pool_of(self->fd).cleared_ahead);
+		EXPECT_LT(self->base.zeroed_background, pool_of(self->fd).zeroed_background);
 	}
 }
 
@@ -484,8 +484,8 @@ static uint64_t frames(struct __test_metadata *_metadata, int fd, bool at_once, 
 	after = pool_of(fd);
 	for (i = 0; i < ARRAY_SIZE(frames); i++)
 		ASSERT_EQ(0, rb_free(fd, frames[i].handle));
-	clean = after.clean - before.clean;
-	cleared = after.cleared - before.cleared;
+	clean = after.prezeroed - before.prezeroed;
+	cleared = after.zeroed_on_demand - before.zeroed_on_demand;
 	figure_begin("clean_frames");
 	figure_number("ahead", ahead);
 	figure_number("asked_at_once", at_once);

@@ -712,7 +712,7 @@ TEST_F_TIMEOUT(compact, in_the_background, SLOW)
 	fill_up(_metadata, self, KiB(64), MANY);
 	thin_out(self, 1, 4);
 	before = pool_of(self->fd);
-	if (before.unusable <= 500)
+	if (before.unusable_index <= 500)
 		SKIP(return, "the pool is not in pieces");
 	/* As long as somebody takes and gives there is something else going on. */
 	for (tries = 0; tries < 40; tries++) {
@@ -730,14 +730,14 @@ TEST_F_TIMEOUT(compact, in_the_background, SLOW)
 	for (tries = 0; tries < 300; tries++) {
 		usleep(100000);
 		after = pool_of(self->fd);
-		if (after.unusable <= 500)
+		if (after.unusable_index <= 500)
 			break;
 	}
-	EXPECT_GE(500U, after.unusable);
+	EXPECT_GE(500U, after.unusable_index);
 	EXPECT_LT(before.compact_background, after.compact_background);
 	EXPECT_EQ(before.free, after.free);
 	TH_LOG("unusable free space %u -> %u per mille, %llu blocks, %llu KiB copied",
-	       before.unusable, after.unusable,
+	       before.unusable_index, after.unusable_index,
 	       (unsigned long long)(after.compact_background - before.compact_background),
 	       (unsigned long long)((after.compact_copied - before.compact_copied) >> 10));
 	expect_all_there(_metadata, self);

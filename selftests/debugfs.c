@@ -68,14 +68,14 @@ TEST_F(files, status_is_pool_info)
 
 TEST_F(files, splits_and_joins_are_counted)
 {
-	uint64_t splits = status_of("splits"), joins = status_of("joins");
+	uint64_t splits = status_of("splits"), merges = status_of("merges");
 	struct rust_buddy_alloc buf;
 
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_BOTTOMUP, "split", &buf));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	/* As many of the one as of the other, when all is as it was. */
 	EXPECT_LT(splits, status_of("splits"));
-	EXPECT_EQ(status_of("splits") - splits, status_of("joins") - joins);
+	EXPECT_EQ(status_of("splits") - splits, status_of("merges") - merges);
 }
 
 TEST_F(files, free_blocks_are_pool_infos)
@@ -141,19 +141,19 @@ TEST_F(files, picture_of_areas)
 		SKIP(return, "the pool is in use, or not of whole areas");
 	buf.size = MiB(1);
 	ASSERT_EQ(0, rb_alloc_req(phys, &buf));
-	ASSERT_EQ(0, slurp(FILES "areas", text, sizeof(text)));
+	ASSERT_EQ(0, slurp(FILES "pageblocks", text, sizeof(text)));
 	at = text + strlen(text) - 2;
 	want = movable ? '5' : 'p';
 	EXPECT_EQ(want, *at);
 	EXPECT_EQ('.', at[-1]);
 	ASSERT_EQ(0, rb_pin(phys, buf.handle, &address));
-	ASSERT_EQ(0, slurp(FILES "areas", text, sizeof(text)));
+	ASSERT_EQ(0, slurp(FILES "pageblocks", text, sizeof(text)));
 	EXPECT_EQ('p', *at);
 	ASSERT_EQ(0, rb_unpin(phys, buf.handle));
-	ASSERT_EQ(0, slurp(FILES "areas", text, sizeof(text)));
+	ASSERT_EQ(0, slurp(FILES "pageblocks", text, sizeof(text)));
 	EXPECT_EQ(want, *at);
 	ASSERT_EQ(0, rb_free(phys, buf.handle));
-	ASSERT_EQ(0, slurp(FILES "areas", text, sizeof(text)));
+	ASSERT_EQ(0, slurp(FILES "pageblocks", text, sizeof(text)));
 	EXPECT_EQ('.', *at);
 	close(phys);
 }
@@ -161,7 +161,7 @@ TEST_F(files, picture_of_areas)
 TEST_F(files, no_address_is_shown)
 {
 	static const char * const names[] = { FILES "status", FILES "free_blocks", FILES "map",
-					      FILES "memtype", FILES "areas" };
+					      FILES "memtype", FILES "pageblocks" };
 	struct rust_buddy_pool_info pool;
 	char text[8192], base[32];
 	int phys = rb_open(RB_DEV_PHYS);

@@ -594,11 +594,11 @@ TEST_F_TIMEOUT(dirty, alloc_that_fails, 300)
 		usleep(300000);
 		ASSERT_EQ(0, put_text(SHARE, "0"));
 		ASSERT_EQ(0, get_filled(self->fd, &buf));
-		cleared = info.cleared;
-		ahead = info.cleared_ahead;
+		cleared = info.zeroed_on_demand;
+		ahead = info.zeroed_background;
 		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &info));
-		EXPECT_LT(ahead, info.cleared_ahead);
-		EXPECT_EQ(cleared, info.cleared) TH_LOG("the %dth failed", nth);
+		EXPECT_LT(ahead, info.zeroed_background);
+		EXPECT_EQ(cleared, info.zeroed_on_demand) TH_LOG("the %dth failed", nth);
 		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	}
 	ASSERT_LT(nth, MOST);

@@ -56,20 +56,20 @@ static void expect_shown(struct __test_metadata *_metadata, int fd, uint64_t req
 	ASSERT_EQ(0, rb_pool_info(fd, 0, &pool));
 	EXPECT_EQ(requested, pool.requested);
 	EXPECT_EQ(granted, pool.granted);
-	EXPECT_EQ(parts, pool.fragmentation);
+	EXPECT_EQ(parts, pool.internal_frag);
 	EXPECT_EQ(requested, pool.client_requested);
 	EXPECT_EQ(granted, pool.client_granted);
-	EXPECT_EQ(parts, pool.client_fragmentation);
+	EXPECT_EQ(parts, pool.client_internal_frag);
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
 	snprintf(want, sizeof(want), "\t%llu bytes %u.%02u %%",
 		 (unsigned long long)(granted - requested), parts / 100, parts % 100);
-	line_of(path, "rust_buddy-fragmentation:", got, sizeof(got));
+	line_of(path, "rust_buddy-internal-frag:", got, sizeof(got));
 	EXPECT_STREQ(want, got);
 	if (access("/sys/kernel/debug/rust_buddy/pool1/status", R_OK))
 		return;
 	snprintf(want, sizeof(want), " %llu %u.%02u %%",
 		 (unsigned long long)(granted - requested), parts / 100, parts % 100);
-	line_of("/sys/kernel/debug/rust_buddy/pool1/status", "fragmentation:", got, sizeof(got));
+	line_of("/sys/kernel/debug/rust_buddy/pool1/status", "internal_frag:", got, sizeof(got));
 	EXPECT_STREQ(want, got);
 }
 
@@ -133,13 +133,13 @@ TEST_F(fragmentation, per_client)
 	ask(_metadata, self->fd, KiB(5), 0, &handle);
 	ask(_metadata, other, KiB(12), RUST_BUDDY_ALLOC_EXACT, &handle);
 	ASSERT_EQ(0, rb_pool_info(other, 0, &pool));
-	EXPECT_EQ(0U, pool.client_fragmentation);
+	EXPECT_EQ(0U, pool.client_internal_frag);
 	EXPECT_EQ(KiB(12), pool.client_granted);
 	EXPECT_EQ(KiB(17), pool.requested);
 	EXPECT_EQ(KiB(20), pool.granted);
-	EXPECT_EQ(1500U, pool.fragmentation);
+	EXPECT_EQ(1500U, pool.internal_frag);
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
-	EXPECT_EQ(3750U, pool.client_fragmentation);
+	EXPECT_EQ(3750U, pool.client_internal_frag);
 	close(other);
 }
 

@@ -770,9 +770,9 @@ static const char *pool_is_odd(const struct client *client, const struct rust_bu
 	if (sum != p->free)
 		return "has free blocks that are not its free bytes";
 	if (p->largest_free > p->free || p->requested > p->granted || p->quarantined > p->granted ||
-	    p->lingering > p->granted || p->reserved > p->granted ||
-	    p->client_requested > p->client_granted || p->fragmentation > 10000 ||
-	    p->client_fragmentation > 10000 || p->unusable > 1000 || p->pressure > 1 ||
+	    p->deferred > p->granted || p->reserved > p->granted ||
+	    p->client_requested > p->client_granted || p->internal_frag > 10000 ||
+	    p->client_internal_frag > 10000 || p->unusable_index > 1000 || p->pressure > 1 ||
 	    !p->buffers != !p->granted)
 		return "has counters that can't be";
 	if (client->phys >= 0 &&
@@ -2586,7 +2586,7 @@ FIXTURE_SETUP(fuzz)
 	ASSERT_EQ(0, rb_pool_info(phys, 0, &board->pool));
 	close(phys);
 	ASSERT_EQ(0, rb_pool_info(self->watch, 0, &self->base));
-	if (self->base.quarantined || self->base.lingering)
+	if (self->base.quarantined || self->base.deferred)
 		SKIP(return, "there is memory that may come back at any time");
 }
 
@@ -2757,13 +2757,13 @@ TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
 	/* Every byte comes back, also what was pinned by those that were killed. */
 	for (n = 0; n < 600; n++) {
 		ASSERT_EQ(0, rb_pool_info(self->watch, 0, &pool));
-		if (!pool.quarantined && !pool.lingering)
+		if (!pool.quarantined && !pool.deferred)
 			break;
 		usleep(100000);
 	}
 	EXPECT_EQ(0ULL, pool.quarantined)
 		TH_LOG("load with a quarantine_ms below a minute");
-	EXPECT_EQ(0ULL, pool.lingering);
+	EXPECT_EQ(0ULL, pool.deferred);
 	diff = pool_settles(self->watch, &self->base);
 	EXPECT_STREQ("", diff);
 

@@ -53,11 +53,11 @@ FIXTURE_TEARDOWN(gup)
 	close(self->fd);
 }
 
-static uint64_t lingering(int fd)
+static uint64_t deferred(int fd)
 {
 	struct rust_buddy_pool_info pool;
 
-	return rb_pool_info(fd, 0, &pool) ? ~0ULL : pool.lingering;
+	return rb_pool_info(fd, 0, &pool) ? ~0ULL : pool.deferred;
 }
 
 /* Where the buffer lies in the pool: the only place that is taken. */
@@ -225,18 +225,18 @@ TEST_F_TIMEOUT(gup, registered_buffer, SLOW)
 		SKIP(return, "no io_uring");
 	ASSERT_LE(0, ring);
 	let_go(_metadata, self);
-	EXPECT_EQ(SIZE, lingering(self->fd));
+	EXPECT_EQ(SIZE, deferred(self->fd));
 	close(self->fd);
 
 	/* Without its client too; nobody can have it. */
 	usleep(500000);
 	other = rb_open(RB_DEV);
 	ASSERT_LE(0, other);
-	EXPECT_EQ(SIZE, lingering(other));
+	EXPECT_EQ(SIZE, deferred(other));
 	EXPECT_TRUE(taken(other, &self->before, SIZE));
 	close(ring);
 	EXPECT_STREQ("", pool_settles(other, &self->before));
-	EXPECT_EQ(0ULL, lingering(other));
+	EXPECT_EQ(0ULL, deferred(other));
 	ASSERT_EQ(0, rb_alloc(other, self->before.largest_free, 0, "all", &first));
 	EXPECT_EQ(0, rb_free(other, first.handle));
 	close(other);
@@ -254,7 +254,7 @@ TEST_F_TIMEOUT(gup, pages_in_a_pipe, SLOW)
 	ASSERT_EQ(0, pipe(pipes));
 	ASSERT_EQ((ssize_t)KiB(16), vmsplice(pipes[1], &iov, 1, 0));
 	let_go(_metadata, self);
-	EXPECT_EQ(SIZE, lingering(self->fd));
+	EXPECT_EQ(SIZE, deferred(self->fd));
 	other = rb_open(RB_DEV);
 	ASSERT_LE(0, other);
 	EXPECT_EQ(0, fill_the_rest(other, &self->before, 22));
@@ -267,7 +267,7 @@ TEST_F_TIMEOUT(gup, pages_in_a_pipe, SLOW)
 	close(pipes[0]);
 	close(pipes[1]);
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
-	EXPECT_EQ(0ULL, lingering(self->fd));
+	EXPECT_EQ(0ULL, deferred(self->fd));
 	close(self->fd);
 }
 
@@ -294,7 +294,7 @@ TEST_F_TIMEOUT(gup, killed_client, SLOW)
 		kill(getpid(), SIGKILL);
 	}
 	EXPECT_EQ(128 + SIGKILL, verdict(pid));
-	EXPECT_EQ(SIZE, lingering(self->fd));
+	EXPECT_EQ(SIZE, deferred(self->fd));
 	close(self->fd);
 	if (!geteuid()) {
 		EXPECT_EQ(-1, syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK));
@@ -396,7 +396,7 @@ TEST_F_TIMEOUT(gup, looks_are_cheap, SLOW)
 	EXPECT_GT(2 * first, last);
 	TH_LOG("a refusal takes %llu ns, or %llu with the last page in use",
 	       (unsigned long long)first, (unsigned long long)last);
-	TH_LOG("{\"figure\": \"lingering\", \"first_ns\": %llu, \"last_ns\": %llu}",
+	TH_LOG("{\"figure\": \"deferred\", \"first_ns\": %llu, \"last_ns\": %llu}",
 	       (unsigned long long)first, (unsigned long long)last);
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
 	close(self->fd);

@@ -177,7 +177,7 @@ static bool kill_at_work(int fd, pid_t pid, const struct rust_buddy_pool_info *b
 
 	do {
 		now = pool_of(fd);
-		if (call == ALLOC || call == GROW ? now.cleared != before->cleared
+		if (call == ALLOC || call == GROW ? now.zeroed_on_demand != before->zeroed_on_demand
 						  : now.free != before->free)
 			kill(pid, SIGKILL);
 		usleep(100);
@@ -209,7 +209,7 @@ TEST_F_TIMEOUT(killed, ends_at_once, 120)
 		died = kill_at_work(self->fd, pid, &before, call);
 		after = pool_of(self->fd);
 		if (call == ALLOC || call == GROW) {
-			work = after.cleared - before.cleared;
+			work = after.zeroed_on_demand - before.zeroed_on_demand;
 			cut = died && work && work < all;
 			/* What was not cleared is dirty still. */
 			EXPECT_EQ(before.dirty - work, after.dirty);

@@ -71,7 +71,7 @@ static uint64_t known(FIXTURE_DATA(poison) *self, uint64_t bytes)
 	int tries;
 
 	for (tries = 0; bad < bytes && tries < 1000; tries++) {
-		bad = pool_of(self->fd).bad - self->base.bad;
+		bad = pool_of(self->fd).hwpoisoned - self->base.hwpoisoned;
 		if (bad < bytes)
 			usleep(10000);
 	}
@@ -88,7 +88,7 @@ FIXTURE_SETUP(poison)
 		SKIP(return, "the kernel handles no memory errors: CONFIG_MEMORY_FAILURE=y");
 	if (!(self->base.caps & RUST_BUDDY_CAP_STRUCT_PAGE))
 		SKIP(return, "the kernel does not mark the pages of a reserved range");
-	if (self->base.free + self->base.bad != self->base.size)
+	if (self->base.free + self->base.hwpoisoned != self->base.size)
 		SKIP(return, "somebody has buffers");
 	ASSERT_EQ(0, sigaction(SIGBUS, &action, NULL));
 }
@@ -158,7 +158,7 @@ TEST_F(poison, what_is_free_is_given_to_nobody)
 		pages++;
 	} while (pages <= bytes / KiB(4));
 	pool = pool_of(self->fd);
-	EXPECT_EQ(KiB(4), pool.bad - self->base.bad);
+	EXPECT_EQ(KiB(4), pool.hwpoisoned - self->base.hwpoisoned);
 	EXPECT_EQ(bytes / KiB(4) - 1, pages);
 	EXPECT_EQ(0ULL, pool.free);
 	close(other);
@@ -264,7 +264,7 @@ TEST_F_TIMEOUT(poison, nothing_old_is_seen_before_it_is_counted, 120)
 		};
 		pthread_t thread;
 
-		bad = pool_of(self->fd).bad;
+		bad = pool_of(self->fd).hwpoisoned;
 		ASSERT_EQ(0, pthread_create(&thread, NULL, mark, &marker));
 		for (round = 0; round < 100000; round++) {
 			struct rust_buddy_alloc one = req;
@@ -284,7 +284,7 @@ TEST_F_TIMEOUT(poison, nothing_old_is_seen_before_it_is_counted, 120)
 		}
 		ASSERT_EQ(0, pthread_join(thread, NULL));
 		EXPECT_EQ(0, marker.ret);
-		EXPECT_LT(bad, pool_of(self->fd).bad);
+		EXPECT_LT(bad, pool_of(self->fd).hwpoisoned);
 	}
 	EXPECT_EQ(0, old);
 	EXPECT_EQ(self->base.free - MARKED * KiB(4), pool_of(self->fd).free);

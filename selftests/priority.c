@@ -69,14 +69,15 @@ TEST_F_TIMEOUT(priority, who_may_have_how_much, SLOW)
 	pool = pool_of(self->fd);
 	EXPECT_LE(pool.watermark_low, pool.free);
 	EXPECT_GT(pool.watermark_low + PIECE, pool.free);
-	EXPECT_EQ(self->base.refused_watermark + 1, pool.refused_watermark);
+	EXPECT_EQ(self->base.alloc_fail_watermark + 1, pool.alloc_fail_watermark);
 	EXPECT_LT(0ULL, got);
 
 	exhaust(self->fd, PIECE, 0, &got);
 	pool = pool_of(self->fd);
 	EXPECT_LE(pool.watermark_min, pool.free);
 	EXPECT_GT(pool.watermark_min + PIECE, pool.free);
-	EXPECT_EQ(self->base.refused_watermark + 1 + !!pool.watermark_min, pool.refused_watermark);
+	EXPECT_EQ(self->base.alloc_fail_watermark + 1 + !!pool.watermark_min,
+		  pool.alloc_fail_watermark);
 
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, exhaust(self->fd, PIECE, PRIO_HIGH, &got));
 	pool = pool_of(self->fd);
@@ -148,7 +149,8 @@ TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, 2 * PIECE, PRIO_LOW, "", &buf));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_LAST_LARGE_BLOCK, buf.hdr.reason);
 	EXPECT_EQ(MiB(2), buf.largest_free);
-	EXPECT_EQ(pool.refused_last + 1, pool_of(self->fd).refused_last);
+	EXPECT_EQ(pool.alloc_fail_last_large_block + 1,
+		  pool_of(self->fd).alloc_fail_last_large_block);
 	/* To wait for it does not help, either. */
 	EXPECT_EQ(-ENOSPC,
 		  rb_alloc(self->fd, 2 * PIECE, PRIO_LOW | RUST_BUDDY_ALLOC_WAIT, "", &buf));

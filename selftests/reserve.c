@@ -88,7 +88,7 @@ TEST_F(reserve, it_is_dirty_afterwards)
 	EXPECT_LE(size, pool.dirty);
 	EXPECT_GE(dirty + size, pool.dirty);
 	ASSERT_EQ(0U, taken_at(self->fd, lo, size));
-	EXPECT_EQ(pool.cleared + size, pool_of(self->fd).cleared);
+	EXPECT_EQ(pool.zeroed_on_demand + size, pool_of(self->fd).zeroed_on_demand);
 }
 
 /* It goes with its file, or stays until somebody gives it back. */

@@ -50,7 +50,7 @@ impl Files {
             (c"status", Act::Show(status)),
             (c"free_blocks", Act::Show(free_blocks)),
             (c"map", Act::Show(map)),
-            (c"areas", Act::Show(areas)),
+            (c"pageblocks", Act::Show(pageblocks)),
             (c"memtype", Act::Show(memtype)),
             (c"memtype_mapped", Act::Show(memtype_mapped)),
             #[cfg(rust_buddy_audit)]
@@ -93,18 +93,18 @@ fn status(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let lost = fragmentation(now.requested, now.granted);
     writeln!(
         f,
-        "fragmentation: {} {}.{:02} %",
+        "internal_frag: {} {}.{:02} %",
         now.granted.saturating_sub(now.requested),
         lost / 100,
         lost % 100
     )?;
-    writeln!(f, "unusable: {}", now.unusable)?;
+    writeln!(f, "unusable_index: {}", now.unusable)?;
     writeln!(f, "largest_free: {}", now.largest_free)?;
     writeln!(f, "buffers: {}", now.blocks)?;
     writeln!(f, "quarantined: {}", now.quarantined)?;
-    writeln!(f, "lingering: {}", now.lingering)?;
+    writeln!(f, "deferred: {}", now.lingering)?;
     writeln!(f, "reserved: {}", now.reserved)?;
-    writeln!(f, "bad: {}", pool.bad())?;
+    writeln!(f, "hwpoisoned: {}", pool.bad())?;
     let [min, low, high] = pool.watermarks();
     writeln!(f, "watermarks: {min} {low} {high}")?;
     writeln!(f, "pressure: {}", u32::from(now.pressure))?;
@@ -117,9 +117,9 @@ fn status(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "compact_copied: {reclaimed}")?;
     writeln!(f, "compact_fail: {fixed} {full} {bound} {rival}")?;
     let [nothing, watermark, last] = pool.counts().all_refused();
-    writeln!(f, "refused: {nothing} {watermark} {last}")?;
+    writeln!(f, "alloc_fail: {nothing} {watermark} {last}")?;
     writeln!(f, "splits: {}", now.counters.splits)?;
-    writeln!(f, "joins: {}", now.counters.joins)
+    writeln!(f, "merges: {}", now.counters.joins)
 }
 
 fn free_blocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -207,7 +207,7 @@ fn map(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 /// The same, a character for each 2 MiB, by what could be done with them: `.` free, `1` to `9` and
 /// `#` so many tenths or all of it in use by what could be moved, `p` if some of it could not, `*`
 /// if it is being emptied. For `watch -n 0.1 cat`.
-fn areas(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn pageblocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     const PAGES: u32 = 1 << 9;
 
     let base = pool.region().base().0;

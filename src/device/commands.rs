@@ -248,14 +248,14 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         request.grows_moved,
         request.shrinks,
     ] = pool.counts().all();
-    request.lingering = now.lingering;
+    request.deferred = now.lingering;
     request.reserved = now.reserved;
     let own = client.sums();
     request.client_requested = own.requested();
     request.client_granted = own.granted();
-    request.fragmentation = fragmentation(now.requested, now.granted);
-    request.client_fragmentation = own.fragmentation();
-    request.unusable = now.unusable;
+    request.internal_frag = fragmentation(now.requested, now.granted);
+    request.client_internal_frag = own.fragmentation();
+    request.unusable_index = now.unusable;
     request.pressure = now.pressure.into();
     [
         request.watermark_min,
@@ -272,13 +272,17 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         request.compact_fail_contended,
     ] = pool.counts().all_reclaims();
     [
-        request.refused_full,
-        request.refused_watermark,
-        request.refused_last,
+        request.alloc_fail_no_space,
+        request.alloc_fail_watermark,
+        request.alloc_fail_last_large_block,
     ] = pool.counts().all_refused();
     request.dirty = pool.dirty();
-    request.bad = pool.bad();
-    [request.clean, request.cleared, request.cleared_ahead] = pool.counts().all_clean();
+    request.hwpoisoned = pool.bad();
+    [
+        request.prezeroed,
+        request.zeroed_on_demand,
+        request.zeroed_background,
+    ] = pool.counts().all_clean();
     request.free_blocks = [0; uapi::ORDERS];
     for (to, from) in request.free_blocks.iter_mut().zip(now.counters.free_blocks) {
         *to = from.into();

@@ -361,7 +361,7 @@ impl Client {
         let lost = sums.fragmentation();
         seq_print!(
             m,
-            "rust_buddy-fragmentation:\t{} bytes {}.{:02} %\n",
+            "rust_buddy-internal-frag:\t{} bytes {}.{:02} %\n",
             sums.lost(),
             lost / 100,
             lost % 100

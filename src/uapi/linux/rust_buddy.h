@@ -192,7 +192,7 @@ struct rust_buddy_info {
  *                still write there
  * @phys_base:    (out) physical address, RUST_BUDDY_NO_ADDRESS on /dev/rust_buddy
  * @free_blocks:  (out) number of free blocks of each order
- * @lingering:    (out) bytes of @granted that were freed while somebody, a device
+ * @deferred:    (out) bytes of @granted that were freed while somebody, a device
  *                or a system call, still has pages of them pinned
  * @migrations:   (out) how often buffers moved since the module was loaded
  * @migrated:     (out) bytes that were copied for that
@@ -202,10 +202,10 @@ struct rust_buddy_info {
  * @reserved:     (out) bytes of @granted that are reserved
  * @client_requested: (out) bytes that this client's handles asked for
  * @client_granted:   (out) bytes that they were given
- * @fragmentation:    (out) internal: of 10000 bytes that were granted, how many
+ * @internal_frag:    (out) internal: of 10000 bytes that were granted, how many
  *                    nobody asked for
- * @client_fragmentation: (out) the same of this client's
- * @unusable:     (out) unusable free space index at order 9: of 1000 free bytes, how
+ * @client_internal_frag: (out) the same of this client's
+ * @unusable_index:     (out) unusable free space index at order 9: of 1000 free bytes, how
  *                many are in blocks of lower orders
  * @pressure:     (out) 1 from when @free is below @watermark_low until it is
  *                @watermark_high; poll() says POLLPRI then
@@ -219,14 +219,14 @@ struct rust_buddy_info {
  * @compact_fail_no_space:  (out) failures since there was no other place for it
  * @compact_fail_copy_limit: (out) failures since more would have had to be copied
  * @compact_fail_contended: (out) failures since others took what was free already
- * @refused_full: (out) ALLOCs refused since nothing fitted
- * @refused_watermark: (out) ALLOCs refused for their priority
- * @refused_last: (out) ALLOCs refused the last large block
+ * @alloc_fail_no_space: (out) ALLOCs refused since nothing fitted
+ * @alloc_fail_watermark: (out) ALLOCs refused for their priority
+ * @alloc_fail_last_large_block: (out) ALLOCs refused the last large block
  * @dirty:        (out) bytes that were written, or may have been, and are not cleared yet
- * @clean:        (out) bytes that were clear already when they had to be
- * @cleared:      (out) bytes that had to be cleared then, while somebody waited
- * @cleared_ahead: (out) bytes that were cleared in the background
- * @bad:          (out) bytes with a memory error: of @granted, or a buffer's still
+ * @prezeroed:        (out) bytes that were clear already when they had to be
+ * @zeroed_on_demand:      (out) bytes that had to be cleared then, while somebody waited
+ * @zeroed_background: (out) bytes that were cleared in the background
+ * @hwpoisoned:          (out) bytes with a memory error: of @granted, or a buffer's still
  */
 struct rust_buddy_pool_info {
 	struct rust_buddy_hdr hdr;
@@ -247,7 +247,7 @@ struct rust_buddy_pool_info {
 	__u64 quarantined;
 	__u64 phys_base;
 	__u64 free_blocks[RUST_BUDDY_ORDERS];
-	__u64 lingering;
+	__u64 deferred;
 	__u64 migrations;
 	__u64 migrated;
 	__u64 grows;
@@ -256,9 +256,9 @@ struct rust_buddy_pool_info {
 	__u64 reserved;
 	__u64 client_requested;
 	__u64 client_granted;
-	__u32 fragmentation;
-	__u32 client_fragmentation;
-	__u32 unusable;
+	__u32 internal_frag;
+	__u32 client_internal_frag;
+	__u32 unusable_index;
 	__u32 pressure;
 	__u64 watermark_min;
 	__u64 watermark_low;
@@ -270,14 +270,14 @@ struct rust_buddy_pool_info {
 	__u64 compact_fail_no_space;
 	__u64 compact_fail_copy_limit;
 	__u64 compact_fail_contended;
-	__u64 refused_full;
-	__u64 refused_watermark;
-	__u64 refused_last;
+	__u64 alloc_fail_no_space;
+	__u64 alloc_fail_watermark;
+	__u64 alloc_fail_last_large_block;
 	__u64 dirty;
-	__u64 clean;
-	__u64 cleared;
-	__u64 cleared_ahead;
-	__u64 bad;
+	__u64 prezeroed;
+	__u64 zeroed_on_demand;
+	__u64 zeroed_background;
+	__u64 hwpoisoned;
 };
 
 /*
