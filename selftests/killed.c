@@ -146,7 +146,7 @@ static int make_call(FIXTURE_DATA(killed) *self, enum call call)
 	struct rust_buddy_compact compact = {
 		.flags = RUST_BUDDY_COMPACT_AT,
 		.order = order_of(self->size),
-		.place = self->home,
+		.pool_offset = self->home,
 	};
 	struct rust_buddy_migrate to;
 	struct rust_buddy_resize size;

@@ -20,8 +20,8 @@ use zerocopy_derive::{
     KnownLayout, //
 };
 
-/// What the host test needs to know of one struct: its name in C, its size, and name, offset and
-/// size of its fields.
+/// The layout of one struct for the host test: its name in C, its size, and the name, offset and
+/// size of each field.
 #[cfg(not(MODULE))]
 pub type Layout = (&'static str, usize, &'static [(&'static str, usize, usize)]);
 
@@ -71,9 +71,9 @@ pub const DEVICE_LEN: usize = 48;
 pub const ORDERS: usize = 32;
 
 constants! {
-    /// The version that INFO tells.
+    /// The version that INFO reports.
     ABI_VERSION: u32 = 1;
-    /// In place of an address that the caller may not see.
+    /// Stands for a physical address that the caller may not see.
     NO_ADDRESS: u64 = u64::MAX;
 
     /// Not refused.
@@ -181,35 +181,35 @@ constants! {
     /// A 32-bit caller can't map it.
     REASON_MMAP_OFFSET: u32 = 51;
 
-    /// ALLOC_EXACT is there.
+    /// `ALLOC_EXACT` exists.
     FEAT_EXACT: u64 = 1 << 0;
-    /// TOPDOWN, BOTTOMUP, RANGE and AT are there.
+    /// TOPDOWN, BOTTOMUP, RANGE and AT exist.
     FEAT_PLACEMENT: u64 = 1 << 1;
     /// This file may PIN.
     FEAT_PIN: u64 = 1 << 2;
-    /// EXPORT and IMPORT are there.
+    /// EXPORT and IMPORT exist.
     FEAT_DMABUF: u64 = 1 << 3;
-    /// ALLOC_PREFAULT is there.
+    /// `ALLOC_PREFAULT` exists.
     FEAT_PREFAULT: u64 = 1 << 4;
-    /// ALLOC_WC and ALLOC_UC are there.
+    /// `ALLOC_WC` and `ALLOC_UC` exist.
     FEAT_MEMTYPE: u64 = 1 << 5;
-    /// ALLOC_GUP is there.
+    /// `ALLOC_GUP` exists.
     FEAT_GUP: u64 = 1 << 6;
-    /// ALLOC_WAIT and poll are there.
+    /// `ALLOC_WAIT` and poll exist.
     FEAT_WAIT: u64 = 1 << 7;
-    /// PIN for a device, SYNC and a ceiling are there.
+    /// PIN for a device, SYNC and `max_address` exist.
     FEAT_DMA: u64 = 1 << 8;
-    /// MIGRATE and RESIZE are there.
+    /// MIGRATE and RESIZE exist.
     FEAT_MIGRATE: u64 = 1 << 9;
-    /// Stacks are there.
+    /// `ALLOC_STACK` exists.
     FEAT_STACK: u64 = 1 << 10;
-    /// RESERVE and RELEASE are there.
+    /// RESERVE and RELEASE exist.
     FEAT_RESERVE: u64 = 1 << 11;
-    /// COMPACT and ALLOC_COMPACT are there.
+    /// COMPACT and `ALLOC_COMPACT` exist.
     FEAT_COMPACT: u64 = 1 << 12;
-    /// Priorities and pressure are there.
+    /// Priorities and pressure exist.
     FEAT_PRIORITY: u64 = 1 << 13;
-    /// BATCH is there.
+    /// BATCH exists.
     FEAT_BATCH: u64 = 1 << 14;
 
     /// A pool of memory.
@@ -220,26 +220,26 @@ constants! {
     SOURCE_CMA: u32 = 2;
     /// A reserved physical range.
     SOURCE_RANGE: u32 = 3;
-    /// The pages are the kernel's own.
+    /// The pages have a struct page.
     CAP_STRUCT_PAGE: u64 = 1 << 0;
-    /// The pages can be pinned for long.
+    /// GUP may pin the pages with `FOLL_LONGTERM`.
     CAP_LONGTERM_PIN: u64 = 1 << 1;
-    /// Buffers may be moved.
+    /// Buffers can be migrated.
     CAP_MOVABLE: u64 = 1 << 2;
     /// Buffers can be write-combining.
     CAP_WC: u64 = 1 << 3;
     /// Buffers can be uncached.
     CAP_UC: u64 = 1 << 4;
-    /// Buffers can be cached.
+    /// Buffers can be write-back.
     CAP_WB: u64 = 1 << 5;
 
-    /// Give the covering block's tail back.
+    /// Return the tail of the covering block.
     ALLOC_EXACT: u32 = 1 << 0;
-    /// The highest place that fits.
+    /// The highest range that fits.
     ALLOC_TOPDOWN: u32 = 1 << 1;
-    /// The lowest place that fits.
+    /// The lowest range that fits.
     ALLOC_BOTTOMUP: u32 = 1 << 2;
-    /// Inside `[lo, hi)`.
+    /// Wholly inside `[lo, hi)`.
     ALLOC_RANGE: u32 = 1 << 3;
     /// Exactly at `lo`.
     ALLOC_AT: u32 = 1 << 4;
@@ -251,13 +251,13 @@ constants! {
     ALLOC_UC: u32 = 1 << 7;
     /// Mapped by struct page.
     ALLOC_GUP: u32 = 1 << 8;
-    /// poll tells when to try again.
+    /// After `ENOSPC`, poll reports when to try again.
     ALLOC_WAIT: u32 = 1 << 9;
-    /// It grows downward.
+    /// Grows downward.
     ALLOC_STACK: u32 = 1 << 10;
-    /// With a page of guard above it.
+    /// With a guard page above the stack.
     ALLOC_GUARD: u32 = 1 << 11;
-    /// Others are moved out of the way.
+    /// Migrate other buffers to make room.
     ALLOC_COMPACT: u32 = 1 << 12;
     /// Low priority.
     ALLOC_PRIO_LOW: u32 = 1 << 13;
@@ -266,34 +266,34 @@ constants! {
 
     /// Some devices are behind an IOMMU.
     PIN_IOMMU_PRESENT: u32 = 1 << 0;
-    /// The device has a copy.
+    /// The device has a bounce buffer.
     PIN_BOUNCED: u32 = 1 << 1;
 
-    /// The CPU is done.
+    /// Before a device accesses the buffer.
     SYNC_FOR_DEVICE: u32 = 1 << 0;
-    /// The device is done.
+    /// Before the CPU accesses the buffer.
     SYNC_FOR_CPU: u32 = 1 << 1;
     /// The device reads.
     SYNC_TO_DEVICE: u32 = 1;
     /// The device writes.
     SYNC_FROM_DEVICE: u32 = 2;
-    /// It does both.
+    /// The device reads and writes.
     SYNC_BIDIRECTIONAL: u32 = 3;
 
-    /// It may move to grow.
+    /// Migrate the buffer if it can't grow in place.
     RESIZE_MAY_MOVE: u32 = 1 << 0;
 
-    /// This block and no other.
+    /// Only the block at `pool_offset`.
     COMPACT_AT: u32 = 1 << 0;
 
-    /// It outlives the file.
+    /// The reservation stays when the file is closed.
     RESERVE_PERSIST: u32 = 1 << 0;
 
-    /// All of them or none.
+    /// All requests succeed, or none.
     BATCH_ATOMIC: u32 = 1 << 0;
-    /// Requests in a batch.
+    /// Number of requests in a batch.
     BATCH_MAX: u32 = 1024;
-    /// Bytes from one to the next.
+    /// Bytes from one request to the next.
     BATCH_STRIDE_MAX: u32 = 4096;
 }
 
@@ -305,7 +305,7 @@ structs! {
         user_data: u64,
     }
 
-    /// What this module is.
+    /// Describes the module.
     Info = "rust_buddy_info" {
         hdr: Header,
         abi_version: u32,
@@ -317,7 +317,7 @@ structs! {
         max_mmap_size: u64,
     }
 
-    /// One pool.
+    /// Describes one pool.
     PoolInfo = "rust_buddy_pool_info" {
         hdr: Header,
         pool: u32,
@@ -370,7 +370,7 @@ structs! {
         hwpoisoned: u64,
     }
 
-    /// A contiguous buffer, please.
+    /// Allocates a buffer.
     Alloc = "rust_buddy_alloc" {
         hdr: Header,
         size: u64,
@@ -393,13 +393,13 @@ structs! {
         copied: u64,
     }
 
-    /// A handle given up.
+    /// Removes a handle.
     Free = "rust_buddy_free" {
         hdr: Header,
         handle: u64,
     }
 
-    /// Where a buffer is.
+    /// Pins a buffer and reports its address.
     Pin = "rust_buddy_pin" {
         hdr: Header,
         handle: u64,
@@ -410,14 +410,14 @@ structs! {
         reserved: u32,
     }
 
-    /// One pin less.
+    /// Undoes one PIN.
     Unpin = "rust_buddy_unpin" {
         hdr: Header,
         handle: u64,
         device: [u8; DEVICE_LEN],
     }
 
-    /// One buffer of this client.
+    /// Describes one buffer of the client.
     BufferInfo = "rust_buddy_buffer_info" {
         hdr: Header,
         handle: u64,
@@ -435,7 +435,7 @@ structs! {
         name: [u8; NAME_LEN],
     }
 
-    /// A dma-buf of a buffer.
+    /// Creates a dma-buf of a buffer.
     Export = "rust_buddy_export" {
         hdr: Header,
         handle: u64,
@@ -445,7 +445,7 @@ structs! {
         fd: i32,
     }
 
-    /// A handle for a dma-buf.
+    /// Creates a handle for a dma-buf.
     Import = "rust_buddy_import" {
         hdr: Header,
         fd: i32,
@@ -456,7 +456,7 @@ structs! {
         epoch: u64,
     }
 
-    /// The same for CPU and device.
+    /// Makes a range coherent between CPU and devices.
     Sync = "rust_buddy_sync" {
         hdr: Header,
         handle: u64,
@@ -466,7 +466,7 @@ structs! {
         direction: u32,
     }
 
-    /// Somewhere else.
+    /// Moves a buffer.
     Migrate = "rust_buddy_migrate" {
         hdr: Header,
         handle: u64,
@@ -478,7 +478,7 @@ structs! {
         largest_free: u64,
     }
 
-    /// More of it, or less.
+    /// Grows or shrinks a buffer.
     Resize = "rust_buddy_resize" {
         hdr: Header,
         handle: u64,
@@ -490,7 +490,7 @@ structs! {
         flags: u32,
     }
 
-    /// Large blocks, please.
+    /// Makes blocks of an order free.
     Compact = "rust_buddy_compact" {
         hdr: Header,
         pool: u32,
@@ -504,7 +504,7 @@ structs! {
         evacuated: u64,
     }
 
-    /// A range out of use.
+    /// Takes a range of a pool out of use.
     Reserve = "rust_buddy_reserve" {
         hdr: Header,
         lo: u64,
@@ -516,7 +516,7 @@ structs! {
         copied: u64,
     }
 
-    /// Many at once.
+    /// Serves many ALLOCs or FREEs.
     Batch = "rust_buddy_batch" {
         hdr: Header,
         entries: u64,
@@ -529,7 +529,7 @@ structs! {
         reserved: u64,
     }
 
-    /// In use again.
+    /// Gives a reserved range back.
     Release = "rust_buddy_release" {
         hdr: Header,
         handle: u64,
@@ -541,7 +541,7 @@ pub trait Request: Copy + FromBytes + IntoBytes + Immutable + KnownLayout {
     /// The command's number.
     const NR: u32;
 
-    /// What every request begins with.
+    /// Returns the head of the request.
     fn header(&mut self) -> &mut Header;
 }
 

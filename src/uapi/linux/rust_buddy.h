@@ -1,34 +1,34 @@
 /* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
 /*
- * rust_buddy: physically contiguous, DMA-capable buffers out of a region that
- * was taken once, at load.
+ * rust_buddy: physically contiguous, DMA-capable buffers from a region that the
+ * module takes at load.
  *
- * Two device nodes speak this ABI: /dev/rust_buddy, which never shows a
- * physical address, and /dev/rust_buddy_phys, which adds RUST_BUDDY_IOC_PIN and
- * RUST_BUDDY_IOC_UNPIN and the places of pools. One open file is one client;
- * handles mean nothing in another.
+ * Two device nodes speak this ABI. /dev/rust_buddy never reports a physical
+ * address. /dev/rust_buddy_phys adds RUST_BUDDY_IOC_PIN, RUST_BUDDY_IOC_UNPIN,
+ * max_address and phys_base. One open file is one client. A handle is valid in
+ * its own client only.
  *
- * This header is the only source of the ABI. Rules that hold for every struct:
+ * This header is the only source of the ABI. Rules for every struct:
  *
- * - It starts with struct rust_buddy_hdr. A request that was refused writes the
- *   same error to hdr.ret that the call returns, and the reason to hdr.reason;
- *   only ENOTTY, EFAULT and, for the struct itself, E2BIG leave it as it was.
- * - EFAULT means that nothing has happened, with two exceptions. Calls that act
- *   on existing objects (FREE, PIN, UNPIN, SYNC, MIGRATE, RESIZE, COMPACT,
- *   RELEASE, BATCH of FREEs) write -EINPROGRESS to hdr.ret before they act. If
- *   it is there after EFAULT, and the caller had set hdr.ret to 0, the call was
- *   carried out, and the memory for its answer became unwritable meanwhile.
- *   And a BATCH whose entries can't be read or written says so in its header:
- *   EFAULT or E2BIG, reason BATCH_ENTRIES; a BATCH of FREEs has then freed @done.
- * - It may grow at its end. The size is part of the command: a caller with a
- *   shorter struct gets zeroes for what it does not know and no more bytes back
- *   than it has; a caller with a longer one is served if the surplus is zero,
- *   else it is E2BIG.
- * - Fields marked (in) are read, fields marked (out) are written and ignored on
- *   input, reserved ones must be zero, and so must unknown flags: else EINVAL.
- * - Sizes and places are in the pool's own quantity: bytes, for memory.
- * - What a RUST_BUDDY_FEAT_* names is there if INFO shows the bit. Without it its
- *   flags are unknown ones, its fields reserved ones, and its commands ENOTTY.
+ * - It starts with struct rust_buddy_hdr. A refused request has the errno of the
+ *   call in hdr.ret and the reason in hdr.reason. Only ENOTTY, EFAULT and, for the
+ *   struct itself, E2BIG leave the header as it was.
+ * - EFAULT means that nothing has happened, with two exceptions.
+ *   First, calls that act on existing objects (FREE, PIN, UNPIN, SYNC, MIGRATE,
+ *   RESIZE, COMPACT, RELEASE, BATCH of FREEs) write -EINPROGRESS to hdr.ret before
+ *   they act. If the caller had set hdr.ret to 0 and finds -EINPROGRESS after
+ *   EFAULT, the call was carried out, but its result could not be written.
+ *   Second, a BATCH whose entries can't be read or written reports EFAULT or E2BIG
+ *   in its header, with the reason BATCH_ENTRIES. A BATCH of FREEs has then freed
+ *   @done buffers.
+ * - It may grow at its end. The size is part of the command. A caller with a
+ *   shorter struct gets zeroes for the missing inputs, and no more bytes back than
+ *   its struct has. A longer struct is E2BIG unless its surplus is zero.
+ * - Fields marked (in) are read. Fields marked (out) are written, and ignored on
+ *   input. Reserved fields and unknown flags must be zero, else EINVAL.
+ * - Sizes and offsets are in the unit of the pool's kind: bytes for KIND_MEMORY.
+ * - A RUST_BUDDY_FEAT_* bit of INFO says that a feature exists. Without the bit its
+ *   flags are unknown, its fields are reserved, and its commands are ENOTTY.
  */
 #ifndef _UAPI_LINUX_RUST_BUDDY_H
 #define _UAPI_LINUX_RUST_BUDDY_H
@@ -39,9 +39,9 @@
 #define RUST_BUDDY_ABI_VERSION	1
 #define RUST_BUDDY_NAME_LEN	32
 #define RUST_BUDDY_DEVICE_LEN	48
-/* Orders 0 to 31 have a place in rust_buddy_pool_info.free_blocks. */
+/* Entries of rust_buddy_pool_info.free_blocks, for orders 0 to 31. */
 #define RUST_BUDDY_ORDERS	32
-/* In place of a physical address that the caller may not see. */
+/* Stands for a physical address that the caller may not see. */
 #define RUST_BUDDY_NO_ADDRESS	(~0ULL)
 
 /*
@@ -105,7 +105,7 @@
  * The head of every request.
  * @ret:       (out) 0 or a negative errno, the same as the call's
  * @reason:    (out) RUST_BUDDY_REASON_*
- * @user_data: (in) the caller's own, never looked at
+ * @user_data: (in) a value of the caller's, which the module does not read
  */
 struct rust_buddy_hdr {
 	__s32 ret;
@@ -115,7 +115,7 @@ struct rust_buddy_hdr {
 
 /* rust_buddy_info.features */
 #define RUST_BUDDY_FEAT_EXACT	(1ULL << 0)	/* RUST_BUDDY_ALLOC_EXACT */
-#define RUST_BUDDY_FEAT_PLACEMENT	(1ULL << 1)	/* TOPDOWN, RANGE and AT */
+#define RUST_BUDDY_FEAT_PLACEMENT (1ULL << 1)	/* TOPDOWN, BOTTOMUP, RANGE, AT */
 #define RUST_BUDDY_FEAT_PIN	(1ULL << 2)	/* this file may PIN */
 #define RUST_BUDDY_FEAT_DMABUF	(1ULL << 3)	/* EXPORT and IMPORT */
 #define RUST_BUDDY_FEAT_PREFAULT (1ULL << 4)	/* RUST_BUDDY_ALLOC_PREFAULT */
@@ -131,14 +131,15 @@ struct rust_buddy_hdr {
 #define RUST_BUDDY_FEAT_BATCH	(1ULL << 14)	/* BATCH */
 
 /*
- * RUST_BUDDY_IOC_INFO: what this module is.
- * @abi_version: (out) RUST_BUDDY_ABI_VERSION
- * @pools:       (out) number of pools
- * @features:    (out) RUST_BUDDY_FEAT_*
- * @instance:    (out) random, new at every load: with an epoch, unique for ever
- * @page_size:   (out) bytes; what granted sizes and mmap offsets are multiples of
- * @max_buffers: (out) buffers that one client may hold
- * @max_mmap_size:  (out) bytes; the largest max_size of RUST_BUDDY_IOC_ALLOC
+ * RUST_BUDDY_IOC_INFO: describes the module.
+ * @abi_version:   (out) RUST_BUDDY_ABI_VERSION
+ * @pools:         (out) number of pools
+ * @features:      (out) RUST_BUDDY_FEAT_*
+ * @instance:      (out) a random number, new at every load. Together with an epoch
+ *                 it is never repeated.
+ * @page_size:     (out) bytes. Granted sizes and mmap offsets are multiples of it.
+ * @max_buffers:   (out) number of handles that one client may hold
+ * @max_mmap_size: (out) bytes, the largest max_size of RUST_BUDDY_IOC_ALLOC
  */
 struct rust_buddy_info {
 	struct rust_buddy_hdr hdr;
@@ -160,73 +161,82 @@ struct rust_buddy_info {
 #define RUST_BUDDY_SOURCE_RANGE		3	/* a reserved physical range */
 
 /* rust_buddy_pool_info.caps */
-#define RUST_BUDDY_CAP_STRUCT_PAGE	(1ULL << 0)	/* its pages are the kernel's own */
-#define RUST_BUDDY_CAP_LONGTERM_PIN	(1ULL << 1)	/* and could be pinned for long */
-#define RUST_BUDDY_CAP_MOVABLE		(1ULL << 2)	/* its buffers may be moved */
+#define RUST_BUDDY_CAP_STRUCT_PAGE	(1ULL << 0)	/* its pages have a struct page */
+#define RUST_BUDDY_CAP_LONGTERM_PIN	(1ULL << 1)	/* GUP may pin them with FOLL_LONGTERM */
+#define RUST_BUDDY_CAP_MOVABLE		(1ULL << 2)	/* its buffers can be migrated */
 /*
- * The memory types that ALLOC can ask for: a reserved range has exactly one, all
- * other pools all three, or only CAP_WB where the kernel runs without PAT.
+ * The memory types that ALLOC can ask for. A reserved range has exactly one of
+ * them. Other pools have all three, or only CAP_WB if the kernel runs without PAT.
  */
 #define RUST_BUDDY_CAP_WC		(1ULL << 3)	/* RUST_BUDDY_ALLOC_WC */
 #define RUST_BUDDY_CAP_UC		(1ULL << 4)	/* RUST_BUDDY_ALLOC_UC */
-#define RUST_BUDDY_CAP_WB		(1ULL << 5)	/* neither of the two: cached */
+#define RUST_BUDDY_CAP_WB		(1ULL << 5)	/* neither flag: write-back */
 
 /*
- * RUST_BUDDY_IOC_POOL_INFO: one pool. Walk them all by starting with pool 0 and
- * going on with @next until that is 0.
- * @pool:         (in/out) the pool's id, 0 for the default pool
- * @next:         (out) the next pool's id, 0 if this is the last
+ * RUST_BUDDY_IOC_POOL_INFO: describes one pool. To visit all pools, start with
+ * @pool = 0 and continue with @next until that is 0.
+ * @pool:         (in/out) id of the pool, 0 for the default pool
+ * @next:         (out) id of the next pool, 0 after the last one
  * @kind:         (out) RUST_BUDDY_KIND_*
  * @source:       (out) RUST_BUDDY_SOURCE_*
  * @node:         (out) NUMA node, -1 if unknown
- * @max_order:    (out) largest order a block of this pool can have
+ * @max_order:    (out) largest order that a block of this pool can have
  * @caps:         (out) RUST_BUDDY_CAP_*
  * @unit:         (out) bytes in a block of order 0
- * @size:         (out) bytes
- * @free:         (out) bytes
- * @requested:    (out) bytes that living buffers asked for
- * @granted:      (out) bytes that they were given
+ * @size:         (out) bytes in the pool
+ * @free:         (out) bytes that are free
+ * @requested:    (out) bytes that the callers of all live buffers asked for
+ * @granted:      (out) bytes that these buffers, and the memory counted in
+ *                @quarantined, @deferred and @reserved, occupy
  * @largest_free: (out) bytes in the largest free block
- * @buffers:      (out) living buffers
- * @quarantined:  (out) bytes of @granted that no living client has: a device may
- *                still write there
- * @phys_base:    (out) physical address, RUST_BUDDY_NO_ADDRESS on /dev/rust_buddy
+ * @buffers:      (out) number of buffers that @granted counts
+ * @quarantined:  (out) bytes of @granted that belonged to a dead client which had
+ *                pinned them. A device may still write there.
+ * @phys_base:    (out) physical address of the pool's first byte,
+ *                RUST_BUDDY_NO_ADDRESS on /dev/rust_buddy
  * @free_blocks:  (out) number of free blocks of each order
- * @deferred:    (out) bytes of @granted that were freed while somebody, a device
- *                or a system call, still has pages of them pinned
- * @migrations:   (out) how often buffers moved since the module was loaded
- * @migrated:     (out) bytes that were copied for that
- * @grows:        (out) how often buffers grew where they were
- * @grows_moved:  (out) how often they had to move for it
- * @shrinks:      (out) how often they shrank
- * @reserved:     (out) bytes of @granted that are reserved
+ * @deferred:     (out) bytes of @granted that were freed while their pages were
+ *                still pinned by a device or a system call. They return to the
+ *                pool with the last pin.
+ * @migrations:   (out) number of times that a buffer moved
+ * @migrated:     (out) bytes that were copied for @migrations
+ * @grows:        (out) number of times that a buffer grew in place
+ * @grows_moved:  (out) number of times that a buffer moved in order to grow
+ * @shrinks:      (out) number of times that a buffer shrank
+ * @reserved:     (out) bytes of @granted that RESERVE holds
  * @client_requested: (out) bytes that this client's handles asked for
- * @client_granted:   (out) bytes that they were given
- * @internal_frag:    (out) internal: of 10000 bytes that were granted, how many
- *                    nobody asked for
- * @client_internal_frag: (out) the same of this client's
- * @unusable_index:     (out) unusable free space index at order 9: of 1000 free bytes, how
- *                many are in blocks of lower orders
- * @pressure:     (out) 1 from when @free is below @watermark_low until it is
- *                @watermark_high; poll() says POLLPRI then
- * @watermark_min:  (out) bytes that only high priority may use
- * @watermark_low:  (out) bytes that low priority may not use
- * @watermark_high: (out) bytes
- * @compact_direct:     (out) blocks that were emptied by COMPACT or for an ALLOC
- * @compact_background:  (out) blocks that were emptied in the background
- * @compact_copied:    (out) bytes that were copied for both
- * @compact_fail_unmovable: (out) failures since too much did not move
- * @compact_fail_no_space:  (out) failures since there was no other place for it
- * @compact_fail_copy_limit: (out) failures since more would have had to be copied
- * @compact_fail_contended: (out) failures since others took what was free already
- * @alloc_fail_no_space: (out) ALLOCs refused since nothing fitted
- * @alloc_fail_watermark: (out) ALLOCs refused for their priority
- * @alloc_fail_last_large_block: (out) ALLOCs refused the last large block
- * @dirty:        (out) bytes that were written, or may have been, and are not cleared yet
- * @prezeroed:        (out) bytes that were clear already when they had to be
- * @zeroed_on_demand:      (out) bytes that had to be cleared then, while somebody waited
- * @zeroed_background: (out) bytes that were cleared in the background
- * @hwpoisoned:          (out) bytes with a memory error: of @granted, or a buffer's still
+ * @client_granted:   (out) bytes that this client's handles were granted
+ * @internal_frag:    (out) internal fragmentation: of 10000 granted bytes, how
+ *                many were not requested
+ * @client_internal_frag: (out) internal fragmentation of this client's handles,
+ *                of 10000 bytes
+ * @unusable_index: (out) unusable free space index for order 9: of 1000 free
+ *                bytes, how many are in blocks of lower orders
+ * @pressure:     (out) 1 from when @free falls below @watermark_low until it
+ *                reaches @watermark_high. poll() reports POLLPRI meanwhile.
+ * @watermark_min:  (out) bytes. Normal priority leaves them free.
+ * @watermark_low:  (out) bytes. Low priority leaves them free.
+ * @watermark_high: (out) bytes that must be free for pressure to end
+ * @compact_direct: (out) blocks that COMPACT, or an ALLOC with COMPACT, evacuated
+ * @compact_background: (out) blocks that the background worker evacuated
+ * @compact_copied: (out) bytes that were copied for both
+ * @compact_fail_unmovable:  (out) failures because of contents that can't move
+ * @compact_fail_no_space:   (out) failures because no target block was free
+ * @compact_fail_copy_limit: (out) failures because of max_copy
+ * @compact_fail_contended:  (out) failures because other requests took memory that
+ *                was free in the block
+ * @alloc_fail_no_space:  (out) ALLOCs that found no fitting block
+ * @alloc_fail_watermark: (out) ALLOCs that a watermark refused
+ * @alloc_fail_last_large_block: (out) ALLOCs with low priority that would have
+ *                taken the last large block
+ * @dirty:        (out) bytes that may have been written, and are to be zeroed
+ * @prezeroed:    (out) bytes that were zero already when they were allocated
+ * @zeroed_on_demand: (out) bytes that were zeroed while their caller waited
+ * @zeroed_background: (out) bytes that the background worker zeroed
+ * @hwpoisoned:   (out) bytes in pages with a memory error. A buffer with such
+ *                a page keeps it until it is freed. Then @granted counts it.
+ *
+ * Counters start at 0 when the module is loaded.
  */
 struct rust_buddy_pool_info {
 	struct rust_buddy_hdr hdr;
@@ -281,50 +291,51 @@ struct rust_buddy_pool_info {
 };
 
 /*
- * rust_buddy_alloc.flags. Without WC and UC a buffer is cached (write-back); the
- * mode is that of every mapping, the kernel's too, until the memory is back.
+ * rust_buddy_alloc.flags. Without WC and UC the memory type is write-back. All
+ * mappings of a buffer, the kernel's too, have its memory type until the memory is
+ * back in the pool.
  */
-#define RUST_BUDDY_ALLOC_EXACT		(1U << 0)	/* give the covering block's tail back */
-#define RUST_BUDDY_ALLOC_TOPDOWN	(1U << 1)	/* the highest place that fits */
-#define RUST_BUDDY_ALLOC_BOTTOMUP		(1U << 2)	/* the lowest place that fits */
+#define RUST_BUDDY_ALLOC_EXACT		(1U << 0)	/* return the tail of the covering block */
+#define RUST_BUDDY_ALLOC_TOPDOWN	(1U << 1)	/* the highest range that fits */
+#define RUST_BUDDY_ALLOC_BOTTOMUP	(1U << 2)	/* the lowest range that fits */
 #define RUST_BUDDY_ALLOC_RANGE		(1U << 3)	/* wholly inside [lo, hi) of the pool */
 #define RUST_BUDDY_ALLOC_AT		(1U << 4)	/* exactly at lo; implies EXACT */
 #define RUST_BUDDY_ALLOC_PREFAULT	(1U << 5)	/* mmap() fills its mappings at once */
 #define RUST_BUDDY_ALLOC_WC		(1U << 6)	/* write-combining; not with UC */
 #define RUST_BUDDY_ALLOC_UC		(1U << 7)	/* uncached; not with WC */
 #define RUST_BUDDY_ALLOC_GUP		(1U << 8)	/* mapped by struct page: O_DIRECT etc. */
-#define RUST_BUDDY_ALLOC_WAIT		(1U << 9)	/* after ENOSPC, poll() says when */
+#define RUST_BUDDY_ALLOC_WAIT		(1U << 9)	/* after ENOSPC, poll() reports when */
 #define RUST_BUDDY_ALLOC_STACK		(1U << 10)	/* grows downward, guard below */
 #define RUST_BUDDY_ALLOC_GUARD		(1U << 11)	/* with STACK: a guard page above, too */
-#define RUST_BUDDY_ALLOC_COMPACT	(1U << 12)	/* move others' buffers out of the way */
-#define RUST_BUDDY_ALLOC_PRIO_LOW		(1U << 13)	/* low priority */
-#define RUST_BUDDY_ALLOC_PRIO_HIGH		(1U << 14)	/* high priority: CAP_SYS_NICE */
+#define RUST_BUDDY_ALLOC_COMPACT	(1U << 12)	/* migrate other buffers to make room */
+#define RUST_BUDDY_ALLOC_PRIO_LOW	(1U << 13)	/* low priority */
+#define RUST_BUDDY_ALLOC_PRIO_HIGH	(1U << 14)	/* high priority: CAP_SYS_NICE */
 
 /*
- * RUST_BUDDY_IOC_ALLOC: a contiguous buffer, filled with zeroes.
+ * RUST_BUDDY_IOC_ALLOC: allocates a contiguous buffer, filled with zeroes.
  * @size:         (in) bytes, at least 1
- * @max_size:     (in) bytes that it may grow to: the mmap window has room for them,
- *                and with STACK and GUARD for a page of guard each; 0 for the
- *                granted size
- * @align:        (in) bytes, a power of two; 0 for the block's own alignment
+ * @max_size:     (in) bytes that the buffer may grow to, 0 for @granted. The range
+ *                of mmap offsets has room for them, and for the guard pages of
+ *                STACK and GUARD.
+ * @align:        (in) bytes, a power of two, 0 for the alignment of the block
  * @lo:           (in) with RANGE or AT: bytes from the pool's start, whole units
  * @hi:           (in) with RANGE: bytes from the pool's start, whole units
- * @pool:         (in) the pool's id, 0 for the default pool
+ * @pool:         (in) id of the pool, 0 for the default pool
  * @flags:        (in) RUST_BUDDY_ALLOC_*
- * @name:         (in) shown to people, NUL-terminated, may be empty
- * @handle:       (out) the buffer, for this client only; never 0
- * @granted:      (out) bytes, at least @size; all of them may be mapped
- * @offset:       (out) for mmap()
- * @epoch:        (out) this allocation's number, never given twice by an instance
- * @order:        (out) of the smallest block that covers the buffer
+ * @name:         (in) a NUL-terminated name for fdinfo and dma-bufs, may be empty
+ * @handle:       (out) handle of the buffer in this client, never 0
+ * @granted:      (out) bytes, at least @size, all of which may be mapped
+ * @offset:       (out) offset for mmap()
+ * @epoch:        (out) number of this allocation, unique within an instance
+ * @order:        (out) order of the smallest block that covers the buffer
  * @reserved:     zero
  * @largest_free: (out) with ENOSPC: bytes in the pool's largest free block
- * @max_address:  (in) physical addresses that the device can't reach, from here
- *                on; 0 for none; only on /dev/rust_buddy_phys
- * @max_copy:     (in) with COMPACT: bytes that may be copied for it, 0 for any number
- * @copied:       (out) with COMPACT: bytes that were
+ * @max_address:  (in) physical address that all of the buffer has to lie below,
+ *                0 for no limit; must be 0 on /dev/rust_buddy
+ * @max_copy:     (in) with COMPACT: bytes that may be copied, 0 for no limit
+ * @copied:       (out) with COMPACT: bytes that were copied
  *
- * Never returns an address, nor anything that follows from one.
+ * Returns no physical address, and no value that one can be derived from.
  */
 struct rust_buddy_alloc {
 	struct rust_buddy_hdr hdr;
@@ -349,9 +360,9 @@ struct rust_buddy_alloc {
 };
 
 /*
- * RUST_BUDDY_IOC_FREE: the client gives up its handle. The memory returns to
- * the pool when the last mapping is gone too.
- * @handle: (in)
+ * RUST_BUDDY_IOC_FREE: removes a handle from this client. The memory returns to the
+ * pool with the last handle, mapping and dma-buf of it.
+ * @handle: (in) handle to remove
  */
 struct rust_buddy_free {
 	struct rust_buddy_hdr hdr;
@@ -359,14 +370,14 @@ struct rust_buddy_free {
 };
 
 /*
- * RUST_BUDDY_IOC_PIN: where the buffer is, and a promise that it stays there
- * until as many UNPINs as there were PINs. Only on /dev/rust_buddy_phys.
- * @handle:   (in)
- * @address:  (out) what the device has to be told: @device, if that is set, else
- *            any that is behind no IOMMU
- * @size:     (out) contiguous bytes from there
- * @device:   (in) the device that will use it, as bus and name
- *            ("pci/0000:00:04.0"), NUL-terminated; empty for the physical address
+ * RUST_BUDDY_IOC_PIN: reports an address of a buffer, which neither moves nor is
+ * freed until there were as many UNPINs as PINs. Only on /dev/rust_buddy_phys.
+ * @handle:   (in) handle of the buffer
+ * @address:  (out) DMA address for @device, or the physical address, which is for
+ *            devices without an IOMMU
+ * @size:     (out) contiguous bytes at @address
+ * @device:   (in) bus and name of the device, as "pci/0000:00:04.0",
+ *            NUL-terminated; empty for the physical address
  * @caveats:  (out) RUST_BUDDY_PIN_*
  * @reserved: zero
  */
@@ -381,13 +392,13 @@ struct rust_buddy_pin {
 };
 
 /* rust_buddy_pin.caveats */
-#define RUST_BUDDY_PIN_IOMMU_PRESENT	(1U << 0)	/* no use to devices behind an IOMMU */
-#define RUST_BUDDY_PIN_BOUNCED		(1U << 1)	/* the device has a copy: SYNC is needed */
+#define RUST_BUDDY_PIN_IOMMU_PRESENT	(1U << 0)	/* of no use to devices behind an IOMMU */
+#define RUST_BUDDY_PIN_BOUNCED		(1U << 1)	/* a bounce buffer: SYNC is needed */
 
 /*
- * RUST_BUDDY_IOC_UNPIN: one PIN less. With the last one gone the caller says
- * that no device will use the address any more.
- * @handle: (in)
+ * RUST_BUDDY_IOC_UNPIN: undoes one PIN. With the last UNPIN the caller promises that
+ * no device uses the address any more.
+ * @handle: (in) handle of the buffer
  * @device: (in) as in the PIN
  */
 struct rust_buddy_unpin {
@@ -397,20 +408,20 @@ struct rust_buddy_unpin {
 };
 
 /*
- * RUST_BUDDY_IOC_BUFFER_INFO: one buffer of this client.
- * @handle:     (in)
- * @size:       (out) bytes that were asked for
- * @granted:    (out) bytes that were given
- * @max_size:   (out) bytes of the mmap window
- * @offset:     (out) for mmap()
- * @epoch:      (out) as ALLOC gave it
- * @generation: (out) how often the buffer has moved
- * @pool:       (out) the pool's id
- * @flags:      (out) as ALLOC was given
- * @order:      (out) of the smallest block that covers the buffer
- * @pins:       (out) PINs without their UNPIN
- * @mappings:   (out) parts of address spaces, in any process, that map it
- * @name:       (out)
+ * RUST_BUDDY_IOC_BUFFER_INFO: describes one buffer of this client.
+ * @handle:     (in) handle of the buffer
+ * @size:       (out) bytes that were requested
+ * @granted:    (out) bytes that were granted
+ * @max_size:   (out) bytes in the range of mmap offsets
+ * @offset:     (out) offset for mmap()
+ * @epoch:      (out) as ALLOC returned it
+ * @generation: (out) number of times that the buffer has moved
+ * @pool:       (out) id of the pool
+ * @flags:      (out) RUST_BUDDY_ALLOC_*, as ALLOC or MIGRATE was given
+ * @order:      (out) order of the smallest block that covers the buffer
+ * @pins:       (out) number of PINs without their UNPIN
+ * @mappings:   (out) number of VMAs, in any process, that map it
+ * @name:       (out) as ALLOC was given
  */
 struct rust_buddy_buffer_info {
 	struct rust_buddy_hdr hdr;
@@ -430,14 +441,14 @@ struct rust_buddy_buffer_info {
 };
 
 /*
- * RUST_BUDDY_IOC_EXPORT: a dma-buf of a buffer, or of a part of it. It keeps the
- * memory, whatever becomes of handle and client.
- * @handle:   (in)
+ * RUST_BUDDY_IOC_EXPORT: creates a dma-buf of a buffer, or of a part of it. It holds
+ * a reference to the memory, independent of the handle and the client.
+ * @handle:   (in) handle of the buffer
  * @offset:   (in) bytes from the buffer's start, whole pages
- * @size:     (in) bytes, whole pages; 0 for all that follows
- * @flags:    (in) O_CLOEXEC, and O_RDONLY, or O_RDWR to allow writable mappings and devices
- *            that write
- * @fd:       (out)
+ * @size:     (in) bytes, whole pages, 0 for all bytes from @offset on
+ * @flags:    (in) O_CLOEXEC, and O_RDONLY, or O_RDWR for writable mappings and for
+ *            devices that write
+ * @fd:       (out) file descriptor of the dma-buf
  */
 struct rust_buddy_export {
 	struct rust_buddy_hdr hdr;
@@ -449,14 +460,14 @@ struct rust_buddy_export {
 };
 
 /*
- * RUST_BUDDY_IOC_IMPORT: a handle of this client for what a dma-buf of this
- * module shows. The handle keeps the memory, whatever becomes of the dma-buf.
- * @fd:       (in)
+ * RUST_BUDDY_IOC_IMPORT: creates a handle in this client for a dma-buf of this module.
+ * The handle holds a reference to the memory, independent of the dma-buf.
+ * @fd:       (in) file descriptor of the dma-buf
  * @reserved: zero
- * @handle:   (out) a new one with every IMPORT
+ * @handle:   (out) a new handle with every IMPORT
  * @size:     (out) bytes that may be mapped
- * @offset:   (out) for mmap()
- * @epoch:    (out) as ALLOC gave it
+ * @offset:   (out) offset for mmap()
+ * @epoch:    (out) as ALLOC returned it
  */
 struct rust_buddy_import {
 	struct rust_buddy_hdr hdr;
@@ -469,20 +480,20 @@ struct rust_buddy_import {
 };
 
 /* rust_buddy_sync.flags */
-#define RUST_BUDDY_SYNC_FOR_DEVICE	(1U << 0)	/* the CPU is done, a device comes next */
-#define RUST_BUDDY_SYNC_FOR_CPU		(1U << 1)	/* the device is done, the CPU comes next */
+#define RUST_BUDDY_SYNC_FOR_DEVICE	(1U << 0)	/* before a device accesses it */
+#define RUST_BUDDY_SYNC_FOR_CPU		(1U << 1)	/* before the CPU accesses it */
 
 /* rust_buddy_sync.direction */
 #define RUST_BUDDY_SYNC_TO_DEVICE	1	/* the device reads */
 #define RUST_BUDDY_SYNC_FROM_DEVICE	2	/* the device writes */
-#define RUST_BUDDY_SYNC_BIDIRECTIONAL		3
+#define RUST_BUDDY_SYNC_BIDIRECTIONAL	3	/* the device does both */
 
 /*
- * RUST_BUDDY_IOC_SYNC: makes a range the same for the CPU and for every device
- * that the buffer is pinned for.
- * @handle:    (in)
+ * RUST_BUDDY_IOC_SYNC: makes a range of a buffer coherent between the CPU and every
+ * device that the buffer is pinned for.
+ * @handle:    (in) handle of the buffer
  * @offset:    (in) bytes from the buffer's start
- * @size:      (in) bytes, 0 for all that follow
+ * @size:      (in) bytes, 0 for all bytes from @offset on
  * @flags:     (in) one of RUST_BUDDY_SYNC_FOR_*
  * @direction: (in) one of RUST_BUDDY_SYNC_TO_DEVICE, FROM_DEVICE, BIDIRECTIONAL
  */
@@ -496,14 +507,14 @@ struct rust_buddy_sync {
 };
 
 /*
- * RUST_BUDDY_IOC_MIGRATE: moves a buffer to another place, from under all who have
- * it mapped. Handle, offset and epoch stay.
- * @handle:       (in)
+ * RUST_BUDDY_IOC_MIGRATE: moves a buffer to another range of its pool while it stays
+ * mapped. Handle, mmap offset and epoch do not change.
+ * @handle:       (in) handle of the buffer
  * @lo:           (in) as in ALLOC
  * @hi:           (in) as in ALLOC
  * @flags:        (in) RUST_BUDDY_ALLOC_TOPDOWN, BOTTOMUP, RANGE, AT
- * @pool:         (in) the buffer's pool, or 0
- * @generation:   (out) how often the buffer has moved
+ * @pool:         (in) id of the buffer's pool, or 0
+ * @generation:   (out) number of times that the buffer has moved
  * @largest_free: (out) with ENOSPC: bytes in the pool's largest free block
  */
 struct rust_buddy_migrate {
@@ -518,17 +529,17 @@ struct rust_buddy_migrate {
 };
 
 /* rust_buddy_resize.flags */
-#define RUST_BUDDY_RESIZE_MAY_MOVE	(1U << 0)	/* migrate it where it can't grow */
+#define RUST_BUDDY_RESIZE_MAY_MOVE	(1U << 0)	/* migrate it if it can't grow in place */
 
 /*
- * RUST_BUDDY_IOC_RESIZE: lets a buffer grow, with zeroes, or shrink. It keeps its
- * start, a stack its end.
- * @handle:       (in)
+ * RUST_BUDDY_IOC_RESIZE: grows a buffer, filling it up with zeroes, or shrinks it. The
+ * start of a buffer and the end of a stack keep their mmap offset.
+ * @handle:       (in) handle of the buffer
  * @size:         (in) bytes, at least 1
- * @granted:      (out) bytes that it has now
- * @generation:   (out) how often the buffer has moved
+ * @granted:      (out) bytes that are granted now
+ * @generation:   (out) number of times that the buffer has moved
  * @largest_free: (out) with ENOSPC: bytes in the pool's largest free block
- * @order:        (out) of the smallest block that covers the buffer
+ * @order:        (out) order of the smallest block that covers the buffer
  * @flags:        (in) RUST_BUDDY_RESIZE_*
  */
 struct rust_buddy_resize {
@@ -543,21 +554,21 @@ struct rust_buddy_resize {
 };
 
 /* rust_buddy_compact.flags */
-#define RUST_BUDDY_COMPACT_AT		(1U << 0)	/* the block at @pool_offset and no other */
+#define RUST_BUDDY_COMPACT_AT		(1U << 0)	/* only the block at @pool_offset */
 
 /*
- * RUST_BUDDY_IOC_COMPACT: has blocks of an order free, by moving what is in those
- * that are cheapest to empty.
- * @pool:     (in) the pool's id, 0 for the default pool
- * @order:    (in) of the block
- * @flags:    (in) RUST_BUDDY_COMPACT_*
- * @reserved: zero
- * @pool_offset:    (in/out) bytes from the pool's start: with AT the block's, and where
- *            the last one is that was emptied
- * @blocks:   (in) so many are to be free, 0 for one; with AT it is one
- * @max_copy: (in) bytes that may be copied for all of them, 0 for any number
- * @copied:   (out) bytes that were, also if it failed
- * @evacuated:   (out) blocks that were emptied, also if it failed
+ * RUST_BUDDY_IOC_COMPACT: makes blocks of an order free by migrating the contents of
+ * the blocks that are cheapest to evacuate.
+ * @pool:        (in) id of the pool, 0 for the default pool
+ * @order:       (in) order of the blocks
+ * @flags:       (in) RUST_BUDDY_COMPACT_*
+ * @reserved:    zero
+ * @pool_offset: (in/out) bytes from the pool's start. With AT the block to evacuate,
+ *               else it is set to the block that was evacuated last.
+ * @blocks:      (in) number of blocks that are to be free, 0 for one; 1 with AT
+ * @max_copy:    (in) bytes that may be copied for all of them, 0 for no limit
+ * @copied:      (out) bytes that were copied, also if the call failed
+ * @evacuated:   (out) number of blocks that were evacuated, also if the call failed
  */
 struct rust_buddy_compact {
 	struct rust_buddy_hdr hdr;
@@ -573,18 +584,18 @@ struct rust_buddy_compact {
 };
 
 /* rust_buddy_reserve.flags */
-#define RUST_BUDDY_RESERVE_PERSIST	(1U << 0)	/* it outlives the file */
+#define RUST_BUDDY_RESERVE_PERSIST	(1U << 0)	/* it stays when the file is closed */
 
 /*
- * RUST_BUDDY_IOC_RESERVE: takes a range of the pool out of use. What can be moved
- * is moved elsewhere. For CAP_SYS_ADMIN.
+ * RUST_BUDDY_IOC_RESERVE: takes a range of the pool out of use, after migrating the
+ * buffers that lie in it. Needs CAP_SYS_ADMIN.
  * @lo:     (in) bytes from the pool's start, whole units
  * @hi:     (in) bytes from the pool's start, whole units
- * @pool:   (in) the pool's id, 0 for the default pool
+ * @pool:   (in) id of the pool, 0 for the default pool
  * @flags:  (in) RUST_BUDDY_RESERVE_*
- * @name:   (in) shown to people, NUL-terminated, may be empty
- * @handle: (out) for RELEASE and nothing else; with PERSIST, by any file
- * @copied: (out) bytes that were copied, also if it failed
+ * @name:   (in) a NUL-terminated name for debugfs, may be empty
+ * @handle: (out) handle for RELEASE by this file, with PERSIST by any file
+ * @copied: (out) bytes that were copied, also if the call failed
  */
 struct rust_buddy_reserve {
 	struct rust_buddy_hdr hdr;
@@ -598,9 +609,9 @@ struct rust_buddy_reserve {
 };
 
 /*
- * RUST_BUDDY_IOC_RELEASE: gives back what this file, or some file with PERSIST,
- * has reserved. For CAP_SYS_ADMIN.
- * @handle: (in)
+ * RUST_BUDDY_IOC_RELEASE: gives a range back that this file has reserved, or any file
+ * with PERSIST. Needs CAP_SYS_ADMIN.
+ * @handle: (in) handle that RESERVE returned
  */
 struct rust_buddy_release {
 	struct rust_buddy_hdr hdr;
@@ -608,26 +619,26 @@ struct rust_buddy_release {
 };
 
 /* rust_buddy_batch.flags */
-#define RUST_BUDDY_BATCH_ATOMIC		(1U << 0)	/* all of them or none */
+#define RUST_BUDDY_BATCH_ATOMIC		(1U << 0)	/* all requests succeed, or none */
 
 #define RUST_BUDDY_BATCH_MAX		1024	/* requests */
 #define RUST_BUDDY_BATCH_STRIDE_MAX	4096	/* bytes */
 
 /*
- * RUST_BUDDY_IOC_BATCH: many ALLOCs, or many FREEs, one after the other as if each had
- * come alone. Each request's hdr says what came of it. Without ALL those that can be
- * served are, and the call fails only if none can, with what the first says; with ALL
- * the first that is refused ends it, nothing was done, and all others are ECANCELED.
- * No handle of it is good before all is done. ALLOC_WAIT is for single requests.
- * @entries:  (in) address of the first request
- * @count:    (in) requests, at least 1, at most BATCH_MAX
- * @stride:   (in) bytes from one request to the next, and so what the caller has of
- *            each struct
- * @command:  (in) the number of their command: _IOC_NR() of ALLOC's or FREE's
- * @flags:    (in) RUST_BUDDY_BATCH_*
- * @done:     (out) requests that were served
- * @first_failed:   (out) the first that was refused, counted from 0; @count if none was
- * @reserved: zero
+ * RUST_BUDDY_IOC_BATCH: serves many ALLOCs, or many FREEs, in order. Each request has
+ * its result in its own hdr. Without ATOMIC, the call fails only if no request
+ * succeeds, with the error of the first one. With ATOMIC, the first refusal ends the
+ * call, nothing was done, and all other requests have ECANCELED.
+ * Handles become valid when all requests were served. ALLOC_WAIT is refused.
+ * @entries:      (in) address of the first request
+ * @count:        (in) number of requests, 1 to BATCH_MAX
+ * @stride:       (in) bytes from one request to the next, which is also the size of
+ *                the caller's struct
+ * @command:      (in) _IOC_NR() of ALLOC or FREE
+ * @flags:        (in) RUST_BUDDY_BATCH_*
+ * @done:         (out) number of requests that were served
+ * @first_failed: (out) index of the first request that was refused, @count if none
+ * @reserved:     zero
  */
 struct rust_buddy_batch {
 	struct rust_buddy_hdr hdr;
