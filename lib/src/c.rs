@@ -95,8 +95,8 @@ pub unsafe extern "C" fn rb_cache_create(
 
 /// # Safety
 ///
-/// `cache` must come from [`rb_cache_create`], and no other thread may use it now. `object` must have
-/// room for one.
+/// `cache` must come from [`rb_cache_create`], and no other thread may use it now. `object` must
+/// have room for one.
 #[no_mangle]
 pub unsafe extern "C" fn rb_cache_alloc(cache: *mut ObjectCache, object: *mut CObject) -> c_int {
     // SAFETY: By this function's requirements.

@@ -33,7 +33,8 @@ pub struct Config<'a> {
     pub name: &'a str,
 }
 
-/// An allocated object. Without [`ObjectCache::free`] it stays allocated until the cache is dropped.
+/// An allocated object. Without [`ObjectCache::free`] it stays allocated until its cache is
+/// dropped.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Object {
