@@ -339,8 +339,8 @@ TEST_F_TIMEOUT(gup, looked_for_before_enospc, SLOW)
 }
 
 /* Nanoseconds of the fastest of @n refusals while page @page of @size bytes is in a pipe. */
-static uint64_t refused_while_lingering(int fd, uint64_t size, uint64_t page, unsigned int n,
-					uint64_t all)
+static uint64_t refused_while_deferred(int fd, uint64_t size, uint64_t page, unsigned int n,
+				       uint64_t all)
 {
 	struct rust_buddy_alloc req;
 	struct iovec iov = { NULL, 4096 };
@@ -387,9 +387,9 @@ TEST_F_TIMEOUT(gup, looks_are_cheap, SLOW)
 	if (self->before.largest_free < size)
 		SKIP(return, "the pool has no free block of 32 MiB");
 	let_go(_metadata, self);
-	first = refused_while_lingering(self->fd, size, 0, rounds, self->before.size);
+	first = refused_while_deferred(self->fd, size, 0, rounds, self->before.size);
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
-	last = refused_while_lingering(self->fd, size, size / 4096 - 1, rounds, self->before.size);
+	last = refused_while_deferred(self->fd, size, size / 4096 - 1, rounds, self->before.size);
 	EXPECT_LT(0ULL, first);
 	EXPECT_LT(0ULL, last);
 	/* Reading 8192 pages takes many times as long as being refused. */

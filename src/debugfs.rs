@@ -110,14 +110,17 @@ fn status(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "pressure: {}", u32::from(now.pressure))?;
     let [migrations, migrated, ..] = pool.counts().all();
     writeln!(f, "migrations: {migrations} {migrated}")?;
-    let [reclaims, compactions, reclaimed, fixed, full, bound, rival] =
+    let [direct, background, copied, unmovable, no_space, copy_limit, contended] =
         pool.counts().all_reclaims();
-    writeln!(f, "compact_direct: {reclaims}")?;
-    writeln!(f, "compact_background: {compactions}")?;
-    writeln!(f, "compact_copied: {reclaimed}")?;
-    writeln!(f, "compact_fail: {fixed} {full} {bound} {rival}")?;
-    let [nothing, watermark, last] = pool.counts().all_refused();
-    writeln!(f, "alloc_fail: {nothing} {watermark} {last}")?;
+    writeln!(f, "compact_direct: {direct}")?;
+    writeln!(f, "compact_background: {background}")?;
+    writeln!(f, "compact_copied: {copied}")?;
+    writeln!(
+        f,
+        "compact_fail: {unmovable} {no_space} {copy_limit} {contended}"
+    )?;
+    let [no_space, watermark, last_large_block] = pool.counts().all_refused();
+    writeln!(f, "alloc_fail: {no_space} {watermark} {last_large_block}")?;
     writeln!(f, "splits: {}", now.counters.splits)?;
     writeln!(f, "merges: {}", now.counters.joins)
 }
