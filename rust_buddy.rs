@@ -17,10 +17,10 @@ mod buffer;
 mod debug_file;
 #[path = "src/debugfs.rs"]
 mod debugfs;
+#[path = "src/deferred_free.rs"]
+mod deferred_free;
 #[path = "src/device/mod.rs"]
 mod device;
-#[path = "src/linger.rs"]
-mod linger;
 #[path = "src/magazine/mod.rs"]
 pub mod magazine;
 #[path = "src/memory.rs"]

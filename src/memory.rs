@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory of a buffer: a block, who is charged for it, and what has to come before it can go
-//! back to its pool.
+//! The memory of a buffer: a block, the account that is charged for it, and the work before it can
+//! go back to its pool.
 
 #![warn(clippy::arithmetic_side_effects)]
 
 use crate::linger::Slot;
-use crate::memtype::MemType;
+use crate::deferred_free::DeferredReservation;
 use crate::pool::Block;
 use crate::quota::{
     Charge,
@@ -15,7 +15,7 @@ use crate::quota::{
 use crate::region::Stopped;
 use kernel::prelude::*;
 
-/// Owned: dropping it gives the block back, as soon as nobody has pages of it any more.
+/// Owned: dropping it frees the block, as soon as no page of it has another reference.
 ///
 /// # Invariants
 ///
@@ -23,11 +23,11 @@ use kernel::prelude::*;
 pub(crate) struct Memory {
     inner: Option<(Block, Charge)>,
     /// For blocks that are mapped by struct page.
-    slot: Option<Slot>,
+    deferred: Option<DeferredReservation>,
 }
 
 impl Memory {
-    /// Of a block, which is cleared first. With a `slot` its pages may be taken by reference. May
+    /// Of a block, which is cleared first. With `deferred`, references to its pages can be taken. May
     /// sleep.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Memory {
     pub(crate) fn new(
         mut block: Block,
         charge: Charge,
-        slot: Option<Slot>,
+        deferred: Option<DeferredReservation>,
     ) -> Result<Self, Stopped> {
         if let Err(stopped) = block.clear() {
             // In this order: the pages are charged until the pool has them back.
@@ -47,7 +47,7 @@ impl Memory {
         // INVARIANT: It is there.
         Ok(Self {
             inner: Some((block, charge)),
-            slot,
+            deferred,
         })
     }
 
@@ -100,7 +100,7 @@ impl Memory {
 
     /// May references to its pages be taken?
     pub(crate) fn by_page(&self) -> bool {
-        self.slot.is_some()
+        self.deferred.is_some()
     }
 }
 
@@ -109,8 +109,8 @@ impl Drop for Memory {
         if let Some(block) = self.block() {
             block.pool().note_return();
         }
-        if let (Some(slot), Some((block, charge))) = (self.slot.take(), self.inner.take()) {
-            slot.give_back(block, charge);
+        if let (Some(deferred), Some((block, charge))) = (self.deferred.take(), self.inner.take()) {
+            deferred.free(block, charge);
         }
     }
 }

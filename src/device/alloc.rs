@@ -37,7 +37,7 @@ use crate::buffer::{
     Window, //
 };
 use crate::linger::Slot;
-use crate::memory::Memory;
+use crate::deferred_free::DeferredReservation;
 use crate::memtype::MemType;
 use crate::mm;
 use crate::pool::{
@@ -174,13 +174,13 @@ pub(super) fn alloc<'a>(
     };
     let no_memory = |_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY);
     let epoch = hub.next_epoch();
-    let slot = match by_page {
-        true => Some(Slot::new(pool.lingering().clone()).map_err(no_memory)?),
+    let deferred = match by_page {
+        true => Some(DeferredReservation::new(pool.deferred_frees().clone()).map_err(no_memory)?),
         false => None,
     };
     let granted = mm::bytes(block.pages());
     request.order = block.order().get();
-    let mut memory = Memory::new(block, memory_charge, slot).map_err(commands::stopped)?;
+    let mut memory = Memory::new(block, memory_charge, deferred).map_err(commands::stopped)?;
     memory.set_memtype(memtype).map_err(|error| {
         if error == ENOMEM {
             no_memory(error)

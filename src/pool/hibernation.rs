@@ -112,7 +112,7 @@ impl Hibernation {
     /// Takes all of the pool out of use, if none of it is in use.
     fn prepare(&self) -> Result {
         let pool = &self.pool;
-        pool.lingering.sweep();
+        pool.deferred_frees.sweep();
         let turn = pool.reclaiming.lock();
         let still = pool.still();
         let mut held = self.held.lock();

@@ -73,7 +73,7 @@ use crate::buddy::{
     Place,
     Run, //
 };
-use crate::linger::Lingering;
+use crate::deferred_free::DeferredFrees;
 use crate::magazine::End;
 use crate::mm;
 use crate::quarantine::{
@@ -174,7 +174,7 @@ pub(crate) struct Pool {
     max_order: Order,
     policy: Policy,
     worker: Arc<Worker>,
-    lingering: Arc<Lingering>,
+    deferred_frees: Arc<DeferredFrees>,
     /// How often an administrator has ended the quarantine of all that wait.
     releases: Atomic<u64>,
     counts: Counts,
@@ -557,7 +557,7 @@ impl Pool {
         let bad = Bad::new(&region)?;
         let (magazines, depot) = Magazines::new(base, pages)?;
         let worker = Worker::new()?;
-        let lingering = Lingering::new(worker.clone())?;
+        let deferred_frees = DeferredFrees::new(worker.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 id,
@@ -565,7 +565,7 @@ impl Pool {
                 max_order: core.max_order(),
                 policy,
                 worker,
-                lingering,
+                deferred_frees,
                 releases: Atomic::new(0),
                 counts: Counts::none(),
                 census,
@@ -699,9 +699,9 @@ impl Pool {
         &self.worker
     }
 
-    /// What nobody holds but somebody has pages of.
-    pub(crate) fn lingering(&self) -> &Arc<Lingering> {
-        &self.lingering
+    /// The blocks whose free is deferred.
+    pub(crate) fn deferred_frees(&self) -> &Arc<DeferredFrees> {
+        &self.deferred_frees
     }
 
     /// Bytes that somebody may have written, free or not.
@@ -818,7 +818,7 @@ impl Pool {
         // Before a refusal: what somebody had pages of may be free by now, and what moves is
         // there twice for a moment, and what is cleared ahead or at hand not at all, but not while
         // nobody else can begin to.
-        self.lingering.sweep();
+        self.deferred_frees.sweep();
         let still = self.still_and_unmoved();
         let mut state = self.state.lock();
         let searched = state.supply.returns();
@@ -1041,7 +1041,7 @@ impl Pool {
             self.worker.flush_delayed(&self.clearing);
             self.worker.flush_delayed(&self.watching);
         }
-        self.lingering.flush();
+        self.deferred_frees.flush();
         // The last block that waited has let the module go, from code that may still run.
         self.worker.flush();
     }
