@@ -43,6 +43,8 @@ mod quota;
 mod region;
 #[path = "src/sums.rs"]
 pub mod sums;
+#[path = "src/sys/mod.rs"]
+mod sys;
 #[path = "src/uapi/mod.rs"]
 pub mod uapi;
 #[path = "src/victim.rs"]

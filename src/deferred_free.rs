@@ -13,11 +13,9 @@
 
 use crate::mm;
 use crate::pool::Block;
-use crate::quarantine::{
-    ModuleRef,
-    Worker, //
-};
 use crate::quota::Charge;
+use crate::sys::module::ModuleRef;
+use crate::sys::workqueue::Worker;
 use kernel::{
     impl_has_delayed_work,
     new_delayed_work,

@@ -19,8 +19,8 @@ use crate::buddy::{
 use crate::magazine::End;
 use crate::memtype::MemType;
 use crate::mm::Pfn;
-use crate::quarantine::ModuleRef;
 use crate::region::Stopped;
+use crate::sys::module::ModuleRef;
 use kernel::{
     prelude::*,
     sync::Arc, //

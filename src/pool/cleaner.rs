@@ -13,11 +13,11 @@ use super::{
 };
 use crate::buddy::Run;
 use crate::mm::Pfn;
-use crate::quarantine::Worker;
 use crate::region::{
     Pace,
     Stopped, //
 };
+use crate::sys::workqueue::Worker;
 use kernel::{
     prelude::*,
     sync::{

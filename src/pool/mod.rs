@@ -76,11 +76,9 @@ use crate::buddy::{
 use crate::deferred_free::DeferredFrees;
 use crate::magazine::End;
 use crate::mm;
-use crate::quarantine::{
-    Term,
-    Worker, //
-};
+use crate::quarantine::Term;
 use crate::region::Region;
+use crate::sys::workqueue::Worker;
 use crate::wait::{
     Change,
     Found,

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe interfaces to functions of the kernel that it has none for, a file for each subsystem.
+
+#![warn(clippy::arithmetic_side_effects)]
+
+pub(crate) mod module;
+pub(crate) mod workqueue;
