@@ -147,7 +147,7 @@ impl kernel::InPlaceModule for RustBuddy {
                 module_parameters::max_buffers.value(),
             )?;
             let policy = Policy {
-                term: params::quarantine(module_parameters::quarantine_ms.value())?,
+                quarantine_period: params::quarantine(module_parameters::quarantine_ms.value())?,
                 watermarks: params::watermarks(
                     module_parameters::watermark_min.value(),
                     module_parameters::watermark_low.value(),

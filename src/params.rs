@@ -5,7 +5,7 @@
 use crate::memtype::MemType;
 use crate::mm;
 use crate::pool;
-use crate::quarantine::Term;
+use crate::quarantine::QuarantinePeriod;
 use crate::quota;
 use crate::region::{
     Source,
@@ -364,19 +364,19 @@ pub(crate) fn wanted(
     })
 }
 
-/// How long memory waits that a dead client had pinned.
+/// Checks for how long memory that a dead client had pinned stays in quarantine.
 ///
 /// # Errors
 ///
 /// `EINVAL`, with the reason and the remedy in the log.
-pub(crate) fn quarantine(ms: i64) -> Result<Term> {
+pub(crate) fn quarantine(ms: i64) -> Result<QuarantinePeriod> {
     /// A day.
     const MAX_MS: u32 = 86_400_000;
 
     match (ms, u32::try_from(ms)) {
-        (-1, _) => Ok(Term::Release),
-        (0, _) => Ok(Term::None),
-        (_, Ok(ms)) if ms <= MAX_MS => Ok(Term::Milliseconds(ms)),
+        (-1, _) => Ok(QuarantinePeriod::UntilReleased),
+        (0, _) => Ok(QuarantinePeriod::Off),
+        (_, Ok(ms)) if ms <= MAX_MS => Ok(QuarantinePeriod::Millis(ms)),
         _ => {
             pr_err!("quarantine_ms={} must be -1 to {}\n", ms, MAX_MS);
             Err(EINVAL)

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices outlive their drivers: one that was told an address may still write there after the
-//! client that told it has died. Memory that goes away while somebody holds a PIN on it is kept
-//! from everybody for a while.
+//! Quarantine: memory that a device may still write to after the client that pinned it is gone.
 //!
-//! Each such block waits as a delayed work item of its own, on a queue of the module's, and holds
-//! the module: it is not unloaded, and the memory not given to the kernel, while a block waits.
+//! A device that was told an address may write there after the client that told it has died. So
+//! memory that is freed while it is pinned is not allocated again for a while.
+//!
+//! Each quarantined block is a delayed work item of its own, on a queue of the module's, and holds
+//! the module. The module is not unloaded, and the memory not given to the kernel, while there is
+//! one.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -31,29 +33,29 @@ use kernel::{
     }, //
 };
 
-/// How long memory waits.
+/// How long memory stays in quarantine.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Term {
-    /// Not at all.
-    None,
-    /// So many milliseconds.
-    Milliseconds(u32),
-    /// Until an administrator says so.
-    Release,
+pub(crate) enum QuarantinePeriod {
+    /// Memory is free at once.
+    Off,
+    /// Memory is free after this many milliseconds.
+    Millis(u32),
+    /// Memory is free when an administrator releases it.
+    UntilReleased,
 }
 
-/// How often who waits for an administrator looks for one.
-const LOOK_MS: u32 = 1000;
+/// The time between two checks whether an administrator has released the memory.
+const CHECK_MS: u32 = 1000;
 
-/// A block that waits. Fields go from the top: the module last.
+/// A block in quarantine. Fields are dropped in order: the module last.
 #[pin_data]
-struct Waiting {
+struct Quarantined {
     memory: Memory,
-    /// Bytes of it are this many pages.
+    /// The pages of `memory`.
     pages: u64,
     pool: Arc<Pool>,
-    /// The pool's count of releases when it came.
-    came_at: u64,
+    /// The pool's count of releases when the block entered.
+    entered_at: u64,
     since: Instant<Monotonic>,
     #[pin]
     work: DelayedWork<Self>,
@@ -61,19 +63,19 @@ struct Waiting {
 }
 
 impl_has_delayed_work! {
-    impl HasDelayedWork<Self> for Waiting { self.work }
+    impl HasDelayedWork<Self> for Quarantined { self.work }
 }
 
-impl WorkItem for Waiting {
+impl WorkItem for Quarantined {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
         let pool = this.pool.clone();
-        if this.must_wait(&pool) {
+        if this.must_stay(&pool) {
             let _ = pool
                 .worker()
                 .queue()
-                .enqueue_delayed(this, msecs_to_jiffies(LOOK_MS));
+                .enqueue_delayed(this, msecs_to_jiffies(CHECK_MS));
             return;
         }
         pool.count_apart(|apart| apart.quarantined = apart.quarantined.saturating_sub(this.pages));
@@ -82,28 +84,31 @@ impl WorkItem for Waiting {
     }
 }
 
-impl Waiting {
-    fn must_wait(&self, pool: &Pool) -> bool {
-        let released = pool.releases() != self.came_at;
-        match pool.term() {
+impl Quarantined {
+    /// Returns whether the block has to stay.
+    fn must_stay(&self, pool: &Pool) -> bool {
+        let released = pool.releases() != self.entered_at;
+        match pool.quarantine_period() {
             _ if released => false,
-            Term::Release => true,
-            Term::None => false,
-            Term::Milliseconds(ms) => self.since.elapsed().as_millis() < ms.into(),
+            QuarantinePeriod::UntilReleased => true,
+            QuarantinePeriod::Off => false,
+            QuarantinePeriod::Millis(ms) => self.since.elapsed().as_millis() < ms.into(),
         }
     }
 }
 
-/// Memory for a block to wait in, taken when there is still somebody to be told that there is none.
-pub(crate) struct Shelter(UniqueArc<core::mem::MaybeUninit<Waiting>>);
+/// Kernel memory for one block in quarantine. It is reserved by the call that makes a handle, which
+/// can still report that there is none; the end of a client cannot.
+pub(crate) struct QuarantineReservation(UniqueArc<core::mem::MaybeUninit<Quarantined>>);
 
-impl Shelter {
+impl QuarantineReservation {
+    /// Reserves it.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self(UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?))
     }
 
-    /// Keeps `memory` from everybody for as long as its pool says.
-    pub(crate) fn keep(self, mut memory: Memory) {
+    /// Puts `memory` into quarantine, for the period of its pool.
+    pub(crate) fn enter(self, mut memory: Memory) {
         if let Some(block) = memory.block_mut() {
             block.expose();
         }
@@ -113,28 +118,28 @@ impl Shelter {
         else {
             return;
         };
-        let first_look = match pool.term() {
-            Term::None => return,
-            Term::Milliseconds(ms) => ms,
-            Term::Release => LOOK_MS,
+        let first_check = match pool.quarantine_period() {
+            QuarantinePeriod::Off => return,
+            QuarantinePeriod::Millis(ms) => ms,
+            QuarantinePeriod::UntilReleased => CHECK_MS,
         };
         pool.count_apart(|apart| apart.quarantined = apart.quarantined.saturating_add(pages));
-        let came_at = pool.releases();
-        let home = pool.clone();
-        let waiting = self.0.pin_init_with(pin_init!(Waiting {
+        let entered_at = pool.releases();
+        let owner = pool.clone();
+        let quarantined = self.0.pin_init_with(pin_init!(Quarantined {
             memory,
             pages,
-            pool: home,
-            came_at,
+            pool: owner,
+            entered_at,
             since: Instant::now(),
-            work <- new_delayed_work!("rust_buddy::Waiting"),
+            work <- new_delayed_work!("rust_buddy::Quarantined"),
             _module: ModuleRef::another(),
         }));
-        let Ok(waiting) = waiting;
-        // A fresh item is on no queue yet, so it can't be refused.
+        let Ok(quarantined) = quarantined;
+        // A new item is on no queue yet, so this cannot fail.
         let _ = pool
             .worker()
             .queue()
-            .enqueue_delayed(Arc::from(waiting), msecs_to_jiffies(first_look));
+            .enqueue_delayed(Arc::from(quarantined), msecs_to_jiffies(first_check));
     }
 }

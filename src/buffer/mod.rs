@@ -49,7 +49,7 @@ use crate::pool::{
     Left,
     Vacancy, //
 };
-use crate::quarantine::Shelter;
+use crate::quarantine::QuarantineReservation;
 use crate::uapi;
 use core::ops::Deref;
 use kernel::{
@@ -102,10 +102,10 @@ impl Name {
 #[pin_data(PinnedDrop)]
 pub(crate) struct Buffer {
     site: Arc<Site>,
-    /// Where the memory has to wait, left by somebody who was told the address and is gone without
-    /// saying that the device is quiet.
+    /// Set if the memory has to go through quarantine: a client that was told the address is gone
+    /// and has not said that the device is quiet.
     #[pin]
-    shelter: SpinLock<Option<Shelter>>,
+    quarantine: SpinLock<Option<QuarantineReservation>>,
     name: Name,
     flags: u32,
     epoch: u64,
@@ -134,7 +134,7 @@ impl Buffer {
         let buffer = Arc::pin_init(
             pin_init!(Self {
                 site: shared,
-                shelter <- new_spinlock!(None, "rust_buddy_shelter"),
+                quarantine <- new_spinlock!(None, "rust_buddy_quarantine"),
                 name: label.name,
                 flags: label.flags,
                 epoch: label.epoch,
@@ -161,23 +161,24 @@ impl Buffer {
         self.epoch
     }
 
-    /// The address may still be in use when the buffer goes: then it waits in `shelter`.
-    pub(crate) fn leave_told(&self, shelter: Shelter) {
-        let surplus = self.shelter.lock().replace(shelter);
+    /// Has the memory go through quarantine when the buffer is dropped: a device may still use the
+    /// address then.
+    pub(crate) fn quarantine_on_drop(&self, reservation: QuarantineReservation) {
+        let surplus = self.quarantine.lock().replace(reservation);
         drop(surplus);
     }
 
     /// The memory goes back, at once or when it may. Gives what the pool knew of it.
     fn empty(&self) -> Option<Left> {
-        let shelter = self.shelter.lock().take();
+        let quarantine = self.quarantine.lock().take();
         let (mut memory, left) = self.site.vacate()?;
-        match shelter {
-            Some(shelter) => {
-                // There is nobody any more who could move it while it waits.
+        match quarantine {
+            Some(reservation) => {
+                // It has no reverse map entry any more by which it could be moved.
                 if let Some(block) = memory.block_mut() {
                     block.set_movable(false);
                 }
-                shelter.keep(memory);
+                reservation.enter(memory);
             }
             None => drop(memory),
         }

@@ -17,7 +17,7 @@ use crate::buffer::{
     Buffer,
     View, //
 };
-use crate::quarantine::Shelter;
+use crate::quarantine::QuarantineReservation;
 use crate::quota::{
     Charge,
     Holder,
@@ -49,19 +49,19 @@ pub(super) struct Entry {
     pub(super) view: View,
     /// PINs without their UNPIN.
     pub(super) pins: Pins,
-    /// Where its memory waits if the client goes without UNPIN; for clients that can PIN.
-    shelter: Option<Shelter>,
+    /// For its memory's quarantine if the client goes without UNPIN; only of clients that can PIN.
+    quarantine: Option<QuarantineReservation>,
     /// Bytes asked for and granted, as its table has counted them.
     counted: (u64, u64),
     _handle: Charge,
 }
 
 impl Drop for Entry {
-    /// FREE refuses what is pinned, so this is a client that went without a word.
+    /// FREE refuses what is pinned: with a PIN left, the client ended without UNPIN.
     fn drop(&mut self) {
-        if let (true, Some(shelter)) = (!self.pins.are_none(), self.shelter.take()) {
+        if let (true, Some(reservation)) = (!self.pins.are_none(), self.quarantine.take()) {
             self.pins.leave();
-            self.view.buffer().leave_told(shelter);
+            self.view.buffer().quarantine_on_drop(reservation);
         }
     }
 }
@@ -119,8 +119,8 @@ impl Nodes {
         charge: Charge,
         room: Room,
     ) -> Result<Self> {
-        let shelter = match client.addresses() {
-            Addresses::Shown => Some(Shelter::new()?),
+        let quarantine = match client.addresses() {
+            Addresses::Shown => Some(QuarantineReservation::new()?),
             Addresses::Hidden => None,
         };
         let end = room.end.into_node((view.last_page(), handle), ());
@@ -128,7 +128,7 @@ impl Nodes {
             counted,
             view,
             pins: Pins::none(),
-            shelter,
+            quarantine,
             _handle: charge,
         };
         Ok(Self {

@@ -76,7 +76,7 @@ use crate::buddy::{
 use crate::deferred_free::DeferredFrees;
 use crate::magazine::End;
 use crate::mm;
-use crate::quarantine::Term;
+use crate::quarantine::QuarantinePeriod;
 use crate::region::Region;
 use crate::sys::workqueue::Worker;
 use crate::wait::{
@@ -128,8 +128,8 @@ const COUNTED: u64 = 1 << 12;
 /// What a pool's administrator decides.
 #[derive(Clone, Copy)]
 pub(crate) struct Policy {
-    /// How long blocks that go away pinned wait.
-    pub(crate) term: Term,
+    /// How long blocks that are freed while pinned stay in quarantine.
+    pub(crate) quarantine_period: QuarantinePeriod,
     /// Parts of the pool, in per cent, that the watermarks are: min, low, high.
     pub(crate) watermarks: [u32; 3],
     /// Compaction begins when the unusable free space index is above that, of 1000.
@@ -620,8 +620,8 @@ impl Pool {
     }
 
     /// How long blocks wait in quarantine.
-    pub(crate) fn term(&self) -> Term {
-        self.policy.term
+    pub(crate) fn quarantine_period(&self) -> QuarantinePeriod {
+        self.policy.quarantine_period
     }
 
     /// Who has what of it.

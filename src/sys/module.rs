@@ -11,9 +11,9 @@ use kernel::{
 pub(crate) struct ModuleRef;
 
 impl ModuleRef {
-    /// Takes one more, which needs that somebody holds one already.
+    /// Takes a reference. The caller's file, mapping or object has one already.
     pub(crate) fn another() -> Self {
-        // SAFETY: Whoever drops a buffer is a file or a mapping, and has a reference.
+        // SAFETY: The module is there: the caller runs on behalf of a reference.
         unsafe { bindings::__module_get(this_module::<crate::LocalModule>().as_ptr()) };
         Self
     }

@@ -41,19 +41,19 @@ impl Worker {
         Ok(Arc::new(worker, GFP_KERNEL)?)
     }
 
-    /// Ranks what calls this, on such a queue, which has no niceness of its own.
+    /// Sets the niceness of the current worker, since such a queue has none of its own.
     pub(crate) fn be_nice(nice: c_long) {
         // SAFETY: The current task lives.
         unsafe { bindings::set_user_nice(kernel::current!().as_ptr(), nice) };
     }
 
-    /// Waits until what runs now has run to its end.
+    /// Waits until all queued work has run.
     pub(crate) fn flush(&self) {
         // SAFETY: By the type invariants.
         unsafe { bindings::__flush_workqueue(self.0.as_ptr()) };
     }
 
-    /// Has `work` run at once, if it is on its way, and waits until it has.
+    /// Runs `work` at once if it is pending, and waits until it has run.
     pub(crate) fn flush_delayed<T, const ID: u64>(&self, work: &DelayedWork<T, ID>) {
         // SAFETY: A reference is neither dangling nor misaligned.
         let work = unsafe { DelayedWork::raw_as_work(work) };
@@ -65,7 +65,7 @@ impl Worker {
         };
     }
 
-    /// Where work is queued.
+    /// Returns the queue.
     pub(crate) fn queue(&self) -> &Queue {
         // SAFETY: By the type invariants it lives as long as `self`.
         unsafe { Queue::from_raw(self.0.as_ptr()) }
