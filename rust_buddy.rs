@@ -67,7 +67,7 @@ use pool::{
     Pool,
     DEFAULT_POOL, //
 };
-use quota::Users;
+use quota::UserAccounts;
 use region::Region;
 
 module! {
@@ -162,7 +162,7 @@ impl kernel::InPlaceModule for RustBuddy {
             let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?, policy)?;
             // From here on: it ends, too, if any of what follows fails.
             let background = Background::begin(pool.clone());
-            let users = Users::new(module_parameters::max_buffers.value().into())?;
+            let users = UserAccounts::new(module_parameters::max_buffers.value().into())?;
             let hub = Hub::new(pool.clone(), users.clone())?;
             let files = debugfs::Files::new(pool.clone(), hub.clone(), users)?;
             let hibernation = if pool.region().is_saved() {

@@ -16,7 +16,7 @@ use crate::device::{
 use crate::memtype::MemType;
 use crate::mm;
 use crate::pool::Pool;
-use crate::quota::Users;
+use crate::quota::UserAccounts;
 use crate::sums::fragmentation;
 use kernel::{
     fmt,
@@ -33,7 +33,7 @@ const LINES: u64 = 16;
 pub(crate) struct Files {
     pool: KVec<File<Pool>>,
     reserved: File<Hub>,
-    users: File<Users>,
+    users: File<UserAccounts>,
 }
 
 impl Files {
@@ -42,7 +42,7 @@ impl Files {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(pool: Arc<Pool>, hub: Arc<Hub>, users: Arc<Users>) -> Result<Self> {
+    pub(crate) fn new(pool: Arc<Pool>, hub: Arc<Hub>, users: Arc<UserAccounts>) -> Result<Self> {
         let root = Folder::new(c"rust_buddy", None)?;
         let name = CString::try_from_fmt(fmt!("pool{}", pool.id()))?;
         let folder = Folder::new(&name, Some(root.clone()))?;
@@ -69,7 +69,7 @@ impl Files {
             // All that is reserved whatever becomes of files.
             reserved: File::new(&root, c"reserved", hub, Act::Show(Hub::show_reserved))?,
             // All users, and what each holds.
-            users: File::new(&root, c"users", users, Act::Show(Users::show))?,
+            users: File::new(&root, c"users", users, Act::Show(UserAccounts::show))?,
         })
     }
 

@@ -10,7 +10,7 @@ use crate::deferred_free::DeferredReservation;
 use crate::pool::Block;
 use crate::quota::{
     Charge,
-    Over, //
+    QuotaExceeded, //
 };
 use crate::region::Stopped;
 use kernel::prelude::*;
@@ -79,22 +79,22 @@ impl Memory {
         self.block_mut().map(|old| core::mem::replace(old, block))
     }
 
-    /// Charges whoever is charged for it for `bytes` more.
+    /// Charges its account for `bytes` more.
     ///
     /// # Errors
     ///
     /// As the quotas say.
-    pub(crate) fn charge(&mut self, bytes: u64) -> Result<(), Over> {
+    pub(crate) fn try_charge(&mut self, bytes: u64) -> Result<(), QuotaExceeded> {
         match &mut self.inner {
-            Some((_, charge)) => charge.add(bytes),
+            Some((_, charge)) => charge.try_charge(bytes),
             None => Ok(()),
         }
     }
 
-    /// The other way round.
-    pub(crate) fn discharge(&mut self, bytes: u64) {
+    /// Uncharges `bytes`.
+    pub(crate) fn uncharge(&mut self, bytes: u64) {
         if let Some((_, charge)) = &mut self.inner {
-            charge.take(bytes);
+            charge.uncharge(bytes);
         }
     }
 

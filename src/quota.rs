@@ -3,8 +3,8 @@
 //! Quotas: what one client, and all clients of one user, may hold at a time.
 //!
 //! Handles count from ALLOC to FREE. Bytes, those that were granted, count until the memory is back
-//! in its pool: while a mapping keeps it, and in quarantine, it is still its owner's. The owner is
-//! the user who opened the file, whoever uses it later.
+//! in its pool: while a mapping keeps it, and in quarantine, its owner is charged. The owner is the
+//! user that opened the file, also if another one uses it later.
 //!
 //! Windows of mmap offsets count from ALLOC until the buffer and what is kept of it are gone. There
 //! is a fixed number of offsets for all, so a bound holds without any limit set: what a client, its
@@ -52,7 +52,7 @@ impl Limit {
         }
     }
 
-    fn allows(&self, used: &Use) -> bool {
+    fn allows(&self, used: &Usage) -> bool {
         let within = |limit: u64, used: u64| limit == 0 || used <= limit;
         within(self.bytes.load(Relaxed), used.bytes)
             && within(self.handles.load(Relaxed), used.handles)
@@ -67,16 +67,16 @@ pub(crate) static CLIENT: Limit = Limit::new(0, 0);
 /// likes.
 pub(crate) static USER: Limit = Limit::new(0, 1 << 18);
 
-/// What is held.
+/// An amount of what quotas limit.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Use {
+pub(crate) struct Usage {
     pub(crate) bytes: u64,
     pub(crate) handles: u64,
     /// Pages of windows, by area.
     windows: [u64; Area::COUNT],
 }
 
-impl Use {
+impl Usage {
     fn plus(self, more: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(more.bytes),
@@ -102,52 +102,53 @@ impl Use {
     }
 }
 
-/// Which limit would be passed.
-pub(crate) enum Over {
+/// The limit that a charge would exceed.
+pub(crate) enum QuotaExceeded {
     /// The handles that a file can have at all.
     Handles,
     Client,
     User,
 }
 
-/// One user's use, by all clients.
+/// What all clients of one user hold.
 #[pin_data]
-struct User {
+struct UserAccount {
     uid: bindings::uid_t,
     #[pin]
-    used: SpinLock<Use>,
+    used: SpinLock<Usage>,
 }
 
-/// A user who has clients, or memory that is not back yet.
-struct Member {
-    user: Arc<User>,
-    holders: u64,
+/// A user that has clients, or memory that is not back in its pool yet.
+struct UserEntry {
+    user: Arc<UserAccount>,
+    /// Clients, and closed ones of which something is left.
+    clients: u64,
 }
 
-/// All users that hold something.
+/// The accounts of all users that hold something.
 #[pin_data]
-pub(crate) struct Users {
+pub(crate) struct UserAccounts {
     max_handles: u64,
     /// Pages of windows that all users have, by area.
     windows: [Atomic<u64>; Area::COUNT],
     #[pin]
-    members: Mutex<RBTree<bindings::uid_t, Member>>,
+    entries: Mutex<RBTree<bindings::uid_t, UserEntry>>,
 }
 
-impl Users {
-    /// Nobody yet; no client may ever have more than `max_handles`.
+impl UserAccounts {
+    /// Makes an empty set of accounts. No client may ever have more than `max_handles`.
     pub(crate) fn new(max_handles: u64) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 max_handles,
                 windows: [const { Atomic::new(0) }; Area::COUNT],
-                members <- new_mutex!(RBTree::new(), "rust_buddy_users"),
+                entries <- new_mutex!(RBTree::new(), "rust_buddy_users"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// The handles that a client may ever have.
+    /// Returns the number of handles that a client may ever have.
     pub(crate) fn max_handles(&self) -> u64 {
         self.max_handles
     }
@@ -160,89 +161,93 @@ impl Users {
         }
     }
 
-    /// One more client of a user.
-    fn join(&self, uid: bindings::uid_t) -> Result<Arc<User>> {
-        // Before the lock, though most users are there already.
+    /// Returns the account of a user for one more client, and makes it if it is the first.
+    fn get(&self, uid: bindings::uid_t) -> Result<Arc<UserAccount>> {
+        // Allocated before the lock is taken, though most users have an account already.
         let user = Arc::pin_init(
-            pin_init!(User {
+            pin_init!(UserAccount {
                 uid,
-                used <- new_spinlock!(Use::default(), "rust_buddy_user"),
+                used <- new_spinlock!(Usage::default(), "rust_buddy_user"),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        let newcomer = Member {
+        let entry = UserEntry {
             user: user.clone(),
-            holders: 1,
+            clients: 1,
         };
-        let node = RBTreeNode::new(uid, newcomer, GFP_KERNEL_ACCOUNT)?;
-        let mut members = self.members.lock();
-        if let Some(member) = members.get_mut(&uid) {
-            member.holders = member.holders.saturating_add(1);
-            return Ok(member.user.clone());
+        let node = RBTreeNode::new(uid, entry, GFP_KERNEL_ACCOUNT)?;
+        let mut entries = self.entries.lock();
+        if let Some(entry) = entries.get_mut(&uid) {
+            entry.clients = entry.clients.saturating_add(1);
+            return Ok(entry.user.clone());
         }
-        members.insert(node);
+        entries.insert(node);
         Ok(user)
     }
 
-    /// One client less, and nothing left of what it held.
-    fn leave(&self, uid: bindings::uid_t) {
-        let mut members = self.members.lock();
-        let gone = match members.get_mut(&uid) {
-            Some(member) => {
-                member.holders = member.holders.saturating_sub(1);
-                member.holders == 0
+    /// Drops a client's reference to the account of its user. Nothing is left of what it held.
+    fn put(&self, uid: bindings::uid_t) {
+        let mut entries = self.entries.lock();
+        let last = match entries.get_mut(&uid) {
+            Some(entry) => {
+                entry.clients = entry.clients.saturating_sub(1);
+                entry.clients == 0
             }
             None => false,
         };
-        let node = gone.then(|| members.remove_node(&uid));
-        drop(members);
-        // The user itself is freed out of the lock.
+        let node = last.then(|| entries.remove_node(&uid));
+        drop(entries);
+        // Freed without the lock.
         drop(node);
     }
 
-    /// A line for each user, for root.
+    /// Writes a line for each user, for debugfs.
     pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let members = self.members.lock();
-        for member in members.values() {
-            let used = *member.user.used.lock();
+        let entries = self.entries.lock();
+        for entry in entries.values() {
+            let used = *entry.user.used.lock();
             writeln!(
                 f,
                 "uid={} clients={} handles={} bytes={}",
-                member.user.uid, member.holders, used.handles, used.bytes
+                entry.user.uid, entry.clients, used.handles, used.bytes
             )?;
         }
         Ok(())
     }
 }
 
-/// Who holds: one client of one user. Lives until the last of what it held is back.
-pub(crate) struct Holder {
-    users: Arc<Users>,
-    user: Arc<User>,
-    own: LockedBy<Use, Use>,
+/// The account of one client of one user. Lives until all that was charged to it is uncharged.
+pub(crate) struct ClientAccount {
+    users: Arc<UserAccounts>,
+    user: Arc<UserAccount>,
+    own: LockedBy<Usage, Usage>,
 }
 
-impl Drop for Holder {
+impl Drop for ClientAccount {
     fn drop(&mut self) {
-        self.users.leave(self.user.uid);
+        self.users.put(self.user.uid);
     }
 }
 
-impl Holder {
-    /// A client of user `uid` that holds nothing.
-    pub(crate) fn new(users: Arc<Users>, uid: bindings::uid_t) -> Result<Arc<Self>> {
-        let user = users.join(uid)?;
-        let own = LockedBy::new(&user.used, Use::default());
+impl ClientAccount {
+    /// Makes the account of a client of user `uid`.
+    pub(crate) fn new(users: Arc<UserAccounts>, uid: bindings::uid_t) -> Result<Arc<Self>> {
+        let user = users.get(uid)?;
+        let own = LockedBy::new(&user.used, Usage::default());
         Arc::new(Self { users, user, own }, GFP_KERNEL_ACCOUNT).map_err(Error::from)
     }
 
-    /// What this client holds.
-    pub(crate) fn used(&self) -> Use {
+    /// Returns what this client holds.
+    pub(crate) fn used(&self) -> Usage {
         *self.own.access(&self.user.used.lock())
     }
 
-    /// Takes `pages` of mmap offsets in `area`, unless that leaves too few to others.
-    pub(crate) fn share(self: &Arc<Self>, area: Area, pages: u64) -> Result<Share, Over> {
+    /// Charges `pages` of mmap offsets in `area`, unless that leaves too few to others.
+    pub(crate) fn charge_window(
+        self: &Arc<Self>,
+        area: Area,
+        pages: u64,
+    ) -> Result<WindowCharge, QuotaExceeded> {
         let taken = self.users.windows(area);
         let mut used = self.user.used.lock();
         let own = self
@@ -255,50 +260,50 @@ impl Holder {
         let all = taken.fetch_add(pages, Relaxed).saturating_add(pages);
         if own.saturating_add(user).saturating_add(all) > area.pages() {
             taken.fetch_sub(pages, Relaxed);
-            return Err(Over::User);
+            return Err(QuotaExceeded::User);
         }
         *self.own.access_mut(&mut used).windows(area) = own;
         *used.windows(area) = user;
-        Ok(Share {
-            holder: self.clone(),
+        Ok(WindowCharge {
+            account: self.clone(),
             area,
             pages,
         })
     }
 
-    /// One handle and `bytes` more, if both limits allow: looked at and taken in one go.
-    pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Result<Charge, Over> {
-        let amount = Use {
+    /// Charges one handle and `bytes`, if both limits allow: checked and charged under one lock.
+    pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Result<Charge, QuotaExceeded> {
+        let amount = Usage {
             bytes,
             handles: 1,
-            ..Use::default()
+            ..Usage::default()
         };
-        self.take(amount)?;
+        self.try_charge(amount)?;
         Ok(Charge {
-            holder: self.clone(),
+            account: self.clone(),
             amount,
         })
     }
 
-    fn take(&self, more: Use) -> Result<(), Over> {
+    fn try_charge(&self, more: Usage) -> Result<(), QuotaExceeded> {
         let mut used = self.user.used.lock();
         let own = self.own.access(&used).plus(more);
         if own.handles > self.users.max_handles {
-            return Err(Over::Handles);
+            return Err(QuotaExceeded::Handles);
         }
         if !CLIENT.allows(&own) {
-            return Err(Over::Client);
+            return Err(QuotaExceeded::Client);
         }
         let all = used.plus(more);
         if !USER.allows(&all) {
-            return Err(Over::User);
+            return Err(QuotaExceeded::User);
         }
         *self.own.access_mut(&mut used) = own;
         *used = all;
         Ok(())
     }
 
-    fn give_back(&self, less: Use) {
+    fn uncharge(&self, less: Usage) {
         let mut used = self.user.used.lock();
         let own = self.own.access(&used).minus(less);
         *self.own.access_mut(&mut used) = own;
@@ -306,28 +311,28 @@ impl Holder {
     }
 }
 
-/// Pages of mmap offsets that a holder has, until this is dropped.
-pub(crate) struct Share {
-    holder: Arc<Holder>,
+/// Pages of mmap offsets that are charged to a client, until this is dropped.
+pub(crate) struct WindowCharge {
+    account: Arc<ClientAccount>,
     area: Area,
     pages: u64,
 }
 
-impl Share {
-    /// Where they are.
+impl WindowCharge {
+    /// Returns the area that they are in.
     pub(crate) fn area(&self) -> Area {
         self.area
     }
 
-    /// How many there are.
+    /// Returns their number.
     pub(crate) fn pages(&self) -> u64 {
         self.pages
     }
 }
 
-impl Drop for Share {
+impl Drop for WindowCharge {
     fn drop(&mut self) {
-        let Holder { users, user, own } = &*self.holder;
+        let ClientAccount { users, user, own } = &*self.account;
         let mut used = user.used.lock();
         let held = own.access_mut(&mut used).windows(self.area);
         *held = held.saturating_sub(self.pages);
@@ -337,18 +342,18 @@ impl Drop for Share {
     }
 }
 
-/// Something that is charged, until it is dropped.
+/// A handle, bytes or both that are charged to a client, until this is dropped.
 pub(crate) struct Charge {
-    holder: Arc<Holder>,
-    amount: Use,
+    account: Arc<ClientAccount>,
+    amount: Usage,
 }
 
 impl Charge {
-    /// The handle and the bytes apart, as they go at different times.
+    /// Splits it into the handle and the bytes, since they are uncharged at different times.
     pub(crate) fn split(mut self) -> (Self, Self) {
         let bytes = Self {
-            holder: self.holder.clone(),
-            amount: Use {
+            account: self.account.clone(),
+            amount: Usage {
                 handles: 0,
                 ..self.amount
             },
@@ -357,26 +362,26 @@ impl Charge {
         (self, bytes)
     }
 
-    /// So many bytes more.
+    /// Charges `bytes` more.
     ///
     /// # Errors
     ///
-    /// As [`Holder::charge`].
-    pub(crate) fn add(&mut self, bytes: u64) -> Result<(), Over> {
-        self.holder.take(Use {
+    /// As [`ClientAccount::charge`].
+    pub(crate) fn try_charge(&mut self, bytes: u64) -> Result<(), QuotaExceeded> {
+        self.account.try_charge(Usage {
             bytes,
-            ..Use::default()
+            ..Usage::default()
         })?;
         self.amount.bytes = self.amount.bytes.saturating_add(bytes);
         Ok(())
     }
 
-    /// So many bytes less, as far as there are.
-    pub(crate) fn take(&mut self, bytes: u64) {
+    /// Uncharges `bytes`, or as many as are charged.
+    pub(crate) fn uncharge(&mut self, bytes: u64) {
         let bytes = bytes.min(self.amount.bytes);
-        self.holder.give_back(Use {
+        self.account.uncharge(Usage {
             bytes,
-            ..Use::default()
+            ..Usage::default()
         });
         self.amount.bytes = self.amount.bytes.saturating_sub(bytes);
     }
@@ -384,6 +389,6 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.holder.give_back(self.amount);
+        self.account.uncharge(self.amount);
     }
 }

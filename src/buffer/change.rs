@@ -13,7 +13,7 @@ use crate::pool::{
     Priority,
     Refused, //
 };
-use crate::quota::Over;
+use crate::quota::QuotaExceeded;
 use crate::region::Stopped;
 use kernel::{
     prelude::*,
@@ -115,19 +115,19 @@ impl Change {
         (*guard).as_mut().map(f)
     }
 
-    /// Charges its holder for so many bytes more.
+    /// Charges the buffer's account for `bytes` more.
     ///
     /// # Errors
     ///
     /// As the quotas say.
-    pub(crate) fn charge(&self, bytes: u64) -> Result<(), Over> {
-        self.with(|place| place.memory.charge(bytes))
+    pub(crate) fn try_charge(&self, bytes: u64) -> Result<(), QuotaExceeded> {
+        self.with(|place| place.memory.try_charge(bytes))
             .unwrap_or(Ok(()))
     }
 
-    /// The other way round.
-    pub(crate) fn discharge(&self, bytes: u64) {
-        self.with(|place| place.memory.discharge(bytes));
+    /// Uncharges `bytes`.
+    pub(crate) fn uncharge(&self, bytes: u64) {
+        self.with(|place| place.memory.uncharge(bytes));
     }
 
     /// Another place for it, as large as `ask` says though only `requested` bytes count as asked

@@ -4,9 +4,9 @@
 
 use crate::mm;
 use crate::quota::{
-    Holder,
-    Over,
-    Share, //
+    ClientAccount,
+    QuotaExceeded,
+    WindowCharge, //
 };
 use core::{
     ops::RangeInclusive,
@@ -145,8 +145,8 @@ pub(crate) enum NoWindow {
     Memory,
     /// No gap is large enough.
     Gap,
-    /// The holder would leave too few offsets to others.
-    Share(Over),
+    /// The client would leave too few offsets to others.
+    Quota(QuotaExceeded),
 }
 
 impl From<NoWindow> for Error {
@@ -154,7 +154,7 @@ impl From<NoWindow> for Error {
         match none {
             NoWindow::Memory => ENOMEM,
             NoWindow::Gap => ENOSPC,
-            NoWindow::Share(_) => EDQUOT,
+            NoWindow::Quota(_) => EDQUOT,
         }
     }
 }
@@ -194,19 +194,21 @@ impl Offsets {
         unsafe { (*file).f_mapping = self.space.mapping() };
     }
 
-    /// Takes a window of `pages` in `area`, at the expense of `holder`. Never at 0.
+    /// Takes a window of `pages` in `area`, charged to `account`. Never at 0.
     ///
     /// # Errors
     ///
     /// As [`NoWindow`] says.
     pub(crate) fn take(
         self: &Arc<Self>,
-        holder: &Arc<Holder>,
+        account: &Arc<ClientAccount>,
         area: Area,
         pages: u64,
     ) -> Result<Window, NoWindow> {
         // First, so that it is given back if there is no gap.
-        let share = holder.share(area, pages).map_err(NoWindow::Share)?;
+        let charge = account
+            .charge_window(area, pages)
+            .map_err(NoWindow::Quota)?;
         let first = self
             .tree
             .alloc_range(pages as usize, (), area.range(), GFP_KERNEL_ACCOUNT)
@@ -217,7 +219,7 @@ impl Offsets {
         Ok(Window {
             offsets: self.clone(),
             first: first as u64,
-            share,
+            charge,
         })
     }
 }
@@ -226,7 +228,7 @@ impl Offsets {
 pub(crate) struct Window {
     offsets: Arc<Offsets>,
     first: u64,
-    share: Share,
+    charge: WindowCharge,
 }
 
 impl Window {
@@ -237,12 +239,12 @@ impl Window {
 
     /// How many there are.
     pub(crate) fn pages(&self) -> u64 {
-        self.share.pages()
+        self.charge.pages()
     }
 
     /// The area it is in.
     pub(crate) fn area(&self) -> Area {
-        self.share.area()
+        self.charge.area()
     }
 
     /// Takes `pages` of it, from the `from`th on, out of every page table. May sleep.

@@ -11,7 +11,7 @@ use super::{
         Refusal, //
     },
     client::{
-        over_quota,
+        quota_refusal,
         Client,
         Nodes,
         Room as NodeRoom, //
@@ -240,9 +240,9 @@ fn take_spare(
 
 /// Takes a window of mmap offsets; if there is none left, in place of those that the client keeps.
 fn take_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusal> {
-    let take = || client.hub().offsets.take(client.holder(), area, pages);
+    let take = || client.hub().offsets.take(client.account(), area, pages);
     let window = match take() {
-        Err(NoWindow::Gap | NoWindow::Share(_)) => {
+        Err(NoWindow::Gap | NoWindow::Quota(_)) => {
             client.spares().clear();
             take()
         }
@@ -251,7 +251,7 @@ fn take_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusa
     window.map_err(|none| match none {
         NoWindow::Memory => Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY),
         NoWindow::Gap => Refusal::new(ENOSPC, uapi::REASON_MMAP_SPACE),
-        NoWindow::Share(over) => over_quota(over),
+        NoWindow::Quota(over) => quota_refusal(over),
     })
 }
 

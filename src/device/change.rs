@@ -10,7 +10,7 @@ use super::{
     abi::Refusal,
     alloc,
     client::{
-        over_quota,
+        quota_refusal,
         Client,
         Handle, //
     },
@@ -151,10 +151,10 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
     if wanted >= pages {
         let priority = priority_of_growth(&after);
         let charged = mm::bytes(wanted.saturating_sub(pages));
-        change.charge(charged).map_err(over_quota)?;
+        change.try_charge(charged).map_err(quota_refusal)?;
         let in_place = change
             .grow(&after, priority)
-            .inspect_err(|_| change.discharge(charged))
+            .inspect_err(|_| change.uncharge(charged))
             .map_err(commands::stopped)?;
         if !in_place {
             // No other call sees the charge but as one that is too large for a moment.
@@ -165,7 +165,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
                 may_move,
                 &mut request.largest_free,
             )
-            .inspect_err(|_| change.discharge(charged))?;
+            .inspect_err(|_| change.uncharge(charged))?;
         }
         pool.counts().grown(in_place);
     } else {
@@ -174,7 +174,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
         }
         change.also(Kind::Shrink).map_err(refusal)?;
         change.shrink(&after, wanted);
-        change.discharge(mm::bytes(pages.saturating_sub(wanted)));
+        change.uncharge(mm::bytes(pages.saturating_sub(wanted)));
         pool.counts().shrunk();
     }
     drop(change);

@@ -20,8 +20,8 @@ use crate::buffer::{
 use crate::quarantine::QuarantineReservation;
 use crate::quota::{
     Charge,
-    Holder,
-    Over, //
+    ClientAccount,
+    QuotaExceeded, //
 };
 use crate::sums::Sums;
 use crate::uapi;
@@ -236,7 +236,7 @@ pub(crate) struct Client {
     hub: Arc<Hub>,
     waiter: Arc<Waiter>,
     addresses: Addresses,
-    holder: Arc<Holder>,
+    account: Arc<ClientAccount>,
     #[pin]
     table: Mutex<Table>,
     #[pin]
@@ -249,14 +249,14 @@ impl Client {
     pub(super) fn new(
         hub: Arc<Hub>,
         addresses: Addresses,
-        holder: Arc<Holder>,
+        account: Arc<ClientAccount>,
         waiter: Arc<Waiter>,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             hub,
             waiter,
             addresses,
-            holder,
+            account,
             table <- new_mutex!(Table {
                 entries: RBTree::new(),
                 ends: RBTree::new(),
@@ -289,14 +289,14 @@ impl Client {
         *self.table().sums()
     }
 
-    /// Who is charged for what it has.
-    pub(super) fn holder(&self) -> &Arc<Holder> {
-        &self.holder
+    /// Returns its account.
+    pub(super) fn account(&self) -> &Arc<ClientAccount> {
+        &self.account
     }
 
-    /// One handle and `bytes` more, if the quotas allow.
+    /// Charges one handle and `bytes`, if the quotas allow.
     pub(super) fn charge(&self, bytes: u64) -> Result<Charge, Refusal> {
-        self.holder.charge(bytes).map_err(over_quota)
+        self.account.charge(bytes).map_err(quota_refusal)
     }
 
     /// It, as one who waits for memory.
@@ -322,12 +322,12 @@ impl Client {
     }
 }
 
-/// What is said to who would have too much.
-pub(super) fn over_quota(over: Over) -> Refusal {
+/// Translates an exceeded quota.
+pub(super) fn quota_refusal(over: QuotaExceeded) -> Refusal {
     match over {
-        Over::Handles => Refusal::new(EMFILE, uapi::REASON_HANDLE_LIMIT),
-        Over::Client => Refusal::new(EDQUOT, uapi::REASON_CLIENT_QUOTA),
-        Over::User => Refusal::new(EDQUOT, uapi::REASON_USER_QUOTA),
+        QuotaExceeded::Handles => Refusal::new(EMFILE, uapi::REASON_HANDLE_LIMIT),
+        QuotaExceeded::Client => Refusal::new(EDQUOT, uapi::REASON_CLIENT_QUOTA),
+        QuotaExceeded::User => Refusal::new(EDQUOT, uapi::REASON_USER_QUOTA),
     }
 }
 

@@ -34,8 +34,8 @@ use crate::pool::{
     Spot, //
 };
 use crate::quota::{
-    Holder,
-    Over, //
+    ClientAccount,
+    QuotaExceeded, //
 };
 use crate::uapi;
 use kernel::{
@@ -140,7 +140,7 @@ impl PinnedDrop for HeapNode {
 /// An open file of the heap.
 struct HeapFile {
     hub: Arc<Hub>,
-    holder: Arc<Holder>,
+    account: Arc<ClientAccount>,
 }
 
 /// `struct dma_heap_allocation_data` of `linux/dma-heap.h`.
@@ -160,8 +160,8 @@ impl MiscDevice for HeapFile {
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let hub = HeapNode::of(misc).hub.clone();
         hub.check_open()?;
-        let holder = hub.holder(file)?;
-        Ok(KBox::new(Self { hub, holder }, GFP_KERNEL_ACCOUNT)?)
+        let account = hub.new_account(file)?;
+        Ok(KBox::new(Self { hub, account }, GFP_KERNEL_ACCOUNT)?)
     }
 
     fn ioctl(this: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
@@ -204,9 +204,9 @@ impl HeapFile {
         if size > pool.size() {
             return Err(ENOMEM);
         }
-        let charge = self.holder.charge(size).map_err(|over| match over {
-            Over::Handles => EMFILE,
-            Over::Client | Over::User => EDQUOT,
+        let charge = self.account.charge(size).map_err(|over| match over {
+            QuotaExceeded::Handles => EMFILE,
+            QuotaExceeded::Client | QuotaExceeded::User => EDQUOT,
         })?;
         let all = Spot::Within {
             // With what is to stay: devices are what dma-bufs are for.
@@ -226,7 +226,7 @@ impl HeapFile {
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
         let window = hub
             .offsets
-            .take(&self.holder, Area::of_caller(), block.pages())?;
+            .take(&self.account, Area::of_caller(), block.pages())?;
         let name = Name::new(&[0; uapi::NAME_LEN]).ok_or(EINVAL)?;
         let memory =
             Memory::new(block, charge, None).map_err(|why| commands::stopped(why).errno)?;

@@ -43,8 +43,8 @@ use crate::buffer::{
 };
 use crate::pool::Pool;
 use crate::quota::{
-    Holder,
-    Users, //
+    ClientAccount,
+    UserAccounts, //
 };
 use crate::wait::Waiter;
 use kernel::{
@@ -87,7 +87,7 @@ use kernel::{
 pub(crate) struct Hub {
     pool: Arc<Pool>,
     offsets: Arc<Offsets>,
-    users: Arc<Users>,
+    users: Arc<UserAccounts>,
     devices: Arc<Devices>,
     /// Those that outlive files.
     reservations: Arc<Reservations>,
@@ -99,8 +99,8 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    /// Over one pool, for clients that `users` counts.
-    pub(crate) fn new(pool: Arc<Pool>, users: Arc<Users>) -> Result<Arc<Self>> {
+    /// QuotaExceeded one pool, for clients with accounts in `users`.
+    pub(crate) fn new(pool: Arc<Pool>, users: Arc<UserAccounts>) -> Result<Arc<Self>> {
         Ok(Arc::new(
             Self {
                 pool,
@@ -118,9 +118,9 @@ impl Hub {
         )?)
     }
 
-    /// Who is charged for what is taken through `file`: the user who opened it.
-    fn holder(&self, file: &File) -> Result<Arc<Holder>> {
-        Holder::new(self.users.clone(), file.cred().euid().into_raw().val)
+    /// Makes the account for what is allocated through `file`, of the user that opened it.
+    fn new_account(&self, file: &File) -> Result<Arc<ClientAccount>> {
+        ClientAccount::new(self.users.clone(), file.cred().euid().into_raw().val)
     }
 
     /// May a node be opened yet?
@@ -316,11 +316,11 @@ impl MiscDevice for Client {
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let node = Node::of(misc);
         node.hub.check_open()?;
-        let holder = node.hub.holder(file)?;
+        let account = node.hub.new_account(file)?;
         // SAFETY: It is being opened, and holds the module.
         unsafe { node.hub.offsets.adopt(file.as_ptr()) };
         KBox::pin_init(
-            Self::new(node.hub.clone(), node.addresses, holder, Waiter::new()?),
+            Self::new(node.hub.clone(), node.addresses, account, Waiter::new()?),
             GFP_KERNEL_ACCOUNT,
         )
     }
@@ -366,7 +366,7 @@ impl Client {
             lost / 100,
             lost % 100
         );
-        let charged = self.holder().used().bytes;
+        let charged = self.account().used().bytes;
         seq_print!(m, "rust_buddy-charged:\t{} bytes\n", charged);
         let mut from = 0;
         for _ in 0..LISTED {
