@@ -53,11 +53,11 @@ pub mod victim;
 mod wait;
 
 use device::{
-    Addresses,
     Gate,
     HeapNode,
     Hub,
     Node, //
+    PhysAccess,
 };
 use kernel::prelude::*;
 use pool::{
@@ -179,8 +179,8 @@ impl kernel::InPlaceModule for RustBuddy {
                     Some(name) => Some(HeapNode::new(hub.clone(), name)?),
                     None => None,
                 },
-                phys <- Node::new(hub.clone(), Addresses::Shown),
-                plain <- Node::new(hub, Addresses::Hidden),
+                phys <- Node::new(hub.clone(), PhysAccess::Granted),
+                plain <- Node::new(hub, PhysAccess::Denied),
                 gate: gate.opened(),
                 files: files.shown(),
                 hibernation,

@@ -19,7 +19,7 @@ use super::{
     commands,
     reserve,
     spares::Spare,
-    Addresses, //
+    PhysAccess, //
 };
 use crate::buddy::{
     Extent,
@@ -112,7 +112,7 @@ pub(super) fn alloc<'a>(
     request: &mut Alloc,
     size: usize,
 ) -> Result<Pending<'a>, Refusal> {
-    if request.max_address != 0 && client.addresses() == Addresses::Hidden {
+    if request.max_address != 0 && client.phys_access() == PhysAccess::Denied {
         // Whether it is refused, and for what, would tell where the pool is.
         return Err(Refusal::new(EPERM, uapi::REASON_PHYS_ACCESS));
     }
@@ -350,7 +350,8 @@ fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<Ask, Refusal> {
 
 /// Will the buffer be one that can't be moved, as far as can be told?
 fn is_to_stay(client: &Client, flags: u32) -> bool {
-    client.addresses() == Addresses::Shown || flags & (uapi::ALLOC_GUP | uapi::ALLOC_PREFAULT) != 0
+    client.phys_access() == PhysAccess::Granted
+        || flags & (uapi::ALLOC_GUP | uapi::ALLOC_PREFAULT) != 0
 }
 
 /// What is to stay grows from the pool's end and what can be moved from its start, if it may be

@@ -10,8 +10,8 @@ use super::{
         Spare,
         Spares, //
     },
-    Addresses,
     Hub, //
+    PhysAccess,
 };
 use crate::buffer::{
     Buffer,
@@ -119,9 +119,9 @@ impl Nodes {
         charge: Charge,
         room: Room,
     ) -> Result<Self> {
-        let quarantine = match client.addresses() {
-            Addresses::Shown => Some(QuarantineReservation::new()?),
-            Addresses::Hidden => None,
+        let quarantine = match client.phys_access() {
+            PhysAccess::Granted => Some(QuarantineReservation::new()?),
+            PhysAccess::Denied => None,
         };
         let end = room.end.into_node((view.last_page(), handle), ());
         let entry = Entry {
@@ -235,7 +235,7 @@ impl Table {
 pub(crate) struct Client {
     hub: Arc<Hub>,
     waiter: Arc<Waiter>,
-    addresses: Addresses,
+    phys_access: PhysAccess,
     account: Arc<ClientAccount>,
     #[pin]
     table: Mutex<Table>,
@@ -248,14 +248,14 @@ pub(crate) struct Client {
 impl Client {
     pub(super) fn new(
         hub: Arc<Hub>,
-        addresses: Addresses,
+        phys_access: PhysAccess,
         account: Arc<ClientAccount>,
         waiter: Arc<Waiter>,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             hub,
             waiter,
-            addresses,
+            phys_access,
             account,
             table <- new_mutex!(Table {
                 entries: RBTree::new(),
@@ -271,8 +271,8 @@ impl Client {
         &self.hub
     }
 
-    pub(super) fn addresses(&self) -> Addresses {
-        self.addresses
+    pub(super) fn phys_access(&self) -> PhysAccess {
+        self.phys_access
     }
 
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {

@@ -21,7 +21,7 @@ use super::{
     reserve,
     share,
     writable,
-    Addresses, //
+    PhysAccess, //
 };
 use crate::buffer::{
     Area,
@@ -144,9 +144,9 @@ fn may_change(file: &File) -> Result<(), Refusal> {
 }
 
 fn may_pin(client: &Client) -> Result<(), Refusal> {
-    match client.addresses() {
-        Addresses::Shown => Ok(()),
-        Addresses::Hidden => Err(Refusal::new(EPERM, uapi::REASON_PHYS_ACCESS)),
+    match client.phys_access() {
+        PhysAccess::Granted => Ok(()),
+        PhysAccess::Denied => Err(Refusal::new(EPERM, uapi::REASON_PHYS_ACCESS)),
     }
 }
 
@@ -208,7 +208,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
         | uapi::FEAT_COMPACT
         | uapi::FEAT_PRIORITY
         | uapi::FEAT_BATCH;
-    if client.addresses() == Addresses::Shown {
+    if client.phys_access() == PhysAccess::Granted {
         request.features |= uapi::FEAT_PIN;
     }
     request.instance = hub.instance;
@@ -237,9 +237,9 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
     request.largest_free = now.largest_free;
     request.buffers = now.blocks;
     request.quarantined = now.quarantined;
-    request.phys_base = match client.addresses() {
-        Addresses::Shown => region.base().address(),
-        Addresses::Hidden => uapi::NO_ADDRESS,
+    request.phys_base = match client.phys_access() {
+        PhysAccess::Granted => region.base().address(),
+        PhysAccess::Denied => uapi::NO_ADDRESS,
     };
     [
         request.migrations,

@@ -200,20 +200,20 @@ impl Drop for Gate {
     }
 }
 
-/// What a node lets its clients know of physical addresses.
+/// Whether a node tells its clients physical addresses.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Addresses {
-    /// Nothing.
-    Hidden,
-    /// PIN, and where pools are.
-    Shown,
+pub(crate) enum PhysAccess {
+    /// It tells none.
+    Denied,
+    /// It serves PIN, and tells where pools are.
+    Granted,
 }
 
-impl Addresses {
+impl PhysAccess {
     fn node_name(self) -> &'static CStr {
         match self {
-            Self::Hidden => c"rust_buddy",
-            Self::Shown => c"rust_buddy_phys",
+            Self::Denied => c"rust_buddy",
+            Self::Granted => c"rust_buddy_phys",
         }
     }
 }
@@ -255,7 +255,7 @@ impl Operations {
 #[pin_data(PinnedDrop)]
 pub(crate) struct Node {
     hub: Arc<Hub>,
-    addresses: Addresses,
+    phys_access: PhysAccess,
     operations: Operations,
     // Last: from here on it can be opened.
     #[pin]
@@ -268,15 +268,15 @@ unsafe impl Send for Node {}
 unsafe impl Sync for Node {}
 
 impl Node {
-    pub(crate) fn new(hub: Arc<Hub>, addresses: Addresses) -> impl PinInit<Self, Error> {
+    pub(crate) fn new(hub: Arc<Hub>, phys_access: PhysAccess) -> impl PinInit<Self, Error> {
         let raw = MiscDeviceOptions {
-            name: addresses.node_name(),
+            name: phys_access.node_name(),
         }
         .into_raw::<Client>();
         // INVARIANT: The only place where one is registered.
         try_pin_init!(&this in Self {
             hub,
-            addresses,
+            phys_access,
             // SAFETY: Just made by `into_raw`.
             operations: unsafe { Operations::of(&raw) },
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
@@ -320,7 +320,7 @@ impl MiscDevice for Client {
         // SAFETY: It is being opened, and holds the module.
         unsafe { node.hub.offsets.adopt(file.as_ptr()) };
         KBox::pin_init(
-            Self::new(node.hub.clone(), node.addresses, account, Waiter::new()?),
+            Self::new(node.hub.clone(), node.phys_access, account, Waiter::new()?),
             GFP_KERNEL_ACCOUNT,
         )
     }
@@ -349,9 +349,9 @@ impl Client {
     /// Any process that may look can have this done. So the table is locked for one buffer at a
     /// time, and a client that is listed goes on with its calls.
     fn show(&self, m: &SeqFile) {
-        let node = match self.addresses() {
-            Addresses::Hidden => "plain",
-            Addresses::Shown => "phys",
+        let node = match self.phys_access() {
+            PhysAccess::Denied => "plain",
+            PhysAccess::Granted => "phys",
         };
         seq_print!(m, "rust_buddy-node:\t{}\n", node);
         let sums = self.sums();
