@@ -53,9 +53,9 @@ pub mod victim;
 mod wait;
 
 use device::{
+    DeviceContext,
     Gate,
     HeapNode,
-    Hub,
     Node, //
     PhysAccess,
 };
@@ -163,8 +163,8 @@ impl kernel::InPlaceModule for RustBuddy {
             // From here on: it ends, too, if any of what follows fails.
             let background = Background::begin(pool.clone());
             let users = UserAccounts::new(module_parameters::max_buffers.value().into())?;
-            let hub = Hub::new(pool.clone(), users.clone())?;
-            let files = debugfs::Files::new(pool.clone(), hub.clone(), users)?;
+            let context = DeviceContext::new(pool.clone(), users.clone())?;
+            let files = debugfs::Files::new(pool.clone(), context.clone(), users)?;
             let hibernation = if pool.region().is_saved() {
                 None
             } else {
@@ -173,14 +173,14 @@ impl kernel::InPlaceModule for RustBuddy {
             let heap = params::heap_name()?;
             // All that can fail has been done, but for the registrations. The node that most
             // programs open is the last of these.
-            let gate = Gate::new(hub.clone());
+            let gate = Gate::new(context.clone());
             Ok(try_pin_init!(Self {
                 heap: match heap {
-                    Some(name) => Some(HeapNode::new(hub.clone(), name)?),
+                    Some(name) => Some(HeapNode::new(context.clone(), name)?),
                     None => None,
                 },
-                phys <- Node::new(hub.clone(), PhysAccess::Granted),
-                plain <- Node::new(hub, PhysAccess::Denied),
+                phys <- Node::new(context.clone(), PhysAccess::Granted),
+                plain <- Node::new(context, PhysAccess::Denied),
                 gate: gate.opened(),
                 files: files.shown(),
                 hibernation,

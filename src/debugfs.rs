@@ -11,7 +11,7 @@ use crate::debug_file::{
 };
 use crate::device::{
     self,
-    Hub, //
+    DeviceContext, //
 };
 use crate::memtype::MemType;
 use crate::mm;
@@ -32,7 +32,7 @@ const LINES: u64 = 16;
 /// All files of the module; they go when this is dropped.
 pub(crate) struct Files {
     pool: KVec<File<Pool>>,
-    reserved: File<Hub>,
+    reserved: File<DeviceContext>,
     users: File<UserAccounts>,
 }
 
@@ -42,7 +42,11 @@ impl Files {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn new(pool: Arc<Pool>, hub: Arc<Hub>, users: Arc<UserAccounts>) -> Result<Self> {
+    pub(crate) fn new(
+        pool: Arc<Pool>,
+        context: Arc<DeviceContext>,
+        users: Arc<UserAccounts>,
+    ) -> Result<Self> {
         let root = Folder::new(c"rust_buddy", None)?;
         let name = CString::try_from_fmt(fmt!("pool{}", pool.id()))?;
         let folder = Folder::new(&name, Some(root.clone()))?;
@@ -67,7 +71,12 @@ impl Files {
         Ok(Self {
             pool: files,
             // All that is reserved whatever becomes of files.
-            reserved: File::new(&root, c"reserved", hub, Act::Show(Hub::show_reserved))?,
+            reserved: File::new(
+                &root,
+                c"reserved",
+                context,
+                Act::Show(DeviceContext::show_reserved),
+            )?,
             // All users, and what each holds.
             users: File::new(&root, c"users", users, Act::Show(UserAccounts::show))?,
         })

@@ -54,8 +54,8 @@ enum CheckResult {
 
 /// A block with pages that have other references. Fields are dropped in order: the module last.
 ///
-/// Nothing maps the block any more, so a page that has no other reference gets none. Each check goes
-/// on where the last one found a reference, instead of reading all pages before it again.
+/// Nothing maps the block any more, so a page that has no other reference gets none. Each check
+/// goes on where the last one found a reference, instead of reading all pages before it again.
 struct DeferredBlock {
     /// The page that is checked next, counted from the block's start.
     next: u64,
@@ -203,8 +203,8 @@ fn has_foreign_reference(block: &Block, page: u64) -> bool {
     references != 1
 }
 
-/// Kernel memory for one deferred block. It is reserved by the call that makes the buffer, which can
-/// still report that there is none; the free of a buffer cannot.
+/// Kernel memory for one deferred block. It is reserved by the call that makes the buffer, which
+/// can still report that there is none; the free of a buffer cannot.
 pub(crate) struct DeferredReservation {
     frees: Arc<DeferredFrees>,
     node: RBTreeNodeReservation<u64, DeferredBlock>,

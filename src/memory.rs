@@ -27,8 +27,8 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Of a block, which is cleared first. With `deferred`, references to its pages can be taken. May
-    /// sleep.
+    /// Makes it of a block, which is cleared first. With `deferred`, references to its pages can be
+    /// taken. May sleep.
     ///
     /// # Errors
     ///

@@ -162,7 +162,7 @@ pub(super) fn alloc<'a>(
             .alloc_for(client.waiter(), &ask, room)
             .map_err(|refused| commands::no_room(refused, &mut request.largest_free))?,
     };
-    let hub = client.hub();
+    let context = client.context();
     let stack = stack(request.flags);
     // A stack has a page of guard below it for ever.
     let guards = stack.map_or(0, |stack| stack.above.saturating_add(1));
@@ -173,7 +173,7 @@ pub(super) fn alloc<'a>(
         None => Start::Window(take_window(client, area, pages)?),
     };
     let no_memory = |_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY);
-    let epoch = hub.next_epoch();
+    let epoch = context.next_epoch();
     let deferred = match by_page {
         true => Some(DeferredReservation::new(pool.deferred_frees().clone()).map_err(no_memory)?),
         false => None,
@@ -201,7 +201,7 @@ pub(super) fn alloc<'a>(
         ),
     };
     let view = View::whole(buffer);
-    request.handle = hub.next_handle();
+    request.handle = context.next_handle();
     request.granted = granted;
     request.offset = view.offset();
     request.epoch = epoch;
@@ -240,7 +240,7 @@ fn take_spare(
 
 /// Takes a window of mmap offsets; if there is none left, in place of those that the client keeps.
 fn take_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusal> {
-    let take = || client.hub().offsets.take(client.account(), area, pages);
+    let take = || client.context().offsets.take(client.account(), area, pages);
     let window = match take() {
         Err(NoWindow::Gap | NoWindow::Quota(_)) => {
             client.spares().clear();
@@ -430,7 +430,7 @@ fn window_pages(request: &Alloc, ask: &Ask, client: &Client) -> Result<Option<u6
     }
     let granted = ask.granted().map(mm::bytes);
     let fits = granted.is_some_and(|granted| request.max_size >= granted)
-        && request.max_size <= client.hub().pool.size();
+        && request.max_size <= client.context().pool.size();
     fits.then_some(Some(request.max_size.div_ceil(mm::UNIT)))
         .ok_or(Refusal::new(EINVAL, uapi::REASON_MAX_SIZE))
 }

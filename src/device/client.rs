@@ -10,7 +10,7 @@ use super::{
         Spare,
         Spares, //
     },
-    Hub, //
+    DeviceContext, //
     PhysAccess,
 };
 use crate::buffer::{
@@ -233,7 +233,7 @@ impl Table {
 /// A client.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Client {
-    hub: Arc<Hub>,
+    context: Arc<DeviceContext>,
     waiter: Arc<Waiter>,
     phys_access: PhysAccess,
     account: Arc<ClientAccount>,
@@ -247,13 +247,13 @@ pub(crate) struct Client {
 
 impl Client {
     pub(super) fn new(
-        hub: Arc<Hub>,
+        context: Arc<DeviceContext>,
         phys_access: PhysAccess,
         account: Arc<ClientAccount>,
         waiter: Arc<Waiter>,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            hub,
+            context,
             waiter,
             phys_access,
             account,
@@ -267,8 +267,8 @@ impl Client {
         })
     }
 
-    pub(super) fn hub(&self) -> &Hub {
-        &self.hub
+    pub(super) fn context(&self) -> &DeviceContext {
+        &self.context
     }
 
     pub(super) fn phys_access(&self) -> PhysAccess {
@@ -335,6 +335,6 @@ pub(super) fn quota_refusal(over: QuotaExceeded) -> Refusal {
 impl PinnedDrop for Client {
     /// Before its buffers go: they are for those who still wait.
     fn drop(self: Pin<&mut Self>) {
-        self.hub.pool.forget(&self.waiter);
+        self.context.pool.forget(&self.waiter);
     }
 }

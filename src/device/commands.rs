@@ -182,7 +182,7 @@ pub(super) fn stopped(why: Stopped) -> Refusal {
 /// The pool of an id; 0 is the default one.
 pub(super) fn pool(client: &Client, id: u32) -> Result<&Arc<Pool>, Refusal> {
     let id = if id == 0 { DEFAULT_POOL } else { id };
-    let pool = &client.hub().pool;
+    let pool = &client.context().pool;
     if pool.id() == id {
         Ok(pool)
     } else {
@@ -191,7 +191,7 @@ pub(super) fn pool(client: &Client, id: u32) -> Result<&Arc<Pool>, Refusal> {
 }
 
 fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
-    let hub = client.hub();
+    let context = client.context();
     request.abi_version = uapi::ABI_VERSION;
     request.pools = 1;
     request.features = uapi::FEAT_EXACT
@@ -211,10 +211,10 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
     if client.phys_access() == PhysAccess::Granted {
         request.features |= uapi::FEAT_PIN;
     }
-    request.instance = hub.instance;
+    request.instance = context.instance;
     request.page_size = mm::UNIT;
-    request.max_buffers = hub.users.max_handles();
-    request.max_mmap_size = hub.pool.size();
+    request.max_buffers = context.users.max_handles();
+    request.max_mmap_size = context.pool.size();
     Ok(())
 }
 

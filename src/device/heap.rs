@@ -12,7 +12,7 @@ use super::{
         Descriptor,
         DmaBuf, //
     },
-    Hub, //
+    DeviceContext, //
 };
 use crate::buddy::{
     Extent,
@@ -76,7 +76,7 @@ use zerocopy_derive::{
 /// `misc` is registered; every `miscdevice` of [`HeapFile`] is the `misc` of a `HeapNode`.
 #[pin_data(PinnedDrop)]
 pub(crate) struct HeapNode {
-    hub: Arc<Hub>,
+    context: Arc<DeviceContext>,
     path: CString,
     // Last: from here on it can be opened.
     #[pin]
@@ -94,7 +94,7 @@ impl HeapNode {
     /// # Errors
     ///
     /// `ENOMEM`, and what `misc_register()` gives.
-    pub(crate) fn new(hub: Arc<Hub>, name: &CStr) -> Result<Pin<KBox<Self>>> {
+    pub(crate) fn new(context: Arc<DeviceContext>, name: &CStr) -> Result<Pin<KBox<Self>>> {
         let path = CString::try_from_fmt(fmt!("dma_heap/{}", name))?;
         let options = MiscDeviceOptions {
             name: c"rust_buddy_heap",
@@ -103,7 +103,7 @@ impl HeapNode {
         // INVARIANT: The only place where one is registered.
         KBox::try_pin_init(
             try_pin_init!(&this in Self {
-                hub,
+                context,
                 path,
                 misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
                     // SAFETY: The slot may be written; the path was initialised above and lives,
@@ -139,7 +139,7 @@ impl PinnedDrop for HeapNode {
 
 /// An open file of the heap.
 struct HeapFile {
-    hub: Arc<Hub>,
+    context: Arc<DeviceContext>,
     account: Arc<ClientAccount>,
 }
 
@@ -158,10 +158,10 @@ impl MiscDevice for HeapFile {
     type Ptr = KBox<Self>;
 
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
-        let hub = HeapNode::of(misc).hub.clone();
-        hub.check_open()?;
-        let account = hub.new_account(file)?;
-        Ok(KBox::new(Self { hub, account }, GFP_KERNEL_ACCOUNT)?)
+        let context = HeapNode::of(misc).context.clone();
+        context.check_open()?;
+        let account = context.new_account(file)?;
+        Ok(KBox::new(Self { context, account }, GFP_KERNEL_ACCOUNT)?)
     }
 
     fn ioctl(this: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
@@ -200,7 +200,7 @@ impl HeapFile {
         if request.fd != 0 || request.fd_flags & !known != 0 || request.heap_flags != 0 {
             return Err(EINVAL);
         }
-        let (hub, pool) = (&self.hub, &self.hub.pool);
+        let (context, pool) = (&self.context, &self.context.pool);
         if size > pool.size() {
             return Err(ENOMEM);
         }
@@ -224,7 +224,7 @@ impl HeapFile {
             strict: false,
         };
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
-        let window = hub
+        let window = context
             .offsets
             .take(&self.account, Area::of_caller(), block.pages())?;
         let name = Name::new(&[0; uapi::NAME_LEN]).ok_or(EINVAL)?;
@@ -233,7 +233,7 @@ impl HeapFile {
         let label = Label {
             name,
             flags: 0,
-            epoch: hub.next_epoch(),
+            epoch: context.next_epoch(),
         };
         let buffer = Buffer::new(memory, ask, window, None, label)?;
         let descriptor = Descriptor::reserve(request.fd_flags & bindings::O_CLOEXEC)?;
@@ -241,7 +241,7 @@ impl HeapFile {
         let view = View::whole(buffer)
             .part(0, 0, access != bindings::O_RDONLY)
             .map_err(|_| EINVAL)?;
-        let dmabuf = DmaBuf::new(view, access, &hub.offsets)?;
+        let dmabuf = DmaBuf::new(view, access, &context.offsets)?;
         // CAST: Descriptors are not negative.
         request.fd = descriptor.number() as u32;
         Ok((dmabuf, descriptor))

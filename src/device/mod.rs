@@ -83,8 +83,8 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What all clients share.
-pub(crate) struct Hub {
+/// The state that the nodes and all their clients share.
+pub(crate) struct DeviceContext {
     pool: Arc<Pool>,
     offsets: Arc<Offsets>,
     users: Arc<UserAccounts>,
@@ -98,7 +98,7 @@ pub(crate) struct Hub {
     open: Atomic<bool>,
 }
 
-impl Hub {
+impl DeviceContext {
     /// QuotaExceeded one pool, for clients with accounts in `users`.
     pub(crate) fn new(pool: Arc<Pool>, users: Arc<UserAccounts>) -> Result<Arc<Self>> {
         Ok(Arc::new(
@@ -165,19 +165,22 @@ impl Hub {
 /// succeeded. An open that has failed still holds a reference for a moment after `misc_open()` has
 /// let its lock go; a failed init waits for the end of it.
 pub(crate) struct Gate {
-    hub: Arc<Hub>,
+    context: Arc<DeviceContext>,
     opened: bool,
 }
 
 impl Gate {
-    /// Makes a gate that is shut, before anything of `hub` is registered.
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
-        Self { hub, opened: false }
+    /// Makes a gate that is shut, before anything of `context` is registered.
+    pub(crate) fn new(context: Arc<DeviceContext>) -> Self {
+        Self {
+            context,
+            opened: false,
+        }
     }
 
     /// Lets files in. Nothing that follows in the module's init may fail.
     pub(crate) fn opened(mut self) -> Self {
-        self.hub.open.store(true, Release);
+        self.context.open.store(true, Release);
         self.opened = true;
         self
     }
@@ -254,7 +257,7 @@ impl Operations {
 /// the `misc` of a `Node`.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Node {
-    hub: Arc<Hub>,
+    context: Arc<DeviceContext>,
     phys_access: PhysAccess,
     operations: Operations,
     // Last: from here on it can be opened.
@@ -268,14 +271,17 @@ unsafe impl Send for Node {}
 unsafe impl Sync for Node {}
 
 impl Node {
-    pub(crate) fn new(hub: Arc<Hub>, phys_access: PhysAccess) -> impl PinInit<Self, Error> {
+    pub(crate) fn new(
+        context: Arc<DeviceContext>,
+        phys_access: PhysAccess,
+    ) -> impl PinInit<Self, Error> {
         let raw = MiscDeviceOptions {
             name: phys_access.node_name(),
         }
         .into_raw::<Client>();
         // INVARIANT: The only place where one is registered.
         try_pin_init!(&this in Self {
-            hub,
+            context,
             phys_access,
             // SAFETY: Just made by `into_raw`.
             operations: unsafe { Operations::of(&raw) },
@@ -315,12 +321,17 @@ impl MiscDevice for Client {
 
     fn open(file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
         let node = Node::of(misc);
-        node.hub.check_open()?;
-        let account = node.hub.new_account(file)?;
+        node.context.check_open()?;
+        let account = node.context.new_account(file)?;
         // SAFETY: It is being opened, and holds the module.
-        unsafe { node.hub.offsets.adopt(file.as_ptr()) };
+        unsafe { node.context.offsets.adopt(file.as_ptr()) };
         KBox::pin_init(
-            Self::new(node.hub.clone(), node.phys_access, account, Waiter::new()?),
+            Self::new(
+                node.context.clone(),
+                node.phys_access,
+                account,
+                Waiter::new()?,
+            ),
             GFP_KERNEL_ACCOUNT,
         )
     }

@@ -200,7 +200,7 @@ fn pin_for_device(
         }
     }
     let mapping = client
-        .hub()
+        .context()
         .devices
         .map(device.clone(), name, hold(&view)?)
         .map_err(|refused| match refused {

@@ -34,8 +34,8 @@ pub(super) unsafe extern "C" fn poll(
     // SAFETY: What the operation was called with; the client holds its waiter, and release is what
     // drops the client.
     unsafe { bell.listen(file, table) };
-    let pool = &client.hub().pool;
-    // SAFETY: As above; the client holds the hub, and that the pool.
+    let pool = &client.context().pool;
+    // SAFETY: As above; the client holds the context, which holds the pool.
     unsafe { pool.pressure().listen(file, table) };
     let fits = if pool.fits_wish_of(client.waiter()) {
         READABLE

@@ -205,12 +205,12 @@ pub(super) fn reserve<'a>(
     block.expose();
     let pages = block.pages();
     pool.count_apart(|apart| apart.reserved = apart.reserved.saturating_add(pages));
-    request.handle = client.hub().next_handle();
+    request.handle = client.context().next_handle();
     let reservation = Reservation { block, name };
     let node = RBTreeNode::new(request.handle, reservation, GFP_KERNEL_ACCOUNT)
         .map_err(|_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY))?;
     let owner = if request.flags & uapi::RESERVE_PERSIST != 0 {
-        client.hub().reservations()
+        client.context().reservations()
     } else {
         client.reservations()
     };
@@ -237,7 +237,7 @@ fn ask(lo: u64, hi: u64, pool: &Pool) -> Option<Ask> {
 /// Serves RELEASE.
 pub(super) fn release(client: &Client, request: &mut Release) -> Result<(), Refusal> {
     may_administer()?;
-    let owners: [&Reservations; 2] = [client.reservations(), client.hub().reservations()];
+    let owners: [&Reservations; 2] = [client.reservations(), client.context().reservations()];
     let node = owners
         .into_iter()
         .find_map(|owner| owner.all.lock().remove_node(&request.handle))

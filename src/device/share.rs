@@ -78,7 +78,7 @@ pub(super) fn export(
         Refusal::new(error, reason)
     };
     let descriptor = Descriptor::reserve(request.flags & bindings::O_CLOEXEC).map_err(no_file)?;
-    let offsets = &client.hub().offsets;
+    let offsets = &client.context().offsets;
     let dmabuf = DmaBuf::new(view, request.flags & bindings::O_RDWR, offsets).map_err(no_file)?;
     request.fd = descriptor.number();
     Ok(Exporting { dmabuf, descriptor })
@@ -107,7 +107,7 @@ pub(super) fn import<'a>(
     commands::check_reach(&view)?;
     // The memory is charged to who allocated it, for as long as anybody has it.
     let charge = client.charge(0)?;
-    request.handle = client.hub().next_handle();
+    request.handle = client.context().next_handle();
     request.size = view.granted();
     request.offset = view.offset();
     request.epoch = view.buffer().epoch();
