@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Windows of mmap offsets, and the one address space that all mappings are found in by them.
+//! Windows of mmap offsets, and the one `address_space` that links all mappings by their offsets.
 
 use crate::mm;
 use crate::quota::{
@@ -36,28 +36,28 @@ extern "C" {
 }
 
 #[repr(transparent)]
-struct Operations(bindings::file_operations);
+struct FileOperations(bindings::file_operations);
 
 // SAFETY: Never written.
-unsafe impl Sync for Operations {}
+unsafe impl Sync for FileOperations {}
 
-/// Of a file that nobody opens. Without an owner, or the module would hold itself.
-static OPERATIONS: Operations = Operations(pin_init::zeroed());
+/// Of a file that is never opened. Without an owner, or the module would hold itself.
+static OPERATIONS: FileOperations = FileOperations(pin_init::zeroed());
 
-/// What the mappings of all nodes and dma-bufs are linked to, instead of each file's own inode: so
-/// that whoever knows a window finds all that show it.
+/// The `address_space` that the mappings of all nodes and dma-bufs are linked to, instead of that
+/// of each file's own inode: so all mappings of a window are found by its offsets.
 ///
 /// # Invariants
 ///
-/// Points to a file of an inode that is nobody else's, of which this is the only reference.
-struct Space(NonNull<bindings::file>);
+/// Points to a file with an inode of its own, of which this is the only reference.
+struct SharedMapping(NonNull<bindings::file>);
 
 // SAFETY: Files may be used from anywhere.
-unsafe impl Send for Space {}
+unsafe impl Send for SharedMapping {}
 // SAFETY: As above.
-unsafe impl Sync for Space {}
+unsafe impl Sync for SharedMapping {}
 
-impl Space {
+impl SharedMapping {
     fn new() -> Result<Self> {
         // SAFETY: The name is copied, the operations are a static; no inode is needed beside.
         let file = from_err_ptr(unsafe {
@@ -73,13 +73,13 @@ impl Space {
         NonNull::new(file).map(Self).ok_or(ENOMEM)
     }
 
-    fn mapping(&self) -> *mut bindings::address_space {
+    fn as_raw(&self) -> *mut bindings::address_space {
         // SAFETY: By the type invariants; set when the file was made, and never changed.
         unsafe { (*self.0.as_ptr()).f_mapping }
     }
 }
 
-impl Drop for Space {
+impl Drop for SharedMapping {
     fn drop(&mut self) {
         // SAFETY: By the type invariants. At once, and not when this task returns to user space:
         // the operations would be gone by then.
@@ -162,7 +162,7 @@ impl From<NoWindow> for Error {
 /// The offsets of mmap: every buffer has its own, in pages, for as long as it lives.
 #[pin_data]
 pub(crate) struct Offsets {
-    space: Space,
+    mapping: SharedMapping,
     #[pin]
     tree: MapleTreeAlloc<()>,
 }
@@ -177,21 +177,22 @@ impl Offsets {
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
-                space: Space::new()?,
+                mapping: SharedMapping::new()?,
                 tree <- MapleTreeAlloc::new(),
             }? Error),
             GFP_KERNEL,
         )
     }
 
-    /// Has the mappings of a file found by their offsets, whatever inode it is of.
+    /// Links the future mappings of `file` to the shared `address_space`, so that they are found by
+    /// their offsets.
     ///
     /// # Safety
     ///
-    /// Nobody may have mapped the file yet, and it must be closed before the module goes.
-    pub(crate) unsafe fn adopt(&self, file: *mut bindings::file) {
+    /// The file must not be mapped yet, and it must be closed before the module goes.
+    pub(crate) unsafe fn attach_file(&self, file: *mut bindings::file) {
         // SAFETY: By this function's requirements.
-        unsafe { (*file).f_mapping = self.space.mapping() };
+        unsafe { (*file).f_mapping = self.mapping.as_raw() };
     }
 
     /// Takes a window of `pages` in `area`, charged to `account`. Never at 0.
@@ -261,7 +262,7 @@ impl Window {
         // that range.
         unsafe {
             bindings::unmap_mapping_range(
-                self.offsets.space.mapping(),
+                self.offsets.mapping.as_raw(),
                 (self.first.saturating_add(from) << PAGE_SHIFT) as bindings::loff_t,
                 (pages << PAGE_SHIFT) as bindings::loff_t,
                 EVEN_COPIES,

@@ -130,7 +130,7 @@ impl DmaBuf {
         })?;
         let this = Self(NonNull::new(dmabuf).ok_or(ENOMEM)?);
         // SAFETY: It has a file, which nobody else knows yet, and which holds the module.
-        unsafe { offsets.adopt((*dmabuf).file) };
+        unsafe { offsets.attach_file((*dmabuf).file) };
         if name.first() != Some(&0) {
             // SAFETY: The name ends with a NUL. Nobody else has the dma-buf yet; the kernel frees
             // the copy along with it.

@@ -324,7 +324,7 @@ impl MiscDevice for Client {
         node.context.check_open()?;
         let account = node.context.new_account(file)?;
         // SAFETY: It is being opened, and holds the module.
-        unsafe { node.context.offsets.adopt(file.as_ptr()) };
+        unsafe { node.context.offsets.attach_file(file.as_ptr()) };
         KBox::pin_init(
             Self::new(
                 node.context.clone(),
