@@ -40,14 +40,14 @@ struct Target<T> {
 /// # Invariants
 ///
 /// The pointer is null, an error, or that of an entry which is this one's to remove.
-struct Entry(*mut bindings::dentry);
+struct Dentry(*mut bindings::dentry);
 
 // SAFETY: The kernel's functions on an entry may be called in any thread.
-unsafe impl Send for Entry {}
+unsafe impl Send for Dentry {}
 // SAFETY: A shared entry is only a folder to put others in, under the kernel's lock.
-unsafe impl Sync for Entry {}
+unsafe impl Sync for Dentry {}
 
-impl Entry {
+impl Dentry {
     /// Makes no entry.
     const fn none() -> Self {
         // INVARIANT: Null.
@@ -56,7 +56,7 @@ impl Entry {
 }
 
 #[cfg(CONFIG_DEBUG_FS)]
-impl Drop for Entry {
+impl Drop for Dentry {
     /// Waits until no call of the file's operations runs any more, but for the release.
     fn drop(&mut self) {
         // SAFETY: By the type invariants; the kernel ignores null and errors.
@@ -67,7 +67,7 @@ impl Drop for Entry {
 /// A folder. It is there until all that is in it is dropped.
 pub(crate) struct Folder {
     #[cfg_attr(not(CONFIG_DEBUG_FS), expect(dead_code))]
-    entry: Entry,
+    entry: Dentry,
     /// Removed after this one, since a folder takes along all that is in it.
     _parent: Option<Arc<Folder>>,
 }
@@ -92,17 +92,17 @@ impl Folder {
     }
 
     #[cfg(CONFIG_DEBUG_FS)]
-    fn entry(name: &CStr, parent: Option<&Self>) -> Entry {
+    fn entry(name: &CStr, parent: Option<&Self>) -> Dentry {
         let parent = parent.map_or(ptr::null_mut(), |parent| parent.entry.0);
         // INVARIANT: Just made, or an error.
         // SAFETY: The name ends with a NUL, and is copied. The parent is null, an error, which the
         // kernel gives back, or a folder, which lives as long as the reference.
-        Entry(unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), parent) })
+        Dentry(unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), parent) })
     }
 
     #[cfg(not(CONFIG_DEBUG_FS))]
-    fn entry(_name: &CStr, _parent: Option<&Self>) -> Entry {
-        Entry::none()
+    fn entry(_name: &CStr, _parent: Option<&Self>) -> Dentry {
+        Dentry::none()
     }
 }
 
@@ -114,7 +114,7 @@ impl Folder {
 /// entry's operations are those of `T` and of the target's `act`.
 pub(crate) struct File<T: Send + Sync + 'static> {
     /// Dropped before the target, and before the folder.
-    entry: Entry,
+    entry: Dentry,
     #[cfg_attr(not(CONFIG_DEBUG_FS), expect(dead_code))]
     target: KBox<Target<T>>,
     #[cfg_attr(not(CONFIG_DEBUG_FS), expect(dead_code))]
@@ -137,7 +137,7 @@ impl<T: Send + Sync + 'static> File<T> {
     ) -> Result<Self> {
         // INVARIANT: There is no entry yet.
         Ok(Self {
-            entry: Entry::none(),
+            entry: Dentry::none(),
             target: KBox::new(Target { data, act }, GFP_KERNEL)?,
             folder: folder.clone(),
             name,
@@ -152,7 +152,7 @@ impl<T: Send + Sync + 'static> File<T> {
             Act::Trigger(_) => (0o200, &Self::WRITE),
         };
         // Removed first, should it be shown already.
-        self.entry = Entry::none();
+        self.entry = Dentry::none();
         // SAFETY: The name ends with a NUL, and is copied. The folder lives as long as this. The
         // operations are never freed while the module is there. They take the data for a target of
         // this type, which it is, and which lives until the entry is removed.
@@ -167,13 +167,13 @@ impl<T: Send + Sync + 'static> File<T> {
             )
         };
         // INVARIANT: Just made with this target and its operations, or an error.
-        self.entry = Entry(entry);
+        self.entry = Dentry(entry);
     }
 
     /// Shows the file: a kernel without debugfs has no place for it.
     #[cfg(not(CONFIG_DEBUG_FS))]
     pub(crate) fn show(&mut self) {
-        self.entry = Entry::none();
+        self.entry = Dentry::none();
     }
 }
 

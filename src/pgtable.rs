@@ -25,18 +25,18 @@ pub(crate) enum Huge {
     Pud,
 }
 
-/// What is in an entry above the last level.
+/// The kind of an entry above the last level.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Entry {
-    /// Nothing.
+enum EntryKind {
+    /// It shows nothing.
     None,
-    /// Memory.
+    /// It shows memory.
     Leaf,
-    /// A table of smaller entries.
+    /// It points to a table of smaller entries.
     Table,
 }
 
-impl Entry {
+impl EntryKind {
     fn of(value: u64) -> Self {
         // One CPU model may set "accessed" and "dirty" in entries that hold nothing.
         const STRAY: u64 = 1 << 5 | 1 << 6;
@@ -131,13 +131,13 @@ impl Huge {
             };
             (entry as u64, (*vmf).flags & FAULT_FLAG_WRITE != 0)
         };
-        let write = match Entry::of(entry) {
+        let write = match EntryKind::of(entry) {
             // What the VMA allows is allowed at once, whatever kind of access comes first. Saying
             // "write" here would have the kernel complain if a table came in meanwhile.
-            Entry::None => false,
+            EntryKind::None => false,
             // It may only be read, and somebody writes.
-            Entry::Leaf => write,
-            Entry::Table => return VM_FAULT_FALLBACK,
+            EntryKind::Leaf => write,
+            EntryKind::Table => return VM_FAULT_FALLBACK,
         };
         // SAFETY: By this function's requirements.
         unsafe {

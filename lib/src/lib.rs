@@ -35,7 +35,7 @@ use std::ptr::{
     NonNull, //
 };
 use std::sync::Arc;
-use uapi::Request;
+use uapi::IoctlRequest;
 use zerocopy::FromZeros;
 
 /// Why the module, or the kernel, said no.
@@ -107,7 +107,7 @@ impl Device {
         Ok(request)
     }
 
-    fn call<T: Request>(&self, request: &mut T) -> Result<(), Error> {
+    fn call<T: IoctlRequest>(&self, request: &mut T) -> Result<(), Error> {
         const BOTH: u64 = 3;
 
         let command = (BOTH << 30)

@@ -33,14 +33,14 @@ pub(crate) use site::{
 pub(crate) use spare::Spare;
 pub(crate) use view::{
     Hold,
-    NoPart,
+    PartError,
     View, //
 };
 pub(crate) use window::{
     Area,
-    NoWindow,
     Offsets,
     Window, //
+    WindowError,
 };
 
 use crate::memory::Memory;

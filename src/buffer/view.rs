@@ -37,8 +37,8 @@ pub(crate) struct View {
     shared: Option<Shared>,
 }
 
-/// Why there is no such part.
-pub(crate) enum NoPart {
+/// Why a part of a view can't be had.
+pub(crate) enum PartError {
     /// Not of whole pages that are there.
     Bounds,
     /// Of a stack.
@@ -85,21 +85,21 @@ impl View {
 
     /// The part of it from byte `offset` on, `size` bytes or, if that is 0, all that there are:
     /// whole pages that were granted, and stay as long as somebody has this.
-    pub(crate) fn part(&self, offset: u64, size: u64, writable: bool) -> Result<Self, NoPart> {
+    pub(crate) fn part(&self, offset: u64, size: u64, writable: bool) -> Result<Self, PartError> {
         if self.buffer.is_stack() {
-            return Err(NoPart::Stack);
+            return Err(PartError::Stack);
         }
         let mut guard = self.buffer.lock();
-        let place = (*guard).as_mut().ok_or(NoPart::Bounds)?;
+        let place = (*guard).as_mut().ok_or(PartError::Bounds)?;
         if place.changing && self.shared.is_none() {
-            return Err(NoPart::Changing);
+            return Err(PartError::Changing);
         }
         let there = place.memory.block().map_or(0, |block| block.pages());
         let granted = mm::bytes(there.saturating_sub(self.first).min(self.pages));
-        let room = granted.checked_sub(offset).ok_or(NoPart::Bounds)?;
+        let room = granted.checked_sub(offset).ok_or(PartError::Bounds)?;
         let size = if size == 0 { room } else { size };
         if size == 0 || size > room || offset % mm::UNIT != 0 || size % mm::UNIT != 0 {
-            return Err(NoPart::Bounds);
+            return Err(PartError::Bounds);
         }
         place.soil();
         // INVARIANT: Within what this view shows.

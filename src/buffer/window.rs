@@ -139,8 +139,8 @@ impl Area {
     }
 }
 
-/// Why there is no window.
-pub(crate) enum NoWindow {
+/// Why a window can't be allocated.
+pub(crate) enum WindowError {
     /// The kernel has no memory for it.
     Memory,
     /// No gap is large enough.
@@ -149,12 +149,12 @@ pub(crate) enum NoWindow {
     Quota(QuotaExceeded),
 }
 
-impl From<NoWindow> for Error {
-    fn from(none: NoWindow) -> Self {
-        match none {
-            NoWindow::Memory => ENOMEM,
-            NoWindow::Gap => ENOSPC,
-            NoWindow::Quota(_) => EDQUOT,
+impl From<WindowError> for Error {
+    fn from(error: WindowError) -> Self {
+        match error {
+            WindowError::Memory => ENOMEM,
+            WindowError::Gap => ENOSPC,
+            WindowError::Quota(_) => EDQUOT,
         }
     }
 }
@@ -199,23 +199,23 @@ impl Offsets {
     ///
     /// # Errors
     ///
-    /// As [`NoWindow`] says.
+    /// As [`WindowError`] says.
     pub(crate) fn take(
         self: &Arc<Self>,
         account: &Arc<ClientAccount>,
         area: Area,
         pages: u64,
-    ) -> Result<Window, NoWindow> {
+    ) -> Result<Window, WindowError> {
         // First, so that it is given back if there is no gap.
         let charge = account
             .charge_window(area, pages)
-            .map_err(NoWindow::Quota)?;
+            .map_err(WindowError::Quota)?;
         let first = self
             .tree
             .alloc_range(pages as usize, (), area.range(), GFP_KERNEL_ACCOUNT)
             .map_err(|error| match error.cause {
-                AllocErrorKind::AllocError(_) => NoWindow::Memory,
-                _ => NoWindow::Gap,
+                AllocErrorKind::AllocError(_) => WindowError::Memory,
+                _ => WindowError::Gap,
             })?;
         Ok(Window {
             offsets: self.clone(),

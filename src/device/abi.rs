@@ -6,7 +6,7 @@
 use crate::uapi::{
     self,
     Header,
-    Request, //
+    IoctlRequest, //
 };
 use core::ops::Range;
 use kernel::{
@@ -57,7 +57,7 @@ impl Commit for () {
 }
 
 /// Has the header of a request tell the outcome.
-pub(super) fn say<T: Request>(request: &mut T, refusal: Option<&Refusal>) {
+pub(super) fn say<T: IoctlRequest>(request: &mut T, refusal: Option<&Refusal>) {
     let header = request.header();
     (header.ret, header.reason) = match refusal {
         None => (0, uapi::REASON_NONE),
@@ -66,7 +66,7 @@ pub(super) fn say<T: Request>(request: &mut T, refusal: Option<&Refusal>) {
 }
 
 /// Has the header of a request tell that the call has begun to act, and not ended.
-pub(super) fn say_in_progress<T: Request>(request: &mut T) {
+pub(super) fn say_in_progress<T: IoctlRequest>(request: &mut T) {
     let header = request.header();
     (header.ret, header.reason) = (EINPROGRESS.to_errno(), uapi::REASON_NONE);
 }
@@ -79,7 +79,7 @@ pub(super) struct Call<T> {
     request: T,
 }
 
-impl<T: Request> Call<T> {
+impl<T: IoctlRequest> Call<T> {
     /// Reads the struct of `size` bytes at address `arg`.
     ///
     /// # Errors
@@ -173,7 +173,7 @@ impl<T: Request> Call<T> {
 }
 
 /// Writes the bytes in `range` of `request` to the struct at `at`.
-fn write<T: Request>(at: UserPtr, request: &T, range: Range<usize>) -> Result {
+fn write<T: IoctlRequest>(at: UserPtr, request: &T, range: Range<usize>) -> Result {
     let to = at.wrapping_byte_add(range.start);
     let bytes = request.as_bytes().get(range).ok_or(EINVAL)?;
     UserSlice::new(to, bytes.len()).writer().write_slice(bytes)
@@ -183,7 +183,7 @@ fn write<T: Request>(at: UserPtr, request: &T, range: Range<usize>) -> Result {
 ///
 /// A page is writable as a whole, and no struct lies on more than two. So `hdr.ret`, which is on
 /// the first page where structs are aligned, changes only if all else could be written.
-fn write_header_last<T: Request>(at: UserPtr, shared: usize, request: &T) -> Result {
+fn write_header_last<T: IoctlRequest>(at: UserPtr, shared: usize, request: &T) -> Result {
     let first_page = PAGE_SIZE.saturating_sub((at.as_const_ptr() as usize) % PAGE_SIZE);
     if first_page >= shared {
         return write(at, request, 0..shared);
@@ -197,14 +197,14 @@ fn write_header_last<T: Request>(at: UserPtr, shared: usize, request: &T) -> Res
 /// # Errors
 ///
 /// `EFAULT`; the header is then as it was.
-fn announce<T: Request>(at: UserPtr, shared: usize, request: &mut T) -> Result {
+fn announce<T: IoctlRequest>(at: UserPtr, shared: usize, request: &mut T) -> Result {
     say_in_progress(request);
     write_header_last(at, shared, request)
 }
 
 /// Writes an answer after a call has acted. The header says `-EINPROGRESS` for as long as the rest
 /// of the answer is not there.
-fn conclude<T: Request>(at: UserPtr, shared: usize, request: &T) -> Result {
+fn conclude<T: IoctlRequest>(at: UserPtr, shared: usize, request: &T) -> Result {
     write_header_last(at, shared, request)
 }
 
@@ -213,7 +213,7 @@ fn conclude<T: Request>(at: UserPtr, shared: usize, request: &T) -> Result {
 /// # Errors
 ///
 /// `EFAULT`; `E2BIG` if it has more, and that is not zero.
-pub(super) fn read<T: Request>(at: UserPtr, size: usize, into: &mut T) -> Result {
+pub(super) fn read<T: IoctlRequest>(at: UserPtr, size: usize, into: &mut T) -> Result {
     let mut reader = UserSlice::new(at, size).reader();
     let shared = size.min(size_of::<T>());
     let bytes = into.as_mut_bytes().get_mut(..shared).ok_or(EINVAL)?;

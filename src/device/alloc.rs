@@ -31,10 +31,10 @@ use crate::buffer::{
     Buffer,
     Label,
     Name,
-    NoWindow,
     Stack,
     View,
     Window, //
+    WindowError,
 };
 use crate::linger::Slot;
 use crate::deferred_free::DeferredReservation;
@@ -242,16 +242,16 @@ fn take_spare(
 fn take_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusal> {
     let take = || client.context().offsets.take(client.account(), area, pages);
     let window = match take() {
-        Err(NoWindow::Gap | NoWindow::Quota(_)) => {
+        Err(WindowError::Gap | WindowError::Quota(_)) => {
             client.spares().clear();
             take()
         }
         window => window,
     };
-    window.map_err(|none| match none {
-        NoWindow::Memory => Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY),
-        NoWindow::Gap => Refusal::new(ENOSPC, uapi::REASON_MMAP_SPACE),
-        NoWindow::Quota(over) => quota_refusal(over),
+    window.map_err(|error| match error {
+        WindowError::Memory => Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY),
+        WindowError::Gap => Refusal::new(ENOSPC, uapi::REASON_MMAP_SPACE),
+        WindowError::Quota(over) => quota_refusal(over),
     })
 }
 

@@ -30,7 +30,7 @@ use crate::uapi::{
     Batch,
     Free,
     Header,
-    Request, //
+    IoctlRequest, //
 };
 use kernel::{
     prelude::*,
@@ -46,7 +46,7 @@ use kernel::{
 /// # Invariants
 ///
 /// All three are as long as each other.
-struct Parts<T: Request, U> {
+struct Parts<T: IoctlRequest, U> {
     came: KVVec<T>,
     answers: KVVec<T>,
     done: KVVec<Option<U>>,
@@ -54,7 +54,7 @@ struct Parts<T: Request, U> {
     stride: usize,
 }
 
-impl<T: Request, U> Parts<T, U> {
+impl<T: IoctlRequest, U> Parts<T, U> {
     /// Reads all of them.
     fn read(request: &Batch) -> Result<Self, Refusal> {
         let unreadable = |error| Refusal::new(error, uapi::REASON_BATCH_ENTRIES);

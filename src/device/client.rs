@@ -45,7 +45,7 @@ use kernel::{
 pub(super) type Handle = u64;
 
 /// A buffer that a client holds, or a part of one.
-pub(super) struct Entry {
+pub(super) struct HandleEntry {
     pub(super) view: View,
     /// PINs without their UNPIN.
     pub(super) pins: Pins,
@@ -56,7 +56,7 @@ pub(super) struct Entry {
     _handle: Charge,
 }
 
-impl Drop for Entry {
+impl Drop for HandleEntry {
     /// FREE refuses what is pinned: with a PIN left, the client ended without UNPIN.
     fn drop(&mut self) {
         if let (true, Some(reservation)) = (!self.pins.are_none(), self.quarantine.take()) {
@@ -73,7 +73,7 @@ impl Drop for Entry {
 /// `ends` has, for each view in `entries` and for no other, its last page and its handle; `sums` is
 /// what all of them have in `counted`.
 pub(super) struct Table {
-    entries: RBTree<Handle, Entry>,
+    entries: RBTree<Handle, HandleEntry>,
     ends: RBTree<(u64, Handle), ()>,
     sums: Sums,
 }
@@ -81,7 +81,7 @@ pub(super) struct Table {
 /// A buffer on its way into a table, or out of it: holds all the memory that being in takes, so
 /// neither can fail.
 pub(super) struct Nodes {
-    entry: RBTreeNode<Handle, Entry>,
+    entry: RBTreeNode<Handle, HandleEntry>,
     end: RBTreeNode<(u64, Handle), ()>,
     counted: (u64, u64),
     /// What it is of, if it was taken out.
@@ -90,7 +90,7 @@ pub(super) struct Nodes {
 
 /// Memory for a handle's [`Nodes`].
 pub(super) struct Room {
-    entry: RBTreeNodeReservation<Handle, Entry>,
+    entry: RBTreeNodeReservation<Handle, HandleEntry>,
     end: RBTreeNodeReservation<(u64, Handle), ()>,
 }
 
@@ -124,7 +124,7 @@ impl Nodes {
             PhysAccess::Denied => None,
         };
         let end = room.end.into_node((view.last_page(), handle), ());
-        let entry = Entry {
+        let entry = HandleEntry {
             counted,
             view,
             pins: Pins::none(),
@@ -166,17 +166,17 @@ impl Table {
     }
 
     /// The first buffer whose handle is at least `from`.
-    pub(super) fn at_least(&self, from: Handle) -> Option<(Handle, &Entry)> {
+    pub(super) fn at_least(&self, from: Handle) -> Option<(Handle, &HandleEntry)> {
         let cursor = self.entries.cursor_lower_bound(&from)?;
         let handle = *cursor.current().0;
         Some((handle, self.get(handle)?))
     }
 
-    pub(super) fn get(&self, handle: Handle) -> Option<&Entry> {
+    pub(super) fn get(&self, handle: Handle) -> Option<&HandleEntry> {
         self.entries.get(&handle)
     }
 
-    pub(super) fn get_mut(&mut self, handle: Handle) -> Option<&mut Entry> {
+    pub(super) fn get_mut(&mut self, handle: Handle) -> Option<&mut HandleEntry> {
         self.entries.get_mut(&handle)
     }
 

@@ -12,8 +12,8 @@ use super::{
     change,
     client::{
         Client,
-        Entry,
         Handle,
+        HandleEntry,
         Nodes,
         Table, //
     },
@@ -45,11 +45,11 @@ use crate::uapi::{
     Free,
     Import,
     Info,
+    IoctlRequest,
     Migrate,
     Pin as PinRequest,
     PoolInfo,
     Release,
-    Request,
     Reserve,
     Resize,
     Sync,
@@ -151,7 +151,7 @@ fn may_pin(client: &Client) -> Result<(), Refusal> {
 }
 
 /// What a client holds under a handle.
-pub(super) fn entry(table: &Table, handle: Handle) -> Result<&Entry, Refusal> {
+pub(super) fn entry(table: &Table, handle: Handle) -> Result<&HandleEntry, Refusal> {
     table.get(handle).ok_or_else(no_such_handle)
 }
 

@@ -241,15 +241,15 @@ pub(super) fn any_translated() -> bool {
     })
 }
 
-/// Who writes to memory, and who reads it.
+/// The direction of a transfer, as `enum dma_data_direction` has it.
 #[derive(Clone, Copy)]
-pub(super) enum Direction {
+pub(super) enum DataDirection {
     ToDevice,
     FromDevice,
     Both,
 }
 
-impl Direction {
+impl DataDirection {
     fn raw(self) -> bindings::dma_data_direction {
         use bindings::dma_data_direction as raw;
         match self {
@@ -260,15 +260,15 @@ impl Direction {
     }
 }
 
-/// Whose turn comes next.
+/// The side that accesses the memory after a sync.
 #[derive(Clone, Copy)]
-pub(super) enum Turn {
+pub(super) enum SyncTarget {
     Device,
     Cpu,
 }
 
-/// What the DMA API was told, and has to be told again to undo it.
-struct Mapped {
+/// A mapping by the DMA API, with the arguments that it takes to undo it.
+struct DmaMapping {
     device: Device,
     address: bindings::dma_addr_t,
     size: usize,
@@ -276,7 +276,7 @@ struct Mapped {
     translated: bool,
 }
 
-impl Mapped {
+impl DmaMapping {
     /// Maps memory for both directions.
     ///
     /// # Safety
@@ -306,7 +306,7 @@ impl Mapped {
                 device.raw(),
                 physical,
                 size as usize,
-                Direction::Both.raw(),
+                DataDirection::Both.raw(),
                 attrs,
             );
             #[cfg(CONFIG_DMA_API_DEBUG)]
@@ -348,7 +348,7 @@ impl Mapped {
                 self.device.raw(),
                 self.address,
                 self.size,
-                Direction::Both.raw(),
+                DataDirection::Both.raw(),
                 attrs,
             )
         };
@@ -359,7 +359,7 @@ impl Mapped {
 type Key = (usize, u64);
 
 struct List {
-    mapped: RBTree<Key, Mapped>,
+    mapped: RBTree<Key, DmaMapping>,
     last: u64,
 }
 
@@ -446,8 +446,8 @@ unsafe impl Send for Devices {}
 // SAFETY: What can be changed has a lock.
 unsafe impl Sync for Devices {}
 
-/// Why a device can't have a buffer.
-pub(super) enum Refused {
+/// Why a buffer can't be mapped for a device.
+pub(super) enum MapError {
     /// It is being removed.
     Gone,
     /// Its DMA operations refuse.
@@ -480,30 +480,30 @@ impl Devices {
         device: Device,
         name: DeviceName,
         hold: Hold,
-    ) -> Result<Mapping, Refused> {
+    ) -> Result<DeviceMapping, MapError> {
         let reservation =
-            RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT).map_err(|_| Refused::Memory)?;
+            RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT).map_err(|_| MapError::Memory)?;
         let (physical, size) = (hold.address(), hold.bytes());
         let bounce = hold.view().buffer().has_pages();
         let device_key = device.key();
         let mut list = self.list.lock();
         if device.is_dead() {
-            return Err(Refused::Gone);
+            return Err(MapError::Gone);
         }
         if device.is_claimed() {
-            return Err(Refused::Device);
+            return Err(MapError::Device);
         }
         // SAFETY: The list is locked and the device was looked at. The memory is where it is as
         // long as `hold` lives, which goes with the mapping, after that is undone.
-        let mapped = unsafe { Mapped::new(device, physical, size, bounce) };
-        let mapped = mapped.map_err(|_| Refused::Device)?;
+        let mapped = unsafe { DmaMapping::new(device, physical, size, bounce) };
+        let mapped = mapped.map_err(|_| MapError::Device)?;
         let address = mapped.address;
         let bounced = !mapped.translated && address != physical;
         list.last = list.last.wrapping_add(1);
         let key = (device_key, list.last);
         list.mapped.insert(reservation.into_node(key, mapped));
         drop(list);
-        Ok(Mapping {
+        Ok(DeviceMapping {
             devices: self.clone(),
             key,
             name,
@@ -533,7 +533,7 @@ impl Devices {
 
 /// A buffer that is mapped for a device; dropping it takes it from the device. What a device with a
 /// copy has written is lost then, but for what was made the CPU's before.
-pub(super) struct Mapping {
+pub(super) struct DeviceMapping {
     devices: Arc<Devices>,
     key: Key,
     name: DeviceName,
@@ -543,7 +543,7 @@ pub(super) struct Mapping {
     hold: Option<Hold>,
 }
 
-impl Mapping {
+impl DeviceMapping {
     /// What the device must be told.
     pub(super) fn address(&self) -> u64 {
         self.address
@@ -578,7 +578,13 @@ impl Mapping {
     }
 
     /// Makes a part of the buffer the same for CPU and device. Nothing, if that has gone.
-    pub(super) fn sync(&self, offset: u64, size: u64, direction: Direction, next: Turn) {
+    pub(super) fn sync(
+        &self,
+        offset: u64,
+        size: u64,
+        direction: DataDirection,
+        target: SyncTarget,
+    ) {
         let list = self.devices.list.lock();
         let Some(mapped) = list.mapped.get(&self.key) else {
             return;
@@ -591,9 +597,9 @@ impl Mapping {
         }
         // SAFETY: It is mapped, since it is in the list, and the part lies within.
         unsafe {
-            let sync = match next {
-                Turn::Device => bindings::__dma_sync_single_for_device,
-                Turn::Cpu => bindings::__dma_sync_single_for_cpu,
+            let sync = match target {
+                SyncTarget::Device => bindings::__dma_sync_single_for_device,
+                SyncTarget::Cpu => bindings::__dma_sync_single_for_cpu,
             };
             sync(
                 mapped.device.raw(),
@@ -627,7 +633,7 @@ impl Mapping {
     }
 }
 
-impl Drop for Mapping {
+impl Drop for DeviceMapping {
     fn drop(&mut self) {
         // Nothing, after `end`.
         self.undo(false);

@@ -31,18 +31,18 @@ use kernel::{
     }, //
 };
 
-type Direction = bindings::dma_data_direction;
+type RawDataDirection = bindings::dma_data_direction;
 
 /// What is behind a dma-buf of ours.
 #[pin_data]
 struct Exported {
     view: View,
     #[pin]
-    users: Mutex<Users>,
+    mappings: Mutex<DriverMappings>,
 }
 
-/// Who knows where the memory is.
-struct Users {
+/// The mappings of a dma-buf by other drivers.
+struct DriverMappings {
     /// What devices have mapped at the moment, for the CPU's accesses to be told to them.
     maps: KVec<KBox<DeviceMap>>,
     /// While it has an address in the kernel.
@@ -50,17 +50,17 @@ struct Users {
 }
 
 #[repr(transparent)]
-struct Operations(bindings::dma_buf_ops);
+struct DmaBufOperations(bindings::dma_buf_ops);
 
 // SAFETY: Function pointers, never written.
-unsafe impl Sync for Operations {}
+unsafe impl Sync for DmaBufOperations {}
 
-static OPERATIONS: Operations = Operations(ALL);
+static OPERATIONS: DmaBufOperations = DmaBufOperations(ALL);
 
 /// For what may be read only. The address that `vmap` gives could be written through, and a driver
 /// does not say whether it will. Without the operation the kernel refuses with `EINVAL`; if the
 /// operation itself failed, it would warn.
-static READ_ONLY: Operations = Operations(bindings::dma_buf_ops {
+static READ_ONLY: DmaBufOperations = DmaBufOperations(bindings::dma_buf_ops {
     vmap: None,
     vunmap: None,
     ..ALL
@@ -103,8 +103,8 @@ impl DmaBuf {
         let exported = Arc::pin_init(
             pin_init!(Exported {
                 view,
-                users <- new_mutex!(
-                    Users {
+                mappings <- new_mutex!(
+                    DriverMappings {
                         maps: KVec::new(),
                         vmapped: None,
                     },
@@ -235,7 +235,7 @@ impl<T> IntoRawVoid for Arc<T> {
 struct DeviceMap {
     table: bindings::sg_table,
     device: *mut bindings::device,
-    direction: Direction,
+    direction: RawDataDirection,
     has_pages: bool,
     attrs: c_ulong,
     /// Until the device is done with it: fields are dropped when `drop` has run.
@@ -254,7 +254,7 @@ impl DeviceMap {
     unsafe fn new(
         hold: Hold,
         device: *mut bindings::device,
-        direction: Direction,
+        direction: RawDataDirection,
     ) -> Result<KBox<Self>> {
         // SAFETY: By this function's requirements.
         if unsafe { (*device).dma_mask.is_null() } {
@@ -341,8 +341,8 @@ impl DeviceMap {
     /// The direction for syncing what the CPU accesses in `direction`: no other than what the
     /// device has mapped. The caller of DMA_BUF_IOCTL_SYNC chooses his freely, and bounce buffers
     /// that the device only reads must not be copied back.
-    fn narrowed(&self, direction: Direction) -> Direction {
-        if self.direction == Direction::DMA_BIDIRECTIONAL {
+    fn narrowed(&self, direction: RawDataDirection) -> RawDataDirection {
+        if self.direction == RawDataDirection::DMA_BIDIRECTIONAL {
             direction
         } else {
             self.direction
@@ -350,7 +350,7 @@ impl DeviceMap {
     }
 
     /// Lets the CPU see what the device wrote.
-    fn for_cpu(&self, direction: Direction) {
+    fn for_cpu(&self, direction: RawDataDirection) {
         if self.has_pages {
             let table = &self.table;
             // SAFETY: Mapped, by the type invariants.
@@ -366,7 +366,7 @@ impl DeviceMap {
     }
 
     /// Lets the device see what the CPU wrote.
-    fn for_device(&self, direction: Direction) {
+    fn for_device(&self, direction: RawDataDirection) {
         if self.has_pages {
             let table = &self.table;
             // SAFETY: Mapped, by the type invariants.
@@ -444,11 +444,11 @@ unsafe fn exported<'a>(dmabuf: *mut bindings::dma_buf) -> ArcBorrow<'a, Exported
 /// `attachment` must be one of a dma-buf of ours.
 unsafe extern "C" fn map_dma_buf(
     attachment: *mut bindings::dma_buf_attachment,
-    direction: Direction,
+    direction: RawDataDirection,
 ) -> *mut bindings::sg_table {
     // SAFETY: By this function's requirements; the importer's device lives while it is attached.
     let (exported, device) = unsafe { (exported((*attachment).dmabuf), (*attachment).dev) };
-    if direction != Direction::DMA_TO_DEVICE && !exported.view.writable() {
+    if direction != RawDataDirection::DMA_TO_DEVICE && !exported.view.writable() {
         return EACCES.to_ptr();
     }
     let hold = exported.view.hold_for_driver();
@@ -456,7 +456,11 @@ unsafe extern "C" fn map_dma_buf(
     let map = hold.and_then(|hold| unsafe { DeviceMap::new(hold, device, direction) });
     let stored = map.and_then(|mut map| {
         let table = &raw mut map.table;
-        exported.users.lock().maps.push(map, GFP_KERNEL_ACCOUNT)?;
+        exported
+            .mappings
+            .lock()
+            .maps
+            .push(map, GFP_KERNEL_ACCOUNT)?;
         Ok(table)
     });
     stored.unwrap_or_else(|error| error.to_ptr())
@@ -470,17 +474,17 @@ unsafe extern "C" fn map_dma_buf(
 unsafe extern "C" fn unmap_dma_buf(
     attachment: *mut bindings::dma_buf_attachment,
     table: *mut bindings::sg_table,
-    _direction: Direction,
+    _direction: RawDataDirection,
 ) {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported((*attachment).dmabuf) };
-    let mut users = exported.users.lock();
-    let at = users
+    let mut mappings = exported.mappings.lock();
+    let at = mappings
         .maps
         .iter()
         .position(|map| core::ptr::eq(&raw const map.table, table));
-    let gone = at.and_then(|at| users.maps.remove(at).ok());
-    drop(users);
+    let gone = at.and_then(|at| mappings.maps.remove(at).ok());
+    drop(mappings);
     drop(gone);
 }
 
@@ -501,11 +505,11 @@ unsafe extern "C" fn release(dmabuf: *mut bindings::dma_buf) {
 /// `dmabuf` must be one of ours.
 unsafe extern "C" fn begin_cpu_access(
     dmabuf: *mut bindings::dma_buf,
-    direction: Direction,
+    direction: RawDataDirection,
 ) -> c_int {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    for map in exported.users.lock().maps.iter() {
+    for map in exported.mappings.lock().maps.iter() {
         map.for_cpu(direction);
     }
     0
@@ -516,10 +520,13 @@ unsafe extern "C" fn begin_cpu_access(
 /// # Safety
 ///
 /// `dmabuf` must be one of ours.
-unsafe extern "C" fn end_cpu_access(dmabuf: *mut bindings::dma_buf, direction: Direction) -> c_int {
+unsafe extern "C" fn end_cpu_access(
+    dmabuf: *mut bindings::dma_buf,
+    direction: RawDataDirection,
+) -> c_int {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    for map in exported.users.lock().maps.iter() {
+    for map in exported.mappings.lock().maps.iter() {
         map.for_device(direction);
     }
     0
@@ -558,7 +565,7 @@ unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::io
         return ENOMEM.to_errno();
     };
     // The kernel counts, and calls this for the first only.
-    let surplus = exported.users.lock().vmapped.replace(hold);
+    let surplus = exported.mappings.lock().vmapped.replace(hold);
     drop(surplus);
     // SAFETY: By this function's requirements. The memory is mapped as long as the buffer lives,
     // and so for longer than this mapping.
@@ -577,6 +584,6 @@ unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::io
 unsafe extern "C" fn vunmap(dmabuf: *mut bindings::dma_buf, _map: *mut bindings::iosys_map) {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    let hold = exported.users.lock().vmapped.take();
+    let hold = exported.mappings.lock().vmapped.take();
     drop(hold);
 }

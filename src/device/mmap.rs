@@ -38,12 +38,12 @@ use kernel::{
 
 /// A table of operations: function pointers, never written.
 #[repr(transparent)]
-struct Operations(bindings::vm_operations_struct);
+struct VmaOperations(bindings::vm_operations_struct);
 
 // SAFETY: Never written after it was built.
-unsafe impl Sync for Operations {}
+unsafe impl Sync for VmaOperations {}
 
-static OPERATIONS: Operations = Operations(bindings::vm_operations_struct {
+static OPERATIONS: VmaOperations = VmaOperations(bindings::vm_operations_struct {
     open: Some(open),
     close: Some(close),
     may_split: Some(may_split),

@@ -221,16 +221,16 @@ impl PhysAccess {
     }
 }
 
-/// What the kernel calls when a node is used: the abstraction's, and what that lacks.
+/// The file operations of a node: those of the kernel's abstraction, and those that it lacks.
 #[repr(transparent)]
-struct Operations(bindings::file_operations);
+struct NodeOperations(bindings::file_operations);
 
 // SAFETY: Function pointers and the module, never written once they are told to the kernel.
-unsafe impl Send for Operations {}
+unsafe impl Send for NodeOperations {}
 // SAFETY: As above.
-unsafe impl Sync for Operations {}
+unsafe impl Sync for NodeOperations {}
 
-impl Operations {
+impl NodeOperations {
     /// Those of the abstraction, as `misc` came with.
     ///
     /// # Safety
@@ -259,7 +259,7 @@ impl Operations {
 pub(crate) struct Node {
     context: Arc<DeviceContext>,
     phys_access: PhysAccess,
-    operations: Operations,
+    operations: NodeOperations,
     // Last: from here on it can be opened.
     #[pin]
     misc: Opaque<bindings::miscdevice>,
@@ -284,7 +284,7 @@ impl Node {
             context,
             phys_access,
             // SAFETY: Just made by `into_raw`.
-            operations: unsafe { Operations::of(&raw) },
+            operations: unsafe { NodeOperations::of(&raw) },
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
                 // SAFETY: The slot may be written; the operations were initialised above, and
                 // live, pinned, for as long as the node is registered.

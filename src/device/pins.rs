@@ -9,8 +9,8 @@ use super::{
     abi::Refusal,
     client::{
         Client,
-        Entry,
         Handle,
+        HandleEntry,
         Table, //
     },
     commands::{
@@ -19,12 +19,12 @@ use super::{
     },
     dma::{
         any_translated,
+        DataDirection,
         Device,
+        DeviceMapping,
         DeviceName,
-        Direction,
-        Mapping,
-        Refused,
-        Turn, //
+        MapError,
+        SyncTarget, //
     },
 };
 use crate::buffer::{
@@ -59,7 +59,7 @@ pub(super) struct Pins {
 }
 
 struct ForDevice {
-    mapping: Mapping,
+    mapping: DeviceMapping,
     count: u32,
 }
 
@@ -137,7 +137,7 @@ fn device_name(bytes: &[u8; uapi::DEVICE_LEN]) -> Result<DeviceName, Refusal> {
 }
 
 /// What a client holds under a handle, if a device may be told.
-fn pinnable(table: &mut Table, handle: Handle) -> Result<&mut Entry, Refusal> {
+fn pinnable(table: &mut Table, handle: Handle) -> Result<&mut HandleEntry, Refusal> {
     let entry = table.get_mut(handle).ok_or_else(no_such_handle)?;
     if !entry.view.writable() {
         // A device that knows the address could write.
@@ -203,10 +203,10 @@ fn pin_for_device(
         .context()
         .devices
         .map(device.clone(), name, hold(&view)?)
-        .map_err(|refused| match refused {
-            Refused::Gone => Refusal::new(ENODEV, uapi::REASON_UNKNOWN_DEVICE),
-            Refused::Device => Refusal::new(EIO, uapi::REASON_DMA_MAP),
-            Refused::Memory => Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY),
+        .map_err(|error| match error {
+            MapError::Gone => Refusal::new(ENODEV, uapi::REASON_UNKNOWN_DEVICE),
+            MapError::Device => Refusal::new(EIO, uapi::REASON_DMA_MAP),
+            MapError::Memory => Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY),
         })?;
     let number = mapping.number();
     let node = RBTreeNode::new(number, ForDevice { mapping, count: 0 }, GFP_KERNEL_ACCOUNT)
@@ -223,7 +223,7 @@ fn pin_for_device(
 }
 
 /// Counts one more PIN of a device that the buffer is mapped for, and tells its address.
-fn tell(entry: &mut Entry, number: u64, request: &mut PinRequest) -> Result<(), Refusal> {
+fn tell(entry: &mut HandleEntry, number: u64, request: &mut PinRequest) -> Result<(), Refusal> {
     let of = entry.pins.devices.get_mut(&number);
     let of = of.ok_or(Refusal::new(ENODEV, uapi::REASON_UNKNOWN_DEVICE))?;
     of.count = of.count.saturating_add(1);
@@ -271,15 +271,15 @@ fn not_pinned() -> Refusal {
 /// Serves SYNC.
 pub(super) fn sync(client: &Client, request: &mut Sync) -> Result<(), Refusal> {
     let bad_flags = || Refusal::new(EINVAL, uapi::REASON_FLAGS);
-    let next = match request.flags {
-        uapi::SYNC_FOR_DEVICE => Turn::Device,
-        uapi::SYNC_FOR_CPU => Turn::Cpu,
+    let target = match request.flags {
+        uapi::SYNC_FOR_DEVICE => SyncTarget::Device,
+        uapi::SYNC_FOR_CPU => SyncTarget::Cpu,
         _ => return Err(bad_flags()),
     };
     let direction = match request.direction {
-        uapi::SYNC_TO_DEVICE => Direction::ToDevice,
-        uapi::SYNC_FROM_DEVICE => Direction::FromDevice,
-        uapi::SYNC_BIDIRECTIONAL => Direction::Both,
+        uapi::SYNC_TO_DEVICE => DataDirection::ToDevice,
+        uapi::SYNC_FROM_DEVICE => DataDirection::FromDevice,
+        uapi::SYNC_BIDIRECTIONAL => DataDirection::Both,
         _ => return Err(bad_flags()),
     };
     let table = client.table();
@@ -296,7 +296,7 @@ pub(super) fn sync(client: &Client, request: &mut Sync) -> Result<(), Refusal> {
         return Err(bad_part());
     }
     for of in entry.pins.devices.values() {
-        of.mapping.sync(request.offset, size, direction, next);
+        of.mapping.sync(request.offset, size, direction, target);
     }
     Ok(())
 }

@@ -18,7 +18,7 @@ use super::{
         DmaBuf, //
     }, //
 };
-use crate::buffer::NoPart;
+use crate::buffer::PartError;
 use crate::uapi::{
     self,
     Export,
@@ -59,10 +59,10 @@ pub(super) fn export(
             return Err(Refusal::new(EACCES, uapi::REASON_READ_ONLY_HANDLE));
         }
         view.part(request.offset, request.size, writable)
-            .map_err(|none| match none {
-                NoPart::Bounds => Refusal::new(EINVAL, uapi::REASON_BUFFER_RANGE),
-                NoPart::Stack => Refusal::new(EOPNOTSUPP, uapi::REASON_STACK_BUFFER),
-                NoPart::Changing => Refusal::new(EBUSY, uapi::REASON_RELOCATING),
+            .map_err(|error| match error {
+                PartError::Bounds => Refusal::new(EINVAL, uapi::REASON_BUFFER_RANGE),
+                PartError::Stack => Refusal::new(EOPNOTSUPP, uapi::REASON_STACK_BUFFER),
+                PartError::Changing => Refusal::new(EBUSY, uapi::REASON_RELOCATING),
             })?
     };
     // A descriptor that nobody is told of would stay open.

@@ -537,7 +537,7 @@ structs! {
 }
 
 /// A struct that can be the argument of a command.
-pub trait Request: Copy + FromBytes + IntoBytes + Immutable + KnownLayout {
+pub trait IoctlRequest: Copy + FromBytes + IntoBytes + Immutable + KnownLayout {
     /// The command's number.
     const NR: u32;
 
@@ -547,7 +547,7 @@ pub trait Request: Copy + FromBytes + IntoBytes + Immutable + KnownLayout {
 
 macro_rules! requests {
     ($($nr:literal => $ty:ident,)*) => {
-        $(impl Request for $ty {
+        $(impl IoctlRequest for $ty {
             const NR: u32 = $nr;
 
             fn header(&mut self) -> &mut Header {
