@@ -18,7 +18,7 @@
 /* The work may be over too soon, where CPUs are shared. */
 #define TRIES	40
 
-/* The bounds in src/buffer/site.rs. */
+/* The bounds in src/buffer/backing.rs. */
 #define MOVED_UNCACHED	MiB(4)
 #define MOVED_MAPPINGS	1024
 #define MAPPINGS	65536

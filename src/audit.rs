@@ -41,8 +41,8 @@ mod walk {
 mod walk {
     use super::*;
     use crate::buffer::{
+        BackingGuard, //
         Buffer,
-        Placed, //
     };
     use crate::device;
     use crate::mm;
@@ -291,7 +291,7 @@ mod walk {
         start: u64,
         end: u64,
         offset: u64,
-        placed: Option<&'a Placed<'a>>,
+        backing: Option<&'a BackingGuard<'a>>,
         entries: u64,
         wrong: u64,
         last: Shown,
@@ -320,10 +320,10 @@ mod walk {
         // Of a large entry, what is in the VMA.
         let from = shown.address.max(against.start);
         let to = (shown.address + shown.pages * mm::UNIT).min(against.end);
-        let right = against.placed.is_some_and(|placed| {
+        let right = against.backing.is_some_and(|backing| {
             let page = against.offset + (from - against.start) / mm::UNIT;
             let frame = shown.frame + (from - shown.address) / mm::UNIT;
-            placed.run_at(page).is_some_and(|(first, there)| {
+            backing.run_at(page).is_some_and(|(first, there)| {
                 first.0 == frame && (to.saturating_sub(from)) / mm::UNIT <= there
             })
         });
@@ -345,18 +345,18 @@ mod walk {
         let (area, mm, offset) =
             unsafe { (VmaRef::from_raw(vma), (*vma).vm_mm, (*vma).vm_pgoff as u64) };
         let buffer: Option<Arc<Buffer>> = device::shown_in(area);
-        let placed = buffer.as_ref().map(|buffer| buffer.place());
+        let backing = buffer.as_ref().map(|buffer| buffer.lock());
         let mut against = Against {
             start: area.start() as u64,
             end: area.end() as u64,
             offset,
-            placed: placed.as_ref(),
+            backing: backing.as_ref(),
             entries: 0,
             wrong: 0,
             last: Shown::default(),
         };
         // What shows a buffer shows nothing else; what does not shows nothing of the pool.
-        let (first, pages) = match &against.placed {
+        let (first, pages) = match &against.backing {
             Some(_) => (0, c_ulong::MAX),
             None => (
                 look.pool.region().base().raw(),
@@ -364,7 +364,7 @@ mod walk {
             ),
         };
         // SAFETY: The walker holds the `mmap_lock`, and with it the address space. The function
-        // only uses `against`, which outlives the call. Moves and faults wait for `placed`.
+        // only uses `against`, which outlives the call. Moves and faults wait for `backing`.
         unsafe {
             (look.walker.range)(
                 mm,
@@ -376,7 +376,7 @@ mod walk {
                 (&raw mut against).cast(),
             )
         };
-        look.vmas += u64::from(against.placed.is_some());
+        look.vmas += u64::from(against.backing.is_some());
         look.entries += against.entries;
         look.wrong += against.wrong;
         if against.wrong > 0 && found() {
@@ -387,7 +387,7 @@ mod walk {
                 against.entries,
                 against.start,
                 against.end,
-                if against.placed.is_some() { ", a buffer's," } else { "" },
+                if against.backing.is_some() { ", a buffer's," } else { "" },
                 against.last.pages,
                 against.last.address,
             );

@@ -3,7 +3,7 @@
 //! Buffers that move, grow and shrink under those who use them.
 
 use super::{
-    site::Place,
+    backing::BackingState,
     Buffer, //
 };
 use crate::buddy::Direction;
@@ -35,7 +35,7 @@ pub(crate) enum Fixed {
     Never,
 }
 
-/// Why there is no other place for it.
+/// Why there is no other memory for it.
 pub(crate) enum NoRoom {
     /// The pool has none.
     Pool(Refused),
@@ -70,16 +70,16 @@ impl Change {
     ///
     /// As [`Fixed`] says.
     pub(crate) fn begin(buffer: &Arc<Buffer>, kind: Kind) -> Result<Self, Fixed> {
-        let mut guard = buffer.lock();
-        let place = (*guard).as_mut().ok_or(Fixed::Never)?;
-        if place.changing || place.drivers > 0 {
+        let mut guard = buffer.lock_state();
+        let state = (*guard).as_mut().ok_or(Fixed::Never)?;
+        if state.changing || state.waiting_drivers > 0 {
             return Err(Fixed::Changing);
         }
-        buffer.allows(place, kind)?;
-        place.changing = true;
+        buffer.allows(state, kind)?;
+        state.changing = true;
         Ok(Self {
             buffer: buffer.clone(),
-            ask: place.ask,
+            ask: state.ask,
         })
     }
 
@@ -90,7 +90,7 @@ impl Change {
     ///
     /// As [`Fixed`] says.
     pub(crate) fn also(&self, kind: Kind) -> Result<(), Fixed> {
-        let guard = self.buffer.lock();
+        let guard = self.buffer.lock_state();
         self.buffer
             .allows(guard.as_ref().ok_or(Fixed::Never)?, kind)
     }
@@ -107,11 +107,11 @@ impl Change {
 
     /// Pages that it has.
     pub(crate) fn pages(&self) -> u64 {
-        self.buffer.place().pages()
+        self.buffer.lock().pages()
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut Place) -> T) -> Option<T> {
-        let mut guard = self.buffer.lock();
+    fn with<T>(&self, f: impl FnOnce(&mut BackingState) -> T) -> Option<T> {
+        let mut guard = self.buffer.lock_state();
         (*guard).as_mut().map(f)
     }
 
@@ -121,17 +121,17 @@ impl Change {
     ///
     /// As the quotas say.
     pub(crate) fn try_charge(&self, bytes: u64) -> Result<(), QuotaExceeded> {
-        self.with(|place| place.memory.try_charge(bytes))
+        self.with(|state| state.memory.try_charge(bytes))
             .unwrap_or(Ok(()))
     }
 
     /// Uncharges `bytes`.
     pub(crate) fn uncharge(&self, bytes: u64) {
-        self.with(|place| place.memory.uncharge(bytes));
+        self.with(|state| state.memory.uncharge(bytes));
     }
 
-    /// Another place for it, as large as `ask` says though only `requested` bytes count as asked
-    /// for, in the same memory type, and clear where the buffer's contents don't come.
+    /// Allocates other memory for it, as large as `ask` says though only `requested` bytes count as
+    /// asked for, in the same memory type, and clear where the buffer's contents don't come.
     ///
     /// # Errors
     ///
@@ -156,17 +156,17 @@ impl Change {
         Ok(block)
     }
 
-    /// Moves the buffer to `block`, from under all page tables that map it. The place that it had
+    /// Moves the buffer to `block`, from under all page tables that map it. The block that it had
     /// goes back to the pool. May sleep.
     ///
     /// # Errors
     ///
     /// As [`Stopped`] says; it has not moved then.
     pub(crate) fn move_to(&self, block: Block, ask: Ask) -> Result<(), Stopped> {
-        let old = self.with(|place| {
-            let old = self.buffer.relocate(place, block)?;
-            place.ask = ask;
-            self.buffer.note(place);
+        let old = self.with(|state| {
+            let old = self.buffer.relocate(state, block)?;
+            state.ask = ask;
+            self.buffer.sync_rmap(state);
             Ok(old)
         });
         // Out of the lock: this wakes clients that wait for memory.
@@ -182,14 +182,14 @@ impl Change {
     /// As [`Stopped`] says; it has gained nothing then.
     pub(crate) fn grow(&self, ask: &Ask, priority: Priority) -> Result<bool, Stopped> {
         let buffer = &self.buffer;
-        self.with(|place| {
-            let Some(block) = place.memory.block_mut() else {
+        self.with(|state| {
+            let Some(block) = state.memory.block_mut() else {
                 return Ok(false);
             };
             let done = block.grow(buffer.grows(), &Ask { priority, ..*ask })?;
             if done {
-                place.ask = *ask;
-                buffer.note(place);
+                state.ask = *ask;
+                buffer.sync_rmap(state);
             }
             Ok(done)
         })
@@ -203,21 +203,21 @@ impl Change {
     /// pages others than page tables may have.
     pub(crate) fn shrink(&self, ask: &Ask, left: u64) {
         let buffer = &self.buffer;
-        self.with(|place| {
-            let pages = place.memory.block().map_or(0, Block::pages);
+        self.with(|state| {
+            let pages = state.memory.block().map_or(0, Block::pages);
             let less = pages.saturating_sub(left);
             let first = match buffer.grows() {
                 Direction::Up => left,
                 Direction::Down => buffer.first_in_window(pages),
             };
             buffer.window().zap(first, less);
-            buffer.note_shrinking(place, less);
+            buffer.sync_rmap_before_shrink(state, less);
             let direction = buffer.grows();
-            if let Some(block) = place.memory.block_mut() {
+            if let Some(block) = state.memory.block_mut() {
                 block.shrink(direction, ask.size, left);
             }
-            place.ask = *ask;
-            buffer.note(place);
+            state.ask = *ask;
+            buffer.sync_rmap(state);
         });
         // Out of the lock, which faults on the buffer wait for.
         buffer.pool().wake_if_wanted();
@@ -226,11 +226,11 @@ impl Change {
 
 impl Buffer {
     /// Does nothing speak against such a change?
-    fn allows(&self, place: &Place, kind: Kind) -> Result<(), Fixed> {
+    fn allows(&self, state: &BackingState, kind: Kind) -> Result<(), Fixed> {
         match kind {
             Kind::Move if self.is_immovable() => Err(Fixed::Never),
             Kind::Shrink if self.stays() => Err(Fixed::Never),
-            Kind::Move | Kind::Shrink if place.holds > 0 => Err(Fixed::Held),
+            Kind::Move | Kind::Shrink if state.holds > 0 => Err(Fixed::Held),
             Kind::Move | Kind::Shrink if self.is_mapped_out() => Err(Fixed::Mapped),
             Kind::Shrink if self.is_shared() => Err(Fixed::Shared),
             _ => Ok(()),

@@ -6,29 +6,29 @@
 //! block go back.
 //!
 //! Where the memory is may change, unless somebody other than page tables was told ([`Hold`]): its
-//! holder may say so ([`Change`]), and so may whoever needs the place ([`Site`]).
+//! owner may move it ([`Change`]), and so may the pool if it needs the memory ([`Backing`]).
 //!
-//! Lock order: `mmap_lock`, or that of a VMA, and a client's table; then a buffer's place; then
+//! Lock order: `mmap_lock`, or that of a VMA, and a client's table; then a buffer's backing; then
 //! what the kernel takes to change page tables, and the pool's locks.
 
 #![warn(clippy::arithmetic_side_effects)]
 
+mod backing;
 mod change;
-mod site;
 mod spare;
 mod view;
 mod window;
 
+pub(crate) use backing::{
+    Backing,
+    BackingGuard,
+    Stack, //
+};
 pub(crate) use change::{
     Change,
     Fixed,
     Kind,
     NoRoom, //
-};
-pub(crate) use site::{
-    Placed,
-    Site,
-    Stack, //
 };
 pub(crate) use spare::Spare;
 pub(crate) use view::{
@@ -101,7 +101,7 @@ impl Name {
 /// A buffer.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Buffer {
-    site: Arc<Site>,
+    backing: Arc<Backing>,
     /// Set if the memory has to go through quarantine: a client that was told the address is gone
     /// and has not said that the device is quiet.
     #[pin]
@@ -129,11 +129,11 @@ impl Buffer {
         label: Label,
     ) -> Result<Arc<Self>> {
         let vacancy = Vacancy::new()?;
-        let site = Site::new(memory, ask, window, stack, label.flags)?;
-        let shared = site.clone();
+        let backing = Backing::new(memory, ask, window, stack, label.flags)?;
+        let shared = backing.clone();
         let buffer = Arc::pin_init(
             pin_init!(Self {
-                site: shared,
+                backing: shared,
                 quarantine <- new_spinlock!(None, "rust_buddy_quarantine"),
                 name: label.name,
                 flags: label.flags,
@@ -141,8 +141,8 @@ impl Buffer {
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        // From here on it has one who takes it out again.
-        Site::settle(&site, vacancy);
+        // Only now: the drop of the buffer unpublishes it.
+        Backing::publish(&backing, vacancy);
         Ok(buffer)
     }
 
@@ -171,7 +171,7 @@ impl Buffer {
     /// The memory goes back, at once or when it may. Gives what the pool knew of it.
     fn empty(&self) -> Option<Left> {
         let quarantine = self.quarantine.lock().take();
-        let (mut memory, left) = self.site.vacate()?;
+        let (mut memory, left) = self.backing.unpublish()?;
         match quarantine {
             Some(reservation) => {
                 // It has no reverse map entry any more by which it could be moved.
@@ -187,10 +187,10 @@ impl Buffer {
 }
 
 impl Deref for Buffer {
-    type Target = Site;
+    type Target = Backing;
 
-    fn deref(&self) -> &Site {
-        &self.site
+    fn deref(&self) -> &Backing {
+        &self.backing
     }
 }
 

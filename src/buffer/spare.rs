@@ -6,9 +6,9 @@
 
 use super::{
     Area,
+    Backing, //
     Buffer,
     Label,
-    Site, //
 };
 use crate::memory::Memory;
 use crate::pool::{
@@ -31,7 +31,7 @@ const MOST_PAGES: u64 = 1 << 14;
 ///
 /// # Invariants
 ///
-/// Its site is vacant, and [plain](Site::is_plain).
+/// Its backing is empty, and [plain](Backing::is_plain).
 pub(crate) struct Spare {
     buffer: Pin<UniqueArc<Buffer>>,
     vacancy: Vacancy,
@@ -42,7 +42,7 @@ impl Spare {
     /// nothing is left of it that another could use.
     pub(crate) fn of(buffer: Arc<Buffer>) -> Option<Self> {
         let buffer = Arc::into_unique_or_drop(buffer)?;
-        if !buffer.site.is_plain() || buffer.site.window().pages() > MOST_PAGES {
+        if !buffer.backing.is_plain() || buffer.backing.window().pages() > MOST_PAGES {
             return None;
         }
         let vacancy = buffer.empty()?.into_vacancy()?;
@@ -53,8 +53,8 @@ impl Spare {
     /// Can a buffer of `pool` be made of it that has a window of `pages` in `area`
     /// and is plain?
     pub(crate) fn fits(&self, pool: &Arc<Pool>, area: Area, pages: u64) -> bool {
-        let (site, window) = (&self.buffer.site, self.buffer.site.window());
-        window.pages() == pages && window.area() == area && Arc::ptr_eq(site.pool(), pool)
+        let (backing, window) = (&self.buffer.backing, self.buffer.backing.window());
+        window.pages() == pages && window.area() == area && Arc::ptr_eq(backing.pool(), pool)
     }
 
     /// Makes one, of memory that is clear and was asked for with `ask`.
@@ -68,7 +68,7 @@ impl Spare {
         *fields.flags = label.flags;
         *fields.epoch = label.epoch;
         let buffer = Arc::from(buffer);
-        Site::settle_again(&buffer.site, memory, ask, vacancy);
+        Backing::republish(&buffer.backing, memory, ask, vacancy);
         buffer
     }
 }

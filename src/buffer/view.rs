@@ -4,7 +4,7 @@
 //! where it is, a hold that keeps it there.
 
 use super::{
-    site::Place,
+    backing::BackingState,
     Buffer, //
 };
 use crate::mm::{
@@ -89,26 +89,26 @@ impl View {
         if self.buffer.is_stack() {
             return Err(PartError::Stack);
         }
-        let mut guard = self.buffer.lock();
-        let place = (*guard).as_mut().ok_or(PartError::Bounds)?;
-        if place.changing && self.shared.is_none() {
+        let mut guard = self.buffer.lock_state();
+        let state = (*guard).as_mut().ok_or(PartError::Bounds)?;
+        if state.changing && self.shared.is_none() {
             return Err(PartError::Changing);
         }
-        let there = place.memory.block().map_or(0, |block| block.pages());
+        let there = state.memory.block().map_or(0, |block| block.pages());
         let granted = mm::bytes(there.saturating_sub(self.first).min(self.pages));
         let room = granted.checked_sub(offset).ok_or(PartError::Bounds)?;
         let size = if size == 0 { room } else { size };
         if size == 0 || size > room || offset % mm::UNIT != 0 || size % mm::UNIT != 0 {
             return Err(PartError::Bounds);
         }
-        place.soil();
+        state.mark_dirty();
         // INVARIANT: Within what this view shows.
         Ok(Self {
             buffer: self.buffer.clone(),
             first: self.first.saturating_add(offset / mm::UNIT),
             pages: size / mm::UNIT,
             writable,
-            // While the place is locked: who shrinks the buffer has looked before, or will see it.
+            // Under the lock: a shrink has checked for parts before, or will see this one.
             shared: Some(Shared::new(&self.buffer)),
         })
     }
@@ -151,7 +151,7 @@ impl View {
 
     /// Bytes that are there.
     pub(crate) fn granted(&self) -> u64 {
-        let there = self.buffer.place().pages().saturating_sub(self.first);
+        let there = self.buffer.lock().pages().saturating_sub(self.first);
         mm::bytes(there.min(self.pages))
     }
 
@@ -180,8 +180,8 @@ impl View {
     ///
     /// `EBUSY` while it is being moved or resized, `EINVAL` if nothing of it is there.
     pub(crate) fn hold(&self) -> Result<Hold> {
-        let guard = self.buffer.lock();
-        if guard.as_ref().is_some_and(|place| place.changing) {
+        let guard = self.buffer.lock_state();
+        if guard.as_ref().is_some_and(|state| state.changing) {
             return Err(EBUSY);
         }
         self.hold_in(guard)
@@ -195,12 +195,12 @@ impl View {
     ///
     /// `EINVAL` if nothing of it is there.
     pub(crate) fn hold_for_driver(&self) -> Result<Hold> {
-        self.hold_in(self.buffer.lock_unchanging())
+        self.hold_in(self.buffer.lock_state_unchanging())
     }
 
-    fn hold_in(&self, mut guard: MutexGuard<'_, Option<Place>>) -> Result<Hold> {
-        let place = (*guard).as_mut().ok_or(EINVAL)?;
-        let block = place.memory.block().ok_or(EINVAL)?;
+    fn hold_in(&self, mut guard: MutexGuard<'_, Option<BackingState>>) -> Result<Hold> {
+        let state = (*guard).as_mut().ok_or(EINVAL)?;
+        let block = state.memory.block().ok_or(EINVAL)?;
         // Of a stack there are no parts: who wants to know gets all of it.
         let first = if self.buffer.is_stack() {
             0
@@ -212,9 +212,9 @@ impl View {
             return Err(EINVAL);
         }
         let frame = block.first().plus(first);
-        place.holds = place.holds.checked_add(1).ok_or(EBUSY)?;
-        place.soil();
-        self.buffer.note(place);
+        state.holds = state.holds.checked_add(1).ok_or(EBUSY)?;
+        state.mark_dirty();
+        self.buffer.sync_rmap(state);
         // INVARIANT: One hold more was counted.
         Ok(Hold {
             view: self.clone(),
@@ -265,7 +265,7 @@ impl Hold {
         region.kernel_address(self.frame)
     }
 
-    /// The buffer must never move again: nobody will say when whoever knows the place is done.
+    /// The buffer must never move again: nobody will say when whoever knows the address is done.
     pub(crate) fn keep_for_ever(mut self) {
         self.ends = false;
     }
@@ -273,10 +273,10 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut guard = self.view.buffer.lock();
-        if let (true, Some(place)) = (self.ends, (*guard).as_mut()) {
-            place.holds = place.holds.saturating_sub(1);
-            self.view.buffer.note(place);
+        let mut guard = self.view.buffer.lock_state();
+        if let (true, Some(state)) = (self.ends, (*guard).as_mut()) {
+            state.holds = state.holds.saturating_sub(1);
+            self.view.buffer.sync_rmap(state);
         }
     }
 }

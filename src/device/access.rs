@@ -57,11 +57,11 @@ pub(super) unsafe extern "C" fn access(
     let done = if write != 0 {
         // SAFETY: By this function's requirements.
         let from = unsafe { slice::from_raw_parts(data.cast::<u8>(), len) };
-        buffer.place().write(page, offset, from)
+        buffer.lock().write(page, offset, from)
     } else {
         // SAFETY: As above.
         let to = unsafe { slice::from_raw_parts_mut(data.cast::<MaybeUninit<u8>>(), len) };
-        buffer.place().read(page, offset, to)
+        buffer.lock().read(page, offset, to)
     };
     match done {
         0 => EFAULT.to_errno(),

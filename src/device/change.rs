@@ -146,7 +146,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
     };
     let wanted = after
         .granted()
-        .filter(|&wanted| wanted <= buffer.most_pages())
+        .filter(|&wanted| wanted <= buffer.max_pages())
         .ok_or(Refusal::new(EINVAL, uapi::REASON_MAX_SIZE))?;
     if wanted >= pages {
         let priority = priority_of_growth(&after);

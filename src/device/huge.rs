@@ -10,8 +10,8 @@ use super::{
     mmap, //
 };
 use crate::buffer::{
+    BackingGuard, //
     Buffer,
-    Placed, //
 };
 use crate::mm::{
     self,
@@ -41,7 +41,7 @@ const MAP_FIXED: c_ulong = 0x10;
 /// The frame from which on one entry of `size` can show all that is around `address`, which shows
 /// offset `page`.
 fn block_around(
-    placed: &Placed<'_>,
+    backing: &BackingGuard<'_>,
     vma: &VmaRef,
     address: usize,
     page: u64,
@@ -53,10 +53,10 @@ fn block_around(
         return None;
     }
     let before = (address & size.mask()) >> PAGE_SHIFT;
-    let (frame, pages) = placed.run_at(page.checked_sub(before as u64)?)?;
+    let (frame, pages) = backing.run_at(page.checked_sub(before as u64)?)?;
     let fits = pages >= size.pages() && frame.0 & size.pages().wrapping_sub(1) == 0;
     // Around a bad page there are single ones.
-    (fits && !placed.has_bad(frame, size.pages())).then_some(frame)
+    (fits && !backing.has_bad(frame, size.pages())).then_some(frame)
 }
 
 /// A page is touched where the page table has nothing for 2^`order` pages around it.
@@ -86,13 +86,13 @@ pub(super) unsafe extern "C" fn huge_fault(
     }
     buffer.pool().look_for_bad();
     // Until the entry is in: who moves the buffer waits for this, and then takes it out again.
-    let placed = buffer.place();
-    let found = block_around(&placed, area, address, pgoff as u64, size);
+    let backing = buffer.lock();
+    let found = block_around(&backing, area, address, pgoff as u64, size);
     // SAFETY: By this function's requirements.
     if found.is_some() && size == Huge::Pud && unsafe { pgtable::is_under_vma_lock(vmf) } {
         // A split locks the VMA only after it has had such entries taken out. The buffer is the
         // VMA's, so its lock goes first.
-        drop(placed);
+        drop(backing);
         // SAFETY: As above; nothing of the VMA is used after that.
         return unsafe { pgtable::again_with_mmap_lock(vmf) };
     }
@@ -135,7 +135,7 @@ fn linings(client: &Client, first: u64, pages: u64) -> [Option<Lining>; 2] {
     let last = first.saturating_add(pages.saturating_sub(1));
     let run = client.table().at_offset(first, last).and_then(|view| {
         let buffer = view.buffer();
-        let run = buffer.place().run_at(first);
+        let run = buffer.lock().run_at(first);
         run.filter(|_| !buffer.by_page())
     });
     let mut sizes = Huge::sizes();
@@ -201,7 +201,7 @@ pub(super) fn fill(vma: &VmaNew, buffer: &Buffer, first: u64) {
         return;
     }
     // What moves or shrinks meanwhile is faulted in, or not, as it then is.
-    let Some((_, there)) = buffer.place().run_at(first) else {
+    let Some((_, there)) = buffer.lock().run_at(first) else {
         return;
     };
     let end = vma

@@ -108,7 +108,7 @@ fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
     // Nothing that follows fails.
     buffer.try_count_mapping()?;
     if view.writable() {
-        buffer.soil();
+        buffer.mark_dirty();
     }
     vma.set_dontexpand();
     vma.set_dontdump();
@@ -232,9 +232,9 @@ unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t
     let buffer = unsafe { shown_by(vma) };
     buffer.pool().look_for_bad();
     // Until the page is in: who moves the buffer waits for this, and then takes it out again.
-    let placed = buffer.place();
-    match placed.run_at(pgoff as u64).map(|(frame, _)| frame) {
-        Some(frame) if placed.has_bad(frame, 1) => mm::VM_FAULT_HWPOISON,
+    let backing = buffer.lock();
+    match backing.run_at(pgoff as u64).map(|(frame, _)| frame) {
+        Some(frame) if backing.has_bad(frame, 1) => mm::VM_FAULT_HWPOISON,
         // SAFETY: The VMA is MIXEDMAP, as that of every buffer of this kind, whose pages are the
         // kernel's own and have the pool's reference. The address is in it.
         Some(frame) if buffer.by_page() => unsafe { mm::insert_page(vma, address, frame) },

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where a buffer is, and how it gets elsewhere.
+//! The backing memory of a buffer, and how a buffer moves to other memory.
 //!
-//! One lock keeps it: a fault holds that until its page table has the page, and who moves the
-//! buffer until no page table has one any more, the contents are copied, and the next fault finds
-//! the new place. The pool's reverse map knows a site too, and may for a moment after the buffer
-//! has gone; it is empty then.
+//! One lock protects the state. A fault handler holds it until the page table has the page. A move
+//! holds it until no page table has a page any more and the contents are copied, so that the next
+//! fault finds the new memory. The pool's reverse map refers to a backing too, and may for a moment
+//! after the buffer is gone; the backing is empty then.
 
 use super::window::Window;
 use crate::buddy::Direction;
@@ -49,45 +49,45 @@ use kernel::{
     }, //
 };
 
-/// The pages of the largest buffer in an uncached memory type that is moved for others: 4 MiB.
+/// The pages of the largest buffer in an uncached memory type that is moved for other clients: 4 MiB.
 ///
 /// The calls of all clients that are about to be refused wait for such a move. Uncached memory is
 /// read at some 25 MB/s: this is 160 ms.
-const MOST_UNCACHED: u64 = 1 << 10;
+const MAX_UNCACHED_MOVED: u64 = 1 << 10;
 
-/// How many mappings a buffer that is moved for others may have. To unmap it takes time for each.
-const MOST_MAPPINGS_MOVED: u64 = 1 << 10;
+/// The most mappings of a buffer that is moved for other clients. To unmap it takes time for each.
+const MAX_MAPPINGS_MOVED: u64 = 1 << 10;
 
 /// How many mappings mmap and splitting give a buffer, as the kernel's `max_map_count` bounds those
 /// of one process. Beyond that a buffer is not unmapped: it neither moves nor shrinks.
-const MOST_MAPPINGS: u64 = 1 << 16;
+const MAX_MAPPINGS: u64 = 1 << 16;
 
-/// How often a buffer that is to make way is tried to be locked, 1 ms apart.
-const TRIES: u32 = 5;
+/// Attempts to lock a buffer that is to be moved for other clients, 1 ms apart.
+const LOCK_ATTEMPTS: u32 = 5;
 
-/// What is at a site.
-pub(super) struct Place {
+/// What the lock of a backing protects.
+pub(super) struct BackingState {
     pub(super) memory: Memory,
-    /// What its place has to be, wherever it goes.
+    /// What its memory has to satisfy, also after a move.
     pub(super) ask: Ask,
     /// How many know where it is, beside page tables. With any it stays there.
     pub(super) holds: u32,
-    /// Its holder moves or resizes it, and nobody else may begin to, nor be told where it is.
+    /// Its owner moves or resizes it. No other change may begin, and no address be told.
     pub(super) changing: bool,
     /// Drivers that wait for the end of the change. With any no other change begins.
-    pub(super) drivers: u32,
-    /// How often it has moved.
+    pub(super) waiting_drivers: u32,
+    /// The number of moves so far.
     pub(super) generation: u64,
-    /// Its first and last page frame, as the reverse map knows them.
-    known: Option<(u64, u64)>,
+    /// Its first and last page frame in the reverse map, if it has an entry there.
+    rmap_entry: Option<(u64, u64)>,
 }
 
-/// Where a buffer is.
+/// The backing memory of a buffer.
 #[pin_data]
-pub(crate) struct Site {
+pub(crate) struct Backing {
     #[pin]
-    place: Mutex<Option<Place>>,
-    /// Told when a change ends, for a caller that can't be refused.
+    state: Mutex<Option<BackingState>>,
+    /// Notified when a change ends, for callers that can't be refused.
     #[pin]
     changed: CondVar,
     pool: Arc<Pool>,
@@ -111,8 +111,8 @@ pub(crate) struct Stack {
     pub(crate) above: u64,
 }
 
-impl Site {
-    /// Of a buffer with that memory, which the pool does not know of yet.
+impl Backing {
+    /// Makes the backing of a buffer, without an entry in the reverse map yet.
     pub(super) fn new(
         memory: Memory,
         ask: Ask,
@@ -125,10 +125,10 @@ impl Site {
             .map(|block| (block.pool().clone(), block.memtype()))
             .ok_or(EINVAL)?;
         let by_page = memory.by_page();
-        let place = Place::new(memory, ask);
+        let state = BackingState::new(memory, ask);
         Arc::pin_init(
             pin_init!(Self {
-                place <- new_mutex!(Some(place), "rust_buddy_place"),
+                state <- new_mutex!(Some(state), "rust_buddy_backing"),
                 changed <- new_condvar!("rust_buddy_changed"),
                 pool,
                 memtype,
@@ -143,33 +143,33 @@ impl Site {
         )
     }
 
-    /// Tells the pool who is there, until [`Site::vacate`].
-    pub(super) fn settle(this: &Arc<Self>, vacancy: Vacancy) {
-        let mut guard = this.place.lock();
-        let Some(place) = (*guard).as_mut() else {
+    /// Adds it to the reverse map, until [`Backing::unpublish`].
+    pub(super) fn publish(this: &Arc<Self>, vacancy: Vacancy) {
+        let mut guard = this.state.lock();
+        let Some(state) = (*guard).as_mut() else {
             return;
         };
-        let Some((first, pages)) = place.span() else {
+        let Some((first, pages)) = state.span() else {
             return;
         };
         let residents = this.pool.residents();
         residents.insert(vacancy, first, pages, this.clone());
-        place.known = Some(ends(first, pages));
-        this.note(place);
+        state.rmap_entry = Some(ends(first, pages));
+        this.sync_rmap(state);
     }
 
-    /// The same for a site that was vacated, with other memory.
-    pub(super) fn settle_again(this: &Arc<Self>, memory: Memory, ask: Ask, vacancy: Vacancy) {
-        *this.place.lock() = Some(Place::new(memory, ask));
-        Self::settle(this, vacancy);
+    /// Fills a backing that was unpublished with other memory, and adds it to the reverse map.
+    pub(super) fn republish(this: &Arc<Self>, memory: Memory, ask: Ask, vacancy: Vacancy) {
+        *this.state.lock() = Some(BackingState::new(memory, ask));
+        Self::publish(this, vacancy);
     }
 
-    /// The buffer is gone: nobody is there any more. Gives what was there, and what the pool knew.
-    pub(super) fn vacate(&self) -> Option<(Memory, Option<Left>)> {
-        let place = self.place.lock().take()?;
-        let known = place.known;
+    /// Empties it when the buffer is gone. Returns the memory, and the entry of the reverse map.
+    pub(super) fn unpublish(&self) -> Option<(Memory, Option<Left>)> {
+        let state = self.state.lock().take()?;
+        let known = state.rmap_entry;
         let left = known.map(|(_, last)| self.pool.residents().remove(last));
-        Some((place.memory, left))
+        Some((state.memory, left))
     }
 
     /// Does nothing but its size set it apart from others?
@@ -177,59 +177,59 @@ impl Site {
         self.memtype == MemType::WriteBack && self.stack.is_none() && !self.by_page && !self.filled
     }
 
-    /// What is there, under its lock.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Place>> {
-        self.place.lock()
+    /// Locks the state.
+    pub(super) fn lock_state(&self) -> MutexGuard<'_, Option<BackingState>> {
+        self.state.lock()
     }
 
-    /// The same, once no change is under way.
+    /// Locks the state while no change is under way.
     ///
     /// A change neither touches user memory nor takes a lock that a driver may hold, so it ends
-    /// whatever the caller holds; and none begins while a driver waits here. Sleeps meanwhile, and
-    /// no signal ends that.
-    pub(super) fn lock_unchanging(&self) -> MutexGuard<'_, Option<Place>> {
-        let mut guard = self.place.lock();
-        while let Some(place) = (*guard).as_mut().filter(|place| place.changing) {
-            place.drivers = place.drivers.saturating_add(1);
+    /// whatever the caller holds. None begins while a driver waits here. Sleeps until the change
+    /// has ended, and no signal ends that.
+    pub(super) fn lock_state_unchanging(&self) -> MutexGuard<'_, Option<BackingState>> {
+        let mut guard = self.state.lock();
+        while let Some(state) = (*guard).as_mut().filter(|state| state.changing) {
+            state.waiting_drivers = state.waiting_drivers.saturating_add(1);
             self.changed.wait(&mut guard);
-            if let Some(place) = (*guard).as_mut() {
-                place.drivers = place.drivers.saturating_sub(1);
+            if let Some(state) = (*guard).as_mut() {
+                state.waiting_drivers = state.waiting_drivers.saturating_sub(1);
             }
         }
         guard
     }
 
-    /// A change has ended.
+    /// Ends a change, and wakes the drivers that wait for that.
     pub(super) fn end_change(&self) {
-        if let Some(place) = (*self.place.lock()).as_mut() {
-            place.changing = false;
+        if let Some(state) = (*self.state.lock()).as_mut() {
+            state.changing = false;
         }
         self.changed.notify_all();
     }
 
-    /// From now on somebody can write to it.
-    pub(crate) fn soil(&self) {
-        if let Some(place) = (*self.place.lock()).as_mut() {
-            place.soil();
+    /// Marks the memory as dirty: a client can write to it from now on.
+    pub(crate) fn mark_dirty(&self) {
+        if let Some(state) = (*self.state.lock()).as_mut() {
+            state.mark_dirty();
         }
     }
 
-    /// Where it is, for as long as this is held.
-    pub(crate) fn place(&self) -> Placed<'_> {
-        Placed {
-            site: self,
-            guard: self.place.lock(),
+    /// Locks it, so that the memory is where it is until the guard is dropped.
+    pub(crate) fn lock(&self) -> BackingGuard<'_> {
+        BackingGuard {
+            backing: self,
+            guard: self.state.lock(),
         }
     }
 
     /// Bytes that were asked for.
     pub(crate) fn size(&self) -> u64 {
-        self.place().block().map_or(0, Block::requested)
+        self.lock().block().map_or(0, Block::requested)
     }
 
     /// The order of the smallest block that covers it.
     pub(crate) fn order(&self) -> u32 {
-        self.place().block().map_or(0, |block| block.order().get())
+        self.lock().block().map_or(0, |block| block.order().get())
     }
 
     /// Its pool.
@@ -273,7 +273,7 @@ impl Site {
     }
 
     /// Pages that the window has room for.
-    pub(crate) fn most_pages(&self) -> u64 {
+    pub(crate) fn max_pages(&self) -> u64 {
         match self.stack {
             // The lowest is guard for ever.
             Some(stack) => self
@@ -287,8 +287,8 @@ impl Site {
 
     /// How often it has moved.
     pub(crate) fn generation(&self) -> u64 {
-        let place = self.place.lock();
-        place.as_ref().map_or(0, |place| place.generation)
+        let state = self.state.lock();
+        state.as_ref().map_or(0, |state| state.generation)
     }
 
     /// Is it mapped by struct page, so that references to its pages can be taken?
@@ -322,7 +322,7 @@ impl Site {
     ///
     /// `ENOMEM`, as mmap says for a process that has too many.
     pub(crate) fn try_count_mapping(&self) -> Result {
-        if self.mappings.fetch_add(1, Relaxed) >= MOST_MAPPINGS {
+        if self.mappings.fetch_add(1, Relaxed) >= MAX_MAPPINGS {
             self.uncount_mapping();
             return Err(ENOMEM);
         }
@@ -331,7 +331,7 @@ impl Site {
 
     /// Says whether it has as many mappings as it may.
     pub(crate) fn is_mapped_out(&self) -> bool {
-        self.mappings() >= MOST_MAPPINGS
+        self.mappings() >= MAX_MAPPINGS
     }
 
     /// Counts one mapping more, which can't be refused: fork's.
@@ -355,101 +355,100 @@ impl Site {
         self.stays() || self.pool.region().caps() & uapi::CAP_MOVABLE == 0
     }
 
-    /// After every change of `place`: tells the pool of it.
-    pub(super) fn note(&self, place: &mut Place) {
-        let movable = self.may_be_moved(place);
-        if let (Some((first, pages)), Some(known)) = (place.span(), place.known) {
-            if let Some(block) = place.memory.block_mut() {
+    /// Brings the reverse map up to date. To be called after every change of `state`.
+    pub(super) fn sync_rmap(&self, state: &mut BackingState) {
+        let movable = self.may_be_moved(state);
+        if let (Some((first, pages)), Some(known)) = (state.span(), state.rmap_entry) {
+            if let Some(block) = state.memory.block_mut() {
                 block.set_movable(movable);
             }
-            self.tell(place, known, first, pages);
+            self.update_rmap(state, known, first, pages);
         }
     }
 
-    /// Before `place` gives up its last pages: the reverse map must not know them as its own when
-    /// they are somebody else's.
-    pub(super) fn note_shrinking(&self, place: &mut Place, fewer: u64) {
+    /// Takes the last `fewer` pages out of the reverse map, before they are free: after that, they
+    /// can be another buffer's.
+    pub(super) fn sync_rmap_before_shrink(&self, state: &mut BackingState, fewer: u64) {
         let up = self.grows() == Direction::Up;
-        if let (Some((first, pages)), Some(known), true) = (place.span(), place.known, up) {
-            self.tell(place, known, first, pages.saturating_sub(fewer));
+        if let (Some((first, pages)), Some(known), true) = (state.span(), state.rmap_entry, up) {
+            self.update_rmap(state, known, first, pages.saturating_sub(fewer));
         }
     }
 
-    /// Has the reverse map know that it is in the `pages` pages from `first` on.
-    fn tell(&self, place: &mut Place, known: (u64, u64), first: Pfn, pages: u64) {
+    /// Changes its entry of the reverse map to the `pages` pages from `first` on.
+    fn update_rmap(&self, state: &mut BackingState, known: (u64, u64), first: Pfn, pages: u64) {
         if known != ends(first, pages) {
             let last = self.pool.residents().change(known.1, first, pages);
-            place.known = Some((first.0, last));
+            state.rmap_entry = Some((first.0, last));
         }
     }
 
     /// May the pool have it moved? Not what was asked to be where it is, nor what takes too long to
     /// copy.
-    fn may_be_moved(&self, place: &Place) -> bool {
-        let pages = place.span().map_or(0, |(_, pages)| pages);
-        let slow = self.memtype != MemType::WriteBack && pages > MOST_UNCACHED;
-        place.holds == 0 && !slow && !self.is_immovable() && !matches!(place.ask.spot, Spot::At(_))
+    fn may_be_moved(&self, state: &BackingState) -> bool {
+        let pages = state.span().map_or(0, |(_, pages)| pages);
+        let slow = self.memtype != MemType::WriteBack && pages > MAX_UNCACHED_MOVED;
+        state.holds == 0 && !slow && !self.is_immovable() && !matches!(state.ask.spot, Spot::At(_))
     }
 
-    /// Locks what is there for a caller that holds up others: not for longer than a few ms.
+    /// Locks the state for a caller that other clients wait for. Waits for a few ms at most.
     ///
-    /// The holder may move or grow the buffer, which keeps the lock for as long as it can make that
-    /// take. A fault keeps it for microseconds.
-    fn lock_soon(&self) -> Option<MutexGuard<'_, Option<Place>>> {
-        for _ in 1..TRIES {
-            if let Some(guard) = self.place.try_lock() {
+    /// The owner may move or grow the buffer, and can make that take long. A fault handler holds
+    /// the lock for microseconds.
+    fn lock_soon(&self) -> Option<MutexGuard<'_, Option<BackingState>>> {
+        for _ in 1..LOCK_ATTEMPTS {
+            if let Some(guard) = self.state.try_lock() {
                 return Some(guard);
             }
             fsleep(Delta::from_millis(1));
         }
-        self.place.try_lock()
+        self.state.try_lock()
     }
 
-    /// Moves what is in `place` to `block`, from under all who have it mapped; gives what it was
-    /// in.
+    /// Moves the contents to `block` and unmaps the old block everywhere. Returns the old block.
     ///
-    /// What they write until then is in the copy; what they write from then on waits for it.
+    /// A store through a mapping is either in the copy, or its fault waits for the end of the move.
     ///
     /// # Errors
     ///
-    /// As [`Stopped`] says. It is where it was, with its contents, then: no page table has shown it
-    /// meanwhile, since every fault waits for the lock of `place`.
+    /// As [`Stopped`] says. The buffer has not moved and has its contents then: no page table has
+    /// shown it in the meantime, since every fault handler waits for the lock.
     pub(super) fn relocate(
         &self,
-        place: &mut Place,
+        state: &mut BackingState,
         mut block: Block,
     ) -> Result<Option<Block>, Stopped> {
         self.window.zap(0, self.window.pages());
-        let Some(old) = place.memory.block_mut() else {
+        let Some(old) = state.memory.block_mut() else {
             return Ok(None);
         };
         block.copy(old, self.grows())?;
         block.replaces(old);
         self.pool.counts().moved(old.pages().min(block.pages()));
-        place.generation = place.generation.wrapping_add(1);
-        let old = place.memory.replace(block);
-        self.note(place);
+        state.generation = state.generation.wrapping_add(1);
+        let old = state.memory.replace(block);
+        self.sync_rmap(state);
         Ok(old)
     }
 }
 
-impl Resident for Site {
+impl Resident for Backing {
     fn make_way(&self, way: &Way<'_>) -> Result<u64, Stays> {
         let mut guard = self.lock_soon().ok_or(Stays::Fixed)?;
-        let Some(place) = (*guard).as_mut() else {
+        let Some(state) = (*guard).as_mut() else {
             return Ok(0);
         };
-        let Some((_, pages)) = place.span().filter(|&(first, pages)| way.has(first, pages)) else {
+        let Some((_, pages)) = state.span().filter(|&(first, pages)| way.has(first, pages)) else {
             return Ok(0);
         };
-        let many = self.mappings() > MOST_MAPPINGS_MOVED;
-        if place.changing || many || !self.may_be_moved(place) {
+        let many = self.mappings() > MAX_MAPPINGS_MOVED;
+        if state.changing || many || !self.may_be_moved(state) {
             return Err(Stays::Fixed);
         }
-        let mut block = way.elsewhere(&place.ask, pages)?;
-        block.set_requested(place.ask.size);
+        let mut block = way.elsewhere(&state.ask, pages)?;
+        block.set_requested(state.ask.size);
         block.set_memtype(self.memtype).map_err(|_| Stays::Full)?;
-        let old = self.relocate(place, block).map_err(Stays::Stopped)?;
+        let old = self.relocate(state, block).map_err(Stays::Stopped)?;
         drop(guard);
         // The lock of all moves is held, and the end of the fence wakes clients that wait.
         if let Some(old) = old {
@@ -460,8 +459,8 @@ impl Resident for Site {
 
     fn hide(&self, page: Pfn) {
         // A fault that holds the lock may not have known; one that comes later does.
-        let guard = self.place.lock();
-        let Some((first, pages)) = guard.as_ref().and_then(Place::span) else {
+        let guard = self.state.lock();
+        let Some((first, pages)) = guard.as_ref().and_then(BackingState::span) else {
             return;
         };
         if let Some(within) = page.0.checked_sub(first.0).filter(|&at| at < pages) {
@@ -476,47 +475,47 @@ fn ends(first: Pfn, pages: u64) -> (u64, u64) {
     (first.0, first.0.saturating_add(pages.saturating_sub(1)))
 }
 
-impl Place {
-    /// Of memory that was asked for with `ask`, where nobody has been yet.
+impl BackingState {
+    /// Makes the state of a backing that has not been published, of memory allocated with `ask`.
     fn new(memory: Memory, ask: Ask) -> Self {
         Self {
             memory,
             ask,
             holds: 0,
             changing: false,
-            drivers: 0,
+            waiting_drivers: 0,
             generation: 0,
-            known: None,
+            rmap_entry: None,
         }
     }
 
-    /// From now on somebody can write to it, or knows the address.
-    pub(super) fn soil(&mut self) {
+    /// Marks the memory as dirty: from now on a client can write to it, or knows the address.
+    pub(super) fn mark_dirty(&mut self) {
         if let Some(block) = self.memory.block_mut() {
             block.soil();
         }
     }
 
-    /// The first page frame, and how many there are.
+    /// Returns the first page frame and the number of pages.
     fn span(&self) -> Option<(Pfn, u64)> {
         let block = self.memory.block()?;
         Some((block.first(), block.pages()))
     }
 }
 
-/// A buffer that stays where it is as long as this lives. May not be held while user memory is
-/// touched: a fault would wait for it.
-pub(crate) struct Placed<'a> {
-    site: &'a Site,
-    guard: MutexGuard<'a, Option<Place>>,
+/// Holds the lock of a backing, so that the buffer neither moves nor is resized. May not be held
+/// while user memory is touched: a fault would wait for it.
+pub(crate) struct BackingGuard<'a> {
+    backing: &'a Backing,
+    guard: MutexGuard<'a, Option<BackingState>>,
 }
 
-impl Placed<'_> {
+impl BackingGuard<'_> {
     fn block(&self) -> Option<&Block> {
-        self.guard.as_ref().and_then(|place| place.memory.block())
+        self.guard.as_ref().and_then(|state| state.memory.block())
     }
 
-    /// Pages that are there.
+    /// Returns the number of pages.
     pub(crate) fn pages(&self) -> u64 {
         self.block().map_or(0, Block::pages)
     }
@@ -525,9 +524,9 @@ impl Placed<'_> {
     /// none beyond what is granted.
     pub(crate) fn run_at(&self, page: u64) -> Option<(Pfn, u64)> {
         let block = self.block()?;
-        let first = self.site.first_in_window(block.pages());
+        let first = self.backing.first_in_window(block.pages());
         let within = page
-            .checked_sub(self.site.window.first())?
+            .checked_sub(self.backing.window.first())?
             .checked_sub(first)?;
         let pages = block
             .pages()
@@ -538,7 +537,7 @@ impl Placed<'_> {
 
     /// Is any of `pages` frames from `first` on bad?
     pub(crate) fn has_bad(&self, first: Pfn, pages: u64) -> bool {
-        self.site.pool.has_bad(first, pages)
+        self.backing.pool.has_bad(first, pages)
     }
 
     /// Copies what is from byte `within` of offset `page` of mmap on, as far as it is granted; says
@@ -547,7 +546,7 @@ impl Placed<'_> {
         let Some((frame, len)) = self.bytes_at(page, within, to.len()) else {
             return 0;
         };
-        let region = self.site.pool.region();
+        let region = self.backing.pool.region();
         if region.read(frame, within, &mut to[..len]) {
             len
         } else {
@@ -555,12 +554,12 @@ impl Placed<'_> {
         }
     }
 
-    /// The other way round.
+    /// Copies `from` to what is from byte `within` of offset `page` of mmap on, likewise.
     pub(crate) fn write(&self, page: u64, within: usize, from: &[u8]) -> usize {
         let Some((frame, len)) = self.bytes_at(page, within, from.len()) else {
             return 0;
         };
-        let region = self.site.pool.region();
+        let region = self.backing.pool.region();
         if region.write(frame, within, &from[..len]) {
             len
         } else {
