@@ -70,8 +70,8 @@ pub(super) struct BackingState {
     pub(super) memory: Memory,
     /// What its memory has to satisfy, also after a move.
     pub(super) ask: Ask,
-    /// How many know where it is, beside page tables. With any it stays there.
-    pub(super) holds: u32,
+    /// The number of pins. With any it does not move.
+    pub(super) pin_count: u32,
     /// Its owner moves or resizes it. No other change may begin, and no address be told.
     pub(super) changing: bool,
     /// Drivers that wait for the end of the change. With any no other change begins.
@@ -388,7 +388,10 @@ impl Backing {
     fn may_be_moved(&self, state: &BackingState) -> bool {
         let pages = state.span().map_or(0, |(_, pages)| pages);
         let slow = self.memtype != MemType::WriteBack && pages > MAX_UNCACHED_MOVED;
-        state.holds == 0 && !slow && !self.is_immovable() && !matches!(state.ask.spot, Spot::At(_))
+        state.pin_count == 0
+            && !slow
+            && !self.is_immovable()
+            && !matches!(state.ask.spot, Spot::At(_))
     }
 
     /// Locks the state for a caller that other clients wait for. Waits for a few ms at most.
@@ -481,7 +484,7 @@ impl BackingState {
         Self {
             memory,
             ask,
-            holds: 0,
+            pin_count: 0,
             changing: false,
             waiting_drivers: 0,
             generation: 0,

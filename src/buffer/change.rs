@@ -22,8 +22,8 @@ use kernel::{
 
 /// Why a buffer stays as it is.
 pub(crate) enum Fixed {
-    /// Somebody other than page tables knows where it is.
-    Held,
+    /// It is pinned: a driver, a device or a client knows its address.
+    Pinned,
     /// Somebody was given a part of it, and counts on its size.
     Shared,
     /// It is being changed already, or a driver waits for the end of that.
@@ -230,7 +230,7 @@ impl Buffer {
         match kind {
             Kind::Move if self.is_immovable() => Err(Fixed::Never),
             Kind::Shrink if self.stays() => Err(Fixed::Never),
-            Kind::Move | Kind::Shrink if state.holds > 0 => Err(Fixed::Held),
+            Kind::Move | Kind::Shrink if state.pin_count > 0 => Err(Fixed::Pinned),
             Kind::Move | Kind::Shrink if self.is_mapped_out() => Err(Fixed::Mapped),
             Kind::Shrink if self.is_shared() => Err(Fixed::Shared),
             _ => Ok(()),

@@ -5,8 +5,8 @@
 //! Handles and mappings hold a reference each; with the last one the window of mmap offsets and the
 //! block go back.
 //!
-//! Where the memory is may change, unless somebody other than page tables was told ([`Hold`]): its
-//! owner may move it ([`Change`]), and so may the pool if it needs the memory ([`Backing`]).
+//! The memory may move, unless it is pinned ([`PinnedView`]): its owner may move it ([`Change`]),
+//! and so may the pool if it needs the memory ([`Backing`]).
 //!
 //! Lock order: `mmap_lock`, or that of a VMA, and a client's table; then a buffer's backing; then
 //! what the kernel takes to change page tables, and the pool's locks.
@@ -32,8 +32,8 @@ pub(crate) use change::{
 };
 pub(crate) use spare::Spare;
 pub(crate) use view::{
-    Hold,
     PartError,
+    PinnedView,
     View, //
 };
 pub(crate) use window::{

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What somebody has of a buffer: a view of all or a part of it, and, for those who need to know
-//! where it is, a hold that keeps it there.
+//! Views: references to all or a part of a buffer. A view is pinned for as long as a client, a
+//! driver or a device knows the address.
 
 use super::{
     backing::BackingState,
@@ -21,8 +21,8 @@ use kernel::{
     }, //
 };
 
-/// What somebody may see of a buffer: a part of its window of mmap offsets, in pages from the
-/// window's start.
+/// A reference to a buffer, or to a part of it: a part of its window of mmap offsets, in pages from
+/// the window's start.
 ///
 /// # Invariants
 ///
@@ -47,11 +47,11 @@ pub(crate) enum PartError {
     Changing,
 }
 
-/// Somebody counts on a buffer's size.
+/// Counts a view whose holder relies on the buffer's size.
 struct Shared(Arc<Buffer>);
 
 impl Shared {
-    /// One more who does.
+    /// Counts one more.
     fn new(buffer: &Arc<Buffer>) -> Self {
         buffer.parts().fetch_add(1, Relaxed);
         Self(buffer.clone())
@@ -118,7 +118,7 @@ impl View {
         &self.buffer
     }
 
-    /// May who has it write?
+    /// Returns whether the memory may be written through it.
     pub(crate) fn writable(&self) -> bool {
         self.writable
     }
@@ -174,34 +174,33 @@ impl View {
         mm::bytes(self.first_page())
     }
 
-    /// Keeps it where it is, and says where that is.
+    /// Pins the memory, so that its address can be told.
     ///
     /// # Errors
     ///
     /// `EBUSY` while it is being moved or resized, `EINVAL` if nothing of it is there.
-    pub(crate) fn hold(&self) -> Result<Hold> {
+    pub(crate) fn pin(&self) -> Result<PinnedView> {
         let guard = self.buffer.lock_state();
         if guard.as_ref().is_some_and(|state| state.changing) {
             return Err(EBUSY);
         }
-        self.hold_in(guard)
+        self.pin_locked(guard)
     }
 
-    /// The same for a driver that uses a dma-buf: waits until the buffer is not being changed any
-    /// more. A driver is not prepared to be refused because of that, and the kernel warns if `vmap`
-    /// fails.
+    /// Pins the memory for a driver that uses a dma-buf. Waits for the end of a change of the
+    /// buffer: a driver does not expect `EBUSY`, and the kernel warns if `vmap` fails.
     ///
     /// # Errors
     ///
     /// `EINVAL` if nothing of it is there.
-    pub(crate) fn hold_for_driver(&self) -> Result<Hold> {
-        self.hold_in(self.buffer.lock_state_unchanging())
+    pub(crate) fn pin_for_driver(&self) -> Result<PinnedView> {
+        self.pin_locked(self.buffer.lock_state_unchanging())
     }
 
-    fn hold_in(&self, mut guard: MutexGuard<'_, Option<BackingState>>) -> Result<Hold> {
+    fn pin_locked(&self, mut guard: MutexGuard<'_, Option<BackingState>>) -> Result<PinnedView> {
         let state = (*guard).as_mut().ok_or(EINVAL)?;
         let block = state.memory.block().ok_or(EINVAL)?;
-        // Of a stack there are no parts: who wants to know gets all of it.
+        // A stack has no parts: all of it is pinned.
         let first = if self.buffer.is_stack() {
             0
         } else {
@@ -212,15 +211,15 @@ impl View {
             return Err(EINVAL);
         }
         let frame = block.first().plus(first);
-        state.holds = state.holds.checked_add(1).ok_or(EBUSY)?;
+        state.pin_count = state.pin_count.checked_add(1).ok_or(EBUSY)?;
         state.mark_dirty();
         self.buffer.sync_rmap(state);
-        // INVARIANT: One hold more was counted.
-        Ok(Hold {
+        // INVARIANT: One pin more was counted.
+        Ok(PinnedView {
             view: self.clone(),
             frame,
             pages,
-            ends: true,
+            unpin_on_drop: true,
         })
     }
 }
@@ -229,17 +228,17 @@ impl View {
 ///
 /// # Invariants
 ///
-/// Is counted in its buffer's `holds`; the view shows `pages` pages from `frame` on.
-pub(crate) struct Hold {
+/// Is counted in its buffer's `pin_count`; the view shows `pages` pages from `frame` on.
+pub(crate) struct PinnedView {
     view: View,
     frame: Pfn,
     pages: u64,
-    /// Not if it is to be counted for ever.
-    ends: bool,
+    /// Not set if the pin was leaked.
+    unpin_on_drop: bool,
 }
 
-impl Hold {
-    /// What is held.
+impl PinnedView {
+    /// Returns the view that is pinned.
     pub(crate) fn view(&self) -> &View {
         &self.view
     }
@@ -265,17 +264,17 @@ impl Hold {
         region.kernel_address(self.frame)
     }
 
-    /// The buffer must never move again: nobody will say when whoever knows the address is done.
-    pub(crate) fn keep_for_ever(mut self) {
-        self.ends = false;
+    /// Leaks the pin: the buffer never moves again, since the end of the use will not be told.
+    pub(crate) fn leak(mut self) {
+        self.unpin_on_drop = false;
     }
 }
 
-impl Drop for Hold {
+impl Drop for PinnedView {
     fn drop(&mut self) {
         let mut guard = self.view.buffer.lock_state();
-        if let (true, Some(state)) = (self.ends, (*guard).as_mut()) {
-            state.holds = state.holds.saturating_sub(1);
+        if let (true, Some(state)) = (self.unpin_on_drop, (*guard).as_mut()) {
+            state.pin_count = state.pin_count.saturating_sub(1);
             self.view.buffer.sync_rmap(state);
         }
     }

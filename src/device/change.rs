@@ -57,7 +57,7 @@ fn own_buffer(client: &Client, handle: Handle) -> Result<Arc<Buffer>, Refusal> {
 /// What is said of a buffer that stays as it is.
 fn refusal(fixed: Fixed) -> Refusal {
     match fixed {
-        Fixed::Held => Refusal::new(EBUSY, uapi::REASON_PINNED),
+        Fixed::Pinned => Refusal::new(EBUSY, uapi::REASON_PINNED),
         Fixed::Shared => Refusal::new(EBUSY, uapi::REASON_SHARED),
         Fixed::Mapped => Refusal::new(EBUSY, uapi::REASON_UNMOVABLE_RANGE),
         Fixed::Changing => Refusal::new(EBUSY, uapi::REASON_RELOCATING),

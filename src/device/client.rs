@@ -60,7 +60,7 @@ impl Drop for HandleEntry {
     /// FREE refuses what is pinned: with a PIN left, the client ended without UNPIN.
     fn drop(&mut self) {
         if let (true, Some(reservation)) = (!self.pins.are_none(), self.quarantine.take()) {
-            self.pins.leave();
+            self.pins.leak();
             self.view.buffer().quarantine_on_drop(reservation);
         }
     }

@@ -3,7 +3,7 @@
 //! Buffers as one device reaches them: found by its name, mapped through its DMA operations (an
 //! IOMMU's, or bounce buffers where it can't reach the memory), undone when it goes.
 //!
-//! A mapping can end in two ways. Who holds it lets go of it, or the device is removed: then its
+//! A mapping can end in two ways. Its owner drops it, or the device is removed: then its
 //! IOMMU's tables go too, and the DMA API must not be asked to undo anything in them any more. So
 //! everything that is mapped is in one list, and a notifier of the bus takes out what is a device's
 //! before that is gone for good. A driver that is bound or unbound meanwhile changes nothing: the
@@ -15,7 +15,7 @@
 
 use crate::buffer::{
     printable,
-    Hold, //
+    PinnedView, //
 };
 use crate::mm;
 use crate::uapi;
@@ -474,17 +474,17 @@ impl Devices {
         )
     }
 
-    /// Maps what is held for `device`.
+    /// Maps a pinned view for `device`.
     pub(super) fn map(
         self: &Arc<Self>,
         device: Device,
         name: DeviceName,
-        hold: Hold,
+        pinned: PinnedView,
     ) -> Result<DeviceMapping, MapError> {
         let reservation =
             RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT).map_err(|_| MapError::Memory)?;
-        let (physical, size) = (hold.address(), hold.bytes());
-        let bounce = hold.view().buffer().has_pages();
+        let (physical, size) = (pinned.address(), pinned.bytes());
+        let bounce = pinned.view().buffer().has_pages();
         let device_key = device.key();
         let mut list = self.list.lock();
         if device.is_dead() {
@@ -494,7 +494,7 @@ impl Devices {
             return Err(MapError::Device);
         }
         // SAFETY: The list is locked and the device was looked at. The memory is where it is as
-        // long as `hold` lives, which goes with the mapping, after that is undone.
+        // long as `pinned` lives, which goes with the mapping, after that is undone.
         let mapped = unsafe { DmaMapping::new(device, physical, size, bounce) };
         let mapped = mapped.map_err(|_| MapError::Device)?;
         let address = mapped.address;
@@ -509,7 +509,7 @@ impl Devices {
             name,
             address,
             bounced,
-            hold: Some(hold),
+            pinned: Some(pinned),
         })
     }
 
@@ -540,7 +540,7 @@ pub(super) struct DeviceMapping {
     address: u64,
     bounced: bool,
     /// There until `drop` has undone the mapping.
-    hold: Option<Hold>,
+    pinned: Option<PinnedView>,
 }
 
 impl DeviceMapping {
@@ -551,7 +551,7 @@ impl DeviceMapping {
 
     /// Bytes from there on.
     pub(super) fn bytes(&self) -> u64 {
-        self.hold.as_ref().map_or(0, Hold::bytes)
+        self.pinned.as_ref().map_or(0, PinnedView::bytes)
     }
 
     /// Does the device see a copy?
@@ -610,11 +610,12 @@ impl DeviceMapping {
         }
     }
 
-    /// The device may go on writing to what it was told, translated or not: the buffer stays.
-    pub(super) fn leave(mut self) {
+    /// Undoes the mapping and leaks the pin: the device may go on writing to the address that it
+    /// was told, translated or not.
+    pub(super) fn leak(mut self) {
         self.undo(false);
-        if let Some(hold) = self.hold.take() {
-            hold.keep_for_ever();
+        if let Some(pinned) = self.pinned.take() {
+            pinned.leak();
         }
     }
 

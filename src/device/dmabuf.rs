@@ -8,8 +8,8 @@
 
 use super::mmap;
 use crate::buffer::{
-    Hold,
     Offsets,
+    PinnedView,
     View, //
 };
 use crate::mm;
@@ -46,7 +46,7 @@ struct DriverMappings {
     /// What devices have mapped at the moment, for the CPU's accesses to be told to them.
     maps: KVec<KBox<DeviceMap>>,
     /// While it has an address in the kernel.
-    vmapped: Option<Hold>,
+    vmapped: Option<PinnedView>,
 }
 
 #[repr(transparent)]
@@ -239,20 +239,20 @@ struct DeviceMap {
     has_pages: bool,
     attrs: c_ulong,
     /// Until the device is done with it: fields are dropped when `drop` has run.
-    hold: Hold,
+    pinned: PinnedView,
 }
 
 // SAFETY: The table belongs to no thread.
 unsafe impl Send for DeviceMap {}
 
 impl DeviceMap {
-    /// Maps all that is held, in one segment where the device can have it so.
+    /// Maps a pinned view, in one segment where the device can have it so.
     ///
     /// # Safety
     ///
     /// `device` must be a device that lives until what this returns is dropped.
     unsafe fn new(
-        hold: Hold,
+        pinned: PinnedView,
         device: *mut bindings::device,
         direction: RawDataDirection,
     ) -> Result<KBox<Self>> {
@@ -260,7 +260,7 @@ impl DeviceMap {
         if unsafe { (*device).dma_mask.is_null() } {
             return Err(EINVAL);
         }
-        let bytes = hold.bytes();
+        let bytes = pinned.bytes();
         // SAFETY: As above.
         let most = unsafe { mm::largest_segment(device) };
         let count = u32::try_from(bytes.div_ceil(most)).map_err(|_| EINVAL)?;
@@ -269,9 +269,9 @@ impl DeviceMap {
                 table: Default::default(),
                 device,
                 direction,
-                has_pages: hold.view().buffer().has_pages(),
+                has_pages: pinned.view().buffer().has_pages(),
                 attrs: 0,
-                hold,
+                pinned,
             },
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -292,7 +292,7 @@ impl DeviceMap {
 
     /// Writes the segments and has the device map them.
     fn fill(&mut self, most: u64) -> Result {
-        let (first, bytes) = (self.hold.frame(), self.hold.bytes());
+        let (first, bytes) = (self.pinned.frame(), self.pinned.bytes());
         let mut done = 0;
         let mut entry = self.table.sgl;
         while done < bytes && !entry.is_null() {
@@ -451,9 +451,9 @@ unsafe extern "C" fn map_dma_buf(
     if direction != RawDataDirection::DMA_TO_DEVICE && !exported.view.writable() {
         return EACCES.to_ptr();
     }
-    let hold = exported.view.hold_for_driver();
+    let pinned = exported.view.pin_for_driver();
     // SAFETY: As above.
-    let map = hold.and_then(|hold| unsafe { DeviceMap::new(hold, device, direction) });
+    let map = pinned.and_then(|pinned| unsafe { DeviceMap::new(pinned, device, direction) });
     let stored = map.and_then(|mut map| {
         let table = &raw mut map.table;
         exported
@@ -557,15 +557,15 @@ unsafe extern "C" fn mmap_dma_buf(
 unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::iosys_map) -> c_int {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    let hold = match exported.view.hold_for_driver() {
-        Ok(hold) => hold,
+    let pinned = match exported.view.pin_for_driver() {
+        Ok(pinned) => pinned,
         Err(error) => return error.to_errno(),
     };
-    let Some(address) = hold.kernel_address() else {
+    let Some(address) = pinned.kernel_address() else {
         return ENOMEM.to_errno();
     };
     // The kernel counts, and calls this for the first only.
-    let surplus = exported.mappings.lock().vmapped.replace(hold);
+    let surplus = exported.mappings.lock().vmapped.replace(pinned);
     drop(surplus);
     // SAFETY: By this function's requirements. The memory is mapped as long as the buffer lives,
     // and so for longer than this mapping.
@@ -584,6 +584,6 @@ unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::io
 unsafe extern "C" fn vunmap(dmabuf: *mut bindings::dma_buf, _map: *mut bindings::iosys_map) {
     // SAFETY: By this function's requirements.
     let exported = unsafe { exported(dmabuf) };
-    let hold = exported.mappings.lock().vmapped.take();
-    drop(hold);
+    let pinned = exported.mappings.lock().vmapped.take();
+    drop(pinned);
 }

@@ -28,7 +28,7 @@ use super::{
     },
 };
 use crate::buffer::{
-    Hold,
+    PinnedView,
     View, //
 };
 use crate::uapi::{
@@ -52,8 +52,8 @@ const MAX_PINS: u32 = 65535;
 pub(super) struct Pins {
     /// Of the physical address.
     plain: u32,
-    /// Keeps the buffer there as long as that is not 0.
-    hold: Option<Hold>,
+    /// The pin of the buffer, as long as that is not 0.
+    pinned: Option<PinnedView>,
     /// For devices, each mapping by its number.
     devices: RBTree<u64, ForDevice>,
 }
@@ -67,7 +67,7 @@ impl Pins {
     pub(super) fn none() -> Self {
         Self {
             plain: 0,
-            hold: None,
+            pinned: None,
             devices: RBTree::new(),
         }
     }
@@ -83,20 +83,19 @@ impl Pins {
         self.total() == 0
     }
 
-    /// Nobody will say that the devices are done: the buffer stays where it is for as long as it
-    /// lives.
-    pub(super) fn leave(&mut self) {
-        if let Some(hold) = self.hold.take() {
-            hold.keep_for_ever();
+    /// Leaks the pins: the client is gone, so the end of the devices' use will not be told.
+    pub(super) fn leak(&mut self) {
+        if let Some(pinned) = self.pinned.take() {
+            pinned.leak();
         }
         while let Some(cursor) = self.devices.cursor_front_mut() {
             let (_, node) = cursor.remove_current();
-            node.to_key_value().1.mapping.leave();
+            node.to_key_value().1.mapping.leak();
         }
     }
 
-    /// Is one more too many?
-    fn check_room(&self) -> Result<(), Refusal> {
+    /// Refuses a PIN more than a handle can have.
+    fn check_limit(&self) -> Result<(), Refusal> {
         if self.total() < MAX_PINS {
             Ok(())
         } else {
@@ -146,9 +145,9 @@ fn pinnable(table: &mut Table, handle: Handle) -> Result<&mut HandleEntry, Refus
     Ok(entry)
 }
 
-/// Keeps what a device is told of where it is.
-fn hold(view: &View) -> Result<Hold, Refusal> {
-    view.hold()
+/// Pins what a device is told the address of.
+fn pin_view(view: &View) -> Result<PinnedView, Refusal> {
+    view.pin()
         .map_err(|_| Refusal::new(EBUSY, uapi::REASON_RELOCATING))
 }
 
@@ -173,13 +172,13 @@ fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<(), Refu
     };
     let mut table = client.table();
     let entry = pinnable(&mut table, request.handle)?;
-    entry.pins.check_room()?;
+    entry.pins.check_limit()?;
     // A new one each time: it may have grown since the last.
-    let hold = hold(&entry.view)?;
-    request.address = hold.address();
-    request.size = hold.bytes();
+    let pinned = pin_view(&entry.view)?;
+    request.address = pinned.address();
+    request.size = pinned.bytes();
     request.caveats = caveats;
-    entry.pins.hold = Some(hold);
+    entry.pins.pinned = Some(pinned);
     entry.pins.plain = entry.pins.plain.saturating_add(1);
     Ok(())
 }
@@ -194,7 +193,7 @@ fn pin_for_device(
     {
         let mut table = client.table();
         let entry = pinnable(&mut table, request.handle)?;
-        entry.pins.check_room()?;
+        entry.pins.check_limit()?;
         if let Some(number) = entry.pins.mapped_for(&device) {
             return tell(entry, number, request);
         }
@@ -202,7 +201,7 @@ fn pin_for_device(
     let mapping = client
         .context()
         .devices
-        .map(device.clone(), name, hold(&view)?)
+        .map(device.clone(), name, pin_view(&view)?)
         .map_err(|error| match error {
             MapError::Gone => Refusal::new(ENODEV, uapi::REASON_UNKNOWN_DEVICE),
             MapError::Device => Refusal::new(EIO, uapi::REASON_DMA_MAP),
@@ -213,7 +212,7 @@ fn pin_for_device(
         .map_err(|_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY))?;
     let mut table = client.table();
     let entry = pinnable(&mut table, request.handle)?;
-    entry.pins.check_room()?;
+    entry.pins.check_limit()?;
     if let Some(number) = entry.pins.mapped_for(&device) {
         // Another thread was faster: one mapping is enough.
         return tell(entry, number, request);
@@ -245,14 +244,14 @@ pub(super) fn unpin(client: &Client, request: &mut UnpinRequest) -> Result<(), R
     let pins = &mut pinnable(&mut table, request.handle)?.pins;
     if name.is_empty() {
         pins.plain = pins.plain.checked_sub(1).ok_or_else(not_pinned)?;
-        let hold = if pins.plain == 0 {
-            pins.hold.take()
+        let pinned = if pins.plain == 0 {
+            pins.pinned.take()
         } else {
             None
         };
         drop(table);
         // This takes the buffer's lock, which a growth may have for as long as it clears pages.
-        drop(hold);
+        drop(pinned);
         return Ok(());
     }
     let idle = pins.unpin_device(&name)?;
