@@ -15,7 +15,7 @@
 
 mod backing;
 mod change;
-mod spare;
+mod recycle;
 mod view;
 mod window;
 
@@ -30,7 +30,7 @@ pub(crate) use change::{
     Kind,
     NoRoom, //
 };
-pub(crate) use spare::Spare;
+pub(crate) use recycle::RecycledBuffer;
 pub(crate) use view::{
     PartError,
     PinnedView,

@@ -195,12 +195,12 @@ impl Offsets {
         unsafe { (*file).f_mapping = self.mapping.as_raw() };
     }
 
-    /// Takes a window of `pages` in `area`, charged to `account`. Never at 0.
+    /// Allocates a window of `pages` in `area`, charged to `account`. Never at 0.
     ///
     /// # Errors
     ///
     /// As [`WindowError`] says.
-    pub(crate) fn take(
+    pub(crate) fn alloc(
         self: &Arc<Self>,
         account: &Arc<ClientAccount>,
         area: Area,

@@ -10,15 +10,15 @@ use super::{
         Commit,
         Refusal, //
     },
+    buffer_cache::CachedBuffer,
     client::{
         quota_refusal,
         Client,
-        Nodes,
-        Room as NodeRoom, //
+        EntryReservation,
+        PreparedEntry, //
     },
     commands,
     reserve,
-    spares::Spare,
     PhysAccess, //
 };
 use crate::buddy::{
@@ -92,13 +92,13 @@ const EXCLUSIVE: [u32; 8] = [
 /// A buffer that is ready, but whose handle is not good yet.
 pub(super) struct Pending<'a> {
     pub(super) client: &'a Client,
-    pub(super) nodes: Nodes,
+    pub(super) entry: PreparedEntry,
 }
 
 impl Commit for Pending<'_> {
     /// Makes the handle good.
     fn commit(self) {
-        self.client.insert(self.nodes);
+        self.client.insert(self.entry);
     }
 }
 
@@ -168,9 +168,9 @@ pub(super) fn alloc<'a>(
     let guards = stack.map_or(0, |stack| stack.above.saturating_add(1));
     let pages = window_pages.unwrap_or(block.pages()).saturating_add(guards);
     let area = Area::of_caller();
-    let start = match take_spare(client, pool, area, pages, request.flags) {
-        Some(spare) => Start::Spare(spare),
-        None => Start::Window(take_window(client, area, pages)?),
+    let start = match pop_cached(client, pool, area, pages, request.flags) {
+        Some(cached) => Start::Cached(cached),
+        None => Start::Window(alloc_window(client, area, pages)?),
     };
     let no_memory = |_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY);
     let epoch = context.next_epoch();
@@ -193,11 +193,14 @@ pub(super) fn alloc<'a>(
         flags: request.flags,
         epoch,
     };
-    let (buffer, room) = match start {
-        Start::Spare(spare) => (spare.buffer.fill(memory, ask, label), spare.room),
+    let (buffer, reservation) = match start {
+        Start::Cached(cached) => (
+            cached.buffer.into_buffer(memory, ask, label),
+            cached.reservation,
+        ),
         Start::Window(window) => (
             Buffer::new(memory, ask, window, stack, label).map_err(no_memory)?,
-            NodeRoom::new().map_err(no_memory)?,
+            EntryReservation::new().map_err(no_memory)?,
         ),
     };
     let view = View::whole(buffer);
@@ -208,25 +211,32 @@ pub(super) fn alloc<'a>(
     request.largest_free = 0;
     request.copied = copied;
     let sizes = (request.size, granted);
-    let nodes =
-        Nodes::with(client, request.handle, view, sizes, handle_charge, room).map_err(no_memory)?;
-    Ok(Pending { client, nodes })
+    let entry = PreparedEntry::with(
+        client,
+        request.handle,
+        view,
+        sizes,
+        handle_charge,
+        reservation,
+    )
+    .map_err(no_memory)?;
+    Ok(Pending { client, entry })
 }
 
-/// What a buffer is made of, beside its memory.
+/// The part of a buffer that is allocated beside its memory.
 enum Start {
-    Spare(Spare),
+    Cached(CachedBuffer),
     Window(Window),
 }
 
-/// What is left of another one, for who wants nothing special.
-fn take_spare(
+/// Takes a recycled buffer out of the client's cache, for a request without special flags.
+fn pop_cached(
     client: &Client,
     pool: &Arc<Pool>,
     area: Area,
     pages: u64,
     flags: u32,
-) -> Option<Spare> {
+) -> Option<CachedBuffer> {
     const SPECIAL: u32 = uapi::ALLOC_WC
         | uapi::ALLOC_UC
         | uapi::ALLOC_GUP
@@ -235,16 +245,22 @@ fn take_spare(
     if flags & SPECIAL != 0 {
         return None;
     }
-    client.spares().take(pool, area, pages)
+    client.buffer_cache().pop(pool, area, pages)
 }
 
-/// Takes a window of mmap offsets; if there is none left, in place of those that the client keeps.
-fn take_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusal> {
-    let take = || client.context().offsets.take(client.account(), area, pages);
-    let window = match take() {
+/// Allocates a window of mmap offsets. If there is none left, frees those of the client's recycled
+/// buffers first.
+fn alloc_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusal> {
+    let alloc = || {
+        client
+            .context()
+            .offsets
+            .alloc(client.account(), area, pages)
+    };
+    let window = match alloc() {
         Err(WindowError::Gap | WindowError::Quota(_)) => {
-            client.spares().clear();
-            take()
+            client.buffer_cache().clear();
+            alloc()
         }
         window => window,
     };

@@ -20,7 +20,7 @@ use super::{
     },
     client::{
         Client,
-        Nodes, //
+        PreparedEntry, //
     },
     commands, //
 };
@@ -269,16 +269,18 @@ fn alloc<'a>(
 
 /// Serves a batch of FREEs.
 fn free(client: &Client, request: &mut Batch) -> Result<(), Refusal> {
-    let mut parts = Parts::<Free, Nodes>::read(request)?;
+    let mut parts = Parts::<Free, PreparedEntry>::read(request)?;
     request.done = 0;
     request.first_failed = request.count;
     parts.announce()?;
     let refused = {
         // No other call sees a batch that is refused, since all of it is under one hold.
         let mut table = client.table();
-        let refused = parts.serve(request, |free| commands::take_out(&mut table, free.handle));
+        let refused = parts.serve(request, |free| {
+            commands::remove_entry(&mut table, free.handle)
+        });
         if refused.is_some() {
-            parts.take_done().for_each(|nodes| table.insert(nodes));
+            parts.take_done().for_each(|removed| table.insert(removed));
         }
         refused
     };
@@ -286,8 +288,8 @@ fn free(client: &Client, request: &mut Batch) -> Result<(), Refusal> {
         parts.say_undone(request);
     }
     // From here on it is done.
-    for nodes in parts.done.iter_mut().filter_map(Option::take) {
-        client.let_go(nodes);
+    for removed in parts.done.iter_mut().filter_map(Option::take) {
+        client.recycle(removed);
     }
     let told = parts.tell(&parts.answers).map_err(unwritable);
     refused.map_or(told, Err)

@@ -4,12 +4,12 @@
 
 use super::{
     abi::Refusal,
+    buffer_cache::{
+        BufferCache,
+        CachedBuffer, //
+    },
     pins::Pins,
     reserve::Reservations,
-    spares::{
-        Spare,
-        Spares, //
-    },
     DeviceContext, //
     PhysAccess,
 };
@@ -78,23 +78,24 @@ pub(super) struct Table {
     sums: Sums,
 }
 
-/// A buffer on its way into a table, or out of it: holds all the memory that being in takes, so
-/// neither can fail.
-pub(super) struct Nodes {
+/// An entry that is to be inserted into a table, or was removed from one. It has all the memory
+/// that the table takes for it, so neither can fail.
+pub(super) struct PreparedEntry {
     entry: RBTreeNode<Handle, HandleEntry>,
     end: RBTreeNode<(u64, Handle), ()>,
     counted: (u64, u64),
-    /// What it is of, if it was taken out.
+    /// The buffer, if it was removed.
     buffer: Option<Arc<Buffer>>,
 }
 
-/// Memory for a handle's [`Nodes`].
-pub(super) struct Room {
+/// Kernel memory for a [`PreparedEntry`].
+pub(super) struct EntryReservation {
     entry: RBTreeNodeReservation<Handle, HandleEntry>,
     end: RBTreeNodeReservation<(u64, Handle), ()>,
 }
 
-impl Room {
+impl EntryReservation {
+    /// Reserves it.
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
             entry: RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?,
@@ -103,27 +104,34 @@ impl Room {
     }
 }
 
-impl Nodes {
-    /// Of a buffer, or a part, under a handle that was charged to `client`.
+impl PreparedEntry {
+    /// Makes an entry for `view`, under a handle that was charged to `client`.
     pub(super) fn new(client: &Client, handle: Handle, view: View, charge: Charge) -> Result<Self> {
         let sizes = view.sizes();
-        Self::with(client, handle, view, sizes, charge, Room::new()?)
+        Self::with(
+            client,
+            handle,
+            view,
+            sizes,
+            charge,
+            EntryReservation::new()?,
+        )
     }
 
-    /// The same of a view with so many bytes asked for and granted, in memory that is there.
+    /// Makes an entry for a view with `counted` bytes asked for and granted, in reserved memory.
     pub(super) fn with(
         client: &Client,
         handle: Handle,
         view: View,
         counted: (u64, u64),
         charge: Charge,
-        room: Room,
+        reservation: EntryReservation,
     ) -> Result<Self> {
         let quarantine = match client.phys_access() {
             PhysAccess::Granted => Some(QuarantineReservation::new()?),
             PhysAccess::Denied => None,
         };
-        let end = room.end.into_node((view.last_page(), handle), ());
+        let end = reservation.end.into_node((view.last_page(), handle), ());
         let entry = HandleEntry {
             counted,
             view,
@@ -134,19 +142,19 @@ impl Nodes {
         Ok(Self {
             end,
             counted,
-            entry: room.entry.into_node(handle, entry),
+            entry: reservation.entry.into_node(handle, entry),
             buffer: None,
         })
     }
 
-    /// Lets go of what was taken out of a table. Gives what is left of it, if another can use that.
-    fn into_spare(self) -> Option<Spare> {
-        let room = Room {
+    /// Drops an entry that was removed. Returns its buffer to be cached, if it can be reused.
+    fn into_cached(self) -> Option<CachedBuffer> {
+        let reservation = EntryReservation {
             entry: self.entry.into_reservation(),
             end: self.end.into_reservation(),
         };
-        // The handle's own reference has gone before.
-        Spare::of(self.buffer?, room)
+        // The entry's own reference was dropped above.
+        CachedBuffer::new(self.buffer?, reservation)
     }
 }
 
@@ -205,28 +213,28 @@ impl Table {
         best
     }
 
-    /// Takes a buffer in.
-    pub(super) fn insert(&mut self, nodes: Nodes) {
+    /// Inserts an entry.
+    pub(super) fn insert(&mut self, prepared: PreparedEntry) {
         // INVARIANT: All, in one go under the client's lock.
-        self.sums.add(nodes.counted);
-        self.ends.insert(nodes.end);
-        self.entries.insert(nodes.entry);
+        self.sums.add(prepared.counted);
+        self.ends.insert(prepared.end);
+        self.entries.insert(prepared.entry);
     }
 
-    /// Takes a buffer out.
-    pub(super) fn remove(&mut self, handle: Handle) -> Option<Nodes> {
+    /// Removes an entry.
+    pub(super) fn remove(&mut self, handle: Handle) -> Option<PreparedEntry> {
         let entry = self.get(handle)?;
         let (last, counted) = (entry.view.last_page(), entry.counted);
         let buffer = entry.view.buffer().clone();
         // INVARIANT: All, in one go under the client's lock.
-        let nodes = Nodes {
+        let prepared = PreparedEntry {
             end: self.ends.remove_node(&(last, handle))?,
             entry: self.entries.remove_node(&handle)?,
             counted,
             buffer: Some(buffer),
         };
         self.sums.take(counted);
-        Some(nodes)
+        Some(prepared)
     }
 }
 
@@ -242,7 +250,7 @@ pub(crate) struct Client {
     #[pin]
     reservations: Reservations,
     #[pin]
-    spares: Spares,
+    buffer_cache: BufferCache,
 }
 
 impl Client {
@@ -263,7 +271,7 @@ impl Client {
                 sums: Sums::default(),
             }, "rust_buddy_client"),
             reservations <- Reservations::new(),
-            spares <- Spares::new(),
+            buffer_cache <- BufferCache::new(),
         })
     }
 
@@ -304,21 +312,21 @@ impl Client {
         &self.waiter
     }
 
-    /// What is left of buffers that it freed.
-    pub(super) fn spares(&self) -> &Spares {
-        &self.spares
+    /// Returns its recycled buffers.
+    pub(super) fn buffer_cache(&self) -> &BufferCache {
+        &self.buffer_cache
     }
 
-    /// Lets a buffer go that was taken out of the table.
-    pub(super) fn let_go(&self, nodes: Nodes) {
-        if let Some(spare) = nodes.into_spare() {
-            self.spares.put(spare);
+    /// Drops an entry that was removed from the table, and caches its buffer if that can be reused.
+    pub(super) fn recycle(&self, removed: PreparedEntry) {
+        if let Some(cached) = removed.into_cached() {
+            self.buffer_cache.put(cached);
         }
     }
 
-    /// Takes a buffer in: from now on its handle is good.
-    pub(super) fn insert(&self, nodes: Nodes) {
-        self.table().insert(nodes);
+    /// Inserts an entry into the table: from now on its handle is valid.
+    pub(super) fn insert(&self, prepared: PreparedEntry) {
+        self.table().insert(prepared);
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
         Client,
         Handle,
         HandleEntry,
-        Nodes,
+        PreparedEntry,
         Table, //
     },
     pins,
@@ -324,13 +324,13 @@ fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal>
 
 /// Serves FREE. Nothing fails once the handle is out of the table.
 fn free(client: &Client, request: &mut Free) -> Result<(), Refusal> {
-    let nodes = take_out(&mut client.table(), request.handle)?;
-    client.let_go(nodes);
+    let removed = remove_entry(&mut client.table(), request.handle)?;
+    client.recycle(removed);
     Ok(())
 }
 
-/// Takes a buffer that is not pinned out of a client's table.
-pub(super) fn take_out(table: &mut Table, handle: Handle) -> Result<Nodes, Refusal> {
+/// Removes the entry of a buffer that is not pinned from a client's table.
+pub(super) fn remove_entry(table: &mut Table, handle: Handle) -> Result<PreparedEntry, Refusal> {
     if !entry(table, handle)?.pins.are_none() {
         return Err(Refusal::new(EBUSY, uapi::REASON_PINNED));
     }

@@ -226,7 +226,7 @@ impl HeapFile {
         let block = pool.alloc(&ask).map_err(|_| ENOMEM)?;
         let window = context
             .offsets
-            .take(&self.account, Area::of_caller(), block.pages())?;
+            .alloc(&self.account, Area::of_caller(), block.pages())?;
         let name = Name::new(&[0; uapi::NAME_LEN]).ok_or(EINVAL)?;
         let memory =
             Memory::new(block, charge, None).map_err(|why| commands::stopped(why).errno)?;

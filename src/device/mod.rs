@@ -12,6 +12,7 @@ mod abi;
 mod access;
 mod alloc;
 mod batch;
+mod buffer_cache;
 mod change;
 mod client;
 mod commands;
@@ -25,7 +26,6 @@ mod pins;
 mod poll;
 mod reserve;
 mod share;
-mod spares;
 
 pub(crate) use client::Client;
 pub(crate) use heap::HeapNode;

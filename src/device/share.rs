@@ -10,7 +10,7 @@ use super::{
     alloc::Pending,
     client::{
         Client,
-        Nodes, //
+        PreparedEntry, //
     },
     commands,
     dmabuf::{
@@ -111,7 +111,7 @@ pub(super) fn import<'a>(
     request.size = view.granted();
     request.offset = view.offset();
     request.epoch = view.buffer().epoch();
-    let nodes = Nodes::new(client, request.handle, view, charge)
+    let entry = PreparedEntry::new(client, request.handle, view, charge)
         .map_err(|_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY))?;
-    Ok(Pending { client, nodes })
+    Ok(Pending { client, entry })
 }
