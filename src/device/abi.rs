@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests on their way in and out: structs that may be shorter or longer than today's, and
-//! refusals that say why.
+//! Copies of requests from and to user memory, for structs that are shorter or longer than today's,
+//! and the reasons of refusals.
 
 use crate::uapi::{
     self,
@@ -39,7 +39,7 @@ impl From<kernel::alloc::AllocError> for Refusal {
     }
 }
 
-/// A result that no other thread, process or device can reach until the caller knows of it.
+/// A result that no other thread, process or device can reach until the answer is written.
 ///
 /// The calls that create an object (ALLOC, EXPORT, IMPORT, RESERVE) return one. Dropping it takes
 /// everything back.
@@ -48,7 +48,7 @@ pub(super) trait Commit {
     fn commit(self);
 
     /// Takes back answers that were written to other places than the call's own struct.
-    fn retract(&self) {}
+    fn abort(&self) {}
 }
 
 /// Calls that change nothing have nothing to commit.
@@ -56,8 +56,8 @@ impl Commit for () {
     fn commit(self) {}
 }
 
-/// Has the header of a request tell the outcome.
-pub(super) fn say<T: IoctlRequest>(request: &mut T, refusal: Option<&Refusal>) {
+/// Sets the status in the header of a request.
+pub(super) fn set_status<T: IoctlRequest>(request: &mut T, refusal: Option<&Refusal>) {
     let header = request.header();
     (header.ret, header.reason) = match refusal {
         None => (0, uapi::REASON_NONE),
@@ -65,8 +65,8 @@ pub(super) fn say<T: IoctlRequest>(request: &mut T, refusal: Option<&Refusal>) {
     };
 }
 
-/// Has the header of a request tell that the call has begun to act, and not ended.
-pub(super) fn say_in_progress<T: IoctlRequest>(request: &mut T) {
+/// Sets the status of a call that has begun to act, and not ended.
+pub(super) fn set_in_progress<T: IoctlRequest>(request: &mut T) {
     let header = request.header();
     (header.ret, header.reason) = (EINPROGRESS.to_errno(), uapi::REASON_NONE);
 }
@@ -125,17 +125,17 @@ impl<T: IoctlRequest> Call<T> {
         mut self,
         handle: impl FnOnce(&mut T) -> Result<(), Refusal>,
     ) -> Result<isize> {
-        announce(self.at, self.shared, &mut self.request)?;
+        write_in_progress(self.at, self.shared, &mut self.request)?;
         let outcome = handle(&mut self.request);
-        say(&mut self.request, outcome.as_ref().err());
-        let written = conclude(self.at, self.shared, &self.request);
+        set_status(&mut self.request, outcome.as_ref().err());
+        let written = write_result(self.at, self.shared, &self.request);
         match outcome {
             Ok(()) => written.map(|()| 0),
             Err(refusal) => Err(refusal.errno),
         }
     }
 
-    /// Serves a call that creates an object: the caller is told, then the object becomes reachable.
+    /// Serves a call that creates an object, which becomes reachable after the answer was written.
     /// `EFAULT` means that nothing has happened, and the struct is as it was.
     pub(super) fn create<U: Commit>(
         self,
@@ -144,7 +144,7 @@ impl<T: IoctlRequest> Call<T> {
         self.create_part(|request| handle(request).map(|created| (created, None)))
     }
 
-    /// Like [`Call::create`], for a call that may be refused and yet have answers to retract.
+    /// Like [`Call::create`], for a call that may be refused and yet have answers to take back.
     pub(super) fn create_part<U: Commit>(
         mut self,
         handle: impl FnOnce(&mut T) -> Result<(U, Option<Refusal>), Refusal>,
@@ -154,10 +154,10 @@ impl<T: IoctlRequest> Call<T> {
             Ok((created, refusal)) => (Some(created), refusal),
             Err(refusal) => (None, Some(refusal)),
         };
-        say(&mut self.request, refusal.as_ref());
+        set_status(&mut self.request, refusal.as_ref());
         if let Err(error) = self.write() {
             if let Some(created) = created {
-                created.retract();
+                created.abort();
             }
             // The part of the struct that could be written holds an answer that is not true. This
             // write is expected to end early, too.
@@ -197,14 +197,14 @@ fn write_header_last<T: IoctlRequest>(at: UserPtr, shared: usize, request: &T) -
 /// # Errors
 ///
 /// `EFAULT`; the header is then as it was.
-fn announce<T: IoctlRequest>(at: UserPtr, shared: usize, request: &mut T) -> Result {
-    say_in_progress(request);
+fn write_in_progress<T: IoctlRequest>(at: UserPtr, shared: usize, request: &mut T) -> Result {
+    set_in_progress(request);
     write_header_last(at, shared, request)
 }
 
 /// Writes an answer after a call has acted. The header says `-EINPROGRESS` for as long as the rest
 /// of the answer is not there.
-fn conclude<T: IoctlRequest>(at: UserPtr, shared: usize, request: &T) -> Result {
+fn write_result<T: IoctlRequest>(at: UserPtr, shared: usize, request: &T) -> Result {
     write_header_last(at, shared, request)
 }
 

@@ -3,7 +3,7 @@
 //! ALLOC: from what a caller wrote to a buffer in its table.
 //!
 //! First everything is checked, in the order that the ABI promises; then memory is gathered; the
-//! handle becomes good last, when the caller has been told of it.
+//! handle becomes valid last, when the caller has its number.
 
 use super::{
     abi::{
@@ -89,29 +89,29 @@ const EXCLUSIVE: [u32; 8] = [
     uapi::ALLOC_PRIO_LOW | uapi::ALLOC_PRIO_HIGH,
 ];
 
-/// A buffer that is ready, but whose handle is not good yet.
-pub(super) struct Pending<'a> {
+/// A buffer whose handle is not valid yet.
+pub(super) struct PendingBuffer<'a> {
     pub(super) client: &'a Client,
     pub(super) entry: PreparedEntry,
 }
 
-impl Commit for Pending<'_> {
-    /// Makes the handle good.
+impl Commit for PendingBuffer<'_> {
+    /// Makes the handle valid.
     fn commit(self) {
         self.client.insert(self.entry);
     }
 }
 
-/// Bytes of the struct that a caller must have: a handle that nobody is told of would stay until
-/// the client goes.
-const ROOM: usize = core::mem::offset_of!(Alloc, granted);
+/// The smallest struct that has all that the caller must know: an unknown handle would stay until
+/// the client is closed.
+const MIN_SIZE: usize = core::mem::offset_of!(Alloc, granted);
 
 /// Serves ALLOC, for a caller whose struct has `size` bytes.
 pub(super) fn alloc<'a>(
     client: &'a Client,
     request: &mut Alloc,
     size: usize,
-) -> Result<Pending<'a>, Refusal> {
+) -> Result<PendingBuffer<'a>, Refusal> {
     if request.max_address != 0 && client.phys_access() == PhysAccess::Denied {
         // Whether it is refused, and for what, would tell where the pool is.
         return Err(Refusal::new(EPERM, uapi::REASON_PHYS_ACCESS));
@@ -141,7 +141,7 @@ pub(super) fn alloc<'a>(
     if by_page && pool.region().caps() & uapi::CAP_LONGTERM_PIN == 0 {
         return Err(Refusal::new(EOPNOTSUPP, uapi::REASON_LONGTERM_PIN));
     }
-    if size < ROOM {
+    if size < MIN_SIZE {
         return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
 
@@ -220,7 +220,7 @@ pub(super) fn alloc<'a>(
         reservation,
     )
     .map_err(no_memory)?;
-    Ok(Pending { client, entry })
+    Ok(PendingBuffer { client, entry })
 }
 
 /// The part of a buffer that is allocated beside its memory.

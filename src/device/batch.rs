@@ -3,9 +3,9 @@
 //! BATCH: many ALLOCs, or many FREEs, in one call.
 //!
 //! All requests are read first. ALLOCs are served one after the other as if each had come alone,
-//! then all are answered, and only then do their handles become good: nothing has happened if the
-//! caller can't be told. FREEs are announced like other calls that change objects, taken out of the
-//! table under one hold of its lock, then carried out, then answered.
+//! then all are answered, and only then do their handles become valid: nothing has happened if
+//! the answers can't be written. FREEs are announced like other calls that change objects. Their
+//! entries are removed under one hold of the table's lock, then recycled, then answered.
 
 use super::{
     abi::{
@@ -16,7 +16,7 @@ use super::{
     },
     alloc::{
         self,
-        Pending, //
+        PendingBuffer, //
     },
     client::{
         Client,
@@ -69,17 +69,17 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         };
         if stride == size_of::<T>() {
             // As most callers have them: in one go.
-            let place = this.place(0);
+            let address = this.address_of(0);
             let bytes = this.came.as_mut_bytes();
-            UserSlice::new(place, bytes.len())
+            UserSlice::new(address, bytes.len())
                 .reader()
                 .read_slice(bytes)
                 .map_err(unreadable)?;
         } else {
             for i in 0..count {
-                let place = this.place(i);
+                let address = this.address_of(i);
                 let came = this.came.get_mut(i).ok_or(EINVAL).map_err(unreadable)?;
-                abi::read(place, stride, came).map_err(unreadable)?;
+                abi::read(address, stride, came).map_err(unreadable)?;
             }
         }
         // INVARIANT: One each.
@@ -91,7 +91,7 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         Ok(this)
     }
 
-    fn place(&self, i: usize) -> UserPtr {
+    fn address_of(&self, i: usize) -> UserPtr {
         UserPtr::from_addr(self.at.wrapping_add(i.wrapping_mul(self.stride)))
     }
 
@@ -102,7 +102,7 @@ impl<T: IoctlRequest, U> Parts<T, U> {
 
     /// Writes all answers, or puts back what was there if that can't be.
     fn write(&self) -> Result<(), Refusal> {
-        let written = self.tell(&self.answers);
+        let written = self.copy_out(&self.answers);
         if written.is_err() {
             self.restore();
         }
@@ -111,33 +111,34 @@ impl<T: IoctlRequest, U> Parts<T, U> {
 
     /// Puts back what was there, as far as that can be written.
     fn restore(&self) {
-        let _ = self.tell(&self.came);
+        let _ = self.copy_out(&self.came);
     }
 
-    fn tell(&self, all: &[T]) -> Result {
+    /// Copies `all` to user memory.
+    fn copy_out(&self, all: &[T]) -> Result {
         let write =
             |at: UserPtr, bytes: &[u8]| UserSlice::new(at, bytes.len()).writer().write_slice(bytes);
         if self.stride == size_of::<T>() {
-            return write(self.place(0), all.as_bytes());
+            return write(self.address_of(0), all.as_bytes());
         }
         for (i, one) in all.iter().enumerate() {
             let bytes = one.as_bytes().get(..self.shared()).ok_or(EINVAL)?;
-            write(self.place(i), bytes)?;
+            write(self.address_of(i), bytes)?;
         }
         Ok(())
     }
 
     /// Writes all requests with `-EINPROGRESS` in their headers before any is served, or puts back
     /// what was there if that can't be.
-    fn announce(&mut self) -> Result<(), Refusal> {
+    fn write_in_progress(&mut self) -> Result<(), Refusal> {
         for answer in &mut self.answers {
-            abi::say_in_progress(answer);
+            abi::set_in_progress(answer);
         }
         self.write()
     }
 
-    /// Serves the requests one after the other, and has `request` and the answers tell the outcome
-    /// of each. Gives the refusal of the whole batch, if it is refused as a whole.
+    /// Serves the requests one after the other, and sets the status of each. Returns the refusal of
+    /// the whole batch, if it is refused as a whole.
     fn serve(
         &mut self,
         request: &mut Batch,
@@ -153,7 +154,7 @@ impl<T: IoctlRequest, U> Parts<T, U> {
                 true => Err(Refusal::new(EINTR, uapi::REASON_SIGNAL)),
                 false => serve(answer),
             };
-            abi::say(answer, outcome.as_ref().err());
+            abi::set_status(answer, outcome.as_ref().err());
             match outcome {
                 Ok(done) => {
                     *made = Some(done);
@@ -173,9 +174,9 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         first.filter(|_| all || request.done == 0)
     }
 
-    /// Has every answer but the one of the request that failed tell that the batch was refused
-    /// because of that one.
-    fn say_undone(&mut self, request: &mut Batch) {
+    /// Sets the status of every request but the one that failed: the batch was refused because of
+    /// that one.
+    fn set_aborted(&mut self, request: &mut Batch) {
         request.done = 0;
         if request.flags & uapi::BATCH_ATOMIC == 0 {
             return;
@@ -184,19 +185,19 @@ impl<T: IoctlRequest, U> Parts<T, U> {
             if i != request.first_failed {
                 *answer = *came;
                 let undone = Refusal::new(ECANCELED, uapi::REASON_BATCH_ABORTED);
-                abi::say(answer, Some(&undone));
+                abi::set_status(answer, Some(&undone));
             }
         }
     }
 
-    /// The results of the requests that were served, the last first.
-    fn take_done(&mut self) -> impl Iterator<Item = U> + '_ {
+    /// Takes out the results of the requests that were served, the last first.
+    fn drain_done(&mut self) -> impl Iterator<Item = U> + '_ {
         self.done.iter_mut().rev().filter_map(Option::take)
     }
 }
 
-impl Commit for Parts<Alloc, Pending<'_>> {
-    /// Makes the handles good.
+impl Commit for Parts<Alloc, PendingBuffer<'_>> {
+    /// Makes the handles valid.
     fn commit(mut self) {
         for done in self.done.iter_mut().filter_map(Option::take) {
             done.commit();
@@ -204,7 +205,7 @@ impl Commit for Parts<Alloc, Pending<'_>> {
     }
 
     /// Puts back the requests in place of the answers.
-    fn retract(&self) {
+    fn abort(&self) {
         self.restore();
     }
 }
@@ -213,8 +214,8 @@ fn unwritable(error: Error) -> Refusal {
     Refusal::new(error, uapi::REASON_BATCH_ENTRIES)
 }
 
-/// Bytes of the struct that a caller must have, to be told how many requests were served.
-const ROOM: usize = core::mem::offset_of!(Batch, reserved);
+/// The smallest struct that has the number of requests that were served.
+const MIN_SIZE: usize = core::mem::offset_of!(Batch, reserved);
 
 /// Serves BATCH, for a caller whose struct has `size` bytes.
 ///
@@ -246,7 +247,7 @@ pub(super) fn batch(
 fn alloc<'a>(
     client: &'a Client,
     request: &mut Batch,
-) -> Result<(Parts<Alloc, Pending<'a>>, Option<Refusal>), Refusal> {
+) -> Result<(Parts<Alloc, PendingBuffer<'a>>, Option<Refusal>), Refusal> {
     let stride = request.stride as usize;
     let mut parts = Parts::read(request)?;
     let refused = parts.serve(request, |alloc: &mut Alloc| {
@@ -257,8 +258,8 @@ fn alloc<'a>(
         alloc::alloc(client, alloc, stride)
     });
     if refused.is_some() {
-        parts.take_done().for_each(drop);
-        parts.say_undone(request);
+        parts.drain_done().for_each(drop);
+        parts.set_aborted(request);
     }
     if let Err(refusal) = parts.write() {
         request.done = 0;
@@ -272,7 +273,7 @@ fn free(client: &Client, request: &mut Batch) -> Result<(), Refusal> {
     let mut parts = Parts::<Free, PreparedEntry>::read(request)?;
     request.done = 0;
     request.first_failed = request.count;
-    parts.announce()?;
+    parts.write_in_progress()?;
     let refused = {
         // No other call sees a batch that is refused, since all of it is under one hold.
         let mut table = client.table();
@@ -280,24 +281,24 @@ fn free(client: &Client, request: &mut Batch) -> Result<(), Refusal> {
             commands::remove_entry(&mut table, free.handle)
         });
         if refused.is_some() {
-            parts.take_done().for_each(|removed| table.insert(removed));
+            parts.drain_done().for_each(|removed| table.insert(removed));
         }
         refused
     };
     if refused.is_some() {
-        parts.say_undone(request);
+        parts.set_aborted(request);
     }
     // From here on it is done.
     for removed in parts.done.iter_mut().filter_map(Option::take) {
         client.recycle(removed);
     }
-    let told = parts.tell(&parts.answers).map_err(unwritable);
-    refused.map_or(told, Err)
+    let copied = parts.copy_out(&parts.answers).map_err(unwritable);
+    refused.map_or(copied, Err)
 }
 
 /// Checks the fields of the batch itself.
 fn check(request: &Batch, size: usize) -> Result<(), Refusal> {
-    if size < ROOM {
+    if size < MIN_SIZE {
         return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
     if request.reserved != 0 {

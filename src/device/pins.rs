@@ -151,7 +151,7 @@ fn pin_view(view: &View) -> Result<PinnedView, Refusal> {
         .map_err(|_| Refusal::new(EBUSY, uapi::REASON_RELOCATING))
 }
 
-/// Serves PIN. Counting is the last step, and one with telling the address.
+/// Serves PIN. The last step counts the PIN and reports the address.
 pub(super) fn pin(client: &Client, request: &mut PinRequest) -> Result<(), Refusal> {
     if request.reserved != 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
@@ -195,7 +195,7 @@ fn pin_for_device(
         let entry = pinnable(&mut table, request.handle)?;
         entry.pins.check_limit()?;
         if let Some(number) = entry.pins.mapped_for(&device) {
-            return tell(entry, number, request);
+            return report_address(entry, number, request);
         }
     }
     let mapping = client
@@ -215,14 +215,18 @@ fn pin_for_device(
     entry.pins.check_limit()?;
     if let Some(number) = entry.pins.mapped_for(&device) {
         // Another thread was faster: one mapping is enough.
-        return tell(entry, number, request);
+        return report_address(entry, number, request);
     }
     entry.pins.devices.insert(node);
-    tell(entry, number, request)
+    report_address(entry, number, request)
 }
 
-/// Counts one more PIN of a device that the buffer is mapped for, and tells its address.
-fn tell(entry: &mut HandleEntry, number: u64, request: &mut PinRequest) -> Result<(), Refusal> {
+/// Counts one more PIN of a device that the buffer is mapped for, and reports its address.
+fn report_address(
+    entry: &mut HandleEntry,
+    number: u64,
+    request: &mut PinRequest,
+) -> Result<(), Refusal> {
     let of = entry.pins.devices.get_mut(&number);
     let of = of.ok_or(Refusal::new(ENODEV, uapi::REASON_UNKNOWN_DEVICE))?;
     of.count = of.count.saturating_add(1);

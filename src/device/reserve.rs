@@ -164,28 +164,28 @@ impl Reservations {
     }
 }
 
-/// A reservation whose handle is not good yet.
-pub(super) struct Pending<'a> {
+/// A reservation whose handle is not valid yet.
+pub(super) struct PendingReservation<'a> {
     owner: &'a Reservations,
     node: RBTreeNode<Handle, Reservation>,
 }
 
-impl Commit for Pending<'_> {
-    /// Makes the handle good.
+impl Commit for PendingReservation<'_> {
+    /// Makes the handle valid.
     fn commit(self) {
         self.owner.all.lock().insert(self.node);
     }
 }
 
-/// Bytes of the struct that a caller must have, to be told the handle.
-const ROOM: usize = core::mem::offset_of!(Reserve, copied);
+/// The smallest struct that has the handle.
+const MIN_SIZE: usize = core::mem::offset_of!(Reserve, copied);
 
 /// Serves RESERVE, for a caller whose struct has `size` bytes.
 pub(super) fn reserve<'a>(
     client: &'a Client,
     request: &mut Reserve,
     size: usize,
-) -> Result<Pending<'a>, Refusal> {
+) -> Result<PendingReservation<'a>, Refusal> {
     may_administer()?;
     if request.flags & !uapi::RESERVE_PERSIST != 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
@@ -193,7 +193,7 @@ pub(super) fn reserve<'a>(
     let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::REASON_NAME))?;
     let pool = commands::pool(client, request.pool)?;
     let ask = ask(request.lo, request.hi, pool).ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
-    if size < ROOM {
+    if size < MIN_SIZE {
         return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
     let mut effort = Effort::new(0);
@@ -214,7 +214,7 @@ pub(super) fn reserve<'a>(
     } else {
         client.reservations()
     };
-    Ok(Pending { owner, node })
+    Ok(PendingReservation { owner, node })
 }
 
 /// The range from byte `lo` to byte `hi`, as the pool is asked for it.

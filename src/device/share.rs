@@ -7,7 +7,7 @@ use super::{
         Commit,
         Refusal, //
     },
-    alloc::Pending,
+    alloc::PendingBuffer,
     client::{
         Client,
         PreparedEntry, //
@@ -29,14 +29,14 @@ use kernel::{
     prelude::*, //
 };
 
-/// A dma-buf and the descriptor that was told, before it stands for it.
-pub(super) struct Exporting {
+/// A dma-buf and its reserved descriptor, which is not installed yet.
+pub(super) struct PendingExport {
     dmabuf: DmaBuf,
     descriptor: Descriptor,
 }
 
-impl Commit for Exporting {
-    /// Makes the descriptor stand for the dma-buf.
+impl Commit for PendingExport {
+    /// Installs the descriptor.
     fn commit(self) {
         self.dmabuf.install(self.descriptor);
     }
@@ -47,7 +47,7 @@ pub(super) fn export(
     client: &Client,
     request: &mut Export,
     size: usize,
-) -> Result<Exporting, Refusal> {
+) -> Result<PendingExport, Refusal> {
     if request.flags & !(bindings::O_CLOEXEC | bindings::O_RDWR) != 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
     }
@@ -65,7 +65,7 @@ pub(super) fn export(
                 PartError::Changing => Refusal::new(EBUSY, uapi::REASON_RELOCATING),
             })?
     };
-    // A descriptor that nobody is told of would stay open.
+    // A descriptor that the caller does not know would stay open.
     if size < size_of::<Export>() {
         return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
@@ -81,18 +81,18 @@ pub(super) fn export(
     let offsets = &client.context().offsets;
     let dmabuf = DmaBuf::new(view, request.flags & bindings::O_RDWR, offsets).map_err(no_file)?;
     request.fd = descriptor.number();
-    Ok(Exporting { dmabuf, descriptor })
+    Ok(PendingExport { dmabuf, descriptor })
 }
 
-/// Bytes of the struct that an importer must have, to be told the handle.
-const ROOM: usize = core::mem::offset_of!(Import, size);
+/// The smallest struct that has the handle.
+const MIN_SIZE: usize = core::mem::offset_of!(Import, size);
 
 /// Serves IMPORT, for a caller whose struct has `size` bytes.
 pub(super) fn import<'a>(
     client: &'a Client,
     request: &mut Import,
     size: usize,
-) -> Result<Pending<'a>, Refusal> {
+) -> Result<PendingBuffer<'a>, Refusal> {
     if request.reserved != 0 {
         return Err(Refusal::new(EINVAL, uapi::REASON_RESERVED_FIELD));
     }
@@ -101,7 +101,7 @@ pub(super) fn import<'a>(
     let view = dmabuf
         .view()
         .ok_or(Refusal::new(EXDEV, uapi::REASON_FOREIGN_DMABUF))?;
-    if size < ROOM {
+    if size < MIN_SIZE {
         return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
     commands::check_reach(&view)?;
@@ -113,5 +113,5 @@ pub(super) fn import<'a>(
     request.epoch = view.buffer().epoch();
     let entry = PreparedEntry::new(client, request.handle, view, charge)
         .map_err(|_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY))?;
-    Ok(Pending { client, entry })
+    Ok(PendingBuffer { client, entry })
 }
