@@ -5,8 +5,8 @@
 //! Handles and mappings hold a reference each; with the last one the window of mmap offsets and the
 //! block go back.
 //!
-//! The memory may move, unless it is pinned ([`PinnedView`]): its owner may move it ([`Change`]),
-//! and so may the pool if it needs the memory ([`Backing`]).
+//! The memory may move, unless it is pinned ([`PinnedView`]): its owner may move it
+//! ([`Relocation`]), and so may the pool if it needs the memory ([`Backing`]).
 //!
 //! Lock order: `mmap_lock`, or that of a VMA, and a client's table; then a buffer's backing; then
 //! what the kernel takes to change page tables, and the pool's locks.
@@ -14,8 +14,8 @@
 #![warn(clippy::arithmetic_side_effects)]
 
 mod backing;
-mod change;
 mod recycle;
+mod relocate;
 mod view;
 mod window;
 
@@ -24,13 +24,13 @@ pub(crate) use backing::{
     BackingGuard,
     Stack, //
 };
-pub(crate) use change::{
-    Change,
-    Fixed,
-    Kind,
-    NoRoom, //
-};
 pub(crate) use recycle::RecycledBuffer;
+pub(crate) use relocate::{
+    NotAllowed,
+    Op,
+    Relocation,
+    TargetError, //
+};
 pub(crate) use view::{
     PartError,
     PinnedView,

@@ -160,7 +160,7 @@ pub(super) fn alloc<'a>(
         }
         None => pool
             .alloc_for(client.waiter(), &ask, room)
-            .map_err(|refused| commands::no_room(refused, &mut request.largest_free))?,
+            .map_err(|refused| commands::alloc_refusal(refused, &mut request.largest_free))?,
     };
     let context = client.context();
     let stack = stack(request.flags);

@@ -9,7 +9,6 @@ use super::{
     },
     alloc,
     batch,
-    change,
     client::{
         Client,
         Handle,
@@ -17,9 +16,10 @@ use super::{
         PreparedEntry,
         Table, //
     },
+    export,
+    migrate,
     pins,
     reserve,
-    share,
     writable,
     PhysAccess, //
 };
@@ -89,9 +89,11 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
             if request.flags & bindings::O_RDWR != 0 {
                 may_change(file)?;
             }
-            share::export(client, request, size)
+            export::export(client, request, size)
         }),
-        Import::NR => Call::read(arg, size)?.create(|request| share::import(client, request, size)),
+        Import::NR => {
+            Call::read(arg, size)?.create(|request| export::import(client, request, size))
+        }
         Reserve::NR => Call::read(arg, size)?.create(|request| {
             may_change(file)?;
             reserve::reserve(client, request, size)
@@ -117,11 +119,11 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
         }),
         Migrate::NR => Call::read(arg, size)?.act(|request| {
             may_change(file)?;
-            change::migrate(client, request)
+            migrate::migrate(client, request)
         }),
         Resize::NR => Call::read(arg, size)?.act(|request| {
             may_change(file)?;
-            change::resize(client, request)
+            migrate::resize(client, request)
         }),
         Compact::NR => Call::read(arg, size)?.act(|request| {
             may_change(file)?;
@@ -159,8 +161,8 @@ pub(super) fn no_such_handle() -> Refusal {
     Refusal::new(ENOENT, uapi::REASON_UNKNOWN_HANDLE)
 }
 
-/// What is said when a pool gives nothing; `largest_free` is for the caller.
-pub(super) fn no_room(refused: Refused, largest_free: &mut u64) -> Refusal {
+/// Translates why a pool can't allocate; `largest_free` is for the caller.
+pub(super) fn alloc_refusal(refused: Refused, largest_free: &mut u64) -> Refusal {
     let (reason, left) = match refused {
         Refused::Taken => return Refusal::new(EBUSY, uapi::REASON_RANGE_BUSY),
         Refused::Full { largest_free } => (uapi::REASON_NO_SPACE, largest_free),
@@ -171,7 +173,7 @@ pub(super) fn no_room(refused: Refused, largest_free: &mut u64) -> Refusal {
     Refusal::new(ENOSPC, reason)
 }
 
-/// What is said when memory could not be copied or cleared.
+/// Translates why memory could not be copied or cleared.
 pub(super) fn stopped(why: Stopped) -> Refusal {
     match why {
         Stopped::Killed => Refusal::new(EINTR, uapi::REASON_SIGNAL),

@@ -9,9 +9,9 @@
 //! that asked for it are mapped by struct page instead.
 
 use super::{
-    access,
     client::Client,
-    huge, //
+    huge,
+    ptrace, //
 };
 use crate::buffer::{
     Buffer,
@@ -49,7 +49,7 @@ static OPERATIONS: VmaOperations = VmaOperations(bindings::vm_operations_struct 
     may_split: Some(may_split),
     fault: Some(fault),
     huge_fault: Some(huge::huge_fault),
-    access: Some(access::access),
+    access: Some(ptrace::access),
     ..pin_init::zeroed()
 });
 

@@ -9,29 +9,29 @@
 #![warn(clippy::arithmetic_side_effects)]
 
 mod abi;
-mod access;
 mod alloc;
 mod batch;
 mod buffer_cache;
-mod change;
 mod client;
 mod commands;
 mod dma;
 mod dmabuf;
+mod export;
 mod heap;
 mod huge;
+mod memtype;
+mod migrate;
 mod mmap;
-mod modes;
 mod pins;
 mod poll;
+mod ptrace;
 mod reserve;
-mod share;
 
 pub(crate) use client::Client;
 pub(crate) use heap::HeapNode;
+pub(crate) use memtype::show_modes;
 #[cfg(rust_buddy_audit)]
 pub(crate) use mmap::shown_in;
-pub(crate) use modes::show_memtypes;
 
 use self::{
     dma::Devices,

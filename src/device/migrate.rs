@@ -23,10 +23,10 @@ use crate::buddy::{
 };
 use crate::buffer::{
     Buffer,
-    Change,
-    Fixed,
-    Kind,
-    NoRoom, //
+    NotAllowed,
+    Op,
+    Relocation,
+    TargetError, //
 };
 use crate::mm;
 use crate::pool::{
@@ -44,7 +44,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// The buffer that a client holds all of, and may change.
+/// Returns a buffer that the client has all of, and may relocate.
 fn own_buffer(client: &Client, handle: Handle) -> Result<Arc<Buffer>, Refusal> {
     let table = client.table();
     let view = &commands::entry(&table, handle)?.view;
@@ -54,26 +54,26 @@ fn own_buffer(client: &Client, handle: Handle) -> Result<Arc<Buffer>, Refusal> {
     Ok(view.buffer().clone())
 }
 
-/// What is said of a buffer that stays as it is.
-fn refusal(fixed: Fixed) -> Refusal {
-    match fixed {
-        Fixed::Pinned => Refusal::new(EBUSY, uapi::REASON_PINNED),
-        Fixed::Shared => Refusal::new(EBUSY, uapi::REASON_SHARED),
-        Fixed::Mapped => Refusal::new(EBUSY, uapi::REASON_UNMOVABLE_RANGE),
-        Fixed::Changing => Refusal::new(EBUSY, uapi::REASON_RELOCATING),
-        Fixed::Never => Refusal::new(EOPNOTSUPP, uapi::REASON_UNMOVABLE_BUFFER),
+/// Translates the reason why a relocation is not allowed.
+fn refusal(error: NotAllowed) -> Refusal {
+    match error {
+        NotAllowed::Pinned => Refusal::new(EBUSY, uapi::REASON_PINNED),
+        NotAllowed::Shared => Refusal::new(EBUSY, uapi::REASON_SHARED),
+        NotAllowed::Mapped => Refusal::new(EBUSY, uapi::REASON_UNMOVABLE_RANGE),
+        NotAllowed::Changing => Refusal::new(EBUSY, uapi::REASON_RELOCATING),
+        NotAllowed::Never => Refusal::new(EOPNOTSUPP, uapi::REASON_UNMOVABLE_BUFFER),
     }
 }
 
-/// What is said when there is no other place; `largest_free` is for the caller.
-fn no_room(none: NoRoom, largest_free: &mut u64) -> Refusal {
-    match none {
-        NoRoom::Pool(refused) => commands::no_room(refused, largest_free),
-        NoRoom::Kernel(error) if error == ENOMEM => {
+/// Translates the reason why there is no target; `largest_free` is for the caller.
+fn target_refusal(error: TargetError, largest_free: &mut u64) -> Refusal {
+    match error {
+        TargetError::Pool(refused) => commands::alloc_refusal(refused, largest_free),
+        TargetError::Kernel(error) if error == ENOMEM => {
             Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY)
         }
-        NoRoom::Kernel(_) => Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE),
-        NoRoom::Stopped(why) => commands::stopped(why),
+        TargetError::Kernel(_) => Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE),
+        TargetError::Stopped(why) => commands::stopped(why),
     }
 }
 
@@ -91,8 +91,8 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
     if request.pool != 0 && request.pool != pool.id() {
         return Err(Refusal::new(ENOENT, uapi::REASON_UNKNOWN_POOL));
     }
-    let change = Change::begin(&buffer, Kind::Move).map_err(refusal)?;
-    let (ask, bytes) = (change.ask(), mm::bytes(change.pages()));
+    let relocation = Relocation::begin(&buffer, Op::Move).map_err(refusal)?;
+    let (ask, bytes) = (relocation.ask(), mm::bytes(relocation.pages()));
     let spot = alloc::spot(request.flags, (request.lo, request.hi), bytes, pool)
         .ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
     // As many pages as it has, whatever was asked for.
@@ -106,9 +106,9 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
     if !whole.can_reach() {
         return Err(Refusal::new(ERANGE, uapi::REASON_MAX_ADDRESS));
     }
-    let block = change
-        .elsewhere(&whole, ask.size)
-        .map_err(|none| no_room(none, &mut request.largest_free))?;
+    let block = relocation
+        .alloc_target(&whole, ask.size)
+        .map_err(|error| target_refusal(error, &mut request.largest_free))?;
     // What was exact since it was AT a place stays so.
     let extent = match ask.spot {
         Spot::At(_) => Extent::Exact,
@@ -120,8 +120,10 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
         strict: spot.is_strict(),
         ..ask
     };
-    change.also(Kind::Move).map_err(refusal)?;
-    change.move_to(block, recorded).map_err(commands::stopped)?;
+    relocation.check(Op::Move).map_err(refusal)?;
+    relocation
+        .move_to(block, recorded)
+        .map_err(commands::stopped)?;
     request.generation = buffer.generation();
     request.largest_free = 0;
     Ok(())
@@ -138,8 +140,8 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
     if request.size == 0 || request.size > pool.size() {
         return Err(Refusal::new(EINVAL, uapi::REASON_SIZE));
     }
-    let change = Change::begin(&buffer, Kind::Grow).map_err(refusal)?;
-    let (before, pages) = (change.ask(), change.pages());
+    let relocation = Relocation::begin(&buffer, Op::Grow).map_err(refusal)?;
+    let (before, pages) = (relocation.ask(), relocation.pages());
     let after = Ask {
         size: request.size,
         ..before
@@ -151,33 +153,33 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
     if wanted >= pages {
         let priority = priority_of_growth(&after);
         let charged = mm::bytes(wanted.saturating_sub(pages));
-        change.try_charge(charged).map_err(quota_refusal)?;
-        let in_place = change
+        relocation.try_charge(charged).map_err(quota_refusal)?;
+        let in_place = relocation
             .grow(&after, priority)
-            .inspect_err(|_| change.uncharge(charged))
+            .inspect_err(|_| relocation.uncharge(charged))
             .map_err(commands::stopped)?;
         if !in_place {
             // No other call sees the charge but as one that is too large for a moment.
             enlarge(
-                &change,
+                &relocation,
                 after,
                 priority,
                 may_move,
                 &mut request.largest_free,
             )
-            .inspect_err(|_| change.uncharge(charged))?;
+            .inspect_err(|_| relocation.uncharge(charged))?;
         }
         pool.counts().grown(in_place);
     } else {
         if buffer.memtype() != pool.region().resting_mode() {
             return Err(Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE));
         }
-        change.also(Kind::Shrink).map_err(refusal)?;
-        change.shrink(&after, wanted);
-        change.uncharge(mm::bytes(pages.saturating_sub(wanted)));
+        relocation.check(Op::Shrink).map_err(refusal)?;
+        relocation.shrink(&after, wanted);
+        relocation.uncharge(mm::bytes(pages.saturating_sub(wanted)));
         pool.counts().shrunk();
     }
-    drop(change);
+    drop(relocation);
     client.table().recount(request.handle);
     request.granted = mm::bytes(wanted);
     request.generation = buffer.generation();
@@ -197,18 +199,18 @@ fn priority_of_growth(ask: &Ask) -> Priority {
 
 /// Moves a buffer that can't grow where it is to where it can.
 fn enlarge(
-    change: &Change,
+    relocation: &Relocation,
     after: Ask,
     priority: Priority,
     may_move: bool,
     largest_free: &mut u64,
 ) -> Result<(), Refusal> {
-    let buffer = change.buffer();
+    let buffer = relocation.buffer();
     if !may_move {
         *largest_free = buffer.pool().snapshot().largest_free;
         return Err(Refusal::new(ENOSPC, uapi::REASON_NO_SPACE));
     }
-    change.also(Kind::Move).map_err(refusal)?;
+    relocation.check(Op::Move).map_err(refusal)?;
     let after = match after.spot {
         // It can't stay in its place, so any will do.
         Spot::At(_) => Ask {
@@ -222,9 +224,9 @@ fn enlarge(
         },
         Spot::Within { .. } => after,
     };
-    let block = change
-        .elsewhere(&Ask { priority, ..after }, after.size)
-        .map_err(|none| no_room(none, largest_free))?;
-    change.also(Kind::Move).map_err(refusal)?;
-    change.move_to(block, after).map_err(commands::stopped)
+    let block = relocation
+        .alloc_target(&Ask { priority, ..after }, after.size)
+        .map_err(|error| target_refusal(error, largest_free))?;
+    relocation.check(Op::Move).map_err(refusal)?;
+    relocation.move_to(block, after).map_err(commands::stopped)
 }

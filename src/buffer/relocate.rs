@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers that move, grow and shrink under those who use them.
+//! Relocations: buffers that move, grow and shrink while they are in use.
 
 use super::{
     backing::BackingState,
@@ -20,62 +20,62 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Why a buffer stays as it is.
-pub(crate) enum Fixed {
+/// Why a relocation is not allowed.
+pub(crate) enum NotAllowed {
     /// It is pinned: a driver, a device or a client knows its address.
     Pinned,
-    /// Somebody was given a part of it, and counts on its size.
+    /// A part of it was exported, whose holder relies on the buffer's size.
     Shared,
-    /// It is being changed already, or a driver waits for the end of that.
+    /// It is being relocated already, or a driver waits for the end of that.
     Changing,
-    /// It has too many mappings: all others' mmap and munmap would wait until it is unmapped.
+    /// It has too many mappings: mmap and munmap of all clients would wait until it is unmapped.
     Mapped,
     /// Its pool's buffers never move, or it is one of those that neither move nor shrink: mapped by
     /// struct page, or filled by mmap.
     Never,
 }
 
-/// Why there is no other memory for it.
-pub(crate) enum NoRoom {
-    /// The pool has none.
+/// Why there is no target to move a buffer to.
+pub(crate) enum TargetError {
+    /// The pool has no memory.
     Pool(Refused),
-    /// The kernel refuses it the memory type.
+    /// The kernel refuses the memory type.
     Kernel(Error),
     /// It could not be cleared.
     Stopped(Stopped),
 }
 
-/// What a change does to a buffer.
+/// What a relocation does to a buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// It goes elsewhere.
+pub(crate) enum Op {
+    /// It moves to other memory.
     Move,
     /// It gains pages where it is.
     Grow,
-    /// It loses some.
+    /// It loses pages.
     Shrink,
 }
 
-/// The right to change a buffer. While there is one, no caller is told where the buffer is, so that
-/// a check made at its beginning holds until its end.
-pub(crate) struct Change {
+/// The exclusive right to move and resize a buffer. While there is one, the buffer can't be pinned,
+/// so that a check made at its beginning holds until its end.
+pub(crate) struct Relocation {
     buffer: Arc<Buffer>,
     ask: Ask,
 }
 
-impl Change {
-    /// Asks for it.
+impl Relocation {
+    /// Begins a relocation, if `op` is allowed.
     ///
     /// # Errors
     ///
-    /// As [`Fixed`] says.
-    pub(crate) fn begin(buffer: &Arc<Buffer>, kind: Kind) -> Result<Self, Fixed> {
+    /// As [`NotAllowed`] says.
+    pub(crate) fn begin(buffer: &Arc<Buffer>, op: Op) -> Result<Self, NotAllowed> {
         let mut guard = buffer.lock_state();
-        let state = (*guard).as_mut().ok_or(Fixed::Never)?;
+        let state = (*guard).as_mut().ok_or(NotAllowed::Never)?;
         if state.changing || state.waiting_drivers > 0 {
-            return Err(Fixed::Changing);
+            return Err(NotAllowed::Changing);
         }
-        buffer.allows(state, kind)?;
+        buffer.allows(state, op)?;
         state.changing = true;
         Ok(Self {
             buffer: buffer.clone(),
@@ -83,29 +83,29 @@ impl Change {
         })
     }
 
-    /// Asks whether this may be done, too. Nothing that speaks against it can come later, but
-    /// mappings by fork: to be asked just before it is done.
+    /// Checks whether `op` is allowed, too. Only fork can make that untrue later, by the mappings
+    /// that it adds, so the check is to be made just before the operation.
     ///
     /// # Errors
     ///
-    /// As [`Fixed`] says.
-    pub(crate) fn also(&self, kind: Kind) -> Result<(), Fixed> {
+    /// As [`NotAllowed`] says.
+    pub(crate) fn check(&self, op: Op) -> Result<(), NotAllowed> {
         let guard = self.buffer.lock_state();
         self.buffer
-            .allows(guard.as_ref().ok_or(Fixed::Never)?, kind)
+            .allows(guard.as_ref().ok_or(NotAllowed::Never)?, op)
     }
 
-    /// What is changed.
+    /// Returns the buffer.
     pub(crate) fn buffer(&self) -> &Arc<Buffer> {
         &self.buffer
     }
 
-    /// What it was asked for with, before.
+    /// Returns the request that it was allocated with.
     pub(crate) fn ask(&self) -> Ask {
         self.ask
     }
 
-    /// Pages that it has.
+    /// Returns its number of pages.
     pub(crate) fn pages(&self) -> u64 {
         self.buffer.lock().pages()
     }
@@ -130,29 +130,29 @@ impl Change {
         self.with(|state| state.memory.uncharge(bytes));
     }
 
-    /// Allocates other memory for it, as large as `ask` says though only `requested` bytes count as
-    /// asked for, in the same memory type, and clear where the buffer's contents don't come.
+    /// Allocates the target of a move, as large as `ask` says, of which `requested` bytes count as
+    /// asked for. It has the buffer's memory type, and is clear where the contents don't come.
     ///
     /// # Errors
     ///
-    /// As [`NoRoom`] says.
-    pub(crate) fn elsewhere(&self, ask: &Ask, requested: u64) -> Result<Block, NoRoom> {
+    /// As [`TargetError`] says.
+    pub(crate) fn alloc_target(&self, ask: &Ask, requested: u64) -> Result<Block, TargetError> {
         let pages = self.pages();
         let mut block = self
             .buffer
             .pool()
             .alloc_for_move(ask, pages)
-            .map_err(NoRoom::Pool)?;
+            .map_err(TargetError::Pool)?;
         let more = block.pages().saturating_sub(pages);
         match self.buffer.grows() {
             Direction::Up => block.zero(pages, more),
             Direction::Down => block.zero(0, more),
         }
-        .map_err(NoRoom::Stopped)?;
+        .map_err(TargetError::Stopped)?;
         block.set_requested(requested);
         block
             .set_memtype(self.buffer.memtype())
-            .map_err(NoRoom::Kernel)?;
+            .map_err(TargetError::Kernel)?;
         Ok(block)
     }
 
@@ -199,7 +199,7 @@ impl Change {
     /// Takes all pages beyond `left` out of every page table, and gives them back. The rest counts
     /// as asked for with `ask`.
     ///
-    /// The caller has asked [`Change::also`] for [`Kind::Shrink`], which refuses buffers whose
+    /// The caller has called [`Relocation::check`] for [`Op::Shrink`], which refuses buffers whose
     /// pages others than page tables may have.
     pub(crate) fn shrink(&self, ask: &Ask, left: u64) {
         let buffer = &self.buffer;
@@ -225,20 +225,20 @@ impl Change {
 }
 
 impl Buffer {
-    /// Does nothing speak against such a change?
-    fn allows(&self, state: &BackingState, kind: Kind) -> Result<(), Fixed> {
-        match kind {
-            Kind::Move if self.is_immovable() => Err(Fixed::Never),
-            Kind::Shrink if self.stays() => Err(Fixed::Never),
-            Kind::Move | Kind::Shrink if state.pin_count > 0 => Err(Fixed::Pinned),
-            Kind::Move | Kind::Shrink if self.is_mapped_out() => Err(Fixed::Mapped),
-            Kind::Shrink if self.is_shared() => Err(Fixed::Shared),
+    /// Checks whether `op` is allowed.
+    fn allows(&self, state: &BackingState, op: Op) -> Result<(), NotAllowed> {
+        match op {
+            Op::Move if self.is_immovable() => Err(NotAllowed::Never),
+            Op::Shrink if self.stays() => Err(NotAllowed::Never),
+            Op::Move | Op::Shrink if state.pin_count > 0 => Err(NotAllowed::Pinned),
+            Op::Move | Op::Shrink if self.is_mapped_out() => Err(NotAllowed::Mapped),
+            Op::Shrink if self.is_shared() => Err(NotAllowed::Shared),
             _ => Ok(()),
         }
     }
 }
 
-impl Drop for Change {
+impl Drop for Relocation {
     fn drop(&mut self) {
         self.buffer.end_change();
     }
