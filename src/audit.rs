@@ -344,7 +344,7 @@ mod walk {
         // SAFETY: By this function's requirements; the lock keeps the VMA.
         let (area, mm, offset) =
             unsafe { (VmaRef::from_raw(vma), (*vma).vm_mm, (*vma).vm_pgoff as u64) };
-        let buffer: Option<Arc<Buffer>> = device::shown_in(area);
+        let buffer: Option<Arc<Buffer>> = device::buffer_of(area);
         let backing = buffer.as_ref().map(|buffer| buffer.lock());
         let mut against = Against {
             start: area.start() as u64,

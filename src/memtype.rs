@@ -7,7 +7,7 @@
 //! that type: so changing the direct map's changes all that come later. For what is no RAM the
 //! type is that of the first mapping, the kernel's.
 
-use crate::pgtable::Huge;
+use crate::pgtable::LeafSize;
 use crate::uapi;
 use core::ptr::NonNull;
 use kernel::{
@@ -162,8 +162,8 @@ impl PatEntry {
         let entry = unsafe { bindings::lookup_address(at.as_ptr() as c_ulong, &raw mut level) };
         let pages = match level {
             bindings::pg_level_PG_LEVEL_4K => 1,
-            bindings::pg_level_PG_LEVEL_2M => Huge::Pmd.pages(),
-            bindings::pg_level_PG_LEVEL_1G => Huge::Pud.pages(),
+            bindings::pg_level_PG_LEVEL_2M => LeafSize::Pmd.pages(),
+            bindings::pg_level_PG_LEVEL_1G => LeafSize::Pud.pages(),
             _ => return None,
         };
         let entry = NonNull::new(entry)?;

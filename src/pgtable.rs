@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Page tables: entries that show more than a page at once, and what is in them.
+//! Page tables: leaf entries of every size, and what is in them.
 
 use crate::mm::{
     self,
@@ -16,9 +16,9 @@ use kernel::{
 pub(crate) const VM_FAULT_FALLBACK: bindings::vm_fault_t =
     bindings::vm_fault_reason_VM_FAULT_FALLBACK as bindings::vm_fault_t;
 
-/// What one entry of a page table above the last level shows.
+/// The size of a leaf entry above the last level of page tables.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Huge {
+pub(crate) enum LeafSize {
     /// 2 MiB.
     Pmd,
     /// 1 GiB.
@@ -51,32 +51,33 @@ impl EntryKind {
     }
 }
 
-impl Huge {
-    /// Those that kernel and CPU have, the largest first.
+impl LeafSize {
+    /// Returns the sizes that kernel and CPU have, the largest first.
     pub(crate) fn sizes() -> impl Iterator<Item = Self> {
         [Self::Pud, Self::Pmd]
             .into_iter()
-            .filter(|size| size.there())
+            .filter(|size| size.is_supported())
     }
 
-    /// The one that shows 2^`order` pages.
+    /// Returns the size of 2^`order` pages.
     pub(crate) fn of_order(order: u32) -> Option<Self> {
         Self::sizes().find(|size| size.order() == order)
     }
 
-    /// The one that shows least.
+    /// Returns the smallest size.
     pub(crate) fn smallest() -> Option<Self> {
         Self::sizes().last()
     }
 
-    fn there(self) -> bool {
+    /// Returns whether kernel and CPU have entries of that size.
+    fn is_supported(self) -> bool {
         match self {
             Self::Pmd => cfg!(CONFIG_ARCH_SUPPORTS_PMD_PFNMAP),
             Self::Pud => cfg!(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP) && cpu_has_gib_entries(),
         }
     }
 
-    /// It shows 2^order pages.
+    /// Returns its order, in pages.
     pub(crate) fn order(self) -> u32 {
         let shift = match self {
             Self::Pmd => bindings::PMD_SHIFT,
@@ -86,22 +87,22 @@ impl Huge {
         shift - PAGE_SHIFT as u32
     }
 
-    /// How many pages it shows.
+    /// Returns its number of pages.
     pub(crate) fn pages(self) -> u64 {
         1 << self.order()
     }
 
-    /// How many bytes.
+    /// Returns its number of bytes.
     pub(crate) fn bytes(self) -> usize {
         1 << (self.order() as usize + PAGE_SHIFT)
     }
 
-    /// The bits of an address within an entry.
+    /// Returns the bits of an address within an entry.
     pub(crate) fn mask(self) -> usize {
         self.bytes().wrapping_sub(1)
     }
 
-    /// Can one of them be in a VMA from `start` to `end`?
+    /// Returns whether an entry can be in a VMA from `start` to `end`.
     fn fits(self, start: usize, end: usize) -> bool {
         let size = self.bytes();
         let first = start.checked_next_multiple_of(size);
@@ -146,7 +147,7 @@ impl Huge {
                 Self::Pmd => bindings::vmf_insert_pfn_pmd(vmf, frame.raw(), write),
                 #[cfg(CONFIG_ARCH_SUPPORTS_PUD_PFNMAP)]
                 Self::Pud => bindings::vmf_insert_pfn_pud(vmf, frame.raw(), write),
-                #[allow(unreachable_patterns, reason = "where both are there")]
+                #[allow(unreachable_patterns, reason = "where the kernel has both")]
                 _ => VM_FAULT_FALLBACK,
             }
         }
@@ -166,14 +167,14 @@ fn cpu_has_gib_entries() -> bool {
     word >> (bit % u32::BITS) & 1 != 0
 }
 
-/// Brings in what a VMA shows at an address, as if it were touched.
+/// Faults in what a VMA shows at an address, as if it were accessed.
 ///
 /// # Safety
 ///
 /// The caller must hold `mmap_lock` of the VMA's address space, the current task's, and no lock
 /// that the VMA's fault handlers take. The address must be in the VMA, and `write` only be set if
 /// that may be written.
-pub(crate) unsafe fn touch(vma: *mut bindings::vm_area_struct, address: usize, write: bool) {
+pub(crate) unsafe fn fault_in(vma: *mut bindings::vm_area_struct, address: usize, write: bool) {
     let flags = if write { FAULT_FLAG_WRITE } else { 0 };
     // SAFETY: By this function's requirements; without a flag that would allow it, the lock is not
     // dropped. What came of it is in the page table.
@@ -200,13 +201,13 @@ pub(crate) unsafe fn touch(vma: *mut bindings::vm_area_struct, address: usize, w
 /// # Safety
 ///
 /// `copy` must be a VMA that its operation `open` is called for.
-pub(crate) unsafe fn empty_before_fork(copy: *mut bindings::vm_area_struct) {
+pub(crate) unsafe fn zap_before_fork(copy: *mut bindings::vm_area_struct) {
     // SAFETY: By this function's requirements, it can't change meanwhile.
     let (mm, start, end) = unsafe {
         let bounds = (*copy).__bindgen_anon_1.__bindgen_anon_1;
         ((*copy).vm_mm, bounds.vm_start, bounds.vm_end)
     };
-    if !Huge::smallest().is_some_and(|size| size.fits(start, end)) {
+    if !LeafSize::smallest().is_some_and(|size| size.fits(start, end)) {
         return;
     }
     let task = current!();
@@ -241,14 +242,14 @@ pub(crate) unsafe fn empty_before_fork(copy: *mut bindings::vm_area_struct) {
 /// The VMA that `copy` is made of has the same buffer and shows the same part of it. It is not
 /// named here, so all VMAs of the address space that do are emptied where they show that part. No
 /// fault brings an entry back meanwhile: those of 1 GiB are set under `mmap_lock` only, see
-/// [`again_with_mmap_lock`], and mremap and splits hold it for writing.
+/// [`retry_with_mmap_lock`], and mremap and splits hold it for writing.
 ///
 /// Does nothing for fork, and where the buffer's window of `pages` pages is too small.
 ///
 /// # Safety
 ///
 /// `copy` must be a VMA that its operation `open` is called for.
-pub(crate) unsafe fn empty_before_cut(copy: *mut bindings::vm_area_struct, pages: u64) {
+pub(crate) unsafe fn zap_before_split(copy: *mut bindings::vm_area_struct, pages: u64) {
     // SAFETY: By this function's requirements, it can't change meanwhile.
     let (mm, first, len) = unsafe {
         let bounds = (*copy).__bindgen_anon_1.__bindgen_anon_1;
@@ -258,7 +259,7 @@ pub(crate) unsafe fn empty_before_cut(copy: *mut bindings::vm_area_struct, pages
     let in_current = current!()
         .mm()
         .is_some_and(|current| current.as_raw() == mm);
-    if !Huge::Pud.there() || pages < Huge::Pud.pages() || !in_current {
+    if !LeafSize::Pud.is_supported() || pages < LeafSize::Pud.pages() || !in_current {
         return;
     }
     let mut at = 0;
@@ -276,7 +277,7 @@ pub(crate) unsafe fn empty_before_cut(copy: *mut bindings::vm_area_struct, pages
             (bounds.vm_start, bounds.vm_end, (*vma).vm_pgoff, is_same)
         };
         at = end;
-        if !is_same || !Huge::Pud.fits(start, end) {
+        if !is_same || !LeafSize::Pud.fits(start, end) {
             continue;
         }
         let skipped = first.saturating_sub(offset) << PAGE_SHIFT;
@@ -303,33 +304,36 @@ pub(crate) unsafe fn is_under_vma_lock(vmf: *mut bindings::vm_fault) -> bool {
     unsafe { (*vmf).flags & VMA_LOCK != 0 }
 }
 
-/// Has the kernel handle a fault again, under `mmap_lock`, as it does itself where a handler needs
+/// Has the kernel retry a fault under `mmap_lock`, as it does itself where a handler needs
 /// that (`vmf_can_call_fault()`).
 ///
 /// # Safety
 ///
 /// `vmf` must be a fault that is handled under the lock of its VMA. That is let go of: the handler
 /// must return what this gives, and use neither VMA nor what that holds any more.
-pub(crate) unsafe fn again_with_mmap_lock(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+pub(crate) unsafe fn retry_with_mmap_lock(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
     // SAFETY: By this function's requirements.
     unsafe { bindings::vma_end_read((*vmf).__bindgen_anon_1.vma) };
     bindings::vm_fault_reason_VM_FAULT_RETRY as bindings::vm_fault_t
 }
 
-/// What an entry of a page table shows.
-pub(crate) struct Shown {
-    /// How many bytes.
+/// A leaf entry of a page table, as [`lookup`] finds it.
+pub(crate) struct LeafEntry {
+    /// Bytes that it shows.
     pub(crate) bytes: usize,
     /// Its bits other than the address.
     pub(crate) bits: u64,
 }
 
-/// The entry that a page table has for an address, if one does.
+/// Returns the leaf entry for an address, if there is one.
 ///
 /// # Safety
 ///
 /// The VMA must be PFNMAP or show RAM, the address be in it, and the caller hold `mmap_lock`.
-pub(crate) unsafe fn shown(vma: *mut bindings::vm_area_struct, address: usize) -> Option<Shown> {
+pub(crate) unsafe fn lookup(
+    vma: *mut bindings::vm_area_struct,
+    address: usize,
+) -> Option<LeafEntry> {
     let mut args = bindings::follow_pfnmap_args {
         vma,
         address: address as c_ulong,
@@ -343,7 +347,7 @@ pub(crate) unsafe fn shown(vma: *mut bindings::vm_area_struct, address: usize) -
         bindings::follow_pfnmap_end(&raw mut args);
     }
     let mask = args.addr_mask;
-    Some(Shown {
+    Some(LeafEntry {
         bytes: mask.wrapping_neg().max(mm::UNIT as usize),
         bits: args.pgprot.pgprot as u64,
     })

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Mappings by large entries: 2 MiB or 1 GiB with one fault, wherever address and memory are lined
-//! up; an address that lines them up; and mappings that are filled before they are touched.
+//! up; an address that lines them up; and mappings that are populated before they are touched.
 //!
 //! For buffers that are mapped by struct page all is by single pages.
 
@@ -19,7 +19,7 @@ use crate::mm::{
 };
 use crate::pgtable::{
     self,
-    Huge,
+    LeafSize,
     VM_FAULT_FALLBACK, //
 };
 use kernel::{
@@ -45,7 +45,7 @@ fn block_around(
     vma: &VmaRef,
     address: usize,
     page: u64,
-    size: Huge,
+    size: LeafSize,
 ) -> Option<Pfn> {
     let start = address & !size.mask();
     let end = start.checked_add(size.bytes())?;
@@ -69,7 +69,7 @@ pub(super) unsafe extern "C" fn huge_fault(
     vmf: *mut bindings::vm_fault,
     order: c_uint,
 ) -> bindings::vm_fault_t {
-    let Some(size) = Huge::of_order(order) else {
+    let Some(size) = LeafSize::of_order(order) else {
         return VM_FAULT_FALLBACK;
     };
     // SAFETY: By this function's requirements.
@@ -80,7 +80,7 @@ pub(super) unsafe extern "C" fn huge_fault(
         ..
     } = unsafe { (*vmf).__bindgen_anon_1 };
     // SAFETY: As above.
-    let (buffer, area) = unsafe { (mmap::shown_by(vma), VmaRef::from_raw(vma)) };
+    let (buffer, area) = unsafe { (mmap::vma_buffer(vma), VmaRef::from_raw(vma)) };
     if buffer.by_page() {
         return VM_FAULT_FALLBACK;
     }
@@ -89,12 +89,12 @@ pub(super) unsafe extern "C" fn huge_fault(
     let backing = buffer.lock();
     let found = block_around(&backing, area, address, pgoff as u64, size);
     // SAFETY: By this function's requirements.
-    if found.is_some() && size == Huge::Pud && unsafe { pgtable::is_under_vma_lock(vmf) } {
+    if found.is_some() && size == LeafSize::Pud && unsafe { pgtable::is_under_vma_lock(vmf) } {
         // A split locks the VMA only after it has had such entries taken out. The buffer is the
         // VMA's, so its lock goes first.
         drop(backing);
         // SAFETY: As above; nothing of the VMA is used after that.
-        return unsafe { pgtable::again_with_mmap_lock(vmf) };
+        return unsafe { pgtable::retry_with_mmap_lock(vmf) };
     }
     match found {
         // SAFETY: The VMA is PFNMAP and shared, and all of the block is in it. The frames are the
@@ -114,36 +114,36 @@ pub(super) unsafe extern "C" fn huge_fault(
 /// # Safety
 ///
 /// As [`huge_fault`].
-pub(super) unsafe fn instead_of_page(vmf: *mut bindings::vm_fault) -> Option<bindings::vm_fault_t> {
-    let size = Huge::smallest()?;
+pub(super) unsafe fn try_huge_fault(vmf: *mut bindings::vm_fault) -> Option<bindings::vm_fault_t> {
+    let size = LeafSize::smallest()?;
     // SAFETY: By this function's requirements.
     let done = unsafe { huge_fault(vmf, size.order()) };
     (done != VM_FAULT_FALLBACK).then_some(done)
 }
 
-/// A way to line a mapping up with its memory.
-struct Lining {
-    size: Huge,
-    /// What addresses have to be, modulo the size.
+/// A size of leaf entries, and the alignment of a mapping that it takes.
+struct AlignHint {
+    size: LeafSize,
+    /// The start of the mapping, modulo the size.
     residue: usize,
 }
 
-/// How a mapping of `pages` from offset `first` on could be lined up, the largest entries first:
+/// Returns how to align a mapping of `pages` from offset `first` on, the largest entries first: for
 /// those of which the memory holds at least one, so that this says nothing more of where it is
 /// than the sizes of the pool's blocks do.
-fn linings(client: &Client, first: u64, pages: u64) -> [Option<Lining>; 2] {
+fn align_hints(client: &Client, first: u64, pages: u64) -> [Option<AlignHint>; 2] {
     let last = first.saturating_add(pages.saturating_sub(1));
     let run = client.table().at_offset(first, last).and_then(|view| {
         let buffer = view.buffer();
         let run = buffer.lock().run_at(first);
         run.filter(|_| !buffer.by_page())
     });
-    let mut sizes = Huge::sizes();
+    let mut sizes = LeafSize::sizes();
     core::array::from_fn(|_| {
         let size = sizes.next()?;
         let (frame, there) = run?;
         let to_next = frame.0.wrapping_neg() & size.pages().wrapping_sub(1);
-        (to_next.saturating_add(size.pages()) <= there.min(pages)).then(|| Lining {
+        (to_next.saturating_add(size.pages()) <= there.min(pages)).then(|| AlignHint {
             size,
             residue: frame.address() as usize & size.mask(),
         })
@@ -177,7 +177,10 @@ pub(super) unsafe extern "C" fn get_unmapped_area(
     let client: Pin<&Client> =
         unsafe { <<Client as MiscDevice>::Ptr as ForeignOwnable>::borrow(private) };
     let pages = (bytes >> PAGE_SHIFT) as u64;
-    for Lining { size, residue } in linings(&client, page as u64, pages).into_iter().flatten() {
+    for AlignHint { size, residue } in align_hints(&client, page as u64, pages)
+        .into_iter()
+        .flatten()
+    {
         let Some(more) = bytes.checked_add(size.bytes()) else {
             continue;
         };
@@ -190,11 +193,11 @@ pub(super) unsafe extern "C" fn get_unmapped_area(
     area(bytes)
 }
 
-/// Fills a mapping that [`mmap`] has just set up and that shows `buffer` from offset `first` on, as
-/// far as there is memory, by entries as large as faults would.
+/// Populates a mapping that [`mmap`] has just set up and that shows `buffer` from offset `first`
+/// on, as far as there is memory, by entries as large as faults would.
 ///
 /// Stops where it can't, or the task is being killed: the rest comes in as it is touched.
-pub(super) fn fill(vma: &VmaNew, buffer: &Buffer, first: u64) {
+pub(super) fn populate(vma: &VmaNew, buffer: &Buffer, first: u64) {
     let access = vma.flags() & (flags::READ | flags::WRITE | flags::EXEC);
     // Nobody can touch it as it is.
     if access == 0 {
@@ -212,13 +215,13 @@ pub(super) fn fill(vma: &VmaNew, buffer: &Buffer, first: u64) {
     while at < end && !mm::being_killed() {
         // SAFETY: mmap holds the lock, for writing. What keeps the table of a client, or any other
         // lock, has let it go. The address is in the VMA, whose flags say what may be done.
-        unsafe { pgtable::touch(vma.as_ptr(), at, access & flags::WRITE != 0) };
+        unsafe { pgtable::fault_in(vma.as_ptr(), at, access & flags::WRITE != 0) };
         let step = if buffer.by_page() {
             mm::UNIT as usize
         } else {
             // SAFETY: As above; mappings that are not by struct page are PFNMAP.
-            match unsafe { pgtable::shown(vma.as_ptr(), at) } {
-                Some(shown) => shown.bytes,
+            match unsafe { pgtable::lookup(vma.as_ptr(), at) } {
+                Some(entry) => entry.bytes,
                 None => return,
             }
         };

@@ -72,9 +72,8 @@ fn show_run(f: &mut fmt::Formatter<'_>, from: usize, to: usize, of: PatEntry) ->
 /// What the page table has for an address in a VMA of ours whose lock is held.
 fn entry_at(vma: &VmaRef, at: usize) -> Option<PatEntry> {
     // SAFETY: The address is in the VMA, which is locked.
-    let shown = unsafe { pgtable::shown(vma.as_ptr(), at) }?;
-    Some(PatEntry::new(
-        shown.bits,
-        (shown.bytes >> PAGE_SHIFT) as u64,
+    let entry = unsafe { pgtable::lookup(vma.as_ptr(), at) }?;
+    Some(PatEntry::new(entry.bits,
+        (entry.bytes >> PAGE_SHIFT) as u64,
     ))
 }

@@ -69,7 +69,7 @@ pub(super) fn map(client: &Client, vma: &VmaNew) -> Result {
     let pages = ((vma.end().saturating_sub(vma.start())) >> PAGE_SHIFT) as u64;
     let last = first.checked_add(pages.saturating_sub(1)).ok_or(EINVAL)?;
     let view = client.table().at_offset(first, last).ok_or(EACCES)?.clone();
-    show(view, first..=last, vma)
+    map_view(view, first..=last, vma)
 }
 
 /// Serves mmap of a dma-buf that shows `view`: offsets count from there, and become the window's.
@@ -88,7 +88,7 @@ pub(super) fn map_part(view: View, vma: &VmaNew) -> Result {
     let last = first.checked_add(pages.saturating_sub(1)).ok_or(EINVAL)?;
     // SAFETY: As above; the kernel looks at the offset only when it has been set up.
     unsafe { (*vma.as_ptr()).vm_pgoff = first as c_ulong };
-    show(view, first..=last, vma)
+    map_view(view, first..=last, vma)
 }
 
 /// Makes a new VMA, whose offsets `pages` are the window's, show what `view` does.
@@ -97,7 +97,7 @@ pub(super) fn map_part(view: View, vma: &VmaNew) -> Result {
 ///
 /// As [`map`]; `EACCES` for a writable mapping of what may be read only, `ENOMEM` for a buffer that
 /// has as many mappings as it may.
-fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
+fn map_view(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
     if *pages.end() > view.last_page() {
         return Err(EINVAL);
     }
@@ -130,7 +130,7 @@ fn show(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
         (*vma).vm_ops = &raw const OPERATIONS.0;
     }
     if buffer.flags() & uapi::ALLOC_PREFAULT != 0 {
-        huge::fill(vma, &buffer, *pages.start());
+        huge::populate(vma, &buffer, *pages.start());
     }
     Ok(())
 }
@@ -143,9 +143,9 @@ pub(super) fn is_ours(vma: &VmaRef) -> bool {
 
 /// The buffer that a VMA shows, if it is one of ours. To be asked with its lock held.
 #[cfg(rust_buddy_audit)]
-pub(crate) fn shown_in(vma: &VmaRef) -> Option<Arc<Buffer>> {
+pub(crate) fn buffer_of(vma: &VmaRef) -> Option<Arc<Buffer>> {
     // SAFETY: Set up by `map` or a copy, and the lock keeps it from being closed.
-    is_ours(vma).then(|| unsafe { shown_by(vma.as_ptr()) }.into())
+    is_ours(vma).then(|| unsafe { vma_buffer(vma.as_ptr()) }.into())
 }
 
 /// The buffer that a VMA of ours shows.
@@ -154,7 +154,7 @@ pub(crate) fn shown_in(vma: &VmaRef) -> Option<Arc<Buffer>> {
 ///
 /// `vma` must have been set up by [`map`], or be the copy of such a one, and not be closed during
 /// `'a`.
-pub(super) unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorrow<'a, Buffer> {
+pub(super) unsafe fn vma_buffer<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorrow<'a, Buffer> {
     // SAFETY: `map` put an `Arc` there, which is dropped in `close`.
     unsafe { ArcBorrow::from_raw((*vma).vm_private_data.cast::<Buffer>()) }
 }
@@ -162,24 +162,24 @@ pub(super) unsafe fn shown_by<'a>(vma: *mut bindings::vm_area_struct) -> ArcBorr
 /// Gives a VMA that was copied by fork, split or moved a reference of its own.
 ///
 /// fork calls this before it copies page tables. Large entries of a buffer that can move or shrink
-/// must not be copied, see [`pgtable::empty_before_fork`].
+/// must not be copied, see [`pgtable::zap_before_fork`].
 ///
 /// mremap and splits call this before they touch page tables. They must not find an entry of 1 GiB
-/// there, see [`pgtable::empty_before_cut`].
+/// there, see [`pgtable::zap_before_split`].
 ///
 /// # Safety
 ///
 /// `vma` must be a fresh copy of a VMA that [`map`] set up.
 unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
     // SAFETY: By this function's requirements.
-    let buffer: Arc<Buffer> = unsafe { shown_by(vma) }.into();
+    let buffer: Arc<Buffer> = unsafe { vma_buffer(vma) }.into();
     buffer.count_mapping();
     if !buffer.stays() {
         // SAFETY: By this function's requirements.
-        unsafe { pgtable::empty_before_fork(vma) };
+        unsafe { pgtable::zap_before_fork(vma) };
     }
     // SAFETY: By this function's requirements; no buffer's window is smaller than a VMA of it.
-    unsafe { pgtable::empty_before_cut(vma, buffer.window().pages()) };
+    unsafe { pgtable::zap_before_split(vma, buffer.window().pages()) };
     // The raw pointer in the copy now stands for this reference.
     core::mem::forget(buffer);
 }
@@ -192,7 +192,7 @@ unsafe extern "C" fn open(vma: *mut bindings::vm_area_struct) {
 /// `vma` must have been set up by [`map`], or be the copy of such a one, and not be closed yet.
 unsafe extern "C" fn may_split(vma: *mut bindings::vm_area_struct, _at: c_ulong) -> c_int {
     // SAFETY: By this function's requirements.
-    let buffer = unsafe { shown_by(vma) };
+    let buffer = unsafe { vma_buffer(vma) };
     if buffer.is_mapped_out() {
         ENOMEM.to_errno()
     } else {
@@ -218,7 +218,7 @@ unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
 /// `vmf` must be a fault in a VMA of ours, which the kernel keeps from going meanwhile.
 unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
     // SAFETY: By this function's requirements.
-    if let Some(done) = unsafe { huge::instead_of_page(vmf) } {
+    if let Some(done) = unsafe { huge::try_huge_fault(vmf) } {
         return done;
     }
     // SAFETY: As above.
@@ -229,7 +229,7 @@ unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t
         ..
     } = unsafe { (*vmf).__bindgen_anon_1 };
     // SAFETY: As above.
-    let buffer = unsafe { shown_by(vma) };
+    let buffer = unsafe { vma_buffer(vma) };
     buffer.pool().look_for_bad();
     // Until the page is in: who moves the buffer waits for this, and then takes it out again.
     let backing = buffer.lock();

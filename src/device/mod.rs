@@ -31,7 +31,7 @@ pub(crate) use client::Client;
 pub(crate) use heap::HeapNode;
 pub(crate) use memtype::show_modes;
 #[cfg(rust_buddy_audit)]
-pub(crate) use mmap::shown_in;
+pub(crate) use mmap::buffer_of;
 
 use self::{
     dma::Devices,

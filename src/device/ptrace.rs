@@ -35,7 +35,7 @@ pub(super) unsafe extern "C" fn access(
     // SAFETY: By this function's requirements.
     let (buffer, area, first) = unsafe {
         (
-            mmap::shown_by(vma),
+            mmap::vma_buffer(vma),
             VmaRef::from_raw(vma),
             (*vma).vm_pgoff as u64,
         )
