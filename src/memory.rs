@@ -74,7 +74,7 @@ impl Memory {
         self.inner.as_mut().map(|(block, _)| block)
     }
 
-    /// Another block in its place; gives the one that was there.
+    /// Replaces the block, and returns the old one.
     pub(crate) fn replace(&mut self, block: Block) -> Option<Block> {
         self.block_mut().map(|old| core::mem::replace(old, block))
     }
@@ -98,7 +98,7 @@ impl Memory {
         }
     }
 
-    /// May references to its pages be taken?
+    /// Returns whether references to its pages can be taken.
     pub(crate) fn by_page(&self) -> bool {
         self.deferred.is_some()
     }

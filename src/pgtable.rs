@@ -136,7 +136,7 @@ impl LeafSize {
             // What the VMA allows is allowed at once, whatever kind of access comes first. Saying
             // "write" here would have the kernel complain if a table came in meanwhile.
             EntryKind::None => false,
-            // It may only be read, and somebody writes.
+            // It is read-only, and the access is a write.
             EntryKind::Leaf => write,
             EntryKind::Table => return VM_FAULT_FALLBACK,
         };
@@ -292,7 +292,7 @@ pub(crate) unsafe fn zap_before_split(copy: *mut bindings::vm_area_struct, pages
     }
 }
 
-/// Is a fault handled under the lock of its VMA, rather than under `mmap_lock`?
+/// Returns whether a fault is handled under the lock of its VMA, rather than under `mmap_lock`.
 ///
 /// # Safety
 ///

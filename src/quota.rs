@@ -59,9 +59,9 @@ impl Limit {
     }
 }
 
-/// Of each client: `quota_client_bytes` and `quota_client_handles`.
+/// The limit of each client: `quota_client_bytes` and `quota_client_handles`.
 pub(crate) static CLIENT: Limit = Limit::new(0, 0);
-/// Of all clients of one user: `quota_uid_bytes` and `quota_uid_handles`.
+/// The limit of all clients of one user: `quota_uid_bytes` and `quota_uid_handles`.
 ///
 /// Handles have a bound by default: each takes kernel memory, and a user opens as many files as it
 /// likes.

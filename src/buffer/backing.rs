@@ -172,7 +172,7 @@ impl Backing {
         Some((state.memory, left))
     }
 
-    /// Does nothing but its size set it apart from others?
+    /// Returns whether it has no property that ALLOC's flags ask for, so that it can be recycled.
     pub(super) fn is_plain(&self) -> bool {
         self.memtype == MemType::WriteBack && self.stack.is_none() && !self.by_page && !self.filled
     }
@@ -247,7 +247,7 @@ impl Backing {
         self.memtype
     }
 
-    /// Does it grow downward?
+    /// Returns whether it grows downward.
     pub(crate) fn is_stack(&self) -> bool {
         self.stack.is_some()
     }
@@ -291,12 +291,12 @@ impl Backing {
         state.as_ref().map_or(0, |state| state.generation)
     }
 
-    /// Is it mapped by struct page, so that references to its pages can be taken?
+    /// Returns whether it is mapped by struct page, so that references to its pages can be taken.
     pub(crate) fn by_page(&self) -> bool {
         self.by_page
     }
 
-    /// Is its memory the kernel's own, with a `struct page` for each page?
+    /// Returns whether its memory is the kernel's own, with a `struct page` for each page.
     pub(crate) fn has_pages(&self) -> bool {
         self.pool.region().caps() & uapi::CAP_STRUCT_PAGE != 0
     }
@@ -306,7 +306,7 @@ impl Backing {
         &self.parts
     }
 
-    /// Has somebody a part of it, and counts on its size?
+    /// Returns whether a part of it was exported, whose holder relies on its size.
     pub(super) fn is_shared(&self) -> bool {
         self.parts.load(Relaxed) > 0
     }
@@ -344,13 +344,13 @@ impl Backing {
         self.mappings.fetch_sub(1, Relaxed);
     }
 
-    /// Is it one that never moves, nor shrinks? What is mapped by struct page may have been taken
-    /// by reference; what is filled by mmap is in a page table before unmapping can find that.
+    /// Returns whether it never moves nor shrinks. Pages that are mapped by struct page may have
+    /// other references; what mmap populates is in a page table before unmapping can find that.
     pub(crate) fn stays(&self) -> bool {
         self.by_page || self.filled
     }
 
-    /// Is it one that never moves?
+    /// Returns whether it never moves.
     pub(super) fn is_immovable(&self) -> bool {
         self.stays() || self.pool.region().caps() & uapi::CAP_MOVABLE == 0
     }
@@ -383,8 +383,8 @@ impl Backing {
         }
     }
 
-    /// May the pool have it moved? Not what was asked to be where it is, nor what takes too long to
-    /// copy.
+    /// Returns whether the pool may move it. A buffer that was asked to be AT a place stays there,
+    /// and so does one that takes too long to copy.
     fn may_be_moved(&self, state: &BackingState) -> bool {
         let pages = state.span().map_or(0, |(_, pages)| pages);
         let slow = self.memtype != MemType::WriteBack && pages > MAX_UNCACHED_MOVED;
@@ -538,13 +538,13 @@ impl BackingGuard<'_> {
         Some((block.first().plus(within), pages))
     }
 
-    /// Is any of `pages` frames from `first` on bad?
+    /// Returns whether any of `pages` frames from `first` on is bad.
     pub(crate) fn has_bad(&self, first: Pfn, pages: u64) -> bool {
         self.backing.pool.has_bad(first, pages)
     }
 
-    /// Copies what is from byte `within` of offset `page` of mmap on, as far as it is granted; says
-    /// how many bytes that were.
+    /// Copies what is from byte `within` of offset `page` of mmap on, as far as it is granted.
+    /// Returns the number of bytes.
     pub(crate) fn read(&self, page: u64, within: usize, to: &mut [MaybeUninit<u8>]) -> usize {
         let Some((frame, len)) = self.bytes_at(page, within, to.len()) else {
             return 0;

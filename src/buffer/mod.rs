@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A buffer: a block of memory that somebody can name, map and give to a device.
+//! A buffer: a block of memory that a client can name, map and give to a device.
 //!
 //! Handles and mappings hold a reference each; with the last one the window of mmap offsets and the
 //! block go back.
@@ -74,7 +74,7 @@ pub(crate) fn printable<const N: usize>(bytes: &[u8; N]) -> Option<[u8; N]> {
     Some(text)
 }
 
-/// What people call a buffer: printable ASCII, shown and nothing else.
+/// The name of a buffer: printable ASCII, shown and nothing else.
 #[derive(Clone, Copy)]
 pub(crate) struct Name([u8; uapi::NAME_LEN]);
 
@@ -111,7 +111,7 @@ pub(crate) struct Buffer {
     epoch: u64,
 }
 
-/// What a new buffer is called, beside its memory.
+/// The attributes of a new buffer, beside its memory.
 pub(crate) struct Label {
     pub(crate) name: Name,
     /// As ALLOC was given them.
@@ -146,7 +146,7 @@ impl Buffer {
         Ok(buffer)
     }
 
-    /// What people call it.
+    /// Returns its name.
     pub(crate) fn name(&self) -> &Name {
         &self.name
     }
@@ -168,7 +168,7 @@ impl Buffer {
         drop(surplus);
     }
 
-    /// The memory goes back, at once or when it may. Gives what the pool knew of it.
+    /// Frees the memory, or puts it into quarantine. Returns the entry of the reverse map.
     fn empty(&self) -> Option<Left> {
         let quarantine = self.quarantine.lock().take();
         let (mut memory, left) = self.backing.unpublish()?;

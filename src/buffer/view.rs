@@ -39,9 +39,9 @@ pub(crate) struct View {
 
 /// Why a part of a view can't be had.
 pub(crate) enum PartError {
-    /// Not of whole pages that are there.
+    /// It is not of whole pages that are granted.
     Bounds,
-    /// Of a stack.
+    /// A stack has no parts.
     Stack,
     /// The buffer is being resized.
     Changing,
@@ -71,7 +71,7 @@ impl Drop for Shared {
 }
 
 impl View {
-    /// All of it, and all that it may grow to, for its owner.
+    /// Makes the view of the owner: the whole buffer, and all that it may grow to.
     pub(crate) fn whole(buffer: Arc<Buffer>) -> Self {
         // INVARIANT: The whole window, and no window is empty.
         Self {
@@ -84,7 +84,7 @@ impl View {
     }
 
     /// The part of it from byte `offset` on, `size` bytes or, if that is 0, all that there are:
-    /// whole pages that were granted, and stay as long as somebody has this.
+    /// whole pages that were granted, and stay as long as the part is in use.
     pub(crate) fn part(&self, offset: u64, size: u64, writable: bool) -> Result<Self, PartError> {
         if self.buffer.is_stack() {
             return Err(PartError::Stack);
@@ -123,12 +123,12 @@ impl View {
         self.writable
     }
 
-    /// Does it show the buffer from its start on, with all that it may grow to?
+    /// Returns whether it shows the whole buffer, with all that it may grow to.
     pub(crate) fn is_whole(&self) -> bool {
         self.first == 0 && self.pages == self.buffer.window().pages()
     }
 
-    /// Is it what a dma-buf shows, rather than the owner's?
+    /// Returns whether it is what a dma-buf shows, rather than the owner's.
     pub(crate) fn is_shared(&self) -> bool {
         self.shared.is_some()
     }
@@ -253,7 +253,7 @@ impl PinnedView {
         mm::bytes(self.pages)
     }
 
-    /// The physical address. Only for who may see it.
+    /// Returns the physical address. Only a client with `PhysAccess::Granted` may be told it.
     pub(crate) fn address(&self) -> u64 {
         self.frame.address()
     }

@@ -116,7 +116,7 @@ impl Area {
         }
     }
 
-    /// Can a caller that gets windows from this area map one that ends at offset `last`, in pages?
+    /// Returns whether a caller with windows in this area can map one that ends at page `last`.
     pub(crate) fn reaches(self, last: u64) -> bool {
         self == Self::High || last < Self::BORDER
     }

@@ -271,7 +271,7 @@ fn alloc_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refus
     })
 }
 
-/// A block for who asks for others to be moved, if it takes that; none if there is no need.
+/// Allocates by moving other buffers, if the request asks for that and there is no other way.
 fn by_compaction(
     request: &mut Alloc,
     pool: &Arc<Pool>,
@@ -312,8 +312,7 @@ fn priority(flags: u32) -> Priority {
     }
 }
 
-/// What has to be had before the pool is asked: the client's right to so many bytes, and memory for
-/// its wish if it wants to wait.
+/// Charges the client, and reserves memory for its wish if it wants to wait.
 fn prepare(client: &Client, flags: u32, granted: u64) -> Result<(Charge, Option<Room>), Refusal> {
     let charge = client.charge(granted)?;
     let wait = flags & uapi::ALLOC_WAIT != 0;
@@ -364,7 +363,7 @@ fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<Ask, Refusal> {
     })
 }
 
-/// Will the buffer be one that can't be moved, as far as can be told?
+/// Returns whether the buffer is expected to stay where it is.
 fn is_to_stay(client: &Client, flags: u32) -> bool {
     client.phys_access() == PhysAccess::Granted
         || flags & (uapi::ALLOC_GUP | uapi::ALLOC_PREFAULT) != 0

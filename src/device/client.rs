@@ -307,7 +307,7 @@ impl Client {
         self.account.charge(bytes).map_err(quota_refusal)
     }
 
-    /// It, as one who waits for memory.
+    /// Returns it as a waiter for memory.
     pub(super) fn waiter(&self) -> &Arc<Waiter> {
         &self.waiter
     }
@@ -341,7 +341,7 @@ pub(super) fn quota_refusal(over: QuotaExceeded) -> Refusal {
 
 #[pinned_drop]
 impl PinnedDrop for Client {
-    /// Before its buffers go: they are for those who still wait.
+    /// Withdraws its wish before its buffers are freed: they are for clients that still wait.
     fn drop(self: Pin<&mut Self>) {
         self.context.pool.forget(&self.waiter);
     }

@@ -48,7 +48,7 @@ impl DeviceName {
         printable(bytes).map(Self)
     }
 
-    /// Is there none?
+    /// Returns whether it is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.0.starts_with(&[0])
     }
@@ -110,15 +110,15 @@ impl Device {
         self.0.as_ptr() as usize
     }
 
-    /// Has its removal begun? Under the list's lock: who sees that it has not comes before the
-    /// notifier, which then finds what is mapped meanwhile.
+    /// Returns whether its removal has begun. To be called under the list's lock: a mapping that is
+    /// made before the removal is then found by the notifier.
     fn is_dead(&self) -> bool {
         // SAFETY: There is a reference, and a device that was on a bus has its private part.
         unsafe { (*(*self.raw()).p).dead() != 0 }
     }
 
-    /// Does somebody else, such as VFIO, say what its IOMMU shows it? Under the list's lock, and
-    /// not for a dead device, whose group may go.
+    /// Returns whether its IOMMU domain is another driver's, such as VFIO. To be called under the
+    /// list's lock, and not for a dead device, whose group may go.
     #[cfg(CONFIG_IOMMU_API)]
     fn is_claimed(&self) -> bool {
         /// Stops at the device that is looked for, if its domain is not one of the kernel's own.
@@ -199,7 +199,7 @@ impl Drop for Device {
     }
 }
 
-/// Is the device behind an IOMMU that translates, as far as the DMA API goes?
+/// Returns whether the device is behind an IOMMU that translates, as far as the DMA API goes.
 ///
 /// # Safety
 ///
@@ -215,7 +215,7 @@ unsafe fn is_translated(device: *const RawDevice) -> bool {
     word >> bit & 1 != 0
 }
 
-/// Are there devices that a physical address is of no use to?
+/// Returns whether there are devices that a physical address is of no use to.
 pub(super) fn any_translated() -> bool {
     /// Stops at the first that is.
     ///
@@ -554,7 +554,7 @@ impl DeviceMapping {
         self.pinned.as_ref().map_or(0, PinnedView::bytes)
     }
 
-    /// Does the device see a copy?
+    /// Returns whether the device sees a copy.
     pub(super) fn is_bounced(&self) -> bool {
         self.bounced
     }
@@ -569,8 +569,8 @@ impl DeviceMapping {
         &self.name
     }
 
-    /// Is it of that very device? One that was removed is never found again, so a namesake that
-    /// took its place is another.
+    /// Returns whether it is of that very device. One that was removed is never found again, so a
+    /// device with the same name is another one.
     pub(super) fn is_of(&self, device: &Device) -> bool {
         // The address alone could be that of another device, were this one's not held as long as
         // it is in the list.

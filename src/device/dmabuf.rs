@@ -125,14 +125,14 @@ impl DmaBuf {
         // SAFETY: All that must be filled in is.
         let made = from_err_ptr(unsafe { bindings::dma_buf_export(&raw const info) });
         let dmabuf = made.inspect_err(|_| {
-            // SAFETY: Nobody took over the reference that went into `info`.
+            // SAFETY: The reference that went into `info` was not taken over.
             drop(unsafe { Arc::<Exported>::from_raw(info.priv_.cast()) })
         })?;
         let this = Self(NonNull::new(dmabuf).ok_or(ENOMEM)?);
-        // SAFETY: It has a file, which nobody else knows yet, and which holds the module.
+        // SAFETY: It has a file, which no other task knows yet, and which holds the module.
         unsafe { offsets.attach_file((*dmabuf).file) };
         if name.first() != Some(&0) {
-            // SAFETY: The name ends with a NUL. Nobody else has the dma-buf yet; the kernel frees
+            // SAFETY: The name ends with a NUL. No other task has the dma-buf yet; the kernel frees
             // the copy along with it.
             unsafe {
                 let copy = bindings::kstrdup(name.as_ptr().cast(), bindings::GFP_KERNEL_ACCOUNT);
@@ -190,11 +190,11 @@ impl Drop for DmaBuf {
 pub(super) struct Descriptor(c_int);
 
 impl Descriptor {
-    /// With `O_CLOEXEC` in `flags` or not.
+    /// Reserves a descriptor, with `O_CLOEXEC` in `flags` or not.
     ///
     /// # Errors
     ///
-    /// `EMFILE` when the caller has all that he may have.
+    /// `EMFILE` when the caller has as many as it may have.
     pub(super) fn reserve(flags: u32) -> Result<Self> {
         // SAFETY: The flags are checked there.
         let fd = unsafe { bindings::get_unused_fd_flags(flags) };
@@ -532,7 +532,7 @@ unsafe extern "C" fn end_cpu_access(
     0
 }
 
-/// Somebody maps the dma-buf.
+/// Maps the dma-buf to user space.
 ///
 /// # Safety
 ///

@@ -105,7 +105,7 @@ pub(super) fn import<'a>(
         return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
     commands::check_reach(&view)?;
-    // The memory is charged to who allocated it, for as long as anybody has it.
+    // The memory stays charged to the client that allocated it.
     let charge = client.charge(0)?;
     request.handle = client.context().next_handle();
     request.size = view.granted();

@@ -2,9 +2,9 @@
 
 //! `/dev/dma_heap/NAME`: the pool for programs that know dma-heaps and nothing of this module.
 //!
-//! A heap that was added to the kernel's own list can't be taken out again, and who opened it would
-//! meet code that is gone. So this is a misc device whose node lies where heaps lie, and which
-//! answers what heaps answer.
+//! A heap that was added to the kernel's own list can't be removed again: opening it after the
+//! module is gone would run code that is not there. So this is a misc device whose node lies where
+//! heaps lie, and which answers what heaps answer.
 
 use super::{
     commands,

@@ -85,7 +85,7 @@ pub(super) unsafe extern "C" fn huge_fault(
         return VM_FAULT_FALLBACK;
     }
     buffer.pool().look_for_bad();
-    // Until the entry is in: who moves the buffer waits for this, and then takes it out again.
+    // Held until the entry is in: a move waits for the lock, and then takes the entry out again.
     let backing = buffer.lock();
     let found = block_around(&backing, area, address, pgoff as u64, size);
     // SAFETY: By this function's requirements.
@@ -107,9 +107,9 @@ pub(super) unsafe extern "C" fn huge_fault(
 /// Shows a block by a large entry where the kernel asks for a single page of it, unless there are
 /// single pages already: then nothing is returned.
 ///
-/// The kernel does so where somebody has switched large entries off (`PR_SET_THP_DISABLE`), and
+/// The kernel does so where a process has switched large entries off (`PR_SET_THP_DISABLE`), and
 /// does not expect one to come in while the page goes in: a block must not be shown either way,
-/// depending on who asks.
+/// depending on the process.
 ///
 /// # Safety
 ///
@@ -199,7 +199,7 @@ pub(super) unsafe extern "C" fn get_unmapped_area(
 /// Stops where it can't, or the task is being killed: the rest comes in as it is touched.
 pub(super) fn populate(vma: &VmaNew, buffer: &Buffer, first: u64) {
     let access = vma.flags() & (flags::READ | flags::WRITE | flags::EXEC);
-    // Nobody can touch it as it is.
+    // No access is allowed, so there is nothing to populate.
     if access == 0 {
         return;
     }

@@ -5,7 +5,7 @@
 //! buffer asked for that.
 //!
 //! Mappings are PFNMAP: known by page tables only, no reference to a page can be taken through
-//! them, and so nobody but the page tables has to be told when a buffer goes elsewhere. Buffers
+//! them, and so only the page tables have to change when a buffer moves. Buffers
 //! that asked for it are mapped by struct page instead.
 
 use super::{
@@ -64,7 +64,7 @@ pub(super) fn map(client: &Client, vma: &VmaNew) -> Result {
     if vma.flags() & flags::MAYSHARE == 0 {
         return Err(EINVAL);
     }
-    // SAFETY: The VMA is being set up and nobody else's yet.
+    // SAFETY: The VMA is being set up, and no other task can reach it.
     let first = unsafe { (*vma.as_ptr()).vm_pgoff } as u64;
     let pages = ((vma.end().saturating_sub(vma.start())) >> PAGE_SHIFT) as u64;
     let last = first.checked_add(pages.saturating_sub(1)).ok_or(EINVAL)?;
@@ -81,7 +81,7 @@ pub(super) fn map_part(view: View, vma: &VmaNew) -> Result {
     if vma.flags() & flags::MAYSHARE == 0 {
         return Err(EINVAL);
     }
-    // SAFETY: The VMA is being set up and nobody else's yet.
+    // SAFETY: The VMA is being set up, and no other task can reach it.
     let within = unsafe { (*vma.as_ptr()).vm_pgoff } as u64;
     let first = view.first_page().checked_add(within).ok_or(EINVAL)?;
     let pages = ((vma.end().saturating_sub(vma.start())) >> PAGE_SHIFT) as u64;
@@ -135,7 +135,7 @@ fn map_view(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
     Ok(())
 }
 
-/// Does a VMA show a buffer? To be asked with its lock held.
+/// Returns whether a VMA shows a buffer. To be called with its lock held.
 pub(super) fn is_ours(vma: &VmaRef) -> bool {
     // SAFETY: The VMA stays while there is a reference to it, and the lock keeps it as it is.
     unsafe { (*vma.as_ptr()).vm_ops == &raw const OPERATIONS.0 }
@@ -211,7 +211,7 @@ unsafe extern "C" fn close(vma: *mut bindings::vm_area_struct) {
     buffer.uncount_mapping();
 }
 
-/// A page is touched that is not in the page table.
+/// Handles an access to a page that is not in the page table.
 ///
 /// # Safety
 ///
@@ -231,7 +231,7 @@ unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t
     // SAFETY: As above.
     let buffer = unsafe { vma_buffer(vma) };
     buffer.pool().look_for_bad();
-    // Until the page is in: who moves the buffer waits for this, and then takes it out again.
+    // Held until the page is in: a move waits for the lock, and then takes the page out again.
     let backing = buffer.lock();
     match backing.run_at(pgoff as u64).map(|(frame, _)| frame) {
         Some(frame) if backing.has_bad(frame, 1) => mm::VM_FAULT_HWPOISON,

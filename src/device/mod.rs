@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device nodes: who opens one is a client; what it asks goes from here to its table of
-//! handles, to the buffer, to the pool.
+//! The device nodes. Each open file is a client. Its requests go from here to its table of handles,
+//! to the buffer, to the pool.
 //!
 //! Lock order: `mmap_lock`, then a client's table, then a pool. So user memory, whose faults take
 //! `mmap_lock`, is never touched under any of the module's locks.
@@ -123,7 +123,7 @@ impl DeviceContext {
         ClientAccount::new(self.users.clone(), file.cred().euid().into_raw().val)
     }
 
-    /// May a node be opened yet?
+    /// Checks whether a node may be opened yet.
     ///
     /// # Errors
     ///
@@ -421,7 +421,7 @@ fn show_buffer(m: &SeqFile, handle: client::Handle, view: &View, pins: u32) {
     );
 }
 
-/// Was the file opened for writing?
+/// Returns whether the file was opened for writing.
 fn writable(file: &File) -> bool {
     file.flags() & file::flags::O_ACCMODE != file::flags::O_RDONLY
 }

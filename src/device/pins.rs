@@ -50,7 +50,7 @@ const MAX_PINS: u32 = 65535;
 
 /// The PINs of a handle that have no UNPIN yet.
 pub(super) struct Pins {
-    /// Of the physical address.
+    /// PINs of the physical address.
     plain: u32,
     /// The pin of the buffer, as long as that is not 0.
     pinned: Option<PinnedView>,
@@ -72,7 +72,7 @@ impl Pins {
         }
     }
 
-    /// All of them.
+    /// Returns the number of all of them.
     pub(super) fn total(&self) -> u32 {
         self.devices
             .values()

@@ -18,13 +18,13 @@ use kernel::{
     prelude::*, //
 };
 
-/// Copies up to `len` bytes between a mapping and `data`; says how many. The kernel has asked who
-/// may look into the process, but not what the mapping allows.
+/// Copies up to `len` bytes between a mapping and `data`; says how many. The kernel has checked
+/// the right to look into the process, but not what the mapping allows.
 ///
 /// # Safety
 ///
 /// `vma` must be a VMA of ours that contains `address`, with `mmap_lock` held, and `data` be `len`
-/// bytes that nobody else uses, to be read if `write` says so and else to be written.
+/// bytes that no other task uses, to be read if `write` says so and else to be written.
 pub(super) unsafe extern "C" fn access(
     vma: *mut bindings::vm_area_struct,
     address: c_ulong,

@@ -46,7 +46,7 @@ use kernel::{
     sync::Mutex, //
 };
 
-/// May this thread take what is kept for the urgent?
+/// Returns whether this thread may allocate with high priority.
 pub(super) fn may_be_urgent() -> bool {
     capable(bindings::CAP_SYS_NICE)
 }
@@ -64,7 +64,7 @@ fn capable(capability: u32) -> bool {
     unsafe { bindings::capable(capability as c_int) }
 }
 
-/// What is said when nothing could be emptied.
+/// Translates why no memory could be reclaimed.
 pub(super) fn refusal(failed: Failed) -> Refusal {
     match failed {
         Failed::Fixed => Refusal::new(EBUSY, uapi::REASON_UNMOVABLE_RANGE),
@@ -117,7 +117,7 @@ fn place_of_block(place: u64, order: Order, pool: &Pool) -> Option<u64> {
     (place % mm::UNIT == 0 && end <= pool.size() && on_boundary).then_some(first)
 }
 
-/// A range that nobody uses.
+/// A range out of use.
 struct Reservation {
     block: Block,
     name: Name,
@@ -132,7 +132,7 @@ impl Drop for Reservation {
     }
 }
 
-/// All that one file has reserved, or that outlives files.
+/// The reservations of one file, or those that outlive files.
 #[pin_data]
 pub(super) struct Reservations {
     #[pin]
@@ -140,7 +140,7 @@ pub(super) struct Reservations {
 }
 
 impl Reservations {
-    /// Nothing.
+    /// Makes an empty set.
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             all <- new_mutex!(RBTree::new(), "rust_buddy_reservations"),
