@@ -25,8 +25,8 @@ impl Sums {
         self.granted = self.granted.saturating_add(granted.into());
     }
 
-    /// Takes away a handle that was added with the same numbers.
-    pub fn take(&mut self, (requested, granted): (u64, u64)) {
+    /// Subtracts a handle that was added with the same numbers.
+    pub fn sub(&mut self, (requested, granted): (u64, u64)) {
         self.buffers = self.buffers.saturating_sub(1);
         self.requested = self.requested.saturating_sub(requested.into());
         self.granted = self.granted.saturating_sub(granted.into());

@@ -167,7 +167,7 @@ impl Table {
     /// A buffer may have another size than when it was counted last.
     pub(super) fn recount(&mut self, handle: Handle) {
         if let Some(entry) = self.entries.get_mut(&handle) {
-            self.sums.take(entry.counted);
+            self.sums.sub(entry.counted);
             entry.counted = entry.view.sizes();
             self.sums.add(entry.counted);
         }
@@ -233,7 +233,7 @@ impl Table {
             counted,
             buffer: Some(buffer),
         };
-        self.sums.take(counted);
+        self.sums.sub(counted);
         Some(prepared)
     }
 }

@@ -50,7 +50,7 @@ fn sums_beyond_64_bits() {
     assert_eq!(sums.lost(), u64::MAX);
     assert_eq!(sums.fragmentation(), 5000);
     for _ in 0..many {
-        sums.take((requested, granted));
+        sums.sub((requested, granted));
     }
     assert_eq!(sums, small);
     assert_eq!(
