@@ -7,8 +7,6 @@
 
 #[path = "src/audit.rs"]
 mod audit;
-#[path = "src/bell.rs"]
-mod bell;
 #[path = "src/buddy/mod.rs"]
 pub mod buddy;
 #[path = "src/buffer/mod.rs"]
@@ -33,6 +31,8 @@ mod mm;
 mod params;
 #[path = "src/pgtable.rs"]
 mod pgtable;
+#[path = "src/poll_wait.rs"]
+mod poll_wait;
 #[path = "src/pool/mod.rs"]
 mod pool;
 #[path = "src/quarantine.rs"]

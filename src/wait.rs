@@ -22,8 +22,8 @@
 
 #![warn(clippy::arithmetic_side_effects)]
 
-use crate::bell::{
-    Bell,
+use crate::poll_wait::{
+    PollWaitQueue,
     READABLE, //
 };
 use crate::pool::{
@@ -62,7 +62,7 @@ pub(crate) struct Waiter {
     /// Of its wish; 0 without one. Read and written under the pool's lock only.
     ticket: Atomic<u64>,
     #[pin]
-    bell: Bell,
+    queue: PollWaitQueue,
 }
 
 impl Waiter {
@@ -71,15 +71,15 @@ impl Waiter {
         Arc::pin_init(
             pin_init!(Self {
                 ticket: Atomic::new(0),
-                bell <- Bell::new(),
+                queue <- PollWaitQueue::new(),
             }),
             GFP_KERNEL_ACCOUNT,
         )
     }
 
-    /// What its pollers sleep on.
-    pub(crate) fn bell(&self) -> &Bell {
-        &self.bell
+    /// Returns the queue that its polls wait in.
+    pub(crate) fn poll_queue(&self) -> &PollWaitQueue {
+        &self.queue
     }
 
     fn ticket(&self) -> u64 {
@@ -135,7 +135,7 @@ impl Change {
         if let Some(node) = self.gone {
             let (_, wish) = node.to_key_value();
             if granted != Some(&wish.ask) {
-                wish.waiter.bell.ring(READABLE);
+                wish.waiter.queue.wake(READABLE);
             }
         }
         self.turn_ended
@@ -273,7 +273,7 @@ impl Wishes {
                     search.turns = true;
                 }
                 Standing::Turn(_) => wish.standing = Standing::Passed,
-                Standing::Waiting if wish.waiter.bell.is_heard() => {
+                Standing::Waiting if wish.waiter.queue.has_waiters() => {
                     match fits(&wish.ask, wish.searched) {
                         Fits::Yes => {
                             wish.standing = Standing::Turn(Instant::now());

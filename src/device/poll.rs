@@ -4,7 +4,7 @@
 //! abstraction of device nodes has no such method, so this is the C function itself.
 
 use super::Client;
-use crate::bell::{
+use crate::poll_wait::{
     PRIORITY,
     READABLE, //
 };
@@ -29,14 +29,14 @@ pub(super) unsafe extern "C" fn poll(
     // SAFETY: open put a client there, which release takes, and poll comes in between.
     let client: Pin<&Client> =
         unsafe { <<Client as MiscDevice>::Ptr as ForeignOwnable>::borrow(private) };
-    let bell = client.waiter().bell();
-    // First listen, then look: what comes in between is heard.
+    let queue = client.waiter().poll_queue();
+    // Registers before it looks, so that it misses no wake-up in between.
     // SAFETY: What the operation was called with; the client holds its waiter, and release is what
     // drops the client.
-    unsafe { bell.listen(file, table) };
+    unsafe { queue.register(file, table) };
     let pool = &client.context().pool;
     // SAFETY: As above; the client holds the context, which holds the pool.
-    unsafe { pool.pressure().listen(file, table) };
+    unsafe { pool.pressure().register(file, table) };
     let fits = if pool.fits_wish_of(client.waiter()) {
         READABLE
     } else {

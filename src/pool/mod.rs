@@ -59,11 +59,6 @@ use self::{
         Supply, //
     }, //
 };
-use crate::bell::{
-    Bell,
-    PRIORITY,
-    READABLE, //
-};
 use crate::buddy::{
     storage_len,
     Buddy,
@@ -76,6 +71,11 @@ use crate::buddy::{
 use crate::deferred_free::DeferredFrees;
 use crate::magazine::End;
 use crate::mm;
+use crate::poll_wait::{
+    PollWaitQueue,
+    PRIORITY,
+    READABLE, //
+};
 use crate::quarantine::QuarantinePeriod;
 use crate::region::Region;
 use crate::sys::workqueue::Worker;
@@ -201,9 +201,9 @@ pub(crate) struct Pool {
     cleaning: Mutex<()>,
     #[pin]
     state: SpinLock<State>,
-    /// What those listen to who want to know of pressure.
+    /// The polls that wait for pressure.
     #[pin]
-    pressure: Bell,
+    pressure: PollWaitQueue,
     /// Runs when a turn may have lasted too long.
     #[pin]
     turns: DelayedWork<Self>,
@@ -578,7 +578,7 @@ impl Pool {
                 reclaiming <- new_mutex!((), "rust_buddy_reclaim"),
                 moving <- new_mutex!((), "rust_buddy_moving"),
                 cleaning <- new_mutex!((), "rust_buddy_cleaning"),
-                pressure <- Bell::new(),
+                pressure <- PollWaitQueue::new(),
                 compaction <- new_delayed_work!("rust_buddy::Compaction"),
                 clearing <- new_delayed_work!("rust_buddy::Clearing"),
                 watching <- new_delayed_work!("rust_buddy::Watching"),
@@ -641,8 +641,8 @@ impl Pool {
         self.census.areas()
     }
 
-    /// What those listen to who want to know of pressure.
-    pub(crate) fn pressure(&self) -> &Bell {
+    /// Returns the queue of the polls that wait for pressure.
+    pub(crate) fn pressure(&self) -> &PollWaitQueue {
         &self.pressure
     }
 
@@ -952,10 +952,10 @@ impl Pool {
     /// Wakes the clients that want to know of pressure, if it has begun. Outside of the lock.
     ///
     /// Not while it lasts: each wake-up walks the queue with interrupts off, and clients decide how
-    /// long that is. A client listens before it looks, so it misses no beginning.
+    /// long that is. A client registers before it looks, so it misses no beginning.
     fn tell(&self, began: bool) {
-        if began && self.pressure.is_heard() {
-            self.pressure.ring(PRIORITY);
+        if began && self.pressure.has_waiters() {
+            self.pressure.wake(PRIORITY);
         }
     }
 
@@ -1005,10 +1005,10 @@ impl Pool {
             match found {
                 Found::GoOn => continue,
                 Found::Perhaps(waiter) => {
-                    waiter.bell().ring(READABLE);
+                    waiter.poll_queue().wake(READABLE);
                     continue;
                 }
-                Found::Next(waiter) => waiter.bell().ring(READABLE),
+                Found::Next(waiter) => waiter.poll_queue().wake(READABLE),
                 Found::Nobody if !search.turns => return,
                 Found::Nobody => {}
             }

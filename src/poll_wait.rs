@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the pollers of one file sleep on: the kernel's wait queue behind a safe face.
+//! The wait queue that the pollers of one file sleep on.
 
 use core::ptr;
 use kernel::{
@@ -16,20 +16,20 @@ pub(crate) const READABLE: bindings::__poll_t = 0x1 | 0x40;
 /// `EPOLLPRI`.
 pub(crate) const PRIORITY: bindings::__poll_t = 0x2;
 
-/// A wait queue.
+/// A wait queue for pollers.
 #[pin_data]
-pub(crate) struct Bell {
+pub(crate) struct PollWaitQueue {
     #[pin]
     queue: Opaque<bindings::wait_queue_head>,
 }
 
 // SAFETY: A wait queue belongs to no thread.
-unsafe impl Send for Bell {}
-// SAFETY: It has a lock of its own, which whoever changes it takes.
-unsafe impl Sync for Bell {}
+unsafe impl Send for PollWaitQueue {}
+// SAFETY: Its own lock protects every change of it.
+unsafe impl Sync for PollWaitQueue {}
 
-impl Bell {
-    /// Nobody listens.
+impl PollWaitQueue {
+    /// Returns a queue without waiters.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             queue <- Opaque::ffi_init(|slot: *mut bindings::wait_queue_head| {
@@ -38,7 +38,7 @@ impl Bell {
                 unsafe {
                     bindings::__init_waitqueue_head(
                         slot,
-                        c"rust_buddy_bell".as_char_ptr(),
+                        c"rust_buddy_poll".as_char_ptr(),
                         static_lock_class!().as_ptr(),
                     )
                 }
@@ -46,13 +46,13 @@ impl Bell {
         })
     }
 
-    /// The poll that `table` is of hears what is rung from now on.
+    /// Adds the poll of `table` to the queue, so that it sees every later wake-up.
     ///
     /// # Safety
     ///
     /// `file` and `table` must be what the file's poll operation was called with, and `self` must
-    /// live until that file is released: by then nobody listens any more.
-    pub(crate) unsafe fn listen(
+    /// live until that file is released: by then no poll is in the queue any more.
+    pub(crate) unsafe fn register(
         &self,
         file: *mut bindings::file,
         table: *mut bindings::poll_table_struct,
@@ -62,11 +62,11 @@ impl Bell {
         unsafe { bindings::poll_wait(file, self.queue.get(), table) };
     }
 
-    /// Does anybody listen?
+    /// Returns whether any poll is in the queue, as `waitqueue_active()` does.
     ///
-    /// Who looks for a reason to ring under a lock, under which listeners look too after they have
-    /// begun to listen, either sees them here or is seen by them.
-    pub(crate) fn is_heard(&self) -> bool {
+    /// No wake-up is lost as long as the waker changes the condition, and pollers test it after
+    /// they have registered, under the same lock.
+    pub(crate) fn has_waiters(&self) -> bool {
         let queue = self.queue.get();
         // SAFETY: Initialised, and a pointer is written in one go: as `waitqueue_active()` has it.
         let first = unsafe { ptr::read_volatile(&raw const (*queue).head.next) };
@@ -75,8 +75,8 @@ impl Bell {
         !ptr::eq(first, head)
     }
 
-    /// Wakes who listens for one of `events`. May be called under spinlocks.
-    pub(crate) fn ring(&self, events: bindings::__poll_t) {
+    /// Wakes the polls that wait for one of `events`. May be called under spinlocks.
+    pub(crate) fn wake(&self, events: bindings::__poll_t) {
         let key = ptr::without_provenance_mut(events as usize);
         // SAFETY: Initialised; the key is what pollers take it for, the events there are.
         unsafe { bindings::__wake_up(self.queue.get(), bindings::TASK_NORMAL, 1, key) };
