@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who waits for a pool's memory, and whose turn it is.
+//! The clients that wait for a pool's memory, in the order in which they are served.
 //!
-//! A client that was refused may leave a wish: the ask that failed. Wishes stand in the order in
-//! which they came. Whatever may have made memory free looks through them, from the oldest on, for
-//! one that fits now and whose client is polled, gives it the turn and wakes that one client. What
-//! a turn leaves is looked at when it ends: when its holder has allocated, failed, lost interest or
-//! closed, and when [`TURN_MS`] are over, so that a holder that sleeps or was stopped delays the
-//! others and no more. A turn reserves nothing.
+//! A client whose request was refused may queue it. Entries stand in the order in which they came.
+//! Every path that may have made memory free scans them, from the oldest on, for one that fits now
+//! and whose client is polled. The pool is handed to that client: it alone is woken. The next scan
+//! comes when the hand-off ends: when the client has allocated, failed, cancelled or closed, and
+//! after [`HANDOFF_TIMEOUT_MS`]. So a client that sleeps or was stopped delays the others and no
+//! more. A hand-off reserves nothing.
 //!
-//! No wake-up is lost, since a client listens first and then looks, under the pool's lock, if its
-//! wish fits, and who frees does so under the same lock: either sees the other. So as long as a
-//! wish fits that is listened to, somebody has a turn, or had one and did not look at it since.
+//! No wake-up is lost. A client registers first and tests under the pool's lock whether its request
+//! fits; a free happens under the same lock. So as long as an entry fits whose client is polled, a
+//! hand-off is in progress, or one ended whose client did not test since.
 //!
-//! Whether adjacent free blocks would do for an EXACT wish can take longer to find out than the
-//! lock is to be held. After a free, the client of such a wish is woken and finds out by asking
-//! again, in its own time. It has no turn: the others do not wait for it.
+//! The test whether adjacent free blocks would do for an EXACT request can take longer than the
+//! lock is to be held. After a free, the client of such a request is woken and asks again. It is no
+//! hand-off: the other clients do not wait for it.
 //!
-//! Nothing is allocated, freed or woken under the lock, and it is let go after every [`BATCH`]
-//! wishes.
+//! Nothing is allocated, freed or woken under the lock, and a scan drops it after every [`BATCH`]
+//! entries.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -50,23 +50,23 @@ use kernel::{
     }, //
 };
 
-/// How long others wait for the client that has the turn.
-pub(crate) const TURN_MS: u32 = 1000;
+/// How long a hand-off lasts at most.
+pub(crate) const HANDOFF_TIMEOUT_MS: u32 = 1000;
 
-/// Wishes that are looked at in one go, under one hold of the pool's lock.
+/// Entries that are scanned under one hold of the pool's lock.
 const BATCH: u32 = 8;
 
-/// A client as far as waiting goes.
+/// The part of a client that waits.
 #[pin_data]
 pub(crate) struct Waiter {
-    /// Of its wish; 0 without one. Read and written under the pool's lock only.
+    /// Of its entry; 0 without one. Read and written under the pool's lock only.
     ticket: Atomic<u64>,
     #[pin]
     queue: PollWaitQueue,
 }
 
 impl Waiter {
-    /// One without a wish.
+    /// Returns one without an entry.
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -91,86 +91,86 @@ impl Waiter {
     }
 }
 
-/// What a wish can expect.
-enum Standing {
+/// What an entry can expect.
+enum WaitState {
     /// To be woken.
-    Waiting,
-    /// Nothing more: it was woken, and the others are waiting for it, since then.
-    Turn(Instant<Monotonic>),
-    /// Nothing more: it was woken, and the others didn't wait any longer.
-    Passed,
+    Queued,
+    /// It was woken at that time, and the hand-off to it is in progress.
+    Notified(Instant<Monotonic>),
+    /// It was woken, and the hand-off to it timed out, or there was none.
+    Expired,
 }
 
-/// What a client was refused and waits for.
-struct Wish {
+/// A request that was refused, and whose client waits.
+struct WaitEntry {
     ask: Ask,
-    /// How often memory had been given back when the ask was last refused.
-    searched: u64,
-    standing: Standing,
+    /// The pool's number of frees when the request was last refused.
+    frees_seen: u64,
+    state: WaitState,
     waiter: Arc<Waiter>,
 }
 
-/// Memory for a wish, taken before the lock is.
-pub(crate) struct Room(RBTreeNodeReservation<u64, Wish>);
+/// Memory for an entry, allocated before the lock is taken.
+pub(crate) struct WaitReservation(RBTreeNodeReservation<u64, WaitEntry>);
 
-impl Room {
+impl WaitReservation {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?))
     }
 }
 
-/// What became of a client's wish. Holds memory: to be dropped outside of the lock.
+/// The outcome of a change of the list. Holds memory: to be dropped outside of the lock.
 #[must_use]
-pub(crate) struct Change {
-    gone: Option<RBTreeNode<u64, Wish>>,
-    _unused: Option<Room>,
-    turn_ended: bool,
+pub(crate) struct WaitUpdate {
+    removed: Option<RBTreeNode<u64, WaitEntry>>,
+    _unused: Option<WaitReservation>,
+    handoff_ended: bool,
 }
 
-impl Change {
-    /// Tells who still polls for a wish that is gone, but not for one that was `granted`: what fits
-    /// is polled for no longer. Says if a turn has ended, which is then somebody else's. Outside of
-    /// the lock.
+impl WaitUpdate {
+    /// Wakes the poller of an entry that was removed, unless its request was `granted`: a client
+    /// does not poll for what it has. Returns whether a hand-off has ended, so that the next can
+    /// begin. To be called outside of the lock.
     pub(crate) fn finish(self, granted: Option<&Ask>) -> bool {
-        if let Some(node) = self.gone {
-            let (_, wish) = node.to_key_value();
-            if granted != Some(&wish.ask) {
-                wish.waiter.queue.wake(READABLE);
+        if let Some(node) = self.removed {
+            let (_, entry) = node.to_key_value();
+            if granted != Some(&entry.ask) {
+                entry.waiter.queue.wake(READABLE);
             }
         }
-        self.turn_ended
+        self.handoff_ended
     }
 }
 
-/// All wishes of a pool, by ticket: the oldest first.
-pub(crate) struct Wishes {
-    tree: RBTree<u64, Wish>,
+/// All entries of a pool, by ticket: the oldest first.
+pub(crate) struct WaitList {
+    tree: RBTree<u64, WaitEntry>,
     /// The last ticket that was given.
     last: u64,
 }
 
-/// A look through the wishes, a batch at a time.
+/// A scan of the list, a batch at a time.
 #[derive(Default)]
-pub(crate) struct Search {
-    /// Where to go on.
+pub(crate) struct Scan {
+    /// The ticket to go on at.
     ticket: u64,
-    /// There were turns that are not over.
-    pub(crate) turns: bool,
+    /// A hand-off is in progress.
+    pub(crate) handoff_pending: bool,
 }
 
-/// What a batch came to.
-pub(crate) enum Found {
-    /// This client has the turn now.
-    Next(Arc<Waiter>),
-    /// This client is to find out whether its wish fits. It has no turn.
-    Perhaps(Arc<Waiter>),
-    /// Nothing yet.
-    GoOn,
-    /// Nothing at all.
-    Nobody,
+/// The outcome of a batch.
+pub(crate) enum ScanResult {
+    /// The pool is handed to this client.
+    Notify(Arc<Waiter>),
+    /// This client is to ask again, since the test would take too long. It is no hand-off.
+    Retry(Arc<Waiter>),
+    /// No entry fits so far.
+    Continue,
+    /// No entry fits.
+    Done,
 }
 
-impl Wishes {
+impl WaitList {
     pub(crate) fn new() -> Self {
         Self {
             tree: RBTree::new(),
@@ -182,115 +182,115 @@ impl Wishes {
         self.tree.is_empty()
     }
 
-    /// A client waits for `ask`, which was refused when memory had been given back `searched`
-    /// times. It keeps its place if that is what it waited for before, and goes to the end of the
-    /// queue if not.
-    pub(crate) fn put(
+    /// Queues `ask`, which was refused when the pool's number of frees was `frees_seen`. A client
+    /// that waited for the same keeps its place; any other goes to the end.
+    pub(crate) fn enqueue(
         &mut self,
         waiter: &Arc<Waiter>,
         ask: &Ask,
-        searched: u64,
-        room: Room,
-    ) -> Change {
-        let turn_ended = self.wait_again(waiter);
-        if let Some(wish) = self.tree.get_mut(&waiter.ticket()) {
-            if wish.ask == *ask {
+        frees_seen: u64,
+        reservation: WaitReservation,
+    ) -> WaitUpdate {
+        let handoff_ended = self.rearm(waiter);
+        if let Some(entry) = self.tree.get_mut(&waiter.ticket()) {
+            if entry.ask == *ask {
                 // Of two threads with the same request, the one that began to look last knows more.
                 // CAST: The distance is signed.
-                if searched.wrapping_sub(wish.searched) as i64 > 0 {
-                    wish.searched = searched;
+                entry.frees_seen = frees_seen;
                 }
-                return Change {
-                    gone: None,
-                    _unused: Some(room),
-                    turn_ended,
+                return WaitUpdate {
+                    removed: None,
+                    _unused: Some(reservation),
+                    handoff_ended,
                 };
             }
         }
         let (node, unused) = match self.tree.remove_node(&waiter.ticket()) {
-            Some(node) => (node.into_reservation(), Some(room)),
-            None => (room.0, None),
+            Some(node) => (node.into_reservation(), Some(reservation)),
+            None => (reservation.0, None),
         };
         self.last = self.last.wrapping_add(1);
         waiter.set_ticket(self.last);
-        let wish = Wish {
+        let entry = WaitEntry {
             ask: *ask,
-            searched,
-            standing: Standing::Waiting,
+            frees_seen,
+            state: WaitState::Queued,
             waiter: waiter.clone(),
         };
-        self.tree.insert(node.into_node(self.last, wish));
-        Change {
-            gone: None,
+        self.tree.insert(node.into_node(self.last, entry));
+        WaitUpdate {
+            removed: None,
             _unused: unused,
-            turn_ended,
+            handoff_ended,
         }
     }
 
-    /// A client waits no longer.
-    pub(crate) fn remove(&mut self, waiter: &Waiter) -> Change {
-        let turn_ended = self.wait_again(waiter);
-        let gone = self.tree.remove_node(&waiter.ticket());
+    /// Removes a client's entry.
+    pub(crate) fn remove(&mut self, waiter: &Waiter) -> WaitUpdate {
+        let handoff_ended = self.rearm(waiter);
+        let removed = self.tree.remove_node(&waiter.ticket());
         waiter.set_ticket(0);
-        Change {
-            gone,
+        WaitUpdate {
+            removed,
             _unused: None,
-            turn_ended,
+            handoff_ended,
         }
     }
 
-    /// The ask that a client waits for, and how often memory had been given back when it was
-    /// last refused.
-    pub(crate) fn of(&self, waiter: &Waiter) -> Option<(&Ask, u64)> {
-        let wish = self.tree.get(&waiter.ticket())?;
-        Some((&wish.ask, wish.searched))
+    /// Returns the request that a client waits for, and the pool's number of frees when it was last
+    /// refused.
+    pub(crate) fn get(&self, waiter: &Waiter) -> Option<(&Ask, u64)> {
+        let entry = self.tree.get(&waiter.ticket())?;
+        Some((&entry.ask, entry.frees_seen))
     }
 
-    /// A client that looked, and saw that its wish doesn't fit, is to be woken again. Says if it
-    /// had the turn.
-    pub(crate) fn wait_again(&mut self, waiter: &Waiter) -> bool {
-        self.tree.get_mut(&waiter.ticket()).is_some_and(|wish| {
-            let before = core::mem::replace(&mut wish.standing, Standing::Waiting);
-            matches!(before, Standing::Turn(_))
+    /// Has a client woken again, after it saw that its request doesn't fit. Returns whether a
+    /// hand-off to it was in progress.
+    pub(crate) fn rearm(&mut self, waiter: &Waiter) -> bool {
+        self.tree.get_mut(&waiter.ticket()).is_some_and(|entry| {
+            let before = core::mem::replace(&mut entry.state, WaitState::Queued);
+            matches!(before, WaitState::Notified(_))
         })
     }
 
-    /// Looks at the next wishes for one that is to have the turn.
-    pub(crate) fn search(
+    /// Scans the next entries for one to hand the pool to.
+    pub(crate) fn scan(
         &mut self,
-        search: &mut Search,
+        scan: &mut Scan,
         mut fits: impl FnMut(&Ask, u64) -> Fits,
-    ) -> Found {
-        let mut next = self.tree.cursor_lower_bound_mut(&search.ticket);
+    ) -> ScanResult {
+        let mut next = self.tree.cursor_lower_bound_mut(&scan.ticket);
         for _ in 0..BATCH {
             let Some(mut cursor) = next else {
-                return Found::Nobody;
+                return ScanResult::Done;
             };
-            let (ticket, wish) = cursor.current_mut();
-            search.ticket = ticket.saturating_add(1);
-            match wish.standing {
-                Standing::Turn(since) if since.elapsed().as_millis() < TURN_MS.into() => {
-                    search.turns = true;
+            let (ticket, entry) = cursor.current_mut();
+            scan.ticket = ticket.saturating_add(1);
+            match entry.state {
+                WaitState::Notified(since)
+                    if since.elapsed().as_millis() < HANDOFF_TIMEOUT_MS.into() =>
+                {
+                    scan.handoff_pending = true;
                 }
-                Standing::Turn(_) => wish.standing = Standing::Passed,
-                Standing::Waiting if wish.waiter.queue.has_waiters() => {
-                    match fits(&wish.ask, wish.searched) {
+                WaitState::Notified(_) => entry.state = WaitState::Expired,
+                WaitState::Queued if entry.waiter.queue.has_waiters() => {
+                    match fits(&entry.ask, entry.frees_seen) {
                         Fits::Yes => {
-                            wish.standing = Standing::Turn(Instant::now());
-                            return Found::Next(wish.waiter.clone());
+                            entry.state = WaitState::Notified(Instant::now());
+                            return ScanResult::Notify(entry.waiter.clone());
                         }
-                        // The others do not wait for its search.
+                        // The other clients do not wait for its search.
                         Fits::Maybe => {
-                            wish.standing = Standing::Passed;
-                            return Found::Perhaps(wish.waiter.clone());
+                            entry.state = WaitState::Expired;
+                            return ScanResult::Retry(entry.waiter.clone());
                         }
                         Fits::No => {}
                     }
                 }
-                Standing::Waiting | Standing::Passed => {}
+                WaitState::Queued | WaitState::Expired => {}
             }
             next = cursor.move_next();
         }
-        Found::GoOn
+        ScanResult::Continue
     }
 }

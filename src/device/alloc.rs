@@ -55,7 +55,7 @@ use crate::uapi::{
     self,
     Alloc, //
 };
-use crate::wait::Room;
+use crate::wait::WaitReservation;
 use kernel::{
     prelude::*,
     sync::Arc, //
@@ -147,19 +147,19 @@ pub(super) fn alloc<'a>(
 
     // What is larger than any block is the pool's to refuse.
     let granted = ask.granted().map_or(0, mm::bytes);
-    let (charge, room) = prepare(client, request.flags, granted)
+    let (charge, wait) = prepare(client, request.flags, granted)
         // It could not take what it waits for: others may.
-        .inspect_err(|_| pool.forget(client.waiter()))?;
+        .inspect_err(|_| pool.cancel_wait(client.waiter()))?;
     let (handle_charge, memory_charge) = charge.split();
     let mut copied = 0;
     let block = match by_compaction(request, pool, &ask, &mut copied)? {
         Some(block) => {
             // Whatever it waited for, it does no longer.
-            pool.forget(client.waiter());
+            pool.cancel_wait(client.waiter());
             block
         }
         None => pool
-            .alloc_for(client.waiter(), &ask, room)
+            .alloc_for(client.waiter(), &ask, wait)
             .map_err(|refused| commands::alloc_refusal(refused, &mut request.largest_free))?,
     };
     let context = client.context();
@@ -312,15 +312,19 @@ fn priority(flags: u32) -> Priority {
     }
 }
 
-/// Charges the client, and reserves memory for its wish if it wants to wait.
-fn prepare(client: &Client, flags: u32, granted: u64) -> Result<(Charge, Option<Room>), Refusal> {
+/// Charges the client, and reserves memory for its entry in the list of waiters if it is to wait.
+fn prepare(
+    client: &Client,
+    flags: u32,
+    granted: u64,
+) -> Result<(Charge, Option<WaitReservation>), Refusal> {
     let charge = client.charge(granted)?;
     let wait = flags & uapi::ALLOC_WAIT != 0;
-    let room = wait
-        .then(Room::new)
+    let reservation = wait
+        .then(WaitReservation::new)
         .transpose()
         .map_err(|_| Refusal::new(ENOMEM, uapi::REASON_KERNEL_MEMORY))?;
-    Ok((charge, room))
+    Ok((charge, reservation))
 }
 
 /// How it is to grow, if it is a stack.

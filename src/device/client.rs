@@ -343,6 +343,6 @@ pub(super) fn quota_refusal(over: QuotaExceeded) -> Refusal {
 impl PinnedDrop for Client {
     /// Withdraws its wish before its buffers are freed: they are for clients that still wait.
     fn drop(self: Pin<&mut Self>) {
-        self.context.pool.forget(&self.waiter);
+        self.context.pool.cancel_wait(&self.waiter);
     }
 }

@@ -37,7 +37,7 @@ pub(super) unsafe extern "C" fn poll(
     let pool = &client.context().pool;
     // SAFETY: As above; the client holds the context, which holds the pool.
     unsafe { pool.pressure().register(file, table) };
-    let fits = if pool.fits_wish_of(client.waiter()) {
+    let fits = if pool.waiter_fits(client.waiter()) {
         READABLE
     } else {
         0

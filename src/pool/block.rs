@@ -319,6 +319,7 @@ impl Block {
             self.pool.withhold(&mut state, first, end);
         }
         state.note(&self.pool.magazines);
+        let wake = less && !state.waiters.is_empty();
         // A bad page that stays behind is no longer free.
         let began = state.supply.pressure_began();
         drop(state);
@@ -435,17 +436,11 @@ impl Block {
                 self.pool.withhold(&mut state, first, first.plus(pages));
             }
             state.note(&self.pool.magazines);
-            let somebody_waits = !state.wishes.is_empty();
+            let has_waiters = !state.waiters.is_empty();
             let began = state.supply.pressure_began();
             drop(state);
             self.pool.tell(began);
-            return somebody_waits;
-        }
-        false
-    }
-}
-
-impl Drop for Block {
+            return has_waiters {
     /// May sleep, if it is in a mode of its own.
     fn drop(&mut self) {
         if self.give_back() {

@@ -161,7 +161,7 @@ impl Pool {
     fn clean(self: &Arc<Self>, first: Pfn, pages: u64) -> Pfn {
         // As itself: somebody may be waiting for what is held here.
         Worker::be_nice(0);
-        let turn = self.reclaiming.lock();
+        let reclaiming = self.reclaiming.lock();
         let still = self.cleaning.lock();
         let mut len = pages;
         while len > 0 {
@@ -200,11 +200,11 @@ impl Pool {
             }
         };
         drop(still);
-        drop(turn);
+        drop(reclaiming);
         Worker::be_nice(19);
         if len > 0 {
             // Who looked meanwhile may have been sent to wait.
-            self.wake_if_wanted();
+            self.wake_waiters();
         }
         next
     }

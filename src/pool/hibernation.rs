@@ -113,7 +113,7 @@ impl Hibernation {
     fn prepare(&self) -> Result {
         let pool = &self.pool;
         pool.deferred_frees.sweep();
-        let turn = pool.reclaiming.lock();
+        let reclaiming = pool.reclaiming.lock();
         let still = pool.still();
         let mut held = self.held.lock();
         if held.is_some() {
@@ -131,7 +131,7 @@ impl Hibernation {
         pool.dirty.soil(Pfn(first), pages);
         *held = Some(run);
         drop(still);
-        drop(turn);
+        drop(reclaiming);
         Ok(())
     }
 
@@ -145,7 +145,7 @@ impl Hibernation {
             state.supply.free(run);
             self.pool.note_and_tell(state);
             self.pool.clean_soon();
-            self.pool.wake_if_wanted();
+            self.pool.wake_waiters();
         }
     }
 }

@@ -219,7 +219,7 @@ impl State {
     /// shut while they must be, and then whether there is pressure.
     pub(super) fn note(&mut self, magazines: &Magazines) {
         let tight = self.supply.is_tight(magazines.most(), self.kept_shut);
-        let shut = tight || !self.wishes.is_empty();
+        let shut = tight || !self.waiters.is_empty();
         if shut != self.kept_shut {
             self.kept_shut = shut;
             if shut {

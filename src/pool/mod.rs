@@ -5,10 +5,9 @@
 //! What a pool gives is a [`Block`], which returns by being dropped and in no other way.
 //!
 //! Lock order: the pool's lock is the innermost, but for the magazines'. Only the allocator runs
-//! under it, O(orders), and
-//! the queue of who waits, a few wishes at a time; clearing memory, user memory, the kernel's own
-//! allocations and waking stay outside. Whose turn it is to empty a part of the pool is decided
-//! before anything else is locked.
+//! under it, O(orders), and the list of waiters, a few entries at a time. Zeroing, user memory, the
+//! kernel's own allocations and wake-ups stay outside. The mutex for emptying a part of the pool
+//! comes before all other locks.
 
 mod bad;
 mod block;
@@ -17,10 +16,10 @@ mod cleaner;
 mod dirty;
 mod hibernation;
 mod magazines;
+mod mutex;
 mod reclaim;
 mod residents;
 mod supply;
-mod turn;
 
 pub(crate) use block::Block;
 pub(crate) use cleaner::ZERO_CPU_PERCENT;
@@ -80,13 +79,13 @@ use crate::quarantine::QuarantinePeriod;
 use crate::region::Region;
 use crate::sys::workqueue::Worker;
 use crate::wait::{
-    Change,
-    Found,
-    Room,
-    Search,
+    Scan,
+    ScanResult,
+    WaitList,
+    WaitReservation,
+    WaitUpdate,
     Waiter,
-    Wishes,
-    TURN_MS, //
+    HANDOFF_TIMEOUT_MS, //
 };
 use kernel::{
     impl_has_delayed_work,
@@ -161,7 +160,7 @@ struct State {
     /// Pages that are bad, and so neither free nor a block's.
     withheld: u64,
     apart: Apart,
-    wishes: Wishes,
+    waiters: WaitList,
 }
 
 /// A pool of physical memory.
@@ -190,7 +189,7 @@ pub(crate) struct Pool {
     seen: Atomic<u64>,
     #[pin]
     residents: Residents,
-    /// Whose turn it is to empty a part of the pool.
+    /// Held while a part of the pool is being emptied.
     #[pin]
     reclaiming: Mutex<()>,
     /// Held while something is moved for others, as memory that is there twice.
@@ -204,9 +203,9 @@ pub(crate) struct Pool {
     /// The polls that wait for pressure.
     #[pin]
     pressure: PollWaitQueue,
-    /// Runs when a turn may have lasted too long.
+    /// Runs when a hand-off may have timed out.
     #[pin]
-    turns: DelayedWork<Self>,
+    handoff_timeout: DelayedWork<Self>,
     /// Runs when the pool may be idle.
     #[pin]
     compaction: DelayedWork<Self, 1>,
@@ -219,7 +218,7 @@ pub(crate) struct Pool {
 }
 
 impl_has_delayed_work! {
-    impl HasDelayedWork<Self> for Pool { self.turns }
+    impl HasDelayedWork<Self> for Pool { self.handoff_timeout }
     impl HasDelayedWork<Self, 1> for Pool { self.compaction }
     impl HasDelayedWork<Self, 2> for Pool { self.clearing }
     impl HasDelayedWork<Self, 3> for Pool { self.watching }
@@ -591,9 +590,9 @@ impl Pool {
                     depot,
                     withheld: 0,
                     apart: Apart::default(),
-                    wishes: Wishes::new(),
+                    waiters: WaitList::new(),
                 }, "rust_buddy_pool"),
-                turns <- new_delayed_work!("rust_buddy::Pool"),
+                handoff_timeout <- new_delayed_work!("rust_buddy::Pool"),
             }),
             GFP_KERNEL,
         )
@@ -753,8 +752,8 @@ impl Pool {
         Ok(self.block_for_move(run, ask, held))
     }
 
-    /// The same for a client. Whatever it waited for, it does no longer: unless there is `room` for
-    /// a wish and nothing was given. Then it waits for `ask`.
+    /// The same for a client. Removes its entry from the list of waiters. With a `reservation` and
+    /// without memory it waits for `ask` instead.
     ///
     /// # Errors
     ///
@@ -763,7 +762,7 @@ impl Pool {
         self: &Arc<Self>,
         waiter: &Arc<Waiter>,
         ask: &Ask,
-        room: Option<Room>,
+        reservation: Option<WaitReservation>,
     ) -> Result<Block, Refused> {
         let hand = self.at_hand(ask);
         // While anybody waits for anything, this client included, nothing is at hand.
@@ -774,13 +773,15 @@ impl Pool {
         // A search drops the lock. Memory that was freed behind it woke nobody for this request:
         // it was not in the list, or was there as notified.
         let missed = attempt.outcome.is_err() && attempt.searched != attempt.state.supply.returns();
-        let wishes = &mut attempt.state.wishes;
-        let change = match (room, &attempt.outcome) {
-            (Some(room), Err(_)) => wishes.put(waiter, ask, attempt.searched, room),
-            _ => wishes.remove(waiter),
+        let waiters = &mut attempt.state.waiters;
+        let update = match (reservation, &attempt.outcome) {
+            (Some(reservation), Err(_)) => {
+                waiters.enqueue(waiter, ask, attempt.searched, reservation)
+            }
+            _ => waiters.remove(waiter),
         };
         let outcome = self.end(attempt);
-        self.settle(change, outcome.is_ok().then_some(ask));
+        self.finish_update(update, outcome.is_ok().then_some(ask));
         if missed {
             waiter.bell().ring(READABLE);
         }
@@ -900,7 +901,7 @@ impl Pool {
     /// A killed caller does not wait for `cleaning`, whose holder may be a task that gets no CPU.
     /// Then something that is free can be missing; the killed task's answer reaches no client.
     fn still_killable(&self) -> Still<'_> {
-        let cleaning = turn::lock_killable(&self.cleaning);
+        let cleaning = mutex::lock_killable(&self.cleaning);
         Still {
             _gathered: self.gather(),
             _cleaning: cleaning,
@@ -959,58 +960,58 @@ impl Pool {
         }
     }
 
-    /// A client waits no longer.
-    pub(crate) fn forget(self: &Arc<Self>, waiter: &Waiter) {
+    /// Removes a client from the list of waiters.
+    pub(crate) fn cancel_wait(self: &Arc<Self>, waiter: &Waiter) {
         let mut state = self.state.lock();
-        let change = state.wishes.remove(waiter);
+        let update = state.waiters.remove(waiter);
         state.note(&self.magazines);
         drop(state);
-        self.settle(change, None);
+        self.finish_update(update, None);
     }
 
-    /// Would a client get what it waits for? Yes, if that is nothing.
-    pub(crate) fn fits_wish_of(self: &Arc<Self>, waiter: &Waiter) -> bool {
+    /// Returns whether a client would get what it waits for: true if that is nothing.
+    pub(crate) fn waiter_fits(self: &Arc<Self>, waiter: &Waiter) -> bool {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        let fits = match state.wishes.of(waiter) {
+        let fits = match state.waiters.get(waiter) {
             Some((ask, searched)) => state.supply.fits(ask, searched) != Fits::No,
             None => true,
         };
-        let turn_ended = !fits && state.wishes.wait_again(waiter);
+        let handoff_ended = !fits && state.waiters.rearm(waiter);
         drop(guard);
-        if turn_ended {
+        if handoff_ended {
             self.wake_next();
         }
         fits
     }
 
-    /// What follows from a change of wishes, outside of the lock.
-    fn settle(self: &Arc<Self>, change: Change, granted: Option<&Ask>) {
-        if change.finish(granted) {
+    /// Does what follows from a change of the list of waiters, outside of the lock.
+    fn finish_update(self: &Arc<Self>, update: WaitUpdate, granted: Option<&Ask>) {
+        if update.finish(granted) {
             self.wake_next();
         }
     }
 
-    /// Wakes the first of those who wait and could be served, if it was not woken before.
+    /// Hands the pool to the first waiter that could be served, if it was not woken before.
     fn wake_next(self: &Arc<Self>) {
-        let mut search = Search::default();
+        let mut scan = Scan::default();
         loop {
             let mut guard = self.state.lock();
             let state = &mut *guard;
             let supply = &mut state.supply;
             let found = state
-                .wishes
-                .search(&mut search, |ask, searched| supply.fits(ask, searched));
+                .waiters
+                .scan(&mut scan, |ask, searched| supply.fits(ask, searched));
             drop(guard);
             match found {
-                Found::GoOn => continue,
-                Found::Perhaps(waiter) => {
+                ScanResult::Continue => continue,
+                ScanResult::Retry(waiter) => {
                     waiter.poll_queue().wake(READABLE);
                     continue;
                 }
-                Found::Next(waiter) => waiter.poll_queue().wake(READABLE),
-                Found::Nobody if !search.turns => return,
-                Found::Nobody => {}
+                ScanResult::Notify(waiter) => waiter.poll_queue().wake(READABLE),
+                ScanResult::Done if !scan.handoff_pending => return,
+                ScanResult::Done => {}
             }
             break;
         }
@@ -1018,13 +1019,13 @@ impl Pool {
         let _ = self
             .worker
             .queue()
-            .enqueue_delayed::<_, 0>(self.clone(), msecs_to_jiffies(TURN_MS));
+            .enqueue_delayed::<_, 0>(self.clone(), msecs_to_jiffies(HANDOFF_TIMEOUT_MS));
     }
 
-    /// The same, if any client waits at all. To be called without locks: it takes time for each of
+    /// Does the same if there are waiters. To be called without locks: it takes time for each of
     /// them.
-    pub(crate) fn wake_if_wanted(self: &Arc<Self>) {
-        if !self.state.lock().wishes.is_empty() {
+    pub(crate) fn wake_waiters(self: &Arc<Self>) {
+        if !self.state.lock().waiters.is_empty() {
             self.wake_next();
         }
     }
@@ -1032,7 +1033,7 @@ impl Pool {
     /// Before the module goes: nothing of the pool's will run later.
     fn flush(&self) {
         self.closing.store(true, Relaxed);
-        self.worker.flush_delayed(&self.turns);
+        self.worker.flush_delayed(&self.handoff_timeout);
         // Twice: what runs may have queued itself once more before it could know.
         for _ in 0..2 {
             self.worker.flush_delayed(&self.compaction);

@@ -4,7 +4,7 @@
 //! going on.
 //!
 //! A fence goes around the part, the free blocks in it stay free, and what is there is moved out,
-//! one buffer at a time. One part at a time: a mutex says whose turn it is. A request that finds
+//! one buffer at a time. A mutex allows one part at a time. A request that finds
 //! nothing anywhere else takes from behind the fence, and then the fence is gone; and before it is
 //! refused it waits for what is just being moved. So emptying never makes a request fail that would
 //! have been served without it.
@@ -12,8 +12,8 @@
 use super::{
     census::AREA,
     magazines::Gathered,
+    mutex,
     supply::Scope,
-    turn,
     Ask,
     Block,
     Pool,
@@ -168,8 +168,8 @@ struct Fence<'a> {
 }
 
 impl<'a> Fence<'a> {
-    /// Around the units `[lo, hi)`, by whoever has the turn.
-    fn raise(pool: &'a Arc<Pool>, _turn: &MutexGuard<'_, ()>, lo: u64, hi: u64) -> Self {
+    /// Around the units `[lo, hi)`, by the task that holds the mutex.
+    fn raise(pool: &'a Arc<Pool>, _reclaiming: &MutexGuard<'_, ()>, lo: u64, hi: u64) -> Self {
         // What moves is not to move to a page that is bad.
         pool.look_for_bad();
         let gathered = pool.gather();
@@ -207,7 +207,7 @@ impl<'a> Fence<'a> {
                 limit,
                 bytes: effort.left(),
             };
-            let moving = turn::lock_killable(&pool.moving).ok_or(Failed::Signal)?;
+            let moving = mutex::lock_killable(&pool.moving).ok_or(Failed::Signal)?;
             effort.copied += resident.make_way(&way)?;
             drop(moving);
             from = last + 1;
@@ -241,7 +241,7 @@ impl Drop for Fence<'_> {
     fn drop(&mut self) {
         self.pool.state.lock().supply.unfence();
         // Clients that wait may have use for it, and for the places that buffers have left.
-        self.pool.wake_if_wanted();
+        self.pool.wake_waiters();
     }
 }
 
@@ -273,12 +273,12 @@ impl Pool {
             }
             rounds -= 1;
             let bounds = (self.base(), self.base() + self.region.pages());
-            // One block, and then it is somebody else's turn.
-            let Some(turn) = turn::lock_killable(&self.reclaiming) else {
+            // One block, and then another task may have the mutex.
+            let Some(reclaiming) = mutex::lock_killable(&self.reclaiming) else {
                 break Err(Failed::Signal);
             };
-            let emptied = self.empty_one(&turn, order, order, bounds, effort, |_| Ok(()));
-            drop(turn);
+            let emptied = self.empty_one(&reclaiming, order, order, bounds, effort, |_| Ok(()));
+            drop(reclaiming);
             if let Err(failed) = emptied {
                 break Err(failed);
             }
@@ -299,9 +299,9 @@ impl Pool {
         at: u64,
         effort: &mut Effort,
     ) -> Result<(), Failed> {
-        let turn = turn::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
+        let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
         let lo = self.base() + at;
-        let fence = Fence::raise(self, &turn, lo, lo + order.units());
+        let fence = Fence::raise(self, &reclaiming, lo, lo + order.units());
         let result = fence.empty(effort, Order::MAX);
         drop(fence);
         if result.is_ok() && effort.copied > 0 {
@@ -323,11 +323,11 @@ impl Pool {
         ask: &Ask,
         effort: &mut Effort,
     ) -> Result<Block, Failed> {
-        let turn = turn::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
+        let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
         let result = match ask.spot {
             Spot::At(at) => {
                 let lo = self.base() + at;
-                let fence = Fence::raise(self, &turn, lo, lo + ask.units());
+                let fence = Fence::raise(self, &reclaiming, lo, lo + ask.units());
                 fence
                     .empty(effort, Order::MAX)
                     .and_then(|()| fence.take(ask))
@@ -337,7 +337,7 @@ impl Pool {
                 let mut block = None;
                 let bounds = ask.bounds(self.base());
                 self.empty_one(
-                    &turn,
+                    &reclaiming,
                     order,
                     ask.align.max(order),
                     bounds,
@@ -366,7 +366,7 @@ impl Pool {
     /// empty, or the next one if that can't be, and does `then` before the fence goes.
     fn empty_one(
         self: &Arc<Self>,
-        turn: &MutexGuard<'_, ()>,
+        reclaiming: &MutexGuard<'_, ()>,
         order: Order,
         align: Order,
         bounds: (u64, u64),
@@ -385,7 +385,7 @@ impl Pool {
                 return Err(failed);
             };
             tried[i] = lo;
-            let fence = Fence::raise(self, turn, lo, lo + order.units());
+            let fence = Fence::raise(self, reclaiming, lo, lo + order.units());
             match fence.empty(effort, limit).and_then(|()| then(&fence)) {
                 Ok(()) => {
                     effort.gained += 1;
@@ -493,11 +493,11 @@ impl Pool {
             if self.is_busy() {
                 return true;
             }
-            let turn = self.reclaiming.lock();
+            let reclaiming = self.reclaiming.lock();
             let mut effort = Effort::new(order.units() * mm::UNIT);
             let bounds = (self.base(), self.base() + self.region.pages());
-            let result = self.empty_one(&turn, order, order, bounds, &mut effort, |_| Ok(()));
-            drop(turn);
+            let result = self.empty_one(&reclaiming, order, order, bounds, &mut effort, |_| Ok(()));
+            drop(reclaiming);
             self.counts.compacted(effort.copied, effort.gained);
             if result.is_err() {
                 return false;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting for a pool's turns so that a killed task can end.
+//! Waiting for a pool's mutexes so that a killed task can end.
 
 use kernel::{
     bindings,
@@ -12,7 +12,7 @@ use kernel::{
 };
 
 /// Locks `mutex` as `mutex_lock_killable()` does, which keeps the order of the waiters as
-/// `mutex_lock()` does. Returns none if the task is killed before it has its turn.
+/// `mutex_lock()` does. Returns none if the task is killed while it waits.
 pub(super) fn lock_killable(mutex: &Mutex<()>) -> Option<MutexGuard<'_, ()>> {
     // A lock over `()` has the layout of its backend's state, as `Lock::from_raw` promises.
     let raw = core::ptr::from_ref(mutex)
