@@ -27,7 +27,7 @@ use crate::poll_wait::{
     READABLE, //
 };
 use crate::pool::{
-    Ask,
+    AllocRequest,
     Fits, //
 };
 use kernel::{
@@ -103,7 +103,7 @@ enum WaitState {
 
 /// A request that was refused, and whose client waits.
 struct WaitEntry {
-    ask: Ask,
+    request: AllocRequest,
     /// The pool's number of frees when the request was last refused.
     frees_seen: u64,
     state: WaitState,
@@ -131,10 +131,10 @@ impl WaitUpdate {
     /// Wakes the poller of an entry that was removed, unless its request was `granted`: a client
     /// does not poll for what it has. Returns whether a hand-off has ended, so that the next can
     /// begin. To be called outside of the lock.
-    pub(crate) fn finish(self, granted: Option<&Ask>) -> bool {
+    pub(crate) fn finish(self, granted: Option<&AllocRequest>) -> bool {
         if let Some(node) = self.removed {
             let (_, entry) = node.to_key_value();
-            if granted != Some(&entry.ask) {
+            if granted != Some(&entry.request) {
                 entry.waiter.queue.wake(READABLE);
             }
         }
@@ -162,7 +162,7 @@ pub(crate) struct Scan {
 pub(crate) enum ScanResult {
     /// The pool is handed to this client.
     Notify(Arc<Waiter>),
-    /// This client is to ask again, since the test would take too long. It is no hand-off.
+    /// This client is to retry, since the test would take too long. It is no hand-off.
     Retry(Arc<Waiter>),
     /// No entry fits so far.
     Continue,
@@ -182,18 +182,18 @@ impl WaitList {
         self.tree.is_empty()
     }
 
-    /// Queues `ask`, which was refused when the pool's number of frees was `frees_seen`. A client
-    /// that waited for the same keeps its place; any other goes to the end.
+    /// Queues `request`, which was refused when the pool's number of frees was `frees_seen`. A
+    /// client that waited for the same keeps its place; any other goes to the end.
     pub(crate) fn enqueue(
         &mut self,
         waiter: &Arc<Waiter>,
-        ask: &Ask,
+        request: &AllocRequest,
         frees_seen: u64,
         reservation: WaitReservation,
     ) -> WaitUpdate {
         let handoff_ended = self.rearm(waiter);
         if let Some(entry) = self.tree.get_mut(&waiter.ticket()) {
-            if entry.ask == *ask {
+            if entry.request == *request {
                 // Of two threads with the same request, the one that began to look last knows more.
                 // CAST: The distance is signed.
                 entry.frees_seen = frees_seen;
@@ -212,7 +212,7 @@ impl WaitList {
         self.last = self.last.wrapping_add(1);
         waiter.set_ticket(self.last);
         let entry = WaitEntry {
-            ask: *ask,
+            request: *request,
             frees_seen,
             state: WaitState::Queued,
             waiter: waiter.clone(),
@@ -239,9 +239,9 @@ impl WaitList {
 
     /// Returns the request that a client waits for, and the pool's number of frees when it was last
     /// refused.
-    pub(crate) fn get(&self, waiter: &Waiter) -> Option<(&Ask, u64)> {
+    pub(crate) fn get(&self, waiter: &Waiter) -> Option<(&AllocRequest, u64)> {
         let entry = self.tree.get(&waiter.ticket())?;
-        Some((&entry.ask, entry.frees_seen))
+        Some((&entry.request, entry.frees_seen))
     }
 
     /// Has a client woken again, after it saw that its request doesn't fit. Returns whether a
@@ -257,7 +257,7 @@ impl WaitList {
     pub(crate) fn scan(
         &mut self,
         scan: &mut Scan,
-        mut fits: impl FnMut(&Ask, u64) -> Fits,
+        mut fits: impl FnMut(&AllocRequest, u64) -> Fits,
     ) -> ScanResult {
         let mut next = self.tree.cursor_lower_bound_mut(&scan.ticket);
         for _ in 0..BATCH {
@@ -274,7 +274,7 @@ impl WaitList {
                 }
                 WaitState::Notified(_) => entry.state = WaitState::Expired,
                 WaitState::Queued if entry.waiter.queue.has_waiters() => {
-                    match fits(&entry.ask, entry.frees_seen) {
+                    match fits(&entry.request, entry.frees_seen) {
                         Fits::Yes => {
                             entry.state = WaitState::Notified(Instant::now());
                             return ScanResult::Notify(entry.waiter.clone());

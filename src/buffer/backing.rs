@@ -16,12 +16,12 @@ use crate::mm::{
     Pfn, //
 };
 use crate::pool::{
-    Ask,
+    AllocRequest,
     Block,
     Left,
+    Placement,
     Pool,
     Resident,
-    Spot,
     Stays,
     Vacancy,
     Way, //
@@ -69,7 +69,7 @@ const LOCK_ATTEMPTS: u32 = 5;
 pub(super) struct BackingState {
     pub(super) memory: Memory,
     /// What its memory has to satisfy, also after a move.
-    pub(super) ask: Ask,
+    pub(super) ask: AllocRequest,
     /// The number of pins. With any it does not move.
     pub(super) pin_count: u32,
     /// Its owner moves or resizes it. No other change may begin, and no address be told.
@@ -115,7 +115,7 @@ impl Backing {
     /// Makes the backing of a buffer, without an entry in the reverse map yet.
     pub(super) fn new(
         memory: Memory,
-        ask: Ask,
+        ask: AllocRequest,
         window: Window,
         stack: Option<Stack>,
         flags: u32,
@@ -159,7 +159,12 @@ impl Backing {
     }
 
     /// Fills a backing that was unpublished with other memory, and adds it to the reverse map.
-    pub(super) fn republish(this: &Arc<Self>, memory: Memory, ask: Ask, vacancy: Vacancy) {
+    pub(super) fn republish(
+        this: &Arc<Self>,
+        memory: Memory,
+        ask: AllocRequest,
+        vacancy: Vacancy,
+    ) {
         *this.state.lock() = Some(BackingState::new(memory, ask));
         Self::publish(this, vacancy);
     }
@@ -391,7 +396,7 @@ impl Backing {
         state.pin_count == 0
             && !slow
             && !self.is_immovable()
-            && !matches!(state.ask.spot, Spot::At(_))
+            && !matches!(state.ask.placement, Placement::At(_))
     }
 
     /// Locks the state for a caller that other clients wait for. Waits for a few ms at most.
@@ -480,7 +485,7 @@ fn ends(first: Pfn, pages: u64) -> (u64, u64) {
 
 impl BackingState {
     /// Makes the state of a backing that has not been published, of memory allocated with `ask`.
-    fn new(memory: Memory, ask: Ask) -> Self {
+    fn new(memory: Memory, ask: AllocRequest) -> Self {
         Self {
             memory,
             ask,

@@ -45,7 +45,7 @@ pub(crate) use window::{
 
 use crate::memory::Memory;
 use crate::pool::{
-    Ask,
+    AllocRequest,
     Left,
     Vacancy, //
 };
@@ -123,7 +123,7 @@ impl Buffer {
     /// Makes a buffer of memory that is clear, and was asked for with `ask`.
     pub(crate) fn new(
         memory: Memory,
-        ask: Ask,
+        ask: AllocRequest,
         window: Window,
         stack: Option<Stack>,
         label: Label,

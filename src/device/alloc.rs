@@ -41,14 +41,14 @@ use crate::deferred_free::DeferredReservation;
 use crate::memtype::MemType;
 use crate::mm;
 use crate::pool::{
-    Ask,
+    AllocRequest,
     Block,
     Effort,
     Failed,
+    Placement, //
     Pool,
     Priority,
     Refused,
-    Spot, //
 };
 use crate::quota::Charge;
 use crate::uapi::{
@@ -275,7 +275,7 @@ fn alloc_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refus
 fn by_compaction(
     request: &mut Alloc,
     pool: &Arc<Pool>,
-    ask: &Ask,
+    ask: &AllocRequest,
     copied: &mut u64,
 ) -> Result<Option<Block>, Refusal> {
     if request.flags & uapi::ALLOC_COMPACT == 0 {
@@ -294,7 +294,7 @@ fn by_compaction(
         Ok(block) => Ok(Some(block)),
         // As if nothing had been tried; the counters say more.
         Err(Failed::Full | Failed::Rival | Failed::Signal | Failed::Bad) => Ok(None),
-        Err(Failed::Fixed) if !matches!(ask.spot, Spot::At(_)) => Ok(None),
+        Err(Failed::Fixed) if !matches!(ask.placement, Placement::At(_)) => Ok(None),
         Err(failed) => {
             request.largest_free = pool.snapshot().largest_free;
             request.copied = effort.copied;
@@ -344,15 +344,15 @@ pub(super) fn check_flags(flags: u32) -> Result<(), Refusal> {
 }
 
 /// What is asked of the pool: size, alignment and place, checked in this order.
-fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<Ask, Refusal> {
+fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<AllocRequest, Refusal> {
     let at = request.flags & uapi::ALLOC_AT != 0;
     if request.size == 0 || request.size > pool.size() {
         return Err(Refusal::new(EINVAL, uapi::REASON_SIZE));
     }
     let align = align(request.align, at, pool).ok_or(Refusal::new(EINVAL, uapi::REASON_ALIGN))?;
-    let spot = spot(request.flags, (request.lo, request.hi), request.size, pool)
+    let placement = placement(request.flags, (request.lo, request.hi), request.size, pool)
         .ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
-    Ok(Ask {
+    Ok(AllocRequest {
         size: request.size,
         extent: if request.flags & uapi::ALLOC_EXACT != 0 {
             Extent::Exact
@@ -360,10 +360,10 @@ fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<Ask, Refusal> {
             Extent::Block
         },
         align,
-        spot: settled(spot, is_to_stay(client, request.flags)),
+        placement: settled(placement, is_to_stay(client, request.flags)),
         limit: limit(request.max_address, pool),
         priority: priority(request.flags),
-        strict: spot.is_strict(),
+        strict: placement.is_strict(),
     })
 }
 
@@ -375,18 +375,18 @@ fn is_to_stay(client: &Client, flags: u32) -> bool {
 
 /// What is to stay grows from the pool's end and what can be moved from its start, if it may be
 /// anywhere: so they meet late, and large blocks can be made in between.
-pub(super) fn settled(spot: Spot, stays: bool) -> Spot {
-    match spot {
-        Spot::Within {
+pub(super) fn settled(placement: Placement, stays: bool) -> Placement {
+    match placement {
+        Placement::Within {
             place: Place::Any,
             lo,
             hi,
-        } => Spot::Within {
+        } => Placement::Within {
             place: if stays { Place::Highest } else { Place::Lowest },
             lo,
             hi,
         },
-        Spot::At(_) | Spot::Within { .. } => spot,
+        Placement::At(_) | Placement::Within { .. } => placement,
     }
 }
 
@@ -401,11 +401,16 @@ fn align(bytes: u64, at: bool, pool: &Pool) -> Option<Order> {
 }
 
 /// Where `size` bytes are to land, by ALLOC's flags and its `lo` and `hi`.
-pub(super) fn spot(flags: u32, (lo, hi): (u64, u64), size: u64, pool: &Pool) -> Option<Spot> {
+pub(super) fn placement(
+    flags: u32,
+    (lo, hi): (u64, u64),
+    size: u64,
+    pool: &Pool,
+) -> Option<Placement> {
     let (first, last) = (whole_units(lo)?, whole_units(hi)?);
     if flags & uapi::ALLOC_AT != 0 {
         let end = lo.checked_add(size)?;
-        return (hi == 0 && end <= pool.size()).then_some(Spot::At(first));
+        return (hi == 0 && end <= pool.size()).then_some(Placement::At(first));
     }
     let place = match flags & (uapi::ALLOC_TOPDOWN | uapi::ALLOC_BOTTOMUP) {
         uapi::ALLOC_TOPDOWN => Place::Highest,
@@ -413,7 +418,7 @@ pub(super) fn spot(flags: u32, (lo, hi): (u64, u64), size: u64, pool: &Pool) -> 
         _ => Place::Any,
     };
     if flags & uapi::ALLOC_RANGE == 0 {
-        let all = Spot::Within {
+        let all = Placement::Within {
             place,
             lo: 0,
             hi: pool.size() / mm::UNIT,
@@ -421,7 +426,7 @@ pub(super) fn spot(flags: u32, (lo, hi): (u64, u64), size: u64, pool: &Pool) -> 
         return (lo == 0 && hi == 0).then_some(all);
     }
     let room = hi.checked_sub(lo)?;
-    (room > 0 && room >= size && hi <= pool.size()).then_some(Spot::Within {
+    (room > 0 && room >= size && hi <= pool.size()).then_some(Placement::Within {
         place,
         lo: first,
         hi: last,
@@ -443,7 +448,11 @@ fn whole_units(bytes: u64) -> Option<u64> {
 }
 
 /// Pages of the mmap window, where the request says how many.
-fn window_pages(request: &Alloc, ask: &Ask, client: &Client) -> Result<Option<u64>, Refusal> {
+fn window_pages(
+    request: &Alloc,
+    ask: &AllocRequest,
+    client: &Client,
+) -> Result<Option<u64>, Refusal> {
     if request.max_size == 0 {
         return Ok(None);
     }

@@ -29,9 +29,9 @@ use crate::buffer::{
 use crate::memory::Memory;
 use crate::mm;
 use crate::pool::{
-    Ask,
+    AllocRequest,
+    Placement, //
     Priority,
-    Spot, //
 };
 use crate::quota::{
     ClientAccount,
@@ -208,17 +208,17 @@ impl HeapFile {
             QuotaExceeded::Handles => EMFILE,
             QuotaExceeded::Client | QuotaExceeded::User => EDQUOT,
         })?;
-        let all = Spot::Within {
+        let all = Placement::Within {
             // With what is to stay: devices are what dma-bufs are for.
             place: Place::Highest,
             lo: 0,
             hi: pool.size() / mm::UNIT,
         };
-        let ask = Ask {
+        let ask = AllocRequest {
             size,
             extent: Extent::Exact,
             align: Order::default(),
-            spot: all,
+            placement: all,
             limit: pool.size() / mm::UNIT,
             priority: Priority::Normal,
             strict: false,

@@ -30,9 +30,9 @@ use crate::buffer::{
 };
 use crate::mm;
 use crate::pool::{
-    Ask,
+    AllocRequest,
+    Placement, //
     Priority,
-    Spot, //
 };
 use crate::uapi::{
     self,
@@ -93,14 +93,14 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
     }
     let relocation = Relocation::begin(&buffer, Op::Move).map_err(refusal)?;
     let (ask, bytes) = (relocation.ask(), mm::bytes(relocation.pages()));
-    let spot = alloc::spot(request.flags, (request.lo, request.hi), bytes, pool)
+    let placement = alloc::placement(request.flags, (request.lo, request.hi), bytes, pool)
         .ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
     // As many pages as it has, whatever was asked for.
-    let whole = Ask {
+    let whole = AllocRequest {
         size: bytes,
         extent: Extent::Exact,
-        spot,
-        strict: spot.is_strict(),
+        placement,
+        strict: placement.is_strict(),
         ..ask
     };
     if !whole.can_reach() {
@@ -110,14 +110,14 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
         .alloc_target(&whole, ask.size)
         .map_err(|error| target_refusal(error, &mut request.largest_free))?;
     // What was exact since it was AT a place stays so.
-    let extent = match ask.spot {
-        Spot::At(_) => Extent::Exact,
-        Spot::Within { .. } => ask.extent,
+    let extent = match ask.placement {
+        Placement::At(_) => Extent::Exact,
+        Placement::Within { .. } => ask.extent,
     };
-    let recorded = Ask {
-        spot,
+    let recorded = AllocRequest {
+        placement,
         extent,
-        strict: spot.is_strict(),
+        strict: placement.is_strict(),
         ..ask
     };
     relocation.check(Op::Move).map_err(refusal)?;
@@ -142,7 +142,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
     }
     let relocation = Relocation::begin(&buffer, Op::Grow).map_err(refusal)?;
     let (before, pages) = (relocation.ask(), relocation.pages());
-    let after = Ask {
+    let after = AllocRequest {
         size: request.size,
         ..before
     };
@@ -190,7 +190,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
 
 /// The priority with which this caller may have a buffer grow. What is kept for the urgent is given
 /// to a caller that may take it now: whether the buffer's allocator might is another question.
-fn priority_of_growth(ask: &Ask) -> Priority {
+fn priority_of_growth(ask: &AllocRequest) -> Priority {
     match ask.priority {
         Priority::High if !reserve::may_be_urgent() => Priority::Normal,
         priority => priority,
@@ -200,7 +200,7 @@ fn priority_of_growth(ask: &Ask) -> Priority {
 /// Moves a buffer that can't grow where it is to where it can.
 fn enlarge(
     relocation: &Relocation,
-    after: Ask,
+    after: AllocRequest,
     priority: Priority,
     may_move: bool,
     largest_free: &mut u64,
@@ -211,21 +211,21 @@ fn enlarge(
         return Err(Refusal::new(ENOSPC, uapi::REASON_NO_SPACE));
     }
     relocation.check(Op::Move).map_err(refusal)?;
-    let after = match after.spot {
+    let after = match after.placement {
         // It can't stay in its place, so any will do.
-        Spot::At(_) => Ask {
+        Placement::At(_) => AllocRequest {
             extent: Extent::Exact,
-            spot: Spot::Within {
+            placement: Placement::Within {
                 place: Place::Any,
                 lo: 0,
                 hi: buffer.pool().size() / mm::UNIT,
             },
             ..after
         },
-        Spot::Within { .. } => after,
+        Placement::Within { .. } => after,
     };
     let block = relocation
-        .alloc_target(&Ask { priority, ..after }, after.size)
+        .alloc_target(&AllocRequest { priority, ..after }, after.size)
         .map_err(|error| target_refusal(error, largest_free))?;
     relocation.check(Op::Move).map_err(refusal)?;
     relocation.move_to(block, after).map_err(commands::stopped)

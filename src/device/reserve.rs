@@ -20,13 +20,13 @@ use crate::buddy::{
 use crate::buffer::Name;
 use crate::mm;
 use crate::pool::{
-    Ask,
+    AllocRequest,
     Block,
     Effort,
     Failed,
+    Placement, //
     Pool,
     Priority,
-    Spot, //
 };
 use crate::uapi::{
     self,
@@ -218,16 +218,16 @@ pub(super) fn reserve<'a>(
 }
 
 /// The range from byte `lo` to byte `hi`, as the pool is asked for it.
-fn ask(lo: u64, hi: u64, pool: &Pool) -> Option<Ask> {
+fn ask(lo: u64, hi: u64, pool: &Pool) -> Option<AllocRequest> {
     let size = hi.checked_sub(lo).filter(|&size| size > 0)?;
     if lo % mm::UNIT != 0 || hi % mm::UNIT != 0 || hi > pool.size() {
         return None;
     }
-    Some(Ask {
+    Some(AllocRequest {
         size,
         extent: Extent::Exact,
         align: Order::default(),
-        spot: Spot::At(lo / mm::UNIT),
+        placement: Placement::At(lo / mm::UNIT),
         limit: pool.size() / mm::UNIT,
         priority: Priority::High,
         strict: false,

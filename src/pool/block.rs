@@ -4,7 +4,7 @@
 
 use super::{
     dirty::Dirty,
-    Ask,
+    AllocRequest,
     Pool, //
 };
 use crate::audit::{
@@ -230,21 +230,26 @@ impl Block {
         self.requested = bytes;
     }
 
-    /// Gains, where it is, what `ask` has more, clear. False if the neighbour is not free or not
-    /// where `ask` wants it, or the block in a memory type of its own. May sleep.
+    /// Grows in place to what `request` says, and clears what is new. Returns false if the neighbour
+    /// is not free or not where `request` wants it, or the block has another memory type than the
+    /// pool's. May sleep.
     ///
     /// # Errors
     ///
     /// As [`Stopped`] says; it has gained nothing then.
-    pub(crate) fn grow(&mut self, direction: Direction, ask: &Ask) -> Result<bool, Stopped> {
-        let (Some(units), Some(run)) = (ask.granted(), self.run.as_mut()) else {
+    pub(crate) fn grow(
+        &mut self,
+        direction: Direction,
+        request: &AllocRequest,
+    ) -> Result<bool, Stopped> {
+        let (Some(units), Some(run)) = (request.granted(), self.run.as_mut()) else {
             return Ok(false);
         };
         if self.memtype != self.pool.region.resting_mode() {
             return Ok(false);
         }
         let (before, requested) = (run.units(), self.requested);
-        let (lo, hi) = ask.bounds(self.pool.base());
+        let (lo, hi) = request.bounds(self.pool.base());
         let more = units.saturating_sub(before);
         let fits = match direction {
             Direction::Up => run.end() + more <= hi,
@@ -256,16 +261,16 @@ impl Block {
         // Before the spinlock, so that it goes after that.
         let mut still = None;
         let mut state = self.pool.state.lock();
-        if units > before && !state.supply.grow(run, direction, units, ask) {
+        if units > before && !state.supply.grow(run, direction, units, request) {
             // What is cleared ahead or at hand is free, too.
             drop(state);
             still = Some(self.pool.still_killable());
             state = self.pool.state.lock();
-            if !state.supply.grow(run, direction, units, ask) {
+            if !state.supply.grow(run, direction, units, request) {
                 return Ok(false);
             }
         }
-        state.recount(self.requested, ask.size);
+        state.recount(self.requested, request.size);
         state.note(&self.pool.magazines);
         let began = state.supply.pressure_began();
         drop(state);
@@ -278,7 +283,7 @@ impl Block {
         audit::unreachable(&self.pool, Pfn(gained), more, When::Granted);
         // INVARIANT: Counted.
         self.pool.census.add(Pfn(gained), more, self.movable);
-        self.requested = ask.size;
+        self.requested = request.size;
         let from = match direction {
             Direction::Up => before,
             Direction::Down => 0,

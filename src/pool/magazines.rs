@@ -8,10 +8,10 @@
 
 use super::{
     dirty::Dirty,
-    Ask,
+    AllocRequest,
+    Placement,
     Pool,
     Priority,
-    Spot,
     State, //
 };
 use crate::buddy::{
@@ -135,25 +135,25 @@ impl Pool {
         Gathered(&self.magazines)
     }
 
-    /// What may be at hand for `ask`; none if it is not for magazines.
-    pub(super) fn at_hand(&self, ask: &Ask) -> Option<(End, Order)> {
-        let Spot::Within { place, lo, hi } = ask.spot else {
+    /// What may be at hand for `request`; none if it is not for magazines.
+    pub(super) fn at_hand(&self, request: &AllocRequest) -> Option<(End, Order)> {
+        let Placement::Within { place, lo, hi } = request.placement else {
             return None;
         };
         let pages = self.region.pages();
-        let anywhere = lo == 0 && hi >= pages && ask.limit >= pages;
+        let anywhere = lo == 0 && hi >= pages && request.limit >= pages;
         let plain = anywhere
-            && !ask.strict
-            && ask.extent == Extent::Block
-            && ask.priority != Priority::Low
+            && !request.strict
+            && request.extent == Extent::Block
+            && request.priority != Priority::Low
             && self.region.resting_mode() == MemType::WriteBack;
-        let order = Order::covering(ask.units())?;
+        let order = Order::covering(request.units())?;
         let end = if place == Place::Highest {
             End::High
         } else {
             End::Low
         };
-        (plain && ask.align <= order && magazine::keeps(order)).then_some((end, order))
+        (plain && request.align <= order && magazine::keeps(order)).then_some((end, order))
     }
 
     /// A block without the pool's lock, if there is one.

@@ -261,24 +261,24 @@ impl WorkItem for Pool {
     }
 }
 
-/// Where a request is to land, in units from the pool's start.
+/// The place that a request wants, in units from the pool's start.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Spot {
+pub(crate) enum Placement {
     /// In `[lo, hi)`, there where `place` says.
     Within { place: Place, lo: u64, hi: u64 },
     /// Exactly from here on.
     At(u64),
 }
 
-/// A request in a pool's own terms. All units are pages.
+/// A request for memory in a pool's own terms. All units are pages.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ask {
+pub(crate) struct AllocRequest {
     /// Bytes, at least 1.
     pub(crate) size: u64,
     pub(crate) extent: Extent,
     /// Of the physical address, where it is more than the block's own.
     pub(crate) align: Order,
-    pub(crate) spot: Spot,
+    pub(crate) placement: Placement,
     /// Units from the pool's start on that it may use, wherever it lands.
     pub(crate) limit: u64,
     pub(crate) priority: Priority,
@@ -287,7 +287,7 @@ pub(crate) struct Ask {
     pub(crate) strict: bool,
 }
 
-impl Spot {
+impl Placement {
     /// Is it the lowest or the highest place that fits, and no other?
     pub(crate) fn is_strict(&self) -> bool {
         match self {
@@ -298,7 +298,7 @@ impl Spot {
     }
 }
 
-impl Ask {
+impl AllocRequest {
     /// The units that hold what is asked for.
     pub(crate) fn units(&self) -> u64 {
         self.size.div_ceil(mm::UNIT)
@@ -307,8 +307,8 @@ impl Ask {
     /// The units that would be granted; `None` if no block is that large.
     pub(crate) fn granted(&self) -> Option<u64> {
         let order = Order::covering(self.units())?;
-        Some(match (self.extent, self.spot) {
-            (Extent::Block, Spot::Within { .. }) => order.units(),
+        Some(match (self.extent, self.placement) {
+            (Extent::Block, Placement::Within { .. }) => order.units(),
             _ => self.units(),
         })
     }
@@ -322,19 +322,19 @@ impl Ask {
 
     /// Says whether it may land elsewhere to keep the last large block whole.
     fn spares_the_last(&self) -> bool {
-        !self.strict && matches!(self.spot, Spot::Within { .. })
+        !self.strict && matches!(self.placement, Placement::Within { .. })
     }
 
     /// May it have adjacent free blocks, where no block is free that covers it?
     fn may_be_run(&self) -> bool {
-        self.extent == Extent::Exact && matches!(self.spot, Spot::Within { .. })
+        self.extent == Extent::Exact && matches!(self.placement, Placement::Within { .. })
     }
 
     /// Could it be served, were all of the pool free?
     pub(crate) fn can_reach(&self) -> bool {
-        match self.spot {
-            Spot::At(at) => at + self.units() <= self.limit,
-            Spot::Within { lo, hi, .. } => hi
+        match self.placement {
+            Placement::At(at) => at + self.units() <= self.limit,
+            Placement::Within { lo, hi, .. } => hi
                 .min(self.limit)
                 .checked_sub(lo)
                 .is_some_and(|room| room >= self.units()),
@@ -344,9 +344,9 @@ impl Ask {
     /// The units that it may use, where the pool starts at `base`. What is at a place may grow
     /// beyond that.
     fn bounds(&self, base: u64) -> (u64, u64) {
-        let (lo, hi) = match self.spot {
-            Spot::At(_) => (0, self.limit),
-            Spot::Within { lo, hi, .. } => (lo, hi.min(self.limit)),
+        let (lo, hi) = match self.placement {
+            Placement::At(_) => (0, self.limit),
+            Placement::Within { lo, hi, .. } => (lo, hi.min(self.limit)),
         };
         (base + lo, base.saturating_add(hi))
     }
@@ -727,33 +727,37 @@ impl Pool {
         change(&mut self.state.lock().apart);
     }
 
-    /// A block for `ask`, not cleared yet, for somebody who doesn't wait.
+    /// A block for `request`, not cleared yet, for somebody who doesn't wait.
     ///
     /// # Errors
     ///
     /// As [`Refused`] says; the pool is then as it was.
-    pub(crate) fn alloc(self: &Arc<Self>, ask: &Ask) -> Result<Block, Refused> {
-        let hand = self.at_hand(ask);
-        if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
-            return Ok(self.block_for(run, ask, hand));
+    pub(crate) fn alloc(self: &Arc<Self>, request: &AllocRequest) -> Result<Block, Refused> {
+        let hand = self.at_hand(request);
+        if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, request.size)) {
+            return Ok(self.block_for(run, request, hand));
         }
-        let run = self.end(self.attempt(ask, hand, 0))?;
-        Ok(self.block_for(run, ask, hand))
+        let run = self.end(self.attempt(request, hand, 0))?;
+        Ok(self.block_for(run, request, hand))
     }
 
     /// A block to move to, from one of `held` pages that goes back afterwards. Only what it has
-    /// more needs the permission of `ask`'s priority.
+    /// more needs the permission of `request`'s priority.
     ///
     /// # Errors
     ///
     /// As [`Pool::alloc`].
-    pub(crate) fn alloc_for_move(self: &Arc<Self>, ask: &Ask, held: u64) -> Result<Block, Refused> {
-        let run = self.end(self.attempt(ask, None, held))?;
-        Ok(self.block_for_move(run, ask, held))
+    pub(crate) fn alloc_for_move(
+        self: &Arc<Self>,
+        request: &AllocRequest,
+        held: u64,
+    ) -> Result<Block, Refused> {
+        let run = self.end(self.attempt(request, None, held))?;
+        Ok(self.block_for_move(run, request, held))
     }
 
     /// The same for a client. Removes its entry from the list of waiters. With a `reservation` and
-    /// without memory it waits for `ask` instead.
+    /// without memory it waits for `request` instead.
     ///
     /// # Errors
     ///
@@ -761,46 +765,51 @@ impl Pool {
     pub(crate) fn alloc_for(
         self: &Arc<Self>,
         waiter: &Arc<Waiter>,
-        ask: &Ask,
+        request: &AllocRequest,
         reservation: Option<WaitReservation>,
     ) -> Result<Block, Refused> {
-        let hand = self.at_hand(ask);
+        let hand = self.at_hand(request);
         // While anybody waits for anything, this client included, nothing is at hand.
-        if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, ask.size)) {
-            return Ok(self.block_for(run, ask, hand));
+        if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, request.size)) {
+            return Ok(self.block_for(run, request, hand));
         }
-        let mut attempt = self.attempt(ask, hand, 0);
+        let mut attempt = self.attempt(request, hand, 0);
         // A search drops the lock. Memory that was freed behind it woke nobody for this request:
         // it was not in the list, or was there as notified.
         let missed = attempt.outcome.is_err() && attempt.searched != attempt.state.supply.returns();
         let waiters = &mut attempt.state.waiters;
         let update = match (reservation, &attempt.outcome) {
             (Some(reservation), Err(_)) => {
-                waiters.enqueue(waiter, ask, attempt.searched, reservation)
+                waiters.enqueue(waiter, request, attempt.searched, reservation)
             }
             _ => waiters.remove(waiter),
         };
         let outcome = self.end(attempt);
-        self.finish_update(update, outcome.is_ok().then_some(ask));
+        self.finish_update(update, outcome.is_ok().then_some(request));
         if missed {
             waiter.bell().ring(READABLE);
         }
         if let Err(refused) = &outcome {
             self.counts.refused(refused);
         }
-        outcome.map(|run| self.block_for(run, ask, hand))
+        outcome.map(|run| self.block_for(run, request, hand))
     }
 
-    /// Tries to take units for `ask`. What may be at `hand` is got ready for the next time, too. It
-    /// is for what has `held` units until it moves.
-    fn attempt(&self, ask: &Ask, hand: Option<(End, Order)>, held: u64) -> Attempt<'_> {
+    /// Tries to take units for `request`. What may be at `hand` is got ready for the next time, too.
+    /// It is for what has `held` units until it moves.
+    fn attempt(
+        &self,
+        request: &AllocRequest,
+        hand: Option<(End, Order)>,
+        held: u64,
+    ) -> Attempt<'_> {
         self.activity.fetch_add(1, Relaxed);
         self.look_for_bad();
-        let still = ask.strict.then(|| self.still_killable());
+        let still = request.strict.then(|| self.still_killable());
         let mut state = self.state.lock();
-        let ready = hand.and_then(|hand| self.refill(&mut state, hand, ask.size));
+        let ready = hand.and_then(|hand| self.refill(&mut state, hand, request.size));
         let is_ready = ready.is_some();
-        let outcome = ready.map_or_else(|| state.take(ask, held), Ok);
+        let outcome = ready.map_or_else(|| state.take(request, held), Ok);
         if outcome.is_ok() {
             if let (false, Some(hand)) = (is_ready, hand) {
                 self.refill_for_next(&mut state, hand);
@@ -821,7 +830,7 @@ impl Pool {
         let still = self.still_and_unmoved();
         let mut state = self.state.lock();
         let searched = state.supply.returns();
-        let outcome = state.take(ask, held);
+        let outcome = state.take(request, held);
         let attempt = Attempt {
             state,
             outcome,
@@ -829,7 +838,9 @@ impl Pool {
             searched,
         };
         match attempt.outcome {
-            Err(Refused::Full { .. }) if ask.may_be_run() => self.attempt_run(ask, held, attempt),
+            Err(Refused::Full { .. }) if request.may_be_run() => {
+                self.attempt_run(request, held, attempt)
+            }
             _ => attempt,
         }
     }
@@ -838,7 +849,12 @@ impl Pool {
     ///
     /// The pool's lock is let go every few stretches, and what stands still goes on from time to
     /// time. A killed caller ends the search: its task sees no refusal any more.
-    fn attempt_run<'a>(&'a self, ask: &Ask, held: u64, attempt: Attempt<'a>) -> Attempt<'a> {
+    fn attempt_run<'a>(
+        &'a self,
+        request: &AllocRequest,
+        held: u64,
+        attempt: Attempt<'a>,
+    ) -> Attempt<'a> {
         let Attempt {
             mut state,
             mut outcome,
@@ -847,7 +863,7 @@ impl Pool {
         } = attempt;
         let mut hunt = state.supply.hunt();
         for hold in 1_u32.. {
-            if let Some(over) = state.take_run(ask, held, &mut hunt) {
+            if let Some(over) = state.take_run(request, held, &mut hunt) {
                 // What compaction freed behind the search is not to be missing.
                 outcome = over.or_else(|_| state.take(ask, held));
                 break;
@@ -920,21 +936,26 @@ impl Pool {
         }
     }
 
-    /// The `run` that was taken for `ask`.
-    fn block(self: &Arc<Self>, run: Run, ask: &Ask) -> Block {
-        self.block_for(run, ask, None)
+    /// The `run` that was taken for `request`.
+    fn block(self: &Arc<Self>, run: Run, request: &AllocRequest) -> Block {
+        self.block_for(run, request, None)
     }
 
     /// The same for what has `held` pages until it moves there.
-    fn block_for_move(self: &Arc<Self>, run: Run, ask: &Ask, held: u64) -> Block {
-        let mut block = self.block(run, ask);
+    fn block_for_move(self: &Arc<Self>, run: Run, request: &AllocRequest, held: u64) -> Block {
+        let mut block = self.block(run, request);
         block.set_twice(held);
         block
     }
 
     /// The same, which may be at `hand` for others when it is back.
-    fn block_for(self: &Arc<Self>, run: Run, ask: &Ask, hand: Option<(End, Order)>) -> Block {
-        Block::new(self.clone(), run, ask.size, hand.map(|(end, _)| end))
+    fn block_for(
+        self: &Arc<Self>,
+        run: Run,
+        request: &AllocRequest,
+        hand: Option<(End, Order)>,
+    ) -> Block {
+        Block::new(self.clone(), run, request.size, hand.map(|(end, _)| end))
     }
 
     /// After a change of what is free: sees what follows, lets go of the lock, and tells of
@@ -974,7 +995,7 @@ impl Pool {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let fits = match state.waiters.get(waiter) {
-            Some((ask, searched)) => state.supply.fits(ask, searched) != Fits::No,
+            Some((request, searched)) => state.supply.fits(request, searched) != Fits::No,
             None => true,
         };
         let handoff_ended = !fits && state.waiters.rearm(waiter);
@@ -986,7 +1007,7 @@ impl Pool {
     }
 
     /// Does what follows from a change of the list of waiters, outside of the lock.
-    fn finish_update(self: &Arc<Self>, update: WaitUpdate, granted: Option<&Ask>) {
+    fn finish_update(self: &Arc<Self>, update: WaitUpdate, granted: Option<&AllocRequest>) {
         if update.finish(granted) {
             self.wake_next();
         }
@@ -999,9 +1020,9 @@ impl Pool {
             let mut guard = self.state.lock();
             let state = &mut *guard;
             let supply = &mut state.supply;
-            let found = state
-                .waiters
-                .scan(&mut scan, |ask, searched| supply.fits(ask, searched));
+            let found = state.waiters.scan(&mut scan, |request, searched| {
+                supply.fits(request, searched)
+            });
             drop(guard);
             match found {
                 ScanResult::Continue => continue,
@@ -1140,29 +1161,40 @@ impl PinnedDrop for Pool {
 }
 
 impl State {
-    /// Units for `ask`, which has `held` units until it moves there.
-    fn take(&mut self, ask: &Ask, held: u64) -> Result<Run, Refused> {
-        let run = self.supply.take(ask, held)?;
+    /// Units for `request`, which has `held` units until it moves there.
+    fn take(&mut self, request: &AllocRequest, held: u64) -> Result<Run, Refused> {
+        let run = self.supply.take(request, held)?;
         self.supply.set_aside(held);
-        self.count(ask.size);
+        self.count(request.size);
         Ok(run)
     }
 
     /// The same in adjacent free blocks. `None` if the search is to go on.
-    fn take_run(&mut self, ask: &Ask, held: u64, hunt: &mut Hunt) -> Option<Result<Run, Refused>> {
-        let outcome = self.supply.take_run(ask, held, hunt)?;
+    fn take_run(
+        &mut self,
+        request: &AllocRequest,
+        held: u64,
+        hunt: &mut Hunt,
+    ) -> Option<Result<Run, Refused>> {
+        let outcome = self.supply.take_run(request, held, hunt)?;
         if outcome.is_ok() {
             self.supply.set_aside(held);
-            self.count(ask.size);
+            self.count(request.size);
         }
         Some(outcome)
     }
 
     /// The same around a fence, in `scope`, out of no block of more than `limit`.
-    fn take_for_move(&mut self, ask: &Ask, held: u64, scope: Scope, limit: Order) -> Option<Run> {
-        let run = self.supply.take_for_move(ask, scope, limit)?;
+    fn take_for_move(
+        &mut self,
+        request: &AllocRequest,
+        held: u64,
+        scope: Scope,
+        limit: Order,
+    ) -> Option<Run> {
+        let run = self.supply.take_for_move(request, scope, limit)?;
         self.supply.set_aside(held);
-        self.count(ask.size);
+        self.count(request.size);
         Some(run)
     }
 

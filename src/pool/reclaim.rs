@@ -14,10 +14,10 @@ use super::{
     magazines::Gathered,
     mutex,
     supply::Scope,
-    Ask,
+    AllocRequest,
     Block,
+    Placement, //
     Pool,
-    Spot, //
 };
 use crate::buddy::{
     Extent,
@@ -131,13 +131,13 @@ impl Way<'_> {
         first.0 < self.hi && first.0 + pages > self.lo
     }
 
-    /// Another place for what has `pages` pages, asked for with `ask`. What is there is not
+    /// Another place for what has `pages` pages, asked for with `request`. What is there is not
     /// cleared.
     ///
     /// # Errors
     ///
     /// As [`Stays`] says.
-    pub(crate) fn elsewhere(&self, ask: &Ask, pages: u64) -> Result<Block, Stays> {
+    pub(crate) fn elsewhere(&self, request: &AllocRequest, pages: u64) -> Result<Block, Stays> {
         if pages * mm::UNIT > self.bytes {
             return Err(Stays::Bound);
         }
@@ -145,17 +145,17 @@ impl Way<'_> {
         if pages > self.limit.units() {
             return Err(Stays::Full);
         }
-        let ask = Ask {
+        let request = AllocRequest {
             size: pages * mm::UNIT,
             extent: Extent::Exact,
-            ..*ask
+            ..*request
         };
         let mut state = self.pool.state.lock();
-        let run = state.take_for_move(&ask, pages, Scope::Outside, self.limit);
+        let run = state.take_for_move(&request, pages, Scope::Outside, self.limit);
         self.pool.note_and_tell(state);
         Ok(self
             .pool
-            .block_for_move(run.ok_or(Stays::Full)?, &ask, pages))
+            .block_for_move(run.ok_or(Stays::Full)?, &request, pages))
     }
 }
 
@@ -227,12 +227,12 @@ impl<'a> Fence<'a> {
         Ok(())
     }
 
-    /// What `ask` wants, out of it.
-    fn take(&self, ask: &Ask) -> Result<Block, Failed> {
+    /// What `request` wants, out of it.
+    fn take(&self, request: &AllocRequest) -> Result<Block, Failed> {
         let mut state = self.pool.state.lock();
-        let run = state.take_for_move(ask, 0, Scope::Inside, Order::MAX);
+        let run = state.take_for_move(request, 0, Scope::Inside, Order::MAX);
         self.pool.note_and_tell(state);
-        run.map(|run| self.pool.block(run, ask))
+        run.map(|run| self.pool.block(run, request))
             .ok_or(Failed::Rival)
     }
 }
@@ -313,37 +313,37 @@ impl Pool {
         result
     }
 
-    /// A block for `ask`, by moving what is in its way. For who was refused otherwise.
+    /// A block for `request`, by moving what is in its way. For who was refused otherwise.
     ///
     /// # Errors
     ///
     /// As [`Failed`] says.
     pub(crate) fn alloc_by_reclaim(
         self: &Arc<Self>,
-        ask: &Ask,
+        request: &AllocRequest,
         effort: &mut Effort,
     ) -> Result<Block, Failed> {
         let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
-        let result = match ask.spot {
-            Spot::At(at) => {
+        let result = match request.placement {
+            Placement::At(at) => {
                 let lo = self.base() + at;
-                let fence = Fence::raise(self, &reclaiming, lo, lo + ask.units());
+                let fence = Fence::raise(self, &reclaiming, lo, lo + request.units());
                 fence
                     .empty(effort, Order::MAX)
-                    .and_then(|()| fence.take(ask))
+                    .and_then(|()| fence.take(request))
             }
-            Spot::Within { .. } => {
-                let order = Order::saturating(ask.order());
+            Placement::Within { .. } => {
+                let order = Order::saturating(request.order());
                 let mut block = None;
-                let bounds = ask.bounds(self.base());
+                let bounds = request.bounds(self.base());
                 self.empty_one(
                     &reclaiming,
                     order,
-                    ask.align.max(order),
+                    request.align.max(order),
                     bounds,
                     effort,
                     |fence| {
-                        block = Some(fence.take(ask)?);
+                        block = Some(fence.take(request)?);
                         Ok(())
                     },
                 )

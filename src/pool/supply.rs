@@ -4,9 +4,9 @@
 //! around what is being emptied. All of it is under the pool's lock.
 
 use super::{
-    Ask,
+    AllocRequest,
+    Placement, //
     Refused,
-    Spot, //
 };
 use crate::buddy::{
     AllocError,
@@ -136,16 +136,16 @@ impl Supply {
     }
 
     /// Units for a client, in place of `held` units that it gives back for them.
-    pub(super) fn take(&mut self, ask: &Ask, held: u64) -> Result<Run, Refused> {
-        self.permits(ask, held)?;
+    pub(super) fn take(&mut self, request: &AllocRequest, held: u64) -> Result<Run, Refused> {
+        self.permits(request, held)?;
         let outside = match self.fence {
-            Some(_) => self.get_sparing(ask, Scope::Outside).ok(),
+            Some(_) => self.get_sparing(request, Scope::Outside).ok(),
             None => None,
         };
         let run = match outside {
             Some(run) => run,
             None => {
-                let run = self.get_sparing(ask, Scope::Anywhere)?;
+                let run = self.get_sparing(request, Scope::Anywhere)?;
                 // Who is emptying that part has to look for another: this was the last way out.
                 self.fence = None;
                 run
@@ -169,24 +169,24 @@ impl Supply {
     /// if the search is not over: the caller lets go of the pool's lock, and calls this again.
     pub(super) fn take_run(
         &mut self,
-        ask: &Ask,
+        request: &AllocRequest,
         held: u64,
         hunt: &mut Hunt,
     ) -> Option<Result<Run, Refused>> {
-        if let Err(refused) = self.permits(ask, held) {
+        if let Err(refused) = self.permits(request, held) {
             return Some(Err(refused));
         }
         let full = Some(Err(Refused::Full {
             largest_free: self.largest_free(),
         }));
-        let Some(mut request) = self.request_for_run(ask) else {
+        let Some(mut core_request) = self.run_request(request) else {
             return full;
         };
         if let Some((from, to)) = self.fence {
-            let (lo, hi) = request.window;
+            let (lo, hi) = core_request.window;
             let (below, above) = ((lo, hi.min(from)), (lo.max(to), hi));
-            request.window =
-                match (hunt.phase, request.place) {
+            core_request.window =
+                match (hunt.phase, core_request.place) {
                     (Phase::First, Place::Highest)
                     | (Phase::Second, Place::Any | Place::Lowest) => above,
                     (Phase::First, Place::Any | Place::Lowest)
@@ -194,7 +194,7 @@ impl Supply {
                     (Phase::Anywhere, _) => (lo, hi),
                 };
         }
-        if let Ok(found) = self.core.alloc_run(&request, &mut hunt.search) {
+        if let Ok(found) = self.core.alloc_run(&core_request, &mut hunt.search) {
             let run = found?;
             let is_inside = |(lo, hi): &(u64, u64)| run.start() < *hi && run.end() > *lo;
             if self.fence.as_ref().is_some_and(is_inside) {
@@ -211,13 +211,14 @@ impl Supply {
         None
     }
 
-    /// The request for adjacent free blocks, where `ask` may have these.
-    fn request_for_run(&self, ask: &Ask) -> Option<Request> {
-        match ask.spot {
-            Spot::Within { place, .. } if ask.may_be_run() => {
-                let limit = self.split_limit(ask)?;
-                self.may_be_parts(ask)
-                    .then(|| self.request(ask, place, ask.bounds(self.base), limit))
+    /// The request for adjacent free blocks, where `request` may have these.
+    fn run_request(&self, request: &AllocRequest) -> Option<Request> {
+        match request.placement {
+            Placement::Within { place, .. } if request.may_be_run() => {
+                let limit = self.split_limit(request)?;
+                let is_small = request.order() < LARGE.get();
+                if request.priority == Priority::Low && is_small && self.may_be_parts(ask)
+                    .then(|| self.core_request(request, place, request.bounds(self.base), limit))
             }
             _ => None,
         }
@@ -232,26 +233,27 @@ impl Supply {
     /// Takes a block of `order` to have it ready; never part of the last large block.
     pub(super) fn take_block(&mut self, place: Place, order: Order) -> Option<Run> {
         let spares = order < LARGE && !self.core.has_blocks(LARGE, 2);
-        let request = Request {
+        let core_request = Request {
             place,
             split_limit: if spares { SMALL } else { Order::MAX },
             ..Request::new(order.units())
         };
-        self.core.alloc(&request).ok()
+        self.core.alloc(&core_request).ok()
     }
 
     /// Would a client get that? It was last refused when units had been given back `searched`
     /// times. As long as none was given back since, a long search would find nothing.
-    pub(super) fn fits(&mut self, ask: &Ask, searched: u64) -> Fits {
-        if self.permits(ask, 0).is_err() {
+    pub(super) fn fits(&mut self, request: &AllocRequest, searched: u64) -> Fits {
+        if self.permits(request, 0).is_err() {
             return Fits::No;
         }
-        let has_block = match ask.spot {
-            Spot::At(at) => self.core.could_alloc_at(self.base + at, ask.units()),
-            Spot::Within { place, .. } => {
-                let limit = self.split_limit(ask).unwrap_or(SMALL);
-                let request = self.request(ask, place, ask.bounds(self.base), limit);
-                self.core.could_alloc(&request)
+        let has_block = match request.placement {
+            Placement::At(at) => self.core.could_alloc_at(self.base + at, request.units()),
+            Placement::Within { place, .. } => {
+                let limit = self.split_limit(request).unwrap_or(SMALL);
+                let core_request =
+                    self.core_request(request, place, request.bounds(self.base), limit);
+                self.core.could_alloc(&core_request)
             }
         };
         if has_block {
@@ -260,12 +262,12 @@ impl Supply {
         if searched == self.returns {
             return Fits::No;
         }
-        let Some(request) = self.request_for_run(ask) else {
+        let Some(core_request) = self.run_request(request) else {
             return Fits::No;
         };
         match self
             .core
-            .could_alloc_run(&request, &mut RunSearch::default())
+            .could_alloc_run(&core_request, &mut RunSearch::default())
         {
             Some(true) => Fits::Yes,
             None => Fits::Maybe,
@@ -274,8 +276,13 @@ impl Supply {
     }
 
     /// Units for what moves, in `scope`, out of no block of more than `limit`.
-    pub(super) fn take_for_move(&mut self, ask: &Ask, scope: Scope, limit: Order) -> Option<Run> {
-        self.get(ask, scope, limit)
+    pub(super) fn take_for_move(
+        &mut self,
+        request: &AllocRequest,
+        scope: Scope,
+        limit: Order,
+    ) -> Option<Run> {
+        self.get(request, scope, limit)
     }
 
     /// The `units` units from `lo` on, if they are free, until [`Supply::give_back`]: as far as
@@ -319,16 +326,16 @@ impl Supply {
         self.core.free(run);
     }
 
-    /// Lets `run` have `units`, if `ask`'s priority allows and its neighbours are free.
+    /// Lets `run` have `units`, if `request`'s priority allows and its neighbours are free.
     pub(super) fn grow(
         &mut self,
         run: &mut Run,
         direction: Direction,
         units: u64,
-        ask: &Ask,
+        request: &AllocRequest,
     ) -> bool {
         let more = units.saturating_sub(run.units());
-        self.leaves(more, ask) && self.core.grow(run, direction, units).is_ok()
+        self.leaves(more, request) && self.core.grow(run, direction, units).is_ok()
     }
 
     /// Lets `run` have no more than `units`.
@@ -380,11 +387,11 @@ impl Supply {
 
     /// May a request with that priority take so much, if it gives `held` units back for it? What
     /// takes no more than it gives back needs no permission.
-    fn permits(&self, ask: &Ask, held: u64) -> Result<(), Refused> {
-        let wanted = ask.granted().unwrap_or(u64::MAX);
+    fn permits(&self, request: &AllocRequest, held: u64) -> Result<(), Refused> {
+        let wanted = request.granted().unwrap_or(u64::MAX);
         let more = wanted.saturating_sub(held);
         let fits = wanted <= self.core.free_units();
-        if fits && more > 0 && !self.leaves(more, ask) {
+        if fits && more > 0 && !self.leaves(more, request) {
             return Err(Refused::Watermark {
                 largest_free: self.largest_free(),
             });
@@ -393,8 +400,8 @@ impl Supply {
     }
 
     /// Is as much left then as that priority has to leave?
-    fn leaves(&self, more: u64, ask: &Ask) -> bool {
-        let mark = match ask.priority {
+    fn leaves(&self, more: u64, request: &AllocRequest) -> bool {
+        let mark = match request.priority {
             Priority::Low => self.marks.low,
             Priority::Normal => self.marks.min,
             Priority::High => 0,
@@ -402,11 +409,11 @@ impl Supply {
         self.available().saturating_sub(more) >= mark
     }
 
-    /// What may be split for `ask`; nothing large if only the last of these is left and the
+    /// What may be split for `request`; nothing large if only the last of these is left and the
     /// priority is low.
-    fn split_limit(&self, ask: &Ask) -> Option<Order> {
-        let is_small = ask.order() < LARGE.get();
-        if ask.priority != Priority::Low || !is_small || self.free_blocks(LARGE) > 1 {
+    fn split_limit(&self, request: &AllocRequest) -> Option<Order> {
+        let is_small = request.order() < LARGE.get();
+        if request.priority != Priority::Low || !is_small || self.free_blocks(LARGE) > 1 {
             return Some(Order::MAX);
         }
         None
@@ -421,35 +428,36 @@ impl Supply {
 
     /// Takes units as [`Supply::get`] does, but first tries to split nothing large: for low
     /// priority always, and else when one large block is left and the place is not the client's.
-    fn get_sparing(&mut self, ask: &Ask, scope: Scope) -> Result<Run, Refused> {
-        let is_small = ask.order() < LARGE.get();
+    fn get_sparing(&mut self, request: &AllocRequest, scope: Scope) -> Result<Run, Refused> {
+        let is_small = request.order() < LARGE.get();
         let spares = is_small
-            && (ask.priority == Priority::Low
-                || (ask.spares_the_last() && !self.core.has_blocks(LARGE, 2)));
+            && (request.priority == Priority::Low
+                || (request.spares_the_last() && !self.core.has_blocks(LARGE, 2)));
         if spares {
-            if let Some(run) = self.get(ask, scope, SMALL) {
+            if let Some(run) = self.get(request, scope, SMALL) {
                 return Ok(run);
             }
         }
         let largest_free = self.largest_free();
-        let Some(limit) = self.split_limit(ask) else {
+        let Some(limit) = self.split_limit(request) else {
             return Err(if self.core.largest_free() >= Some(LARGE) {
                 Refused::LastBlock { largest_free }
             } else {
                 Refused::Full { largest_free }
             });
         };
-        self.get(ask, scope, limit).ok_or(match ask.spot {
-            Spot::At(_) => Refused::Taken,
-            Spot::Within { .. } => Refused::Full { largest_free },
-        })
+        self.get(request, scope, limit)
+            .ok_or(match request.placement {
+                Placement::At(_) => Refused::Taken,
+                Placement::Within { .. } => Refused::Full { largest_free },
+            })
     }
 
-    /// Units for `ask`, in `scope`, out of no block of more than `limit`.
-    fn get(&mut self, ask: &Ask, scope: Scope, limit: Order) -> Option<Run> {
-        let place = match ask.spot {
-            Spot::At(at) => {
-                let (lo, units) = (self.base + at, ask.units());
+    /// Units for `request`, in `scope`, out of no block of more than `limit`.
+    fn get(&mut self, request: &AllocRequest, scope: Scope, limit: Order) -> Option<Run> {
+        let place = match request.placement {
+            Placement::At(at) => {
+                let (lo, units) = (self.base + at, request.units());
                 let fits = match (self.fence, scope) {
                     (Some((from, to)), Scope::Outside) => lo >= to || lo + units <= from,
                     (Some((from, to)), Scope::Inside) => lo >= from && lo + units <= to,
@@ -458,9 +466,9 @@ impl Supply {
                 };
                 return fits.then(|| self.core.alloc_at(lo, units).ok())?;
             }
-            Spot::Within { place, .. } => place,
+            Placement::Within { place, .. } => place,
         };
-        let (lo, hi) = ask.bounds(self.base);
+        let (lo, hi) = request.bounds(self.base);
         let mut windows = match (self.fence, scope) {
             (Some((from, to)), Scope::Outside) => [(lo, hi.min(from)), (lo.max(to), hi)],
             (Some((from, to)), Scope::Inside) => [(lo.max(from), hi.min(to)), (0, 0)],
@@ -474,8 +482,8 @@ impl Supply {
             .into_iter()
             .filter(|(lo, hi)| lo < hi)
             .find_map(|window| {
-                let request = self.request(ask, place, window, limit);
-                match self.core.alloc(&request) {
+                let core_request = self.core_request(request, place, window, limit);
+                match self.core.alloc(&core_request) {
                     Ok(run) => Some(run),
                     // A first look. A buffer that moves gets no other. A longer search begins
                     // outside of the fence.
@@ -484,21 +492,27 @@ impl Supply {
                             && self.may_be_parts(ask) =>
                     {
                         let mut search = RunSearch::default();
-                        self.core.alloc_run(&request, &mut search).ok()?
+                        self.core.alloc_run(&core_request, &mut search).ok()?
                     }
                     Err(AllocError::Full | AllocError::Invalid | AllocError::Taken) => None,
                 }
             })
     }
 
-    fn request(&self, ask: &Ask, place: Place, window: (u64, u64), limit: Order) -> Request {
+    fn core_request(
+        &self,
+        request: &AllocRequest,
+        place: Place,
+        window: (u64, u64),
+        limit: Order,
+    ) -> Request {
         Request {
-            extent: ask.extent,
+            extent: request.extent,
             place,
             window,
-            align: ask.align,
+            align: request.align,
             split_limit: limit,
-            ..Request::new(ask.units())
+            ..Request::new(request.units())
         }
     }
 
