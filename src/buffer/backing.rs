@@ -19,10 +19,10 @@ use crate::pool::{
     AllocRequest,
     Block,
     Left,
+    MigrateError,
     Placement,
     Pool,
     Resident,
-    Stays,
     Vacancy,
     Way, //
 };
@@ -441,8 +441,8 @@ impl Backing {
 }
 
 impl Resident for Backing {
-    fn make_way(&self, way: &Way<'_>) -> Result<u64, Stays> {
-        let mut guard = self.lock_soon().ok_or(Stays::Fixed)?;
+    fn make_way(&self, way: &Way<'_>) -> Result<u64, MigrateError> {
+        let mut guard = self.lock_soon().ok_or(MigrateError::Unmovable)?;
         let Some(state) = (*guard).as_mut() else {
             return Ok(0);
         };
@@ -451,12 +451,14 @@ impl Resident for Backing {
         };
         let many = self.mappings() > MAX_MAPPINGS_MOVED;
         if state.changing || many || !self.may_be_moved(state) {
-            return Err(Stays::Fixed);
+            return Err(MigrateError::Unmovable);
         }
         let mut block = way.elsewhere(&state.ask, pages)?;
         block.set_requested(state.ask.size);
-        block.set_memtype(self.memtype).map_err(|_| Stays::Full)?;
-        let old = self.relocate(state, block).map_err(Stays::Stopped)?;
+        block
+            .set_memtype(self.memtype)
+            .map_err(|_| MigrateError::NoSpace)?;
+        let old = self.relocate(state, block).map_err(MigrateError::Stopped)?;
         drop(guard);
         // The lock of all moves is held, and the end of the fence wakes clients that wait.
         if let Some(old) = old {

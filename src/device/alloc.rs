@@ -43,8 +43,8 @@ use crate::mm;
 use crate::pool::{
     AllocRequest,
     Block,
+    CompactError,
     Effort,
-    Failed,
     Placement, //
     Pool,
     Priority,
@@ -293,8 +293,13 @@ fn by_compaction(
     match outcome {
         Ok(block) => Ok(Some(block)),
         // As if nothing had been tried; the counters say more.
-        Err(Failed::Full | Failed::Rival | Failed::Signal | Failed::Bad) => Ok(None),
-        Err(Failed::Fixed) if !matches!(ask.placement, Placement::At(_)) => Ok(None),
+        Err(
+            CompactError::NoSpace
+            | CompactError::Contended
+            | CompactError::Interrupted
+            | CompactError::HwPoison,
+        ) => Ok(None),
+        Err(CompactError::Unmovable) if !matches!(ask.placement, Placement::At(_)) => Ok(None),
         Err(failed) => {
             request.largest_free = pool.snapshot().largest_free;
             request.copied = effort.copied;

@@ -22,8 +22,8 @@ use crate::mm;
 use crate::pool::{
     AllocRequest,
     Block,
+    CompactError,
     Effort,
-    Failed,
     Placement, //
     Pool,
     Priority,
@@ -65,14 +65,14 @@ fn capable(capability: u32) -> bool {
 }
 
 /// Translates why no memory could be reclaimed.
-pub(super) fn refusal(failed: Failed) -> Refusal {
-    match failed {
-        Failed::Fixed => Refusal::new(EBUSY, uapi::REASON_UNMOVABLE_RANGE),
-        Failed::Full => Refusal::new(ENOSPC, uapi::REASON_NO_SPACE),
-        Failed::Bound => Refusal::new(ENOSPC, uapi::REASON_COPY_LIMIT),
-        Failed::Rival => Refusal::new(EAGAIN, uapi::REASON_CONTENDED),
-        Failed::Signal => Refusal::new(EINTR, uapi::REASON_SIGNAL),
-        Failed::Bad => Refusal::new(EIO, uapi::REASON_HWPOISON),
+pub(super) fn refusal(error: CompactError) -> Refusal {
+    match error {
+        CompactError::Unmovable => Refusal::new(EBUSY, uapi::REASON_UNMOVABLE_RANGE),
+        CompactError::NoSpace => Refusal::new(ENOSPC, uapi::REASON_NO_SPACE),
+        CompactError::CopyLimit => Refusal::new(ENOSPC, uapi::REASON_COPY_LIMIT),
+        CompactError::Contended => Refusal::new(EAGAIN, uapi::REASON_CONTENDED),
+        CompactError::Interrupted => Refusal::new(EINTR, uapi::REASON_SIGNAL),
+        CompactError::HwPoison => Refusal::new(EIO, uapi::REASON_HWPOISON),
     }
 }
 

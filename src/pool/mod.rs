@@ -25,9 +25,9 @@ pub(crate) use block::Block;
 pub(crate) use cleaner::ZERO_CPU_PERCENT;
 pub(crate) use hibernation::Hibernation;
 pub(crate) use reclaim::{
+    CompactError,
     Effort,
-    Failed,
-    Stays,
+    MigrateError,
     Way, //
 };
 pub(crate) use residents::{
@@ -423,14 +423,14 @@ impl Counts {
     }
 
     /// An attempt to do so is over.
-    fn reclaim_ended(&self, copied: u64, failed: Option<&Failed>) {
+    fn reclaim_ended(&self, copied: u64, error: Option<&CompactError>) {
         self.reclaimed.fetch_add(copied, Relaxed);
-        let which = match failed {
-            Some(Failed::Fixed | Failed::Bad) => 0,
-            Some(Failed::Full) => 1,
-            Some(Failed::Bound) => 2,
-            Some(Failed::Rival) => 3,
-            Some(Failed::Signal) | None => return,
+        let which = match error {
+            Some(CompactError::Unmovable | CompactError::HwPoison) => 0,
+            Some(CompactError::NoSpace) => 1,
+            Some(CompactError::CopyLimit) => 2,
+            Some(CompactError::Contended) => 3,
+            Some(CompactError::Interrupted) | None => return,
         };
         self.reclaims_failed[which].fetch_add(1, Relaxed);
     }
@@ -472,18 +472,18 @@ impl Counts {
         self.clean.each_ref().map(|count| count.load(Relaxed))
     }
 
-    /// Blocks emptied on demand and in the background, bytes copied for them, and failures: since
-    /// too much did not move, since there was no other place, for the bound, and to rivals.
+    /// Blocks evacuated on demand and in the background, bytes copied for them, and failures:
+    /// unmovable, no space, copy limit, contended.
     pub(crate) fn all_reclaims(&self) -> [u64; 7] {
-        let [fixed, full, bound, rival] = &self.reclaims_failed;
+        let [unmovable, no_space, copy_limit, contended] = &self.reclaims_failed;
         [
             &self.reclaims,
             &self.compactions,
             &self.reclaimed,
-            fixed,
-            full,
-            bound,
-            rival,
+            unmovable,
+            no_space,
+            copy_limit,
+            contended,
         ]
         .map(|count| count.load(Relaxed))
     }

@@ -46,44 +46,44 @@ const TRIES: usize = 8;
 /// For orders below an area's: how many areas are looked into.
 const AREAS: usize = 8;
 
-/// Why somebody stays where he is.
-pub(crate) enum Stays {
-    /// Others than page tables know where it is, its lock is busy, it is being moved or resized
-    /// already, or the move would hold others up for too long.
-    Fixed,
-    /// No other place for him.
-    Full,
-    /// More would have to be copied than may be.
-    Bound,
+/// Why a buffer was not moved.
+pub(crate) enum MigrateError {
+    /// Its address is known outside of page tables, its lock is busy, it is being moved or resized
+    /// already, or the move would block its users for too long.
+    Unmovable,
+    /// There is no free block to move it to.
+    NoSpace,
+    /// The move would exceed the copy budget.
+    CopyLimit,
     /// The copy has ended early.
     Stopped(Stopped),
 }
 
-/// Why nothing was emptied.
+/// Why no block was evacuated.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Failed {
-    /// Too much doesn't move.
-    Fixed,
-    /// There was no other place for it.
-    Full,
-    /// More would have had to be copied.
-    Bound,
-    /// Others took what was free already.
-    Rival,
-    /// A signal came for who had asked.
-    Signal,
-    /// A page of what was to move is bad.
-    Bad,
+pub(crate) enum CompactError {
+    /// It holds memory that can't be moved.
+    Unmovable,
+    /// There was no free block to move its contents to.
+    NoSpace,
+    /// It would have exceeded the copy budget.
+    CopyLimit,
+    /// Other requests took what was free already.
+    Contended,
+    /// A signal came for the caller.
+    Interrupted,
+    /// A page that was to be moved is bad.
+    HwPoison,
 }
 
-impl From<Stays> for Failed {
-    fn from(stays: Stays) -> Self {
-        match stays {
-            Stays::Fixed => Self::Fixed,
-            Stays::Full => Self::Full,
-            Stays::Bound => Self::Bound,
-            Stays::Stopped(Stopped::Killed) => Self::Signal,
-            Stays::Stopped(Stopped::Bad) => Self::Bad,
+impl From<MigrateError> for CompactError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Unmovable => Self::Unmovable,
+            MigrateError::NoSpace => Self::NoSpace,
+            MigrateError::CopyLimit => Self::CopyLimit,
+            MigrateError::Stopped(Stopped::Killed) => Self::Interrupted,
+            MigrateError::Stopped(Stopped::Bad) => Self::HwPoison,
         }
     }
 }
@@ -136,14 +136,18 @@ impl Way<'_> {
     ///
     /// # Errors
     ///
-    /// As [`Stays`] says.
-    pub(crate) fn elsewhere(&self, request: &AllocRequest, pages: u64) -> Result<Block, Stays> {
+    /// As [`MigrateError`] says.
+    pub(crate) fn elsewhere(
+        &self,
+        request: &AllocRequest,
+        pages: u64,
+    ) -> Result<Block, MigrateError> {
         if pages * mm::UNIT > self.bytes {
-            return Err(Stays::Bound);
+            return Err(MigrateError::CopyLimit);
         }
         // It would take one block as large to gain one.
         if pages > self.limit.units() {
-            return Err(Stays::Full);
+            return Err(MigrateError::NoSpace);
         }
         let request = AllocRequest {
             size: pages * mm::UNIT,
@@ -155,7 +159,7 @@ impl Way<'_> {
         self.pool.note_and_tell(state);
         Ok(self
             .pool
-            .block_for_move(run.ok_or(Stays::Full)?, &request, pages))
+            .block_for_move(run.ok_or(MigrateError::NoSpace)?, &request, pages))
     }
 }
 
@@ -187,7 +191,7 @@ impl<'a> Fence<'a> {
     }
 
     /// Moves out what is there, into no free block of more than `limit`.
-    fn empty(&self, effort: &mut Effort, limit: Order) -> Result<(), Failed> {
+    fn empty(&self, effort: &mut Effort, limit: Order) -> Result<(), CompactError> {
         let pool = self.pool;
         let mut from = self.lo;
         while let Some((first, last, resident)) = pool.residents.next(from) {
@@ -195,10 +199,10 @@ impl<'a> Fence<'a> {
                 break;
             }
             if !self.stands() {
-                return Err(Failed::Rival);
+                return Err(CompactError::Contended);
             }
             if kernel::current!().signal_pending() {
-                return Err(Failed::Signal);
+                return Err(CompactError::Interrupted);
             }
             let way = Way {
                 pool,
@@ -207,14 +211,14 @@ impl<'a> Fence<'a> {
                 limit,
                 bytes: effort.left(),
             };
-            let moving = mutex::lock_killable(&pool.moving).ok_or(Failed::Signal)?;
+            let moving = mutex::lock_killable(&pool.moving).ok_or(CompactError::Interrupted)?;
             effort.copied += resident.make_way(&way)?;
             drop(moving);
             from = last + 1;
         }
         let state = pool.state.lock();
         if state.supply.fence().is_none() {
-            return Err(Failed::Rival);
+            return Err(CompactError::Contended);
         }
         // What has no resident is on its way to or from somebody, or waits for a device.
         if !state
@@ -222,18 +226,18 @@ impl<'a> Fence<'a> {
             .core()
             .could_alloc_at(self.lo, self.hi - self.lo)
         {
-            return Err(Failed::Fixed);
+            return Err(CompactError::Unmovable);
         }
         Ok(())
     }
 
     /// What `request` wants, out of it.
-    fn take(&self, request: &AllocRequest) -> Result<Block, Failed> {
+    fn take(&self, request: &AllocRequest) -> Result<Block, CompactError> {
         let mut state = self.pool.state.lock();
         let run = state.take_for_move(request, 0, Scope::Inside, Order::MAX);
         self.pool.note_and_tell(state);
         run.map(|run| self.pool.block(run, request))
-            .ok_or(Failed::Rival)
+            .ok_or(CompactError::Contended)
     }
 }
 
@@ -250,13 +254,13 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// As [`Failed`] says; what was gained until then stays.
+    /// As [`CompactError`] says; what was gained until then stays.
     pub(crate) fn reclaim(
         self: &Arc<Self>,
         order: Order,
         blocks: u64,
         effort: &mut Effort,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), CompactError> {
         let missing = || {
             let _still = self.still_killable();
             let free = self.state.lock().supply.free_blocks(order);
@@ -269,18 +273,18 @@ impl Pool {
                 break Ok(());
             }
             if rounds == 0 {
-                break Err(Failed::Rival);
+                break Err(CompactError::Contended);
             }
             rounds -= 1;
             let bounds = (self.base(), self.base() + self.region.pages());
             // One block, and then another task may have the mutex.
             let Some(reclaiming) = mutex::lock_killable(&self.reclaiming) else {
-                break Err(Failed::Signal);
+                break Err(CompactError::Interrupted);
             };
             let emptied = self.empty_one(&reclaiming, order, order, bounds, effort, |_| Ok(()));
             drop(reclaiming);
-            if let Err(failed) = emptied {
-                break Err(failed);
+            if let Err(error) = emptied {
+                break Err(error);
             }
             self.counts.reclaimed();
         };
@@ -292,14 +296,14 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// As [`Failed`] says.
+    /// As [`CompactError`] says.
     pub(crate) fn reclaim_at(
         self: &Arc<Self>,
         order: Order,
         at: u64,
         effort: &mut Effort,
-    ) -> Result<(), Failed> {
-        let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
+    ) -> Result<(), CompactError> {
+        let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(CompactError::Interrupted)?;
         let lo = self.base() + at;
         let fence = Fence::raise(self, &reclaiming, lo, lo + order.units());
         let result = fence.empty(effort, Order::MAX);
@@ -317,13 +321,13 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// As [`Failed`] says.
+    /// As [`CompactError`] says.
     pub(crate) fn alloc_by_reclaim(
         self: &Arc<Self>,
         request: &AllocRequest,
         effort: &mut Effort,
-    ) -> Result<Block, Failed> {
-        let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(Failed::Signal)?;
+    ) -> Result<Block, CompactError> {
+        let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(CompactError::Interrupted)?;
         let result = match request.placement {
             Placement::At(at) => {
                 let lo = self.base() + at;
@@ -347,7 +351,7 @@ impl Pool {
                         Ok(())
                     },
                 )
-                .and_then(|()| block.ok_or(Failed::Rival))
+                .and_then(|()| block.ok_or(CompactError::Contended))
             }
         };
         if result.is_ok() && effort.copied > 0 {
@@ -357,7 +361,7 @@ impl Pool {
         result
     }
 
-    fn note_reclaim<T>(&self, effort: &Effort, result: &Result<T, Failed>) {
+    fn note_reclaim<T>(&self, effort: &Effort, result: &Result<T, CompactError>) {
         self.counts
             .reclaim_ended(effort.copied, result.as_ref().err());
     }
@@ -371,18 +375,18 @@ impl Pool {
         align: Order,
         bounds: (u64, u64),
         effort: &mut Effort,
-        mut then: impl FnMut(&Fence<'_>) -> Result<(), Failed>,
-    ) -> Result<(), Failed> {
+        mut then: impl FnMut(&Fence<'_>) -> Result<(), CompactError>,
+    ) -> Result<(), CompactError> {
         // Nothing as large as what is to be gained is split for it. So nothing moves for one unit.
         let Some(limit) = order.get().checked_sub(1).map(Order::saturating) else {
-            return Err(Failed::Full);
+            return Err(CompactError::NoSpace);
         };
         let _gathered = self.gather();
         let mut tried = [u64::MAX; TRIES];
-        let mut failed = Failed::Fixed;
+        let mut first_error = CompactError::Unmovable;
         for i in 0..TRIES {
             let Some(lo) = self.choose(order, align, bounds, &tried) else {
-                return Err(failed);
+                return Err(first_error);
             };
             tried[i] = lo;
             let fence = Fence::raise(self, reclaiming, lo, lo + order.units());
@@ -393,11 +397,11 @@ impl Pool {
                     return Ok(());
                 }
                 // The first is the cheapest, and says best what it would take.
-                Err(why) if i == 0 => failed = why,
+                Err(why) if i == 0 => first_error = why,
                 Err(_) => {}
             }
         }
-        Err(failed)
+        Err(first_error)
     }
 
     /// The start of the block that is cheapest to empty, but none of those that were `tried`.

@@ -3,7 +3,7 @@
 //! The reverse map: who has the memory at a place, for those who want it empty.
 
 use super::reclaim::{
-    Stays,
+    MigrateError,
     Way, //
 };
 use crate::mm::Pfn;
@@ -27,8 +27,8 @@ pub(crate) trait Resident: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`Stays`] says; all is then as it was.
-    fn make_way(&self, way: &Way<'_>) -> Result<u64, Stays>;
+    /// As [`MigrateError`] says; all is then as it was.
+    fn make_way(&self, way: &Way<'_>) -> Result<u64, MigrateError>;
 
     /// Takes a page, if it is one of its own, out of all page tables: it is bad. May sleep.
     fn hide(&self, page: Pfn);
