@@ -46,8 +46,8 @@ pub(crate) use window::{
 use crate::memory::Memory;
 use crate::pool::{
     AllocRequest,
-    Left,
-    Vacancy, //
+    RemovedEntry,
+    RmapReservation, //
 };
 use crate::quarantine::QuarantineReservation;
 use crate::uapi;
@@ -128,7 +128,7 @@ impl Buffer {
         stack: Option<Stack>,
         label: Label,
     ) -> Result<Arc<Self>> {
-        let vacancy = Vacancy::new()?;
+        let reservation = RmapReservation::new()?;
         let backing = Backing::new(memory, ask, window, stack, label.flags)?;
         let shared = backing.clone();
         let buffer = Arc::pin_init(
@@ -142,7 +142,7 @@ impl Buffer {
             GFP_KERNEL_ACCOUNT,
         )?;
         // Only now: the drop of the buffer unpublishes it.
-        Backing::publish(&backing, vacancy);
+        Backing::publish(&backing, reservation);
         Ok(buffer)
     }
 
@@ -169,7 +169,7 @@ impl Buffer {
     }
 
     /// Frees the memory, or puts it into quarantine. Returns the entry of the reverse map.
-    fn empty(&self) -> Option<Left> {
+    fn empty(&self) -> Option<RemovedEntry> {
         let quarantine = self.quarantine.lock().take();
         let (mut memory, left) = self.backing.unpublish()?;
         match quarantine {

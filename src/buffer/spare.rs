@@ -14,7 +14,7 @@ use crate::memory::Memory;
 use crate::pool::{
     AllocRequest,
     Pool,
-    Vacancy, //
+    RmapReservation, //
 };
 use kernel::{
     prelude::*,
@@ -34,7 +34,7 @@ const MOST_PAGES: u64 = 1 << 14;
 /// Its site is vacant, and [plain](Site::is_plain).
 pub(crate) struct Spare {
     buffer: Pin<UniqueArc<Buffer>>,
-    vacancy: Vacancy,
+    reservation: RmapReservation,
 }
 
 impl Spare {
@@ -45,9 +45,12 @@ impl Spare {
         if !buffer.site.is_plain() || buffer.site.window().pages() > MOST_PAGES {
             return None;
         }
-        let vacancy = buffer.empty()?.into_vacancy()?;
+        let reservation = buffer.empty()?.into_reservation()?;
         // INVARIANT: Just emptied, and looked at above.
-        Some(Self { buffer, vacancy })
+        Some(Self {
+            buffer,
+            reservation,
+        })
     }
 
     /// Can a buffer of `pool` be made of it that has a window of `pages` in `area`
@@ -61,14 +64,14 @@ impl Spare {
     pub(crate) fn fill(self, memory: Memory, ask: AllocRequest, label: Label) -> Arc<Buffer> {
         let Self {
             mut buffer,
-            vacancy,
+            reservation,
         } = self;
         let fields = buffer.as_mut().project();
         *fields.name = label.name;
         *fields.flags = label.flags;
         *fields.epoch = label.epoch;
         let buffer = Arc::from(buffer);
-        Site::settle_again(&buffer.site, memory, ask, vacancy);
+        Site::settle_again(&buffer.site, memory, ask, reservation);
         buffer
     }
 }

@@ -177,7 +177,8 @@ impl Pool {
         while let Some((page, _)) = self.bad.pages.next(at, end) {
             // Not one that ends later and begins later, too: its owner may keep it locked.
             match self.residents.next(page.0) {
-                Some((first, _, resident)) if first <= page.0 => resident.hide(page),
+                Some((first, _, owner)) if first <= self.rmap.next(page.0 {
+                owner.hide(page),
                 _ => {}
             }
             at = page.plus(1);

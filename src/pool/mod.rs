@@ -18,7 +18,7 @@ mod hibernation;
 mod magazines;
 mod mutex;
 mod reclaim;
-mod residents;
+mod rmap;
 mod supply;
 
 pub(crate) use block::Block;
@@ -27,14 +27,14 @@ pub(crate) use hibernation::Hibernation;
 pub(crate) use reclaim::{
     CompactError,
     Effort,
+    Evacuation, //
     MigrateError,
-    Way, //
 };
-pub(crate) use residents::{
-    Left,
-    Resident,
-    Residents,
-    Vacancy, //
+pub(crate) use rmap::{
+    Movable,
+    RemovedEntry,
+    ReverseMap,
+    RmapReservation, //
 };
 pub(crate) use supply::{
     Fits,
@@ -188,7 +188,7 @@ pub(crate) struct Pool {
     /// What that was when it was last looked whether the pool is idle.
     seen: Atomic<u64>,
     #[pin]
-    residents: Residents,
+    rmap: ReverseMap,
     /// Held while a part of the pool is being emptied.
     #[pin]
     reclaiming: Mutex<()>,
@@ -573,7 +573,7 @@ impl Pool {
                 closing: Atomic::new(false),
                 activity: Atomic::new(0),
                 seen: Atomic::new(0),
-                residents <- Residents::new(),
+                rmap <- ReverseMap::new(),
                 reclaiming <- new_mutex!((), "rust_buddy_reclaim"),
                 moving <- new_mutex!((), "rust_buddy_moving"),
                 cleaning <- new_mutex!((), "rust_buddy_cleaning"),
@@ -623,9 +623,9 @@ impl Pool {
         self.policy.quarantine_period
     }
 
-    /// Who has what of it.
-    pub(crate) fn residents(&self) -> &Residents {
-        &self.residents
+    /// Returns its reverse map.
+    pub(crate) fn rmap(&self) -> &ReverseMap {
+        &self.rmap
     }
 
     /// What is there in area `number` of [`Pool::areas`], each 2 MiB: pages that can't be moved,

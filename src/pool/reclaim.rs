@@ -115,34 +115,35 @@ impl Effort {
     }
 }
 
-/// What somebody is asked to leave, and what he needs for that.
-pub(crate) struct Way<'a> {
+/// The range that a [`Movable`](super::Movable) is to leave, and what it may use for that.
+pub(crate) struct Evacuation<'a> {
     pool: &'a Arc<Pool>,
     lo: u64,
     hi: u64,
-    /// No free block of more than that is split for it.
+    /// Free blocks of higher orders are not split for it.
     limit: Order,
-    bytes: u64,
+    /// What is left of the copy budget, in bytes.
+    copy_left: u64,
 }
 
-impl Way<'_> {
-    /// Is anything of `pages` pages from `first` on in it?
-    pub(crate) fn has(&self, first: Pfn, pages: u64) -> bool {
+impl Evacuation<'_> {
+    /// Returns whether any of `pages` pages from `first` on is in it.
+    pub(crate) fn overlaps(&self, first: Pfn, pages: u64) -> bool {
         first.0 < self.hi && first.0 + pages > self.lo
     }
 
-    /// Another place for what has `pages` pages, asked for with `request`. What is there is not
+    /// Allocates a block to move `pages` pages to, that were asked for with `request`. It is not
     /// cleared.
     ///
     /// # Errors
     ///
     /// As [`MigrateError`] says.
-    pub(crate) fn elsewhere(
+    pub(crate) fn alloc_target(
         &self,
         request: &AllocRequest,
         pages: u64,
     ) -> Result<Block, MigrateError> {
-        if pages * mm::UNIT > self.bytes {
+        if pages * mm::UNIT > self.copy_left {
             return Err(MigrateError::CopyLimit);
         }
         // It would take one block as large to gain one.
@@ -194,7 +195,7 @@ impl<'a> Fence<'a> {
     fn empty(&self, effort: &mut Effort, limit: Order) -> Result<(), CompactError> {
         let pool = self.pool;
         let mut from = self.lo;
-        while let Some((first, last, resident)) = pool.residents.next(from) {
+        while let Some((first, last, owner)) = pool.rmap.next(from) {
             if first >= self.hi {
                 break;
             }
@@ -204,15 +205,15 @@ impl<'a> Fence<'a> {
             if kernel::current!().signal_pending() {
                 return Err(CompactError::Interrupted);
             }
-            let way = Way {
+            let evacuation = Evacuation {
                 pool,
                 lo: self.lo,
                 hi: self.hi,
                 limit,
-                bytes: effort.left(),
+                copy_left: effort.left(),
             };
             let moving = mutex::lock_killable(&pool.moving).ok_or(CompactError::Interrupted)?;
-            effort.copied += resident.make_way(&way)?;
+            effort.copied += owner.evacuate(&evacuation)?;
             drop(moving);
             from = last + 1;
         }
@@ -220,7 +221,7 @@ impl<'a> Fence<'a> {
         if state.supply.fence().is_none() {
             return Err(CompactError::Contended);
         }
-        // What has no resident is on its way to or from somebody, or waits for a device.
+        // A block without an owner is being allocated or freed, or waits for a device.
         if !state
             .supply
             .core()
@@ -475,7 +476,7 @@ impl Pool {
     fn cost(&self, lo: u64, hi: u64) -> Option<u64> {
         let mut pages = 0;
         let mut from = lo;
-        while let Some((first, last, _)) = self.residents.next(from) {
+        while let Some((first, last, _)) = self.rmap.next(from) {
             if first >= hi {
                 break;
             }
