@@ -223,14 +223,15 @@ fn pageblocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     const PAGES: u32 = 1 << 9;
 
     let base = pool.region().base().0;
-    let fence = pool.fence().map(|(lo, hi)| (base + lo, base + hi));
+    let isolated = pool.isolated_range().map(|(lo, hi)| (base + lo, base + hi));
     let (first, end) = pool.areas();
     for number in first..end {
         let (fixed, movable) = pool.area(number);
         let start = number * u64::from(PAGES);
-        let fenced = fence.is_some_and(|(lo, hi)| lo < start + u64::from(PAGES) && hi > start);
+        let is_isolated =
+            isolated.is_some_and(|(lo, hi)| lo < start + u64::from(PAGES) && hi > start);
         let mark = match (fixed, movable) {
-            _ if fenced => '*',
+            _ if is_isolated => '*',
             (0, 0) => '.',
             (0, PAGES) => '#',
             (0, _) => char::from_digit((movable * 10 / PAGES).clamp(1, 9), 10).unwrap_or('?'),

@@ -52,9 +52,9 @@ use self::{
         Magazines, //
     },
     supply::{
+        AllocScope,
         Core,
         Hunt,
-        Scope,
         Supply, //
     }, //
 };
@@ -1184,12 +1184,12 @@ impl State {
         Some(outcome)
     }
 
-    /// The same around a fence, in `scope`, out of no block of more than `limit`.
+    /// The same in `scope`, out of no block of more than `limit`.
     fn take_for_move(
         &mut self,
         request: &AllocRequest,
         held: u64,
-        scope: Scope,
+        scope: AllocScope,
         limit: Order,
     ) -> Option<Run> {
         let run = self.supply.take_for_move(request, scope, limit)?;

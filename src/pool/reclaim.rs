@@ -3,17 +3,16 @@
 //! Emptying a part of a pool: targeted reclaim, exact places, and compaction when nothing else is
 //! going on.
 //!
-//! A fence goes around the part, the free blocks in it stay free, and what is there is moved out,
-//! one buffer at a time. A mutex allows one part at a time. A request that finds
-//! nothing anywhere else takes from behind the fence, and then the fence is gone; and before it is
-//! refused it waits for what is just being moved. So emptying never makes a request fail that would
-//! have been served without it.
+//! The part is isolated: its free blocks stay free, and its buffers are moved out, one at a time. A
+//! mutex allows one part at a time. A request that finds nothing anywhere else takes from the
+//! isolated range, which ends the isolation. Before it is refused it waits for the buffer that is
+//! being moved. So evacuation never makes a request fail that would have been served without it.
 
 use super::{
     census::AREA,
     magazines::Gathered,
     mutex,
-    supply::Scope,
+    supply::AllocScope,
     AllocRequest,
     Block,
     Placement, //
@@ -156,7 +155,7 @@ impl Evacuation<'_> {
             ..*request
         };
         let mut state = self.pool.state.lock();
-        let run = state.take_for_move(&request, pages, Scope::Outside, self.limit);
+        let run = state.take_for_move(&request, pages, AllocScope::OutsideIsolated, self.limit);
         self.pool.note_and_tell(state);
         Ok(self
             .pool
@@ -164,21 +163,21 @@ impl Evacuation<'_> {
     }
 }
 
-/// A part of a pool that is being emptied, until this is dropped.
-struct Fence<'a> {
+/// A part of a pool that is isolated until this is dropped.
+struct IsolatedRange<'a> {
     pool: &'a Arc<Pool>,
     lo: u64,
     hi: u64,
     _gathered: Gathered<'a>,
 }
 
-impl<'a> Fence<'a> {
-    /// Around the units `[lo, hi)`, by the task that holds the mutex.
-    fn raise(pool: &'a Arc<Pool>, _reclaiming: &MutexGuard<'_, ()>, lo: u64, hi: u64) -> Self {
+impl<'a> IsolatedRange<'a> {
+    /// Isolates the units `[lo, hi)`. The caller holds the mutex.
+    fn isolate(pool: &'a Arc<Pool>, _reclaiming: &MutexGuard<'_, ()>, lo: u64, hi: u64) -> Self {
         // What moves is not to move to a page that is bad.
         pool.look_for_bad();
         let gathered = pool.gather();
-        pool.state.lock().supply.fence_off(lo, hi);
+        pool.state.lock().supply.isolate(lo, hi);
         Self {
             pool,
             lo,
@@ -187,19 +186,19 @@ impl<'a> Fence<'a> {
         }
     }
 
-    fn stands(&self) -> bool {
-        self.pool.state.lock().supply.fence().is_some()
+    fn is_isolated(&self) -> bool {
+        self.pool.state.lock().supply.isolated_range().is_some()
     }
 
-    /// Moves out what is there, into no free block of more than `limit`.
-    fn empty(&self, effort: &mut Effort, limit: Order) -> Result<(), CompactError> {
+    /// Moves out what is there, without splitting free blocks of more than `limit`.
+    fn evacuate(&self, effort: &mut Effort, limit: Order) -> Result<(), CompactError> {
         let pool = self.pool;
         let mut from = self.lo;
         while let Some((first, last, owner)) = pool.rmap.next(from) {
             if first >= self.hi {
                 break;
             }
-            if !self.stands() {
+            if !self.is_isolated() {
                 return Err(CompactError::Contended);
             }
             if kernel::current!().signal_pending() {
@@ -218,7 +217,7 @@ impl<'a> Fence<'a> {
             from = last + 1;
         }
         let state = pool.state.lock();
-        if state.supply.fence().is_none() {
+        if state.supply.isolated_range().is_none() {
             return Err(CompactError::Contended);
         }
         // A block without an owner is being allocated or freed, or waits for a device.
@@ -232,20 +231,20 @@ impl<'a> Fence<'a> {
         Ok(())
     }
 
-    /// What `request` wants, out of it.
-    fn take(&self, request: &AllocRequest) -> Result<Block, CompactError> {
+    /// Allocates for `request` out of it.
+    fn alloc(&self, request: &AllocRequest) -> Result<Block, CompactError> {
         let mut state = self.pool.state.lock();
-        let run = state.take_for_move(request, 0, Scope::Inside, Order::MAX);
+        let run = state.take_for_move(request, 0, AllocScope::InsideIsolated, Order::MAX);
         self.pool.note_and_tell(state);
         run.map(|run| self.pool.block(run, request))
             .ok_or(CompactError::Contended)
     }
 }
 
-impl Drop for Fence<'_> {
+impl Drop for IsolatedRange<'_> {
     fn drop(&mut self) {
-        self.pool.state.lock().supply.unfence();
-        // Clients that wait may have use for it, and for the places that buffers have left.
+        self.pool.state.lock().supply.undo_isolate();
+        // A waiter may have use for it, and for the places that buffers have left.
         self.pool.wake_waiters();
     }
 }
@@ -282,9 +281,10 @@ impl Pool {
             let Some(reclaiming) = mutex::lock_killable(&self.reclaiming) else {
                 break Err(CompactError::Interrupted);
             };
-            let emptied = self.empty_one(&reclaiming, order, order, bounds, effort, |_| Ok(()));
+            let evacuated =
+                self.evacuate_one(&reclaiming, order, order, bounds, effort, |_| Ok(()));
             drop(reclaiming);
-            if let Err(error) = emptied {
+            if let Err(error) = evacuated {
                 break Err(error);
             }
             self.counts.reclaimed();
@@ -306,9 +306,9 @@ impl Pool {
     ) -> Result<(), CompactError> {
         let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(CompactError::Interrupted)?;
         let lo = self.base() + at;
-        let fence = Fence::raise(self, &reclaiming, lo, lo + order.units());
-        let result = fence.empty(effort, Order::MAX);
-        drop(fence);
+        let range = IsolatedRange::isolate(self, &reclaiming, lo, lo + order.units());
+        let result = range.evacuate(effort, Order::MAX);
+        drop(range);
         if result.is_ok() && effort.copied > 0 {
             effort.gained = 1;
             effort.place = at;
@@ -332,23 +332,23 @@ impl Pool {
         let result = match request.placement {
             Placement::At(at) => {
                 let lo = self.base() + at;
-                let fence = Fence::raise(self, &reclaiming, lo, lo + request.units());
-                fence
-                    .empty(effort, Order::MAX)
-                    .and_then(|()| fence.take(request))
+                let range = IsolatedRange::isolate(self, &reclaiming, lo, lo + request.units());
+                range
+                    .evacuate(effort, Order::MAX)
+                    .and_then(|()| range.alloc(request))
             }
             Placement::Within { .. } => {
                 let order = Order::saturating(request.order());
                 let mut block = None;
                 let bounds = request.bounds(self.base());
-                self.empty_one(
+                self.evacuate_one(
                     &reclaiming,
                     order,
                     request.align.max(order),
                     bounds,
                     effort,
-                    |fence| {
-                        block = Some(fence.take(request)?);
+                    |range| {
+                        block = Some(range.alloc(request)?);
                         Ok(())
                     },
                 )
@@ -367,16 +367,16 @@ impl Pool {
             .reclaim_ended(effort.copied, result.as_ref().err());
     }
 
-    /// Empties the block of `order`, on a boundary of `align`, within `bounds`, that is cheapest to
-    /// empty, or the next one if that can't be, and does `then` before the fence goes.
-    fn empty_one(
+    /// Evacuates the block of `order`, on a boundary of `align`, within `bounds`, that is cheapest to
+    /// evacuate, or the next one if that fails, and does `then` before the isolation ends.
+    fn evacuate_one(
         self: &Arc<Self>,
         reclaiming: &MutexGuard<'_, ()>,
         order: Order,
         align: Order,
         bounds: (u64, u64),
         effort: &mut Effort,
-        mut then: impl FnMut(&Fence<'_>) -> Result<(), CompactError>,
+        mut then: impl FnMut(&IsolatedRange<'_>) -> Result<(), CompactError>,
     ) -> Result<(), CompactError> {
         // Nothing as large as what is to be gained is split for it. So nothing moves for one unit.
         let Some(limit) = order.get().checked_sub(1).map(Order::saturating) else {
@@ -390,8 +390,8 @@ impl Pool {
                 return Err(first_error);
             };
             tried[i] = lo;
-            let fence = Fence::raise(self, reclaiming, lo, lo + order.units());
-            match fence.empty(effort, limit).and_then(|()| then(&fence)) {
+            let range = IsolatedRange::isolate(self, reclaiming, lo, lo + order.units());
+            match range.evacuate(effort, limit).and_then(|()| then(&range)) {
                 Ok(()) => {
                     effort.gained += 1;
                     effort.place = lo - self.base();
@@ -501,7 +501,8 @@ impl Pool {
             let reclaiming = self.reclaiming.lock();
             let mut effort = Effort::new(order.units() * mm::UNIT);
             let bounds = (self.base(), self.base() + self.region.pages());
-            let result = self.empty_one(&reclaiming, order, order, bounds, &mut effort, |_| Ok(()));
+            let result =
+                self.evacuate_one(&reclaiming, order, order, bounds, &mut effort, |_| Ok(()));
             drop(reclaiming);
             self.counts.compacted(effort.copied, effort.gained);
             if result.is_err() {
@@ -510,9 +511,9 @@ impl Pool {
         }
     }
 
-    /// Where a fence is, in units from the pool's start.
-    pub(crate) fn fence(&self) -> Option<(u64, u64)> {
-        let (lo, hi) = self.state.lock().supply.fence()?;
+    /// Returns the isolated range, in units from the pool's start.
+    pub(crate) fn isolated_range(&self) -> Option<(u64, u64)> {
+        let (lo, hi) = self.state.lock().supply.isolated_range()?;
         Some((lo - self.base(), hi - self.base()))
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a pool has to give, and who may have it: the allocator, the watermarks, and the fence
-//! around what is being emptied. All of it is under the pool's lock.
+//! The allocator of a pool, its watermarks, and the isolated range. All of it is under the pool's
+//! lock.
 
 use super::{
     AllocRequest,
@@ -59,7 +59,7 @@ pub(crate) enum Fits {
     Maybe,
 }
 
-/// A search for adjacent free blocks. What is being emptied is looked at last.
+/// A search for adjacent free blocks. The isolated range is looked at last.
 pub(super) struct Hunt {
     search: RunSearch,
     phase: Phase,
@@ -68,7 +68,7 @@ pub(super) struct Hunt {
 /// Which part of the pool is looked at.
 #[derive(Clone, Copy)]
 enum Phase {
-    /// The part on the preferred side of what is being emptied.
+    /// The part on the preferred side of the isolated range.
     First,
     /// The part on the other side.
     Second,
@@ -76,14 +76,14 @@ enum Phase {
     Anywhere,
 }
 
-/// Where a request is looked for while something is being emptied.
+/// Where to allocate while a range is isolated.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scope {
+pub(super) enum AllocScope {
     Anywhere,
-    /// Not there.
-    Outside,
-    /// There and nowhere else.
-    Inside,
+    /// Outside of the isolated range.
+    OutsideIsolated,
+    /// In the isolated range only.
+    InsideIsolated,
 }
 
 /// What there is.
@@ -91,8 +91,8 @@ pub(super) struct Supply {
     core: Core,
     base: u64,
     marks: Watermarks,
-    /// Units that are being emptied: others get them only if there is nothing else.
-    fence: Option<(u64, u64)>,
+    /// Units that are being evacuated: requests get them only if there is nothing else.
+    isolated: Option<(u64, u64)>,
     pressure: bool,
     /// It has begun since clients were last told.
     untold: bool,
@@ -109,7 +109,7 @@ impl Supply {
             base: core.base(),
             core,
             marks,
-            fence: None,
+            isolated: None,
             pressure: false,
             untold: false,
             aside: 0,
@@ -138,16 +138,16 @@ impl Supply {
     /// Units for a client, in place of `held` units that it gives back for them.
     pub(super) fn take(&mut self, request: &AllocRequest, held: u64) -> Result<Run, Refused> {
         self.permits(request, held)?;
-        let outside = match self.fence {
-            Some(_) => self.get_sparing(request, Scope::Outside).ok(),
+        let outside = match self.isolated {
+            Some(_) => self.get_sparing(request, AllocScope::OutsideIsolated).ok(),
             None => None,
         };
         let run = match outside {
             Some(run) => run,
             None => {
-                let run = self.get_sparing(request, Scope::Anywhere)?;
-                // Who is emptying that part has to look for another: this was the last way out.
-                self.fence = None;
+                let run = self.get_sparing(request, AllocScope::Anywhere)?;
+                // Its evacuation fails: there was no other memory.
+                self.isolated = None;
                 run
             }
         };
@@ -158,7 +158,7 @@ impl Supply {
     pub(super) fn hunt(&self) -> Hunt {
         Hunt {
             search: RunSearch::default(),
-            phase: match self.fence {
+            phase: match self.isolated {
                 Some(_) => Phase::First,
                 None => Phase::Anywhere,
             },
@@ -182,7 +182,7 @@ impl Supply {
         let Some(mut core_request) = self.run_request(request) else {
             return full;
         };
-        if let Some((from, to)) = self.fence {
+        if let Some((from, to)) = self.isolated {
             let (lo, hi) = core_request.window;
             let (below, above) = ((lo, hi.min(from)), (lo.max(to), hi));
             core_request.window =
@@ -197,8 +197,8 @@ impl Supply {
         if let Ok(found) = self.core.alloc_run(&core_request, &mut hunt.search) {
             let run = found?;
             let is_inside = |(lo, hi): &(u64, u64)| run.start() < *hi && run.end() > *lo;
-            if self.fence.as_ref().is_some_and(is_inside) {
-                self.fence = None;
+            if self.isolated.as_ref().is_some_and(is_inside) {
+                self.isolated = None;
             }
             return Some(Ok(run));
         }
@@ -279,7 +279,7 @@ impl Supply {
     pub(super) fn take_for_move(
         &mut self,
         request: &AllocRequest,
-        scope: Scope,
+        scope: AllocScope,
         limit: Order,
     ) -> Option<Run> {
         self.get(request, scope, limit)
@@ -344,19 +344,19 @@ impl Supply {
         self.core.shrink(run, direction, units).is_ok()
     }
 
-    /// From now on the units `[lo, hi)` go to others only if there is nothing else.
-    pub(super) fn fence_off(&mut self, lo: u64, hi: u64) {
-        self.fence = Some((lo, hi));
+    /// Isolates the units `[lo, hi)`: requests get them only if there is nothing else.
+    pub(super) fn isolate(&mut self, lo: u64, hi: u64) {
+        self.isolated = Some((lo, hi));
     }
 
     /// Ends that.
-    pub(super) fn unfence(&mut self) {
-        self.fence = None;
+    pub(super) fn undo_isolate(&mut self) {
+        self.isolated = None;
     }
 
-    /// What is being emptied.
-    pub(super) fn fence(&self) -> Option<(u64, u64)> {
-        self.fence
+    /// Returns the isolated range.
+    pub(super) fn isolated_range(&self) -> Option<(u64, u64)> {
+        self.isolated
     }
 
     /// Bytes in the largest free block.
@@ -428,7 +428,7 @@ impl Supply {
 
     /// Takes units as [`Supply::get`] does, but first tries to split nothing large: for low
     /// priority always, and else when one large block is left and the place is not the client's.
-    fn get_sparing(&mut self, request: &AllocRequest, scope: Scope) -> Result<Run, Refused> {
+    fn get_sparing(&mut self, request: &AllocRequest, scope: AllocScope) -> Result<Run, Refused> {
         let is_small = request.order() < LARGE.get();
         let spares = is_small
             && (request.priority == Priority::Low
@@ -454,14 +454,18 @@ impl Supply {
     }
 
     /// Units for `request`, in `scope`, out of no block of more than `limit`.
-    fn get(&mut self, request: &AllocRequest, scope: Scope, limit: Order) -> Option<Run> {
+    fn get(&mut self, request: &AllocRequest, scope: AllocScope, limit: Order) -> Option<Run> {
         let place = match request.placement {
             Placement::At(at) => {
                 let (lo, units) = (self.base + at, request.units());
-                let fits = match (self.fence, scope) {
-                    (Some((from, to)), Scope::Outside) => lo >= to || lo + units <= from,
-                    (Some((from, to)), Scope::Inside) => lo >= from && lo + units <= to,
-                    (None, Scope::Inside) => false,
+                let fits = match (self.isolated, scope) {
+                    (Some((from, to)), AllocScope::OutsideIsolated) => {
+                        lo >= to || lo + units <= from
+                    }
+                    (Some((from, to)), AllocScope::InsideIsolated) => {
+                        lo >= from && lo + units <= to
+                    }
+                    (None, AllocScope::InsideIsolated) => false,
                     _ => true,
                 };
                 return fits.then(|| self.core.alloc_at(lo, units).ok())?;
@@ -469,10 +473,12 @@ impl Supply {
             Placement::Within { place, .. } => place,
         };
         let (lo, hi) = request.bounds(self.base);
-        let mut windows = match (self.fence, scope) {
-            (Some((from, to)), Scope::Outside) => [(lo, hi.min(from)), (lo.max(to), hi)],
-            (Some((from, to)), Scope::Inside) => [(lo.max(from), hi.min(to)), (0, 0)],
-            (None, Scope::Inside) => return None,
+        let mut windows = match (self.isolated, scope) {
+            (Some((from, to)), AllocScope::OutsideIsolated) => {
+                [(lo, hi.min(from)), (lo.max(to), hi)]
+            }
+            (Some((from, to)), AllocScope::InsideIsolated) => [(lo.max(from), hi.min(to)), (0, 0)],
+            (None, AllocScope::InsideIsolated) => return None,
             _ => [(lo, hi), (0, 0)],
         };
         if place == Place::Highest {
@@ -486,9 +492,9 @@ impl Supply {
                 match self.core.alloc(&core_request) {
                     Ok(run) => Some(run),
                     // A first look. A buffer that moves gets no other. A longer search begins
-                    // outside of the fence.
+                    // outside of the isolated range.
                     Err(AllocError::Full)
-                        if (scope != Scope::Anywhere || self.fence.is_none())
+                        if (scope != AllocScope::Anywhere || self.isolated.is_none())
                             && self.may_be_parts(ask) =>
                     {
                         let mut search = RunSearch::default();
