@@ -369,14 +369,14 @@ pub(crate) enum Content {
 /// # Invariants
 ///
 /// The pointer is to a zone of a node that has memory; the kernel never frees these.
-pub(crate) struct Zone {
+pub(crate) struct KernelZone {
     zone: NonNull<bindings::zone>,
     node: i32,
     /// Its number in the node.
     index: u32,
 }
 
-impl Zone {
+impl KernelZone {
     /// Iterates over the zones of a node, the highest first, as the page allocator does.
     pub(crate) fn of_node(node: i32) -> impl Iterator<Item = Self> {
         let order = [

@@ -142,7 +142,7 @@ impl Pool {
         let mut at = from;
         while let Some((page, _)) = self.bad.pages.next(at, to) {
             // A run that is not given back stays taken.
-            if state.supply.withhold(page.0, 1).is_some() {
+            if state.zone.withhold(page.0, 1).is_some() {
                 self.census.add(page, 1, false);
                 state.withheld += 1;
                 // Or it would count as lost to rounding.

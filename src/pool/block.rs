@@ -261,18 +261,18 @@ impl Block {
         // Before the spinlock, so that it goes after that.
         let mut still = None;
         let mut state = self.pool.state.lock();
-        if units > before && !state.supply.grow(run, direction, units, request) {
+        if units > before && !state.zone.grow(run, direction, units, request) {
             // What is cleared ahead or at hand is free, too.
             drop(state);
             still = Some(self.pool.still_killable());
             state = self.pool.state.lock();
-            if !state.supply.grow(run, direction, units, request) {
+            if !state.zone.grow(run, direction, units, request) {
                 return Ok(false);
             }
         }
         state.recount(self.requested, request.size);
         state.note(&self.pool.magazines);
-        let began = state.supply.pressure_began();
+        let began = state.zone.pressure_began();
         drop(state);
         drop(still);
         self.pool.tell(began);
@@ -314,7 +314,7 @@ impl Block {
         self.pool.census.remove(Pfn(lost), fewer, self.movable);
         self.written.note(&self.pool, Pfn(lost), fewer);
         let mut state = self.pool.state.lock();
-        let less = fewer > 0 && state.supply.shrink(run, direction, units);
+        let less = fewer > 0 && state.zone.shrink(run, direction, units);
         if less || units == run.units() {
             state.recount(self.requested, size);
             self.requested = size;
@@ -326,7 +326,7 @@ impl Block {
         state.note(&self.pool.magazines);
         let wake = less && !state.waiters.is_empty();
         // A bad page that stays behind is no longer free.
-        let began = state.supply.pressure_began();
+        let began = state.zone.pressure_began();
         drop(state);
         self.pool.tell(began);
     }
@@ -402,7 +402,7 @@ impl Block {
         if let Some(run) = self.run.take() {
             if reset.is_err() {
                 let mut state = self.pool.state.lock();
-                state.supply.count_again(self.twice);
+                state.zone.unaccount_free(self.twice);
                 self.pool.note_and_tell(state);
                 core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
                 return false;
@@ -427,7 +427,7 @@ impl Block {
                 None => run,
             };
             let mut state = self.pool.state.lock();
-            state.supply.count_again(self.twice);
+            state.zone.unaccount_free(self.twice);
             let left = match end {
                 Some(end) => self
                     .pool
@@ -436,13 +436,13 @@ impl Block {
                 None => Some(run),
             };
             if let Some(run) = left {
-                state.supply.free(run);
+                state.zone.free(run);
                 state.uncount(self.requested);
                 self.pool.withhold(&mut state, first, first.plus(pages));
             }
             state.note(&self.pool.magazines);
             let has_waiters = !state.waiters.is_empty();
-            let began = state.supply.pressure_began();
+            let began = state.zone.pressure_began();
             drop(state);
             self.pool.tell(began);
             return has_waiters {

@@ -165,7 +165,7 @@ impl Pool {
         let still = self.cleaning.lock();
         let mut len = pages;
         while len > 0 {
-            let run = self.state.lock().supply.borrow(first.0, len);
+            let run = self.state.lock().zone.take_range(first.0, len);
             let Some(mut run) = run else {
                 len /= 2;
                 continue;
@@ -183,7 +183,7 @@ impl Pool {
             );
             let (start, end) = (Pfn(run.start()), Pfn(run.end()));
             let mut state = self.state.lock();
-            state.supply.give_back(run);
+            state.zone.return_range(run);
             self.withhold(&mut state, start, end);
             self.note_and_tell(state);
             break;
@@ -194,7 +194,7 @@ impl Pool {
             let state = self.state.lock();
             let end = first.plus(pages);
             // Somebody's. If all of it is, that is all there is to say.
-            match state.supply.core().free_units_in(first.0, end.0) {
+            match state.zone.core().free_units_in(first.0, end.0) {
                 0 => end,
                 _ => first.plus(1),
             }

@@ -120,7 +120,7 @@ impl Hibernation {
             return Ok(());
         }
         let (first, pages) = (pool.base(), pool.region.pages());
-        let run = pool.state.lock().supply.borrow(first, pages);
+        let run = pool.state.lock().zone.take_range(first, pages);
         let Some(run) = run else {
             pr_err!(
                 "no hibernation: the image would not save buffers (or what is reserved or in \
@@ -141,8 +141,8 @@ impl Hibernation {
         if let Some(run) = run {
             let mut state = self.pool.state.lock();
             // A request that came meanwhile found nothing, and has had magazines shut.
-            state.supply.count_again(run.units());
-            state.supply.free(run);
+            state.zone.unaccount_free(run.units());
+            state.zone.free(run);
             self.pool.note_and_tell(state);
             self.pool.clean_soon();
             self.pool.wake_waiters();

@@ -218,7 +218,9 @@ impl State {
     /// To be called after every change of what is free or who waits: sees to it that magazines are
     /// shut while they must be, and then whether there is pressure.
     pub(super) fn note(&mut self, magazines: &Magazines) {
-        let tight = self.supply.is_tight(magazines.most(), self.kept_shut);
+        let tight = self
+            .zone
+            .caching_would_miss_high_watermark(magazines.most(), self.kept_shut);
         let shut = tight || !self.waiters.is_empty();
         if shut != self.kept_shut {
             self.kept_shut = shut;
@@ -228,7 +230,7 @@ impl State {
                 magazines.open();
             }
         }
-        self.supply.note();
+        self.zone.update_pressure();
     }
 }
 
@@ -275,11 +277,11 @@ impl Source for State {
             End::Low => Place::Lowest,
             End::High => Place::Highest,
         };
-        self.supply.take_block(place, order)
+        self.zone.alloc_block(place, order)
     }
 
     fn give(&mut self, run: Run) {
-        self.supply.free(run);
+        self.zone.free(run);
     }
 
     fn note(&mut self, tally: Tally) {

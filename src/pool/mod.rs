@@ -19,7 +19,7 @@ mod magazines;
 mod mutex;
 mod reclaim;
 mod rmap;
-mod supply;
+mod zone;
 
 pub(crate) use block::Block;
 pub(crate) use cleaner::ZERO_CPU_PERCENT;
@@ -36,7 +36,7 @@ pub(crate) use rmap::{
     ReverseMap,
     RmapReservation, //
 };
-pub(crate) use supply::{
+pub(crate) use zone::{
     Fits,
     Priority,
     Watermarks, //
@@ -51,11 +51,11 @@ use self::{
         Gathered,
         Magazines, //
     },
-    supply::{
+    zone::{
         AllocScope,
         Core,
         Hunt,
-        Supply, //
+        Zone, //
     }, //
 };
 use crate::buddy::{
@@ -146,7 +146,7 @@ pub(crate) struct Apart {
 
 /// What is under the lock.
 struct State {
-    supply: Supply,
+    zone: Zone,
     /// Bytes that living blocks were asked for: finer than the core's units. Like `blocks`, modulo
     /// 2^64 as long as magazines have a part of it.
     requested: u64,
@@ -582,7 +582,7 @@ impl Pool {
                 clearing <- new_delayed_work!("rust_buddy::Clearing"),
                 watching <- new_delayed_work!("rust_buddy::Watching"),
                 state <- new_spinlock!(State {
-                    supply: Supply::new(core, Watermarks { min, low, high }),
+                    zone: Zone::new(core, Watermarks { min, low, high }),
                     requested: 0,
                     blocks: 0,
                     uses: 0,
@@ -647,13 +647,13 @@ impl Pool {
 
     /// Is so little free that who can should give some back?
     pub(crate) fn is_short(&self) -> bool {
-        self.state.lock().supply.pressure()
+        self.state.lock().zone.pressure()
     }
 
     /// What is to be left for whom, in bytes.
     pub(crate) fn watermarks(&self) -> [u64; 3] {
-        let marks = self.state.lock().supply.marks();
-        [marks.min, marks.low, marks.high].map(|pages| pages * mm::UNIT)
+        let watermarks = self.state.lock().zone.watermarks();
+        [watermarks.min, watermarks.low, watermarks.high].map(|pages| pages * mm::UNIT)
     }
 
     /// Somebody is giving memory back, out of which a large block may be made later.
@@ -687,8 +687,7 @@ impl Pool {
         let large = Order::saturating(9).min(self.max_order).units();
         let _still = self.still();
         let state = self.state.lock();
-        state.supply.core().free_units() >= large
-            && state.supply.unusable() > self.policy.compact_threshold
+        state.zone.core().free_units() >= large && state.zone.unusable() > self.policy.compact_threshold
     }
 
     /// What they wait on.
@@ -780,7 +779,7 @@ impl Pool {
         let waiters = &mut attempt.state.waiters;
         let update = match (reservation, &attempt.outcome) {
             (Some(reservation), Err(_)) => {
-                waiters.enqueue(waiter, request, attempt.searched, reservation)
+                waiters.enqueue(waiter, request, attempt.frees_seen, reservation)
             }
             _ => waiters.remove(waiter),
         };
@@ -809,13 +808,13 @@ impl Pool {
         let mut state = self.state.lock();
         let ready = hand.and_then(|hand| self.refill(&mut state, hand, request.size));
         let is_ready = ready.is_some();
-        let outcome = ready.map_or_else(|| state.take(request, held), Ok);
+        let outcome = ready.map_or_else(|| state.alloc(request, held), Ok);
         if outcome.is_ok() {
             if let (false, Some(hand)) = (is_ready, hand) {
                 self.refill_for_next(&mut state, hand);
             }
             return Attempt {
-                searched: state.supply.returns(),
+                frees_seen: state.zone.frees(),
                 state,
                 outcome,
                 still,
@@ -829,13 +828,13 @@ impl Pool {
         self.deferred_frees.sweep();
         let still = self.still_and_unmoved();
         let mut state = self.state.lock();
-        let searched = state.supply.returns();
-        let outcome = state.take(request, held);
+        let frees_seen = state.zone.frees();
+        let outcome = state.alloc(request, held);
         let attempt = Attempt {
             state,
             outcome,
             still: Some(still),
-            searched,
+            frees_seen,
         };
         match attempt.outcome {
             Err(Refused::Full { .. }) if request.may_be_run() => {
@@ -859,11 +858,11 @@ impl Pool {
             mut state,
             mut outcome,
             mut still,
-            mut searched,
+            frees_seen,
         } = attempt;
-        let mut hunt = state.supply.hunt();
+        let mut hunt = state.zone.hunt();
         for hold in 1_u32.. {
-            if let Some(over) = state.take_run(request, held, &mut hunt) {
+            if let Some(over) = state.alloc_run(request, held, &mut hunt) {
                 // What compaction freed behind the search is not to be missing.
                 outcome = over.or_else(|_| state.take(ask, held));
                 break;
@@ -886,7 +885,7 @@ impl Pool {
             state,
             outcome,
             still,
-            searched,
+            frees_seen,
         }
     }
 
@@ -968,7 +967,7 @@ impl Pool {
     /// The same, but says whether pressure has begun, which the caller tells when it holds no lock.
     fn note(&self, mut state: SpinLockGuard<'_, State>) -> bool {
         state.note(&self.magazines);
-        state.supply.pressure_began()
+        state.zone.pressure_began()
     }
 
     /// Wakes the clients that want to know of pressure, if it has begun. Outside of the lock.
@@ -995,7 +994,7 @@ impl Pool {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let fits = match state.waiters.get(waiter) {
-            Some((request, searched)) => state.supply.fits(request, searched) != Fits::No,
+            Some((request, frees_seen)) => state.zone.fits(request, frees_seen) != Fits::No,
             None => true,
         };
         let handoff_ended = !fits && state.waiters.rearm(waiter);
@@ -1019,9 +1018,9 @@ impl Pool {
         loop {
             let mut guard = self.state.lock();
             let state = &mut *guard;
-            let supply = &mut state.supply;
-            let found = state.waiters.scan(&mut scan, |request, searched| {
-                supply.fits(request, searched)
+            let zone = &mut state.zone;
+            let found = state.waiters.scan(&mut scan, |request, frees_seen| {
+                zone.fits(request, frees_seen)
             });
             drop(guard);
             match found {
@@ -1074,14 +1073,14 @@ impl Pool {
     pub(crate) fn snapshot(&self) -> Snapshot {
         let _still = self.still_killable();
         let state = self.state.lock();
-        let counters = state.supply.core().counters();
+        let counters = state.zone.core().counters();
         Snapshot {
             free: counters.free_units * mm::UNIT,
             granted: counters.granted * mm::UNIT,
             requested: state.requested,
-            largest_free: state.supply.largest_free(),
-            unusable: state.supply.unusable(),
-            pressure: state.supply.pressure(),
+            largest_free: state.zone.largest_free(),
+            unusable: state.zone.unusable(),
+            pressure: state.zone.pressure(),
             blocks: state.blocks,
             quarantined: state.apart.quarantined * mm::UNIT,
             lingering: state.apart.lingering * mm::UNIT,
@@ -1103,7 +1102,7 @@ impl Pool {
         while at < hi {
             let end = hi.min(at + COUNTED);
             let state = self.state.lock();
-            sum += state.supply.core().free_units_in(base + at, base + end);
+            sum += state.zone.core().free_units_in(base + at, base + end);
             at = end;
         }
         sum
@@ -1116,7 +1115,7 @@ struct Attempt<'a> {
     outcome: Result<Run, Refused>,
     still: Option<Still<'a>>,
     /// How often units had been given back when it began to look for them.
-    searched: u64,
+    frees_seen: u64,
 }
 
 /// As long as this is held nothing that is free is missing, and, where it says so, nothing is there
@@ -1152,8 +1151,8 @@ impl PinnedDrop for Pool {
     fn drop(self: Pin<&mut Self>) {
         let _gathered = self.gather();
         let state = self.state.lock();
-        let missing = self.region.pages() - state.withheld - state.supply.core().free_units();
-        let fault = state.supply.core().validate().err();
+        let missing = self.region.pages() - state.withheld - state.zone.core().free_units();
+        let fault = state.zone.core().validate().err();
         if kernel::warn_on!(missing != 0 || fault.is_some()) {
             pr_err!("pool {}: {} pages missing, {:?}\n", self.id, missing, fault);
         }
@@ -1162,38 +1161,38 @@ impl PinnedDrop for Pool {
 
 impl State {
     /// Units for `request`, which has `held` units until it moves there.
-    fn take(&mut self, request: &AllocRequest, held: u64) -> Result<Run, Refused> {
-        let run = self.supply.take(request, held)?;
-        self.supply.set_aside(held);
+    fn alloc(&mut self, request: &AllocRequest, held: u64) -> Result<Run, Refused> {
+        let run = self.zone.alloc(request, held)?;
+        self.zone.account_free(held);
         self.count(request.size);
         Ok(run)
     }
 
     /// The same in adjacent free blocks. `None` if the search is to go on.
-    fn take_run(
+    fn alloc_run(
         &mut self,
         request: &AllocRequest,
         held: u64,
         hunt: &mut Hunt,
     ) -> Option<Result<Run, Refused>> {
-        let outcome = self.supply.take_run(request, held, hunt)?;
+        let outcome = self.zone.alloc_run(request, held, hunt)?;
         if outcome.is_ok() {
-            self.supply.set_aside(held);
+            self.zone.account_free(held);
             self.count(request.size);
         }
         Some(outcome)
     }
 
     /// The same in `scope`, out of no block of more than `limit`.
-    fn take_for_move(
+    fn alloc_for_move(
         &mut self,
         request: &AllocRequest,
         held: u64,
         scope: AllocScope,
         limit: Order,
     ) -> Option<Run> {
-        let run = self.supply.take_for_move(request, scope, limit)?;
-        self.supply.set_aside(held);
+        let run = self.zone.alloc_for_move(request, scope, limit)?;
+        self.zone.account_free(held);
         self.count(request.size);
         Some(run)
     }

@@ -12,7 +12,7 @@ use super::{
     census::AREA,
     magazines::Gathered,
     mutex,
-    supply::AllocScope,
+    zone::AllocScope,
     AllocRequest,
     Block,
     Placement, //
@@ -155,7 +155,7 @@ impl Evacuation<'_> {
             ..*request
         };
         let mut state = self.pool.state.lock();
-        let run = state.take_for_move(&request, pages, AllocScope::OutsideIsolated, self.limit);
+        let run = state.alloc_for_move(&request, pages, AllocScope::OutsideIsolated, self.limit);
         self.pool.note_and_tell(state);
         Ok(self
             .pool
@@ -177,7 +177,7 @@ impl<'a> IsolatedRange<'a> {
         // What moves is not to move to a page that is bad.
         pool.look_for_bad();
         let gathered = pool.gather();
-        pool.state.lock().supply.isolate(lo, hi);
+        pool.state.lock().zone.isolate(lo, hi);
         Self {
             pool,
             lo,
@@ -187,7 +187,7 @@ impl<'a> IsolatedRange<'a> {
     }
 
     fn is_isolated(&self) -> bool {
-        self.pool.state.lock().supply.isolated_range().is_some()
+        self.pool.state.lock().zone.isolated_range().is_some()
     }
 
     /// Moves out what is there, without splitting free blocks of more than `limit`.
@@ -217,15 +217,11 @@ impl<'a> IsolatedRange<'a> {
             from = last + 1;
         }
         let state = pool.state.lock();
-        if state.supply.isolated_range().is_none() {
+        if state.zone.isolated_range().is_none() {
             return Err(CompactError::Contended);
         }
         // A block without an owner is being allocated or freed, or waits for a device.
-        if !state
-            .supply
-            .core()
-            .could_alloc_at(self.lo, self.hi - self.lo)
-        {
+        if !state.zone.core().could_alloc_at(self.lo, self.hi - self.lo) {
             return Err(CompactError::Unmovable);
         }
         Ok(())
@@ -234,7 +230,7 @@ impl<'a> IsolatedRange<'a> {
     /// Allocates for `request` out of it.
     fn alloc(&self, request: &AllocRequest) -> Result<Block, CompactError> {
         let mut state = self.pool.state.lock();
-        let run = state.take_for_move(request, 0, AllocScope::InsideIsolated, Order::MAX);
+        let run = state.alloc_for_move(request, 0, AllocScope::InsideIsolated, Order::MAX);
         self.pool.note_and_tell(state);
         run.map(|run| self.pool.block(run, request))
             .ok_or(CompactError::Contended)
@@ -243,7 +239,7 @@ impl<'a> IsolatedRange<'a> {
 
 impl Drop for IsolatedRange<'_> {
     fn drop(&mut self) {
-        self.pool.state.lock().supply.undo_isolate();
+        self.pool.state.lock().zone.undo_isolate();
         // A waiter may have use for it, and for the places that buffers have left.
         self.pool.wake_waiters();
     }
@@ -263,7 +259,7 @@ impl Pool {
     ) -> Result<(), CompactError> {
         let missing = || {
             let _still = self.still_killable();
-            let free = self.state.lock().supply.free_blocks(order);
+            let free = self.state.lock().zone.free_blocks(order);
             blocks.saturating_sub(free)
         };
         // Who takes them as fast as they come is not to keep this going for ever.
@@ -483,7 +479,7 @@ impl Pool {
             pages += (last + 1).min(hi) - first.max(lo);
             from = last + 1;
         }
-        let free = self.state.lock().supply.core().free_units_in(lo, hi);
+        let free = self.state.lock().zone.core().free_units_in(lo, hi);
         (pages > 0 && pages + free == hi - lo).then_some(pages)
     }
 
@@ -513,7 +509,7 @@ impl Pool {
 
     /// Returns the isolated range, in units from the pool's start.
     pub(crate) fn isolated_range(&self) -> Option<(u64, u64)> {
-        let (lo, hi) = self.state.lock().supply.isolated_range()?;
+        let (lo, hi) = self.state.lock().zone.isolated_range()?;
         Some((lo - self.base(), hi - self.base()))
     }
 }

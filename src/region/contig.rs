@@ -23,8 +23,8 @@ use crate::memtype::MemType;
 use crate::mm::{
     self,
     Content,
+    KernelZone, //
     Pfn,
-    Zone, //
 };
 use kernel::{
     bindings,
@@ -121,7 +121,7 @@ fn search(wanted: &Wanted, effort: &mut Effort) -> Result<Pages> {
     let online = Online::hold()?;
     let mut maps = KVec::new();
     for node in Iterator::chain(core::iter::once(home), others) {
-        for zone in Zone::of_node(node) {
+        for zone in KernelZone::of_node(node) {
             let mut map = Map::new(zone, wanted.pages, &online)?;
             while let Some(place) = map.best.filter(|place| place.used <= good) {
                 if let Some(pages) = map.take(place, effort)? {
@@ -158,7 +158,7 @@ const UNFIT: u16 = u16::MAX;
 /// at, which was after `_online` was taken. So it is online.
 struct Map<'a> {
     _online: &'a Online,
-    zone: Zone,
+    zone: KernelZone,
     /// Index of the first pageblock that lies wholly in the zone: its first frame by [`BLOCK`].
     first: u64,
     /// Pages in use of each that was looked at, from the first on, or [`UNFIT`].
@@ -192,7 +192,7 @@ struct Chunk {
 
 impl<'a> Map<'a> {
     /// Looks at a zone.
-    fn new(zone: Zone, pages: u64, online: &'a Online) -> Result<Self> {
+    fn new(zone: KernelZone, pages: u64, online: &'a Online) -> Result<Self> {
         let span = zone.span();
         // A pageblock that begins before its zone is left alone, and one that ends after it.
         let first = span.start.0.div_ceil(BLOCK);

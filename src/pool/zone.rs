@@ -86,34 +86,34 @@ pub(super) enum AllocScope {
     InsideIsolated,
 }
 
-/// What there is.
-pub(super) struct Supply {
+/// The memory of a pool, and the limits on giving it out.
+pub(super) struct Zone {
     core: Core,
     base: u64,
-    marks: Watermarks,
+    watermarks: Watermarks,
     /// Units that are being evacuated: requests get them only if there is nothing else.
     isolated: Option<(u64, u64)>,
     pressure: bool,
-    /// It has begun since clients were last told.
-    untold: bool,
-    /// Units that are taken but count as free: they are borrowed, or their contents are here twice
+    /// Pressure has begun since clients were last notified.
+    pressure_unreported: bool,
+    /// Units that are taken but count as free: the kernel zeroes them, or their contents exist twice
     /// while a buffer moves.
-    aside: u64,
-    /// How often units were given back. It wraps.
-    returns: u64,
+    accounted_free: u64,
+    /// The number of frees. It wraps.
+    frees: u64,
 }
 
-impl Supply {
-    pub(super) fn new(core: Core, marks: Watermarks) -> Self {
+impl Zone {
+    pub(super) fn new(core: Core, watermarks: Watermarks) -> Self {
         Self {
             base: core.base(),
             core,
-            marks,
+            watermarks,
             isolated: None,
             pressure: false,
-            untold: false,
-            aside: 0,
-            returns: 0,
+            pressure_unreported: false,
+            accounted_free: 0,
+            frees: 0,
         }
     }
 
@@ -121,31 +121,33 @@ impl Supply {
         &self.core
     }
 
-    pub(super) fn marks(&self) -> Watermarks {
-        self.marks
+    pub(super) fn watermarks(&self) -> Watermarks {
+        self.watermarks
     }
 
-    /// Is so little free that who can should give some back?
+    /// Returns whether so little is free that clients should free some.
     pub(super) fn pressure(&self) -> bool {
         self.pressure
     }
 
-    /// Has pressure begun since this was last asked? Then clients are to be told.
+    /// Returns whether pressure has begun since the last call. Then clients are to be notified.
     pub(super) fn pressure_began(&mut self) -> bool {
-        core::mem::take(&mut self.untold) && self.pressure
+        core::mem::take(&mut self.pressure_unreported) && self.pressure
     }
 
-    /// Units for a client, in place of `held` units that it gives back for them.
-    pub(super) fn take(&mut self, request: &AllocRequest, held: u64) -> Result<Run, Refused> {
-        self.permits(request, held)?;
+    /// Allocates for a client, in place of `held` units that it frees afterwards.
+    pub(super) fn alloc(&mut self, request: &AllocRequest, held: u64) -> Result<Run, Refused> {
+        self.watermark_ok(request, held)?;
         let outside = match self.isolated {
-            Some(_) => self.get_sparing(request, AllocScope::OutsideIsolated).ok(),
+            Some(_) => self
+                .alloc_avoiding_large(request, AllocScope::OutsideIsolated)
+                .ok(),
             None => None,
         };
         let run = match outside {
             Some(run) => run,
             None => {
-                let run = self.get_sparing(request, AllocScope::Anywhere)?;
+                let run = self.alloc_avoiding_large(request, AllocScope::Anywhere)?;
                 // Its evacuation fails: there was no other memory.
                 self.isolated = None;
                 run
@@ -165,15 +167,15 @@ impl Supply {
         }
     }
 
-    /// Goes on with a search for adjacent free blocks, after [`Supply::take`] found nothing. `None`
+    /// Goes on with a search for adjacent free blocks, after [`Zone::alloc`] found nothing. `None`
     /// if the search is not over: the caller lets go of the pool's lock, and calls this again.
-    pub(super) fn take_run(
+    pub(super) fn alloc_run(
         &mut self,
         request: &AllocRequest,
         held: u64,
         hunt: &mut Hunt,
     ) -> Option<Result<Run, Refused>> {
-        if let Err(refused) = self.permits(request, held) {
+        if let Err(refused) = self.watermark_ok(request, held) {
             return Some(Err(refused));
         }
         let full = Some(Err(Refused::Full {
@@ -224,14 +226,14 @@ impl Supply {
         }
     }
 
-    /// How often units were given back so far. As long as this is the same, a request that was
-    /// refused would be refused again.
-    pub(super) fn returns(&self) -> u64 {
-        self.returns
+    /// Returns the number of frees. As long as it is the same, a request that was refused would be
+    /// refused again.
+    pub(super) fn frees(&self) -> u64 {
+        self.frees
     }
 
     /// Takes a block of `order` to have it ready; never part of the last large block.
-    pub(super) fn take_block(&mut self, place: Place, order: Order) -> Option<Run> {
+    pub(super) fn alloc_block(&mut self, place: Place, order: Order) -> Option<Run> {
         let spares = order < LARGE && !self.core.has_blocks(LARGE, 2);
         let core_request = Request {
             place,
@@ -241,10 +243,10 @@ impl Supply {
         self.core.alloc(&core_request).ok()
     }
 
-    /// Would a client get that? It was last refused when units had been given back `searched`
-    /// times. As long as none was given back since, a long search would find nothing.
-    pub(super) fn fits(&mut self, request: &AllocRequest, searched: u64) -> Fits {
-        if self.permits(request, 0).is_err() {
+    /// Returns whether a request would be served. It was last refused when the number of frees was
+    /// `frees_seen`. As long as it is the same, a long search would find nothing.
+    pub(super) fn fits(&mut self, request: &AllocRequest, frees_seen: u64) -> Fits {
+        if self.watermark_ok(request, 0).is_err() {
             return Fits::No;
         }
         let has_block = match request.placement {
@@ -270,59 +272,59 @@ impl Supply {
             .could_alloc_run(&core_request, &mut RunSearch::default())
         {
             Some(true) => Fits::Yes,
-            None => Fits::Maybe,
+            None if frees_seen != self.frees => Fits::Maybe,
             Some(false) => Fits::No,
         }
     }
 
-    /// Units for what moves, in `scope`, out of no block of more than `limit`.
-    pub(super) fn take_for_move(
+    /// Allocates for a buffer that moves, in `scope`, out of no block of more than `limit`.
+    pub(super) fn alloc_for_move(
         &mut self,
         request: &AllocRequest,
         scope: AllocScope,
         limit: Order,
     ) -> Option<Run> {
-        self.get(request, scope, limit)
+        self.alloc_in(request, scope, limit)
     }
 
-    /// The `units` units from `lo` on, if they are free, until [`Supply::give_back`]: as far as
+    /// The `units` units from `lo` on, if they are free, until [`Zone::return_range`]: as far as
     /// watermarks and pressure go, they are free all the time.
-    pub(super) fn borrow(&mut self, lo: u64, units: u64) -> Option<Run> {
+    pub(super) fn take_range(&mut self, lo: u64, units: u64) -> Option<Run> {
         let run = self.core.alloc_at(lo, units).ok()?;
-        self.set_aside(run.units());
+        self.account_free(run.units());
         Some(run)
     }
 
-    /// Ends that. Units that were lent while requests could be refused are [`Supply::free`]d
-    /// instead, so that what waits for them asks again.
-    pub(super) fn give_back(&mut self, run: Run) {
-        self.count_again(run.units());
+    /// Returns such units. Where requests may have been refused for them, [`Zone::free`] is called
+    /// instead, so that waiters try again.
+    pub(super) fn return_range(&mut self, run: Run) {
+        self.unaccount_free(run.units());
         self.core.free(run);
     }
 
-    /// The same units for good: they do not count as free.
+    /// Takes units for good: they do not count as free.
     pub(super) fn withhold(&mut self, lo: u64, units: u64) -> Option<Run> {
         self.core.alloc_at(lo, units).ok()
     }
 
-    /// So many of the units that are taken count as free, until [`Supply::count_again`].
-    pub(super) fn set_aside(&mut self, units: u64) {
-        self.aside = self.aside.wrapping_add(units);
+    /// Counts so many of the units that are taken as free, until [`Zone::unaccount_free`].
+    pub(super) fn account_free(&mut self, units: u64) {
+        self.accounted_free = self.accounted_free.wrapping_add(units);
     }
 
     /// Ends that for so many of them.
-    pub(super) fn count_again(&mut self, units: u64) {
-        self.aside = self.aside.wrapping_sub(units);
+    pub(super) fn unaccount_free(&mut self, units: u64) {
+        self.accounted_free = self.accounted_free.wrapping_sub(units);
     }
 
-    /// Units that are free, or will be so without anything that a client does.
+    /// Returns the units that are free, or will be so without any client's doing.
     fn available(&self) -> u64 {
-        self.core.free_units().saturating_add(self.aside)
+        self.core.free_units().saturating_add(self.accounted_free)
     }
 
-    /// Gives units back.
+    /// Frees units.
     pub(super) fn free(&mut self, run: Run) {
-        self.returns = self.returns.wrapping_add(1);
+        self.frees = self.frees.wrapping_add(1);
         self.core.free(run);
     }
 
@@ -335,12 +337,12 @@ impl Supply {
         request: &AllocRequest,
     ) -> bool {
         let more = units.saturating_sub(run.units());
-        self.leaves(more, request) && self.core.grow(run, direction, units).is_ok()
+        self.leaves_watermark(more, request) && self.core.grow(run, direction, units).is_ok()
     }
 
     /// Lets `run` have no more than `units`.
     pub(super) fn shrink(&mut self, run: &mut Run, direction: Direction, units: u64) -> bool {
-        self.returns = self.returns.wrapping_add(1);
+        self.frees = self.frees.wrapping_add(1);
         self.core.shrink(run, direction, units).is_ok()
     }
 
@@ -385,13 +387,13 @@ impl Supply {
             .map_or(1000, |index| index as u32)
     }
 
-    /// May a request with that priority take so much, if it gives `held` units back for it? What
-    /// takes no more than it gives back needs no permission.
-    fn permits(&self, request: &AllocRequest, held: u64) -> Result<(), Refused> {
+    /// Checks that a request leaves its priority's watermark, if it frees `held` units for what it
+    /// gets. A request for no more than that passes.
+    fn watermark_ok(&self, request: &AllocRequest, held: u64) -> Result<(), Refused> {
         let wanted = request.granted().unwrap_or(u64::MAX);
         let more = wanted.saturating_sub(held);
         let fits = wanted <= self.core.free_units();
-        if fits && more > 0 && !self.leaves(more, request) {
+        if fits && more > 0 && !self.leaves_watermark(more, request) {
             return Err(Refused::Watermark {
                 largest_free: self.largest_free(),
             });
@@ -399,11 +401,11 @@ impl Supply {
         Ok(())
     }
 
-    /// Is as much left then as that priority has to leave?
-    fn leaves(&self, more: u64, request: &AllocRequest) -> bool {
+    /// Returns whether `more` units less leave the watermark of the request's priority.
+    fn leaves_watermark(&self, more: u64, request: &AllocRequest) -> bool {
         let mark = match request.priority {
-            Priority::Low => self.marks.low,
-            Priority::Normal => self.marks.min,
+            Priority::Low => self.watermarks.low,
+            Priority::Normal => self.watermarks.min,
             Priority::High => 0,
         };
         self.available().saturating_sub(more) >= mark
@@ -419,22 +421,19 @@ impl Supply {
         None
     }
 
-    /// May `ask` have adjacent pages, as far as large blocks go? Less than one may be parts of two
-    /// of them, and low priority leaves the last two.
-    fn may_be_parts(&self, ask: &Ask) -> bool {
-        let is_small = ask.order() < LARGE.get();
-        ask.priority != Priority::Low || !is_small || self.free_blocks(LARGE) > 2
-    }
-
-    /// Takes units as [`Supply::get`] does, but first tries to split nothing large: for low
+    /// Allocates as [`Zone::alloc_in`], but first tries to split nothing large: for low
     /// priority always, and else when one large block is left and the place is not the client's.
-    fn get_sparing(&mut self, request: &AllocRequest, scope: AllocScope) -> Result<Run, Refused> {
+    fn alloc_avoiding_large(
+        &mut self,
+        request: &AllocRequest,
+        scope: AllocScope,
+    ) -> Result<Run, Refused> {
         let is_small = request.order() < LARGE.get();
         let spares = is_small
             && (request.priority == Priority::Low
                 || (request.spares_the_last() && !self.core.has_blocks(LARGE, 2)));
         if spares {
-            if let Some(run) = self.get(request, scope, SMALL) {
+            if let Some(run) = self.alloc_in(request, scope, SMALL) {
                 return Ok(run);
             }
         }
@@ -446,15 +445,15 @@ impl Supply {
                 Refused::Full { largest_free }
             });
         };
-        self.get(request, scope, limit)
+        self.alloc_in(request, scope, limit)
             .ok_or(match request.placement {
                 Placement::At(_) => Refused::Taken,
                 Placement::Within { .. } => Refused::Full { largest_free },
             })
     }
 
-    /// Units for `request`, in `scope`, out of no block of more than `limit`.
-    fn get(&mut self, request: &AllocRequest, scope: AllocScope, limit: Order) -> Option<Run> {
+    /// Allocates for `request`, in `scope`, out of no block of more than `limit`.
+    fn alloc_in(&mut self, request: &AllocRequest, scope: AllocScope, limit: Order) -> Option<Run> {
         let place = match request.placement {
             Placement::At(at) => {
                 let (lo, units) = (self.base + at, request.units());
@@ -522,20 +521,21 @@ impl Supply {
         }
     }
 
-    /// Is so little free, beside `most` pages that may be at hand elsewhere, that watermarks can
-    /// be met only if none are? If they are not, because it `was` so, then a bit more is wanted.
-    pub(super) fn is_tight(&self, most: u64, was: bool) -> bool {
+    /// Returns whether so little is free, beside the `most` pages that magazines may hold, that the
+    /// high watermark could be missed with caching. Where it `was` so, a bit more has to be free.
+    pub(super) fn caching_would_miss_high_watermark(&self, most: u64, was: bool) -> bool {
         let spare = if was { 3 * most } else { 2 * most };
-        self.core.free_units() < self.marks.high + spare
+        self.core.free_units() < self.watermarks.high + spare
     }
 
-    /// To be called after what is free has changed, and all of it is here if it is little.
-    pub(super) fn note(&mut self) {
+    /// Updates pressure after the free units have changed. Magazines are disabled by then if little
+    /// is free.
+    pub(super) fn update_pressure(&mut self) {
         let free = self.available();
-        if free < self.marks.low {
-            self.untold |= !self.pressure;
+        if free < self.watermarks.low {
+            self.pressure_unreported |= !self.pressure;
             self.pressure = true;
-        } else if free >= self.marks.high {
+        } else if free >= self.watermarks.high {
             self.pressure = false;
         }
     }
