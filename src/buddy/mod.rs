@@ -28,7 +28,7 @@
 //! last block of an order that no single tree holds is not split while a smaller one will do.
 //!
 //! [`Buddy::alloc_run`] serves an exact request that no block covers with adjacent free blocks.
-//! Such a search can be long, so it goes on from call to call.
+//! Such a scan can be long, so it goes on from call to call.
 //!
 //! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
 //! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
@@ -59,7 +59,7 @@ pub use request::{
     Place,
     Request,
     Run,
-    RunSearch, //
+    RunScan, //
 };
 use tree::{
     Tree,
@@ -78,8 +78,8 @@ fn note_words(_words: u32) {
 // CAST: 6.
 const LEVELS: usize = Order::COUNT.div_ceil(RANKS as usize);
 
-/// Stretches of adjacent free blocks that one call of [`Buddy::alloc_run`] looks at.
-const STRETCHES: u32 = 8;
+/// Ranges of adjacent free blocks that one call of [`Buddy::alloc_run`] looks at.
+const SCAN_BATCH: u32 = 8;
 
 /// Says whether two free buddies may become one.
 pub trait JoinPolicy {
@@ -196,14 +196,14 @@ struct Found {
     start: u64,
 }
 
-/// The outcome of a look for adjacent free blocks.
-enum Looked {
+/// The outcome of a scan for adjacent free blocks.
+enum ScanOutcome {
     /// They are there from this unit on.
     Found(u64),
     /// They may be where nothing has looked yet.
     Unfinished,
     /// They are nowhere.
-    Nothing,
+    NotFound,
 }
 
 /// Where a request's block may be.
@@ -387,29 +387,29 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// Goes on with `search` for the units of an exact `request`, in adjacent free blocks, and
+    /// Goes on with `scan` for the units of an exact `request`, in adjacent free blocks, and
     /// takes them: the lowest such units that start on `align`, or with [`Place::Highest`] the
     /// highest.
     ///
     /// A caller that holds a lock drops it after `None` and calls again. Units that become free
-    /// where the search has been are not found.
+    /// where the scan has been are not found.
     ///
-    /// Costs O([`STRETCHES`] x orders), if buddies always join.
+    /// Costs O([`SCAN_BATCH`] x orders), if buddies always join.
     ///
     /// # Errors
     ///
-    /// [`AllocError::Invalid`] for no units or more than 2^30. [`AllocError::Full`] if the search
+    /// [`AllocError::Invalid`] for no units or more than 2^30. [`AllocError::Full`] if the scan
     /// is over; and at once if `request` is not exact, or limits what may be split.
     pub fn alloc_run(
         &mut self,
         request: &Request,
-        search: &mut RunSearch,
+        scan: &mut RunScan,
     ) -> Result<Option<Run>, AllocError> {
         let (order, units) = request.shape().ok_or(AllocError::Invalid)?;
-        let start = match self.look_for_run(request, order, units, search) {
-            Looked::Found(start) => start,
-            Looked::Unfinished => return Ok(None),
-            Looked::Nothing => return Err(AllocError::Full),
+        let start = match self.scan_for_run(request, order, units, scan) {
+            ScanOutcome::Found(start) => start,
+            ScanOutcome::Unfinished => return Ok(None),
+            ScanOutcome::NotFound => return Err(AllocError::Full),
         };
         // Where the policy keeps buddies apart, these can't be taken.
         self.claim(start, start + units).ok_or(AllocError::Full)?;
@@ -447,14 +447,14 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Would [`Buddy::alloc_run`] find units for `request`? `None` where it would have to go on.
-    pub fn could_alloc_run(&self, request: &Request, search: &mut RunSearch) -> Option<bool> {
+    pub fn could_alloc_run(&self, request: &Request, scan: &mut RunScan) -> Option<bool> {
         let Some((order, units)) = request.shape() else {
             return Some(false);
         };
-        match self.look_for_run(request, order, units, search) {
-            Looked::Found(start) => Some(self.claimable(start, start + units)),
-            Looked::Unfinished => None,
-            Looked::Nothing => Some(false),
+        match self.scan_for_run(request, order, units, scan) {
+            ScanOutcome::Found(start) => Some(self.claimable(start, start + units)),
+            ScanOutcome::Unfinished => None,
+            ScanOutcome::NotFound => Some(false),
         }
     }
 
@@ -709,28 +709,27 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// Looks at the next [`STRETCHES`] stretches of free units for one in which `units` have a
-    /// place.
+    /// Looks at the next [`SCAN_BATCH`] ranges of free units for one in which `units` have a place.
     ///
     /// A quarter of the covering block is less than half of the run. So the run holds a free block
-    /// of that size, and only stretches with such a block are looked at.
-    fn look_for_run(
+    /// of that size, and only ranges with such a block are looked at.
+    fn scan_for_run(
         &self,
         request: &Request,
         order: Order,
         units: u64,
-        search: &mut RunSearch,
-    ) -> Looked {
+        scan: &mut RunScan,
+    ) -> ScanOutcome {
         let (lo, hi) = request.window;
         let (lo, hi) = (lo.max(self.base), hi.min(self.end));
         let is_for_runs = request.extent == Extent::Exact && request.split_limit >= self.max_order;
         if !is_for_runs || units > self.free_units {
-            return Looked::Nothing;
+            return ScanOutcome::NotFound;
         }
         let step = Order::saturating(order.get().saturating_sub(2));
         let align = request.align.units();
-        for _ in 0..STRETCHES {
-            let (from, to) = match (request.place, search.at) {
+        for _ in 0..SCAN_BATCH {
+            let (from, to) = match (request.place, scan.at) {
                 (Place::Highest, Some(at)) => (lo, hi.min(at)),
                 (_, Some(at)) => (lo.max(at), hi),
                 (_, None) => (lo, hi),
@@ -744,7 +743,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
                 ..Request::new(step.units())
             };
             let Some(found) = self.find(&block, step, step.units()) else {
-                return Looked::Nothing;
+                return ScanOutcome::NotFound;
             };
             let start = self.free_since(found.start, lo);
             let end = self.free_until(found.start, hi);
@@ -754,14 +753,14 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             };
             let is_inside = |place: &u64| *place >= start && place.saturating_add(units) <= end;
             if let Some(place) = place.filter(is_inside) {
-                return Looked::Found(place);
+                return ScanOutcome::Found(place);
             }
-            search.at = Some(match request.place {
+            scan.at = Some(match request.place {
                 Place::Highest => start,
                 Place::Any | Place::Lowest => end,
             });
         }
-        Looked::Unfinished
+        ScanOutcome::Unfinished
     }
 
     /// The first unit from `at` on, before `hi`, that is not free, or `hi`.

@@ -131,9 +131,9 @@ impl Request {
     }
 }
 
-/// A search for adjacent free blocks, and how far it has come. It belongs to one request.
+/// A scan for adjacent free blocks, and how far it has come. It belongs to one request.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RunSearch {
+pub struct RunScan {
     /// The end of what was looked at: its upper end, or its lower one if the highest place is
     /// wanted.
     pub(super) at: Option<u64>,

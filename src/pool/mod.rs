@@ -54,8 +54,8 @@ use self::{
     zone::{
         AllocScope,
         Core,
-        Hunt,
         Zone, //
+        ZoneScan,
     }, //
 };
 use crate::buddy::{
@@ -117,12 +117,12 @@ pub(crate) const DEFAULT_POOL: u32 = 1;
 /// The pool is idle when nobody took memory or gave some back for so long.
 const IDLE_MS: u32 = 500;
 
-/// Holds of the pool's lock in a search for adjacent free blocks, until what has to stand still for
-/// it goes on.
-const HOLDS: u32 = 64;
+/// Holds of the pool's lock in a scan for adjacent free blocks, until what was quiesced for it goes
+/// on.
+const SCANS_PER_QUIESCE: u32 = 64;
 
 /// Units whose free blocks are counted under one hold of the pool's lock.
-const COUNTED: u64 = 1 << 12;
+const COUNT_BATCH: u64 = 1 << 12;
 
 /// What a pool's administrator decides.
 #[derive(Clone, Copy)]
@@ -736,7 +736,7 @@ impl Pool {
         if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, request.size)) {
             return Ok(self.block_for(run, request, hand));
         }
-        let run = self.end(self.attempt(request, hand, 0))?;
+        let run = self.finish_alloc(self.try_alloc(request, hand, 0))?;
         Ok(self.block_for(run, request, hand))
     }
 
@@ -751,7 +751,7 @@ impl Pool {
         request: &AllocRequest,
         held: u64,
     ) -> Result<Block, Refused> {
-        let run = self.end(self.attempt(request, None, held))?;
+        let run = self.finish_alloc(self.try_alloc(request, None, held))?;
         Ok(self.block_for_move(run, request, held))
     }
 
@@ -772,7 +772,7 @@ impl Pool {
         if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, request.size)) {
             return Ok(self.block_for(run, request, hand));
         }
-        let mut attempt = self.attempt(request, hand, 0);
+        let mut attempt = self.try_alloc(request, hand, 0);
         // A search drops the lock. Memory that was freed behind it woke nobody for this request:
         // it was not in the list, or was there as notified.
         let missed = attempt.outcome.is_err() && attempt.searched != attempt.state.supply.returns();
@@ -783,7 +783,7 @@ impl Pool {
             }
             _ => waiters.remove(waiter),
         };
-        let outcome = self.end(attempt);
+        let outcome = self.finish_alloc(attempt);
         self.finish_update(update, outcome.is_ok().then_some(request));
         if missed {
             waiter.bell().ring(READABLE);
@@ -796,12 +796,12 @@ impl Pool {
 
     /// Tries to take units for `request`. What may be at `hand` is got ready for the next time, too.
     /// It is for what has `held` units until it moves.
-    fn attempt(
+    fn try_alloc(
         &self,
         request: &AllocRequest,
         hand: Option<(End, Order)>,
         held: u64,
-    ) -> Attempt<'_> {
+    ) -> AllocAttempt<'_> {
         self.activity.fetch_add(1, Relaxed);
         self.look_for_bad();
         let still = request.strict.then(|| self.still_killable());
@@ -813,7 +813,7 @@ impl Pool {
             if let (false, Some(hand)) = (is_ready, hand) {
                 self.refill_for_next(&mut state, hand);
             }
-            return Attempt {
+            return AllocAttempt {
                 frees_seen: state.zone.frees(),
                 state,
                 outcome,
@@ -830,7 +830,7 @@ impl Pool {
         let mut state = self.state.lock();
         let frees_seen = state.zone.frees();
         let outcome = state.alloc(request, held);
-        let attempt = Attempt {
+        let attempt = AllocAttempt {
             state,
             outcome,
             still: Some(still),
@@ -838,7 +838,7 @@ impl Pool {
         };
         match attempt.outcome {
             Err(Refused::Full { .. }) if request.may_be_run() => {
-                self.attempt_run(request, held, attempt)
+                self.try_alloc_run(request, held, attempt)
             }
             _ => attempt,
         }
@@ -846,29 +846,29 @@ impl Pool {
 
     /// Goes on with an attempt that found no block, and looks for adjacent free blocks.
     ///
-    /// The pool's lock is let go every few stretches, and what stands still goes on from time to
-    /// time. A killed caller ends the search: its task sees no refusal any more.
-    fn attempt_run<'a>(
+    /// The pool's lock is dropped every few ranges, and what was quiesced goes on from time to time.
+    /// A killed caller ends the scan: its task sees no refusal any more.
+    fn try_alloc_run<'a>(
         &'a self,
         request: &AllocRequest,
         held: u64,
-        attempt: Attempt<'a>,
-    ) -> Attempt<'a> {
-        let Attempt {
+        attempt: AllocAttempt<'a>,
+    ) -> AllocAttempt<'a> {
+        let AllocAttempt {
             mut state,
             mut outcome,
             mut still,
             frees_seen,
         } = attempt;
-        let mut hunt = state.zone.hunt();
-        for hold in 1_u32.. {
-            if let Some(over) = state.alloc_run(request, held, &mut hunt) {
+        let mut scan = state.zone.begin_scan();
+        for scans in 1_u32.. {
+            if let Some(over) = state.alloc_run(request, held, &mut scan) {
                 // What compaction freed behind the search is not to be missing.
                 outcome = over.or_else(|_| state.take(ask, held));
                 break;
             }
             drop(state);
-            if hold % HOLDS == 0 {
+            if scans % SCANS_PER_QUIESCE == 0 {
                 // Waiting for the locks lets other tasks run, too.
                 still = None;
                 still.replace(self.still_and_unmoved());
@@ -881,7 +881,7 @@ impl Pool {
                 break;
             }
         }
-        Attempt {
+        AllocAttempt {
             state,
             outcome,
             still,
@@ -889,9 +889,9 @@ impl Pool {
         }
     }
 
-    /// Sees what follows from an attempt, lets go of the locks, and tells of pressure.
-    fn end(&self, attempt: Attempt<'_>) -> Result<Run, Refused> {
-        let Attempt {
+    /// Ends an attempt: updates what depends on it, drops the locks, and notifies of pressure.
+    fn finish_alloc(&self, attempt: AllocAttempt<'_>) -> Result<Run, Refused> {
+        let AllocAttempt {
             state,
             outcome,
             still,
@@ -1091,7 +1091,7 @@ impl Pool {
 
     /// Counts the free units of `[lo, hi)`, from the pool's start. Sleeps.
     ///
-    /// The pool's lock is held over [`COUNTED`] units at a time, so the sum is that of no single
+    /// The pool's lock is held over [`COUNT_BATCH`] units at a time, so the sum is that of no single
     /// moment.
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
@@ -1100,7 +1100,7 @@ impl Pool {
         let mut sum = 0;
         let mut at = lo;
         while at < hi {
-            let end = hi.min(at + COUNTED);
+            let end = hi.min(at + COUNT_BATCH);
             let state = self.state.lock();
             sum += state.zone.core().free_units_in(base + at, base + end);
             at = end;
@@ -1109,8 +1109,8 @@ impl Pool {
     }
 }
 
-/// An attempt to take units, with the locks under which it came to its outcome.
-struct Attempt<'a> {
+/// An attempt to allocate, with the locks under which it came to its outcome.
+struct AllocAttempt<'a> {
     state: SpinLockGuard<'a, State>,
     outcome: Result<Run, Refused>,
     still: Option<Still<'a>>,
@@ -1168,14 +1168,14 @@ impl State {
         Ok(run)
     }
 
-    /// The same in adjacent free blocks. `None` if the search is to go on.
+    /// The same in adjacent free blocks. `None` if the scan is to go on.
     fn alloc_run(
         &mut self,
         request: &AllocRequest,
         held: u64,
-        hunt: &mut Hunt,
+        scan: &mut ZoneScan,
     ) -> Option<Result<Run, Refused>> {
-        let outcome = self.zone.alloc_run(request, held, hunt)?;
+        let outcome = self.zone.alloc_run(request, held, scan)?;
         if outcome.is_ok() {
             self.zone.account_free(held);
             self.count(request.size);

@@ -17,7 +17,7 @@ use crate::buddy::{
     Place,
     Request,
     Run,
-    RunSearch, //
+    RunScan, //
 };
 use crate::mm;
 use kernel::prelude::*;
@@ -55,13 +55,13 @@ pub(crate) struct Watermarks {
 pub(crate) enum Fits {
     Yes,
     No,
-    /// It takes a long search to know.
+    /// It takes a long scan to know.
     Maybe,
 }
 
-/// A search for adjacent free blocks. The isolated range is looked at last.
-pub(super) struct Hunt {
-    search: RunSearch,
+/// A scan for adjacent free blocks. The isolated range is looked at last.
+pub(super) struct ZoneScan {
+    run: RunScan,
     phase: Phase,
 }
 
@@ -156,10 +156,10 @@ impl Zone {
         Ok(run)
     }
 
-    /// A search for adjacent free blocks from its beginning.
-    pub(super) fn hunt(&self) -> Hunt {
-        Hunt {
-            search: RunSearch::default(),
+    /// Begins a scan for adjacent free blocks.
+    pub(super) fn begin_scan(&self) -> ZoneScan {
+        ZoneScan {
+            run: RunScan::default(),
             phase: match self.isolated {
                 Some(_) => Phase::First,
                 None => Phase::Anywhere,
@@ -167,13 +167,13 @@ impl Zone {
         }
     }
 
-    /// Goes on with a search for adjacent free blocks, after [`Zone::alloc`] found nothing. `None`
-    /// if the search is not over: the caller lets go of the pool's lock, and calls this again.
+    /// Goes on with a scan for adjacent free blocks, after [`Zone::alloc`] found nothing. Returns
+    /// `None` if the scan is not over: the caller drops the pool's lock and calls this again.
     pub(super) fn alloc_run(
         &mut self,
         request: &AllocRequest,
         held: u64,
-        hunt: &mut Hunt,
+        scan: &mut ZoneScan,
     ) -> Option<Result<Run, Refused>> {
         if let Err(refused) = self.watermark_ok(request, held) {
             return Some(Err(refused));
@@ -188,7 +188,7 @@ impl Zone {
             let (lo, hi) = core_request.window;
             let (below, above) = ((lo, hi.min(from)), (lo.max(to), hi));
             core_request.window =
-                match (hunt.phase, core_request.place) {
+                match (scan.phase, core_request.place) {
                     (Phase::First, Place::Highest)
                     | (Phase::Second, Place::Any | Place::Lowest) => above,
                     (Phase::First, Place::Any | Place::Lowest)
@@ -196,7 +196,7 @@ impl Zone {
                     (Phase::Anywhere, _) => (lo, hi),
                 };
         }
-        if let Ok(found) = self.core.alloc_run(&core_request, &mut hunt.search) {
+        if let Ok(found) = self.core.alloc_run(&core_request, &mut scan.run) {
             let run = found?;
             let is_inside = |(lo, hi): &(u64, u64)| run.start() < *hi && run.end() > *lo;
             if self.isolated.as_ref().is_some_and(is_inside) {
@@ -204,8 +204,8 @@ impl Zone {
             }
             return Some(Ok(run));
         }
-        hunt.search = RunSearch::default();
-        hunt.phase = match hunt.phase {
+        scan.run = RunScan::default();
+        scan.phase = match scan.phase {
             Phase::First => Phase::Second,
             Phase::Second => Phase::Anywhere,
             Phase::Anywhere => return full,
@@ -244,7 +244,7 @@ impl Zone {
     }
 
     /// Returns whether a request would be served. It was last refused when the number of frees was
-    /// `frees_seen`. As long as it is the same, a long search would find nothing.
+    /// `frees_seen`. As long as it is the same, a long scan would find nothing.
     pub(super) fn fits(&mut self, request: &AllocRequest, frees_seen: u64) -> Fits {
         if self.watermark_ok(request, 0).is_err() {
             return Fits::No;
@@ -269,7 +269,7 @@ impl Zone {
         };
         match self
             .core
-            .could_alloc_run(&core_request, &mut RunSearch::default())
+            .could_alloc_run(&core_request, &mut RunScan::default())
         {
             Some(true) => Fits::Yes,
             None if frees_seen != self.frees => Fits::Maybe,
@@ -490,14 +490,14 @@ impl Zone {
                 let core_request = self.core_request(request, place, window, limit);
                 match self.core.alloc(&core_request) {
                     Ok(run) => Some(run),
-                    // A first look. A buffer that moves gets no other. A longer search begins
+                    // A first look. A buffer that moves gets no other. A longer scan begins
                     // outside of the isolated range.
                     Err(AllocError::Full)
                         if (scope != AllocScope::Anywhere || self.isolated.is_none())
                             && self.may_be_parts(ask) =>
                     {
-                        let mut search = RunSearch::default();
-                        self.core.alloc_run(&core_request, &mut search).ok()?
+                        let mut scan = RunScan::default();
+                        self.core.alloc_run(&core_request, &mut scan).ok()?
                     }
                     Err(AllocError::Full | AllocError::Invalid | AllocError::Taken) => None,
                 }

@@ -27,7 +27,7 @@ use rust_buddy_host::{
         Place,
         Request,
         Run,
-        RunSearch, //
+        RunScan, //
     },
     touched, //
 };
@@ -115,14 +115,14 @@ impl Cost {
                 core.free(run);
                 self.note(&request);
             }
-            // The first calls of a search that may have to go on for long.
-            let mut search = RunSearch::default();
+            // The first calls of a scan that may have to go on for long.
+            let mut scan = RunScan::default();
             for _ in 0..20 {
-                let before = search;
-                let could = core.could_alloc_run(&request, &mut search);
+                let before = scan;
+                let could = core.could_alloc_run(&request, &mut scan);
                 self.note(&request);
-                search = before;
-                let run = core.alloc_run(&request, &mut search);
+                scan = before;
+                let run = core.alloc_run(&request, &mut scan);
                 self.note(&request);
                 match run {
                     Ok(None) => assert_eq!(could, None),
@@ -233,11 +233,11 @@ fn runs_among_crumbs() {
                     place,
                     ..Request::new(units)
                 };
-                let mut search = RunSearch::default();
+                let mut scan = RunScan::default();
                 let mut calls = 0;
                 let found = loop {
                     touched::take();
-                    let known = core.could_alloc_run(&request, &mut search);
+                    let known = core.could_alloc_run(&request, &mut scan);
                     worst = worst.max(touched::take());
                     calls += 1;
                     if let Some(found) = known {

@@ -21,7 +21,7 @@ use rust_buddy_host::buddy::{
     Place,
     Request,
     Run,
-    RunSearch, //
+    RunScan, //
 };
 
 /// Says what went wrong.
@@ -517,9 +517,9 @@ pub fn alloc_anyhow<P: JoinPolicy>(
 ) -> Result<Run, AllocError> {
     match core.alloc(request) {
         Err(AllocError::Full) => {
-            let mut search = RunSearch::default();
+            let mut scan = RunScan::default();
             loop {
-                if let Some(run) = core.alloc_run(request, &mut search)? {
+                if let Some(run) = core.alloc_run(request, &mut scan)? {
                     return Ok(run);
                 }
             }
@@ -530,9 +530,9 @@ pub fn alloc_anyhow<P: JoinPolicy>(
 
 /// Would [`alloc_anyhow`] get them?
 pub fn could_alloc_anyhow<P: JoinPolicy>(core: &mut Buddy<Vec<u64>, P>, request: &Request) -> bool {
-    let mut search = RunSearch::default();
+    let mut scan = RunScan::default();
     core.could_alloc(request)
-        || core::iter::repeat_with(|| core.could_alloc_run(request, &mut search))
+        || core::iter::repeat_with(|| core.could_alloc_run(request, &mut scan))
             .find_map(|known| known)
             == Some(true)
 }
