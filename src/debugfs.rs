@@ -3,7 +3,10 @@
 //! What the curious may see of a pool, in `/sys/kernel/debug/rust_buddy/poolN/`. No physical
 //! addresses.
 
-use crate::buddy::Order;
+use crate::buddy::{
+    Order,
+    PMD_ORDER, //
+};
 use crate::debug_file::{
     Act,
     File,
@@ -220,7 +223,7 @@ fn map(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 /// `#` so many tenths or all of it in use by what could be moved, `p` if some of it could not, `*`
 /// if it is being emptied. For `watch -n 0.1 cat`.
 fn pageblocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    const PAGES: u32 = 1 << 9;
+    const PAGES: u32 = 1 << PMD_ORDER.get();
 
     let base = pool.region().base().0;
     let isolated = pool.isolated_range().map(|(lo, hi)| (base + lo, base + hi));

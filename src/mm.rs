@@ -3,6 +3,7 @@
 //! Page arithmetic and the kernel's symbols that no Rust abstraction covers yet: what a new kernel
 //! or another architecture would break is here and nowhere else.
 
+use crate::buddy::PMD_ORDER;
 use core::ptr::NonNull;
 use kernel::{
     bindings,
@@ -347,7 +348,7 @@ pub(crate) use no_cma::{
 };
 
 /// Pages in a pageblock: 2 MiB on x86-64, the size of a PMD entry.
-pub(crate) const PAGEBLOCK: u64 = 1 << 9;
+pub(crate) const PAGEBLOCK: u64 = PMD_ORDER.units();
 /// `ACR_FLAGS_NONE`, a macro in C.
 pub(crate) const ACR_FLAGS_NONE: bindings::acr_flags_t = 0;
 /// NUMA nodes that there may be.

@@ -59,7 +59,8 @@ pub use request::{
     Place,
     Request,
     Run,
-    RunScan, //
+    RunScan,
+    PMD_ORDER, //
 };
 use tree::{
     Tree,

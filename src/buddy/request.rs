@@ -67,6 +67,9 @@ impl Order {
     }
 }
 
+/// The order of 2 MiB of 4 KiB units: what one PMD entry maps, and the size of a pageblock.
+pub const PMD_ORDER: Order = Order::saturating(9);
+
 /// How much of the covering block a request keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {

@@ -25,7 +25,8 @@
 use crate::buddy::{
     Order,
     Packed,
-    Run, //
+    Run,
+    PMD_ORDER, //
 };
 use core::ops::DerefMut;
 
@@ -37,7 +38,7 @@ const RACKS: [(Order, usize); 6] = [
     (Order::saturating(2), 32),
     (Order::saturating(3), 32),
     (Order::saturating(4), 32),
-    (Order::saturating(9), 16),
+    (PMD_ORDER, 16),
 ];
 
 /// Blocks of all orders, for one end.

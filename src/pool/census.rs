@@ -5,7 +5,7 @@
 //! Counted as it changes, without a lock: each block counts itself when it has been taken and
 //! before it goes back, so no count ever says more than there is.
 
-use crate::buddy::Order;
+use crate::buddy::PMD_ORDER;
 use crate::mm::Pfn;
 use crate::victim::Count;
 use kernel::{
@@ -15,9 +15,6 @@ use kernel::{
         Relaxed, //
     }, //
 };
-
-/// The order of an area: 2 MiB of 4 KiB pages.
-pub(crate) const AREA: Order = Order::saturating(9);
 
 /// Where the pages that could be moved are counted; the others are below.
 const MOVABLE_SHIFT: u32 = 16;
@@ -32,19 +29,19 @@ pub(super) struct Census {
 impl Census {
     /// Of a pool of `pages` pages from `base` on, all free.
     pub(super) fn new(base: u64, pages: u64) -> Result<Self> {
-        let first = base >> AREA.get();
-        let areas = ((base + pages - 1) >> AREA.get()) - first + 1;
+        let first = base >> PMD_ORDER.get();
+        let areas = ((base + pages - 1) >> PMD_ORDER.get()) - first + 1;
         let mut counts = KVVec::with_capacity(areas as usize, GFP_KERNEL)?;
         for _ in 0..areas {
             counts.push(Atomic::new(0), GFP_KERNEL)?;
         }
         let this = Self { first, counts };
         this.add(
-            Pfn(first << AREA.get()),
-            base - (first << AREA.get()),
+            Pfn(first << PMD_ORDER.get()),
+            base - (first << PMD_ORDER.get()),
             false,
         );
-        let end = (first + areas) << AREA.get();
+        let end = (first + areas) << PMD_ORDER.get();
         this.add(Pfn(base + pages), end - (base + pages), false);
         Ok(this)
     }
@@ -86,8 +83,8 @@ impl Census {
     fn each(&self, first: Pfn, pages: u64, change: impl Fn(u32) -> u32) {
         let (mut at, end) = (first.0, first.0 + pages);
         while at < end {
-            let area = at >> AREA.get();
-            let next = end.min((area + 1) << AREA.get());
+            let area = at >> PMD_ORDER.get();
+            let next = end.min((area + 1) << PMD_ORDER.get());
             let count = area
                 .checked_sub(self.first)
                 .and_then(|i| self.counts.get(i as usize));

@@ -11,7 +11,10 @@ use super::{
     dirty::Dirty,
     Pool, //
 };
-use crate::buddy::Run;
+use crate::buddy::{
+    Run,
+    PMD_ORDER, //
+};
 use crate::mm::Pfn;
 use crate::region::{
     Pace,
@@ -33,9 +36,6 @@ use kernel::{
         Monotonic, //
     }, //
 };
-
-/// Pages that are cleared in one go, on a boundary of as many: 2 MiB.
-const PIECE: u64 = 512;
 
 /// How long after something became dirty the worker begins; and when, at the latest, what it has
 /// used of that time is its share of it.
@@ -149,7 +149,7 @@ impl Pool {
                 // CAST: At most `REST_MS`.
                 return Some(rest.min(REST_MS) as u32);
             }
-            let pages = pages.min(PIECE - first.0 % PIECE);
+            let pages = pages.min(PMD_ORDER.units() - first.0 % PMD_ORDER.units());
             at = self.clean(first, pages);
         }
         self.cleaned_to.store(self.base(), Relaxed);

@@ -65,7 +65,8 @@ use crate::buddy::{
     Extent,
     Order,
     Place,
-    Run, //
+    Run,
+    PMD_ORDER, //
 };
 use crate::deferred_free::DeferredFrees;
 use crate::magazine::End;
@@ -517,7 +518,7 @@ pub(crate) struct Snapshot {
     pub(crate) quarantined: u64,
     pub(crate) lingering: u64,
     pub(crate) reserved: u64,
-    /// The unusable free space index at order 9, of 1000.
+    /// The unusable free space index at [`PMD_ORDER`], of 1000.
     pub(crate) unusable: u32,
     pub(crate) pressure: bool,
 }
@@ -684,7 +685,7 @@ impl Pool {
 
     /// Is more of what is free in small blocks than is good?
     fn is_fragmented(&self) -> bool {
-        let large = Order::saturating(9).min(self.max_order).units();
+        let large = PMD_ORDER.min(self.max_order).units();
         let _still = self.still();
         let state = self.state.lock();
         state.zone.core().free_units() >= large && state.zone.unusable() > self.policy.compact_threshold

@@ -9,7 +9,6 @@
 //! being moved. So evacuation never makes a request fail that would have been served without it.
 
 use super::{
-    census::AREA,
     magazines::Gathered,
     mutex,
     zone::AllocScope,
@@ -20,7 +19,8 @@ use super::{
 };
 use crate::buddy::{
     Extent,
-    Order, //
+    Order,
+    PMD_ORDER, //
 };
 use crate::mm::{
     self,
@@ -409,16 +409,16 @@ impl Pool {
         (lo, hi): (u64, u64),
         tried: &[u64],
     ) -> Option<u64> {
-        let area = AREA.get();
+        let area = PMD_ORDER.get();
         let (lo, hi) = (
             lo.max(self.base()),
             hi.min(self.base() + self.region.pages()),
         );
-        if order < AREA {
+        if order < PMD_ORDER {
             return self.choose_within_area(order, align, (lo, hi), tried);
         }
         let field = Field {
-            first: lo.div_ceil(AREA.units()),
+            first: lo.div_ceil(PMD_ORDER.units()),
             end: hi >> area,
             shift: order.get() - area,
             align: align.get() - area,
@@ -442,7 +442,7 @@ impl Pool {
         let mut areas = [(0, 0); AREAS];
         let (first, end) = self.census.areas();
         for number in first..end {
-            let free = self.census.count(number).free(AREA);
+            let free = self.census.count(number).free(PMD_ORDER);
             // The array is in order, the least free last.
             let at = areas.partition_point(|&(more, _)| more >= free);
             if free > 0 && at < AREAS {
@@ -455,8 +455,8 @@ impl Pool {
             .into_iter()
             .filter(|&(free, _)| free > 0)
             .flat_map(|(_, number)| {
-                let start = (number << AREA.get()).max(lo).next_multiple_of(step);
-                let end = ((number + 1) << AREA.get()).min(hi);
+                let start = (number << PMD_ORDER.get()).max(lo).next_multiple_of(step);
+                let end = ((number + 1) << PMD_ORDER.get()).min(hi);
                 (0..)
                     .map(move |i| start + i * step)
                     .take_while(move |block| block + order.units() <= end)
@@ -486,7 +486,7 @@ impl Pool {
     /// Compacts if nothing else was going on for a while: frees large blocks until the pool is
     /// fragmented no more than it may be. Says whether to look again later.
     pub(super) fn compact(self: &Arc<Self>) -> bool {
-        let order = AREA.min(self.max_order);
+        let order = PMD_ORDER.min(self.max_order);
         loop {
             if !self.is_fragmented() {
                 return false;

@@ -17,16 +17,16 @@ use crate::buddy::{
     Place,
     Request,
     Run,
-    RunScan, //
+    RunScan,
+    PMD_ORDER, //
 };
 use crate::mm;
 use kernel::prelude::*;
 
 pub(super) type Core = Buddy<KVVec<u64>>;
 
-/// The smallest order of what counts as a large block: 2 MiB of 4 KiB pages.
-const LARGE: Order = Order::saturating(9);
-const SMALL: Order = Order::saturating(LARGE.get() - 1);
+/// What may be split while blocks of [`PMD_ORDER`], the large ones, are spared.
+const BELOW_PMD: Order = Order::saturating(PMD_ORDER.get() - 1);
 
 /// How urgent a request is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -218,8 +218,8 @@ impl Zone {
         match request.placement {
             Placement::Within { place, .. } if request.may_be_run() => {
                 let limit = self.split_limit(request)?;
-                let is_small = request.order() < LARGE.get();
-                if request.priority == Priority::Low && is_small && self.may_be_parts(ask)
+                let is_small = request.order() < PMD_ORDER.get();
+                if request.priority == Priority::Low && is_small && self.may_be_parts(PMD_ORDER)
                     .then(|| self.core_request(request, place, request.bounds(self.base), limit))
             }
             _ => None,
@@ -234,10 +234,10 @@ impl Zone {
 
     /// Takes a block of `order` to have it ready; never part of the last large block.
     pub(super) fn alloc_block(&mut self, place: Place, order: Order) -> Option<Run> {
-        let spares = order < LARGE && !self.core.has_blocks(LARGE, 2);
+        let spares = order < PMD_ORDER && !self.core.has_blocks(PMD_ORDER, 2);
         let core_request = Request {
             place,
-            split_limit: if spares { SMALL } else { Order::MAX },
+            split_limit: if spares { BELOW_PMD } else { Order::MAX },
             ..Request::new(order.units())
         };
         self.core.alloc(&core_request).ok()
@@ -252,7 +252,7 @@ impl Zone {
         let has_block = match request.placement {
             Placement::At(at) => self.core.could_alloc_at(self.base + at, request.units()),
             Placement::Within { place, .. } => {
-                let limit = self.split_limit(request).unwrap_or(SMALL);
+                let limit = self.split_limit(request).unwrap_or(BELOW_PMD);
                 let core_request =
                     self.core_request(request, place, request.bounds(self.base), limit);
                 self.core.could_alloc(&core_request)
@@ -373,12 +373,12 @@ impl Zone {
         large_units(&self.core.counters(), order) >> order.get()
     }
 
-    /// The unusable free space index at order 9, or at the pool's largest: of 1000 free units, how
+    /// The unusable free space index at [`PMD_ORDER`], or at the pool's largest: of 1000 free units, how
     /// many are in smaller blocks. Source: Gorman and Whitcroft, "The what, the why and the where
     /// to of anti-fragmentation", Ottawa Linux Symposium 2006.
     pub(super) fn unusable(&self) -> u32 {
         let counters = self.core.counters();
-        let order = LARGE.min(self.core.max_order());
+        let order = PMD_ORDER.min(self.core.max_order());
         let small = counters.free_units - large_units(&counters, order);
         // As the kernel has it: nothing free is of no use at all.
         (small * 1000)
@@ -414,8 +414,8 @@ impl Zone {
     /// What may be split for `request`; nothing large if only the last of these is left and the
     /// priority is low.
     fn split_limit(&self, request: &AllocRequest) -> Option<Order> {
-        let is_small = request.order() < LARGE.get();
-        if request.priority != Priority::Low || !is_small || self.free_blocks(LARGE) > 1 {
+        let is_small = request.order() < PMD_ORDER.get();
+        if request.priority != Priority::Low || !is_small || self.free_blocks(PMD_ORDER) > 1 {
             return Some(Order::MAX);
         }
         None
@@ -428,18 +428,18 @@ impl Zone {
         request: &AllocRequest,
         scope: AllocScope,
     ) -> Result<Run, Refused> {
-        let is_small = request.order() < LARGE.get();
+        let is_small = request.order() < PMD_ORDER.get();
         let spares = is_small
             && (request.priority == Priority::Low
-                || (request.spares_the_last() && !self.core.has_blocks(LARGE, 2)));
+                || (request.spares_the_last() && !self.core.has_blocks(PMD_ORDER, 2)));
         if spares {
-            if let Some(run) = self.alloc_in(request, scope, SMALL) {
+            if let Some(run) = self.alloc_in(request, scope, BELOW_PMD) {
                 return Ok(run);
             }
         }
         let largest_free = self.largest_free();
         let Some(limit) = self.split_limit(request) else {
-            return Err(if self.core.largest_free() >= Some(LARGE) {
+            return Err(if self.core.largest_free() >= Some(PMD_ORDER) {
                 Refused::LastBlock { largest_free }
             } else {
                 Refused::Full { largest_free }

@@ -8,7 +8,10 @@ use super::{
     Region,
     Wanted, //
 };
-use crate::buddy::Order;
+use crate::buddy::{
+    Order,
+    PMD_ORDER, //
+};
 use crate::memtype::MemType;
 use crate::mm::{
     self,
@@ -17,9 +20,6 @@ use crate::mm::{
 };
 use core::ptr::NonNull;
 use kernel::prelude::*;
-
-/// The order of 2 MiB: what a pool should start on at least, if that can be had.
-const HUGE_ORDER: u32 = 9;
 
 /// # Invariants
 ///
@@ -39,9 +39,10 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         );
         return Err(ENODEV);
     };
-    // The better aligned, the larger the blocks; better a badly aligned pool than none.
+    // The better aligned, the larger the blocks; better a badly aligned pool than none,
+    // but it should start on a boundary of 2 MiB at least.
     let whole = Order::covering(wanted.pages).map_or(0, Order::get);
-    let first = [whole, whole.min(HUGE_ORDER), 0]
+    let first = [whole, whole.min(PMD_ORDER.get()), 0]
         .into_iter()
         .find_map(|align| mm::cma_take(area, wanted.pages, align));
     let Some(first) = first else {

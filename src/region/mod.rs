@@ -12,7 +12,8 @@ mod contig;
 mod online;
 mod range;
 
-use crate::memtype::{
+use crate::buddy::PMD_ORDER;
+use crate::cache::{
     self,
     MemType,
     PatEntry, //
@@ -131,7 +132,7 @@ impl Pace {
     pub(crate) fn new(memtype: MemType) -> Self {
         let (piece, rest_after) = match memtype {
             // 2 MiB, and a rest after 64 MiB: some 10 ms.
-            MemType::WriteBack => (1 << 9, 32),
+            MemType::WriteBack => (PMD_ORDER.units(), 32),
             // 256 KiB.
             MemType::WriteCombining | MemType::Uncached => (1 << 6, 1),
         };
