@@ -319,12 +319,12 @@ mod walk {
         against.entries += 1;
         // Of a large entry, what is in the VMA.
         let from = shown.address.max(against.start);
-        let to = (shown.address + shown.pages * mm::UNIT).min(against.end);
+        let to = (shown.address + shown.pages * mm::PAGE_SIZE).min(against.end);
         let right = against.backing.is_some_and(|backing| {
-            let page = against.offset + (from - against.start) / mm::UNIT;
-            let frame = shown.frame + (from - shown.address) / mm::UNIT;
+            let page = against.offset + (from - against.start) / mm::PAGE_SIZE;
+            let frame = shown.frame + (from - shown.address) / mm::PAGE_SIZE;
             backing.run_at(page).is_some_and(|(first, there)| {
-                first.0 == frame && (to.saturating_sub(from)) / mm::UNIT <= there
+                first.0 == frame && (to.saturating_sub(from)) / mm::PAGE_SIZE <= there
             })
         });
         if !right {

@@ -141,7 +141,13 @@ fn free_blocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let now = pool.snapshot();
     let orders = Order::default().to(pool.max_order());
     for (order, count) in orders.zip(now.counters.free_blocks) {
-        writeln!(f, "{} {} {}", order.get(), order.units() * mm::UNIT, count)?;
+        writeln!(
+            f,
+            "{} {} {}",
+            order.get(),
+            order.units() * mm::PAGE_SIZE,
+            count
+        )?;
     }
     Ok(())
 }
@@ -183,8 +189,8 @@ fn show_run(
     writeln!(
         f,
         "{} {} {} {}",
-        from * mm::UNIT,
-        (to - from) * mm::UNIT,
+        from * mm::PAGE_SIZE,
+        (to - from) * mm::PAGE_SIZE,
         name,
         pat_index
     )
@@ -198,7 +204,7 @@ fn memtype_mapped(_pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 /// The pool as a picture. Each cell is looked at by itself, so the pool's lock is never held for
 /// long, and a picture of a pool at work is one of several moments.
 fn map(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let units = pool.size() / mm::UNIT;
+    let units = pool.size() / mm::PAGE_SIZE;
     let cell = units.div_ceil(COLUMNS * LINES);
     let mut at = 0;
     while at < units {

@@ -16,11 +16,11 @@ use kernel::{
 };
 
 /// Bytes in a page, the unit of every memory pool.
-pub(crate) const UNIT: u64 = 1 << PAGE_SHIFT;
+pub(crate) const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 
 /// The bytes in `pages` pages; `u64::MAX` for more than there can be.
 pub(crate) const fn bytes(pages: u64) -> u64 {
-    pages.saturating_mul(UNIT)
+    pages.saturating_mul(PAGE_SIZE)
 }
 
 /// Is the current system call one of a 32-bit program, as `in_ia32_syscall()` has it?
@@ -44,7 +44,7 @@ pub(crate) struct Pfn(pub(crate) u64);
 impl Pfn {
     /// The frame that starts at physical address `address`, if one does.
     pub(crate) fn from_address(address: u64) -> Option<Self> {
-        (address % UNIT == 0).then_some(Self(address >> PAGE_SHIFT))
+        (address % PAGE_SIZE == 0).then_some(Self(address >> PAGE_SHIFT))
     }
 
     /// The physical address of its first byte.
@@ -172,7 +172,7 @@ pub(crate) unsafe fn largest_segment(device: *const bindings::device) -> u64 {
     // SAFETY: By this function's requirements; the parameters live as long as the device.
     let told = unsafe { (*device).dma_parms.as_ref() }.map_or(0, |parms| parms.max_segment_size);
     let told = if told == 0 { UNTOLD } else { told.into() };
-    (told.min(LARGEST) / UNIT * UNIT).max(UNIT)
+    (told.min(LARGEST) / PAGE_SIZE * PAGE_SIZE).max(PAGE_SIZE)
 }
 
 /// Has the kernel marked a page as bad? `PageHWPoison()`, which C has inline.
@@ -582,7 +582,7 @@ const SECTION_SHIFT: usize = bindings::SECTION_SIZE_BITS as usize - PAGE_SHIFT;
 ///
 /// The frame must be in the span of a zone.
 unsafe fn section_of(frame: Pfn) -> *const bindings::mem_section {
-    const ROOT: u64 = UNIT / size_of::<bindings::mem_section>() as u64;
+    const ROOT: u64 = PAGE_SIZE / size_of::<bindings::mem_section>() as u64;
 
     let section = frame.0 >> SECTION_SHIFT;
     // SAFETY: The table is set up during early boot, for all frames that the CPU can address.

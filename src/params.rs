@@ -23,7 +23,7 @@ use kernel::{
 };
 
 /// The largest pool in MiB: 2^30 units are what the allocator manages.
-const MAX_SIZE_MB: u64 = (1 << 30) / (1 << 20) * mm::UNIT;
+const MAX_SIZE_MB: u64 = (1 << 30) / (1 << 20) * mm::PAGE_SIZE;
 
 /// The values that `source=` takes, each at the place of its number.
 const SOURCES: [(&CStr, Source); 4] = [
@@ -356,7 +356,7 @@ pub(crate) fn wanted(
     };
     Ok(Wanted {
         source,
-        pages: (size_mb << 20) / mm::UNIT,
+        pages: (size_mb << 20) / mm::PAGE_SIZE,
         start: phys_start,
         node,
         memtype: memtype.unwrap_or(MemType::WriteBack),

@@ -348,7 +348,7 @@ pub(crate) unsafe fn lookup(
     }
     let mask = args.addr_mask;
     Some(LeafEntry {
-        bytes: mask.wrapping_neg().max(mm::UNIT as usize),
+        bytes: mask.wrapping_neg().max(mm::PAGE_SIZE as usize),
         bits: args.pgprot.pgprot as u64,
     })
 }

@@ -98,15 +98,15 @@ impl View {
         let granted = mm::bytes(there.saturating_sub(self.first).min(self.pages));
         let room = granted.checked_sub(offset).ok_or(PartError::Bounds)?;
         let size = if size == 0 { room } else { size };
-        if size == 0 || size > room || offset % mm::UNIT != 0 || size % mm::UNIT != 0 {
+        if size == 0 || size > room || offset % mm::PAGE_SIZE != 0 || size % mm::PAGE_SIZE != 0 {
             return Err(PartError::Bounds);
         }
         state.mark_dirty();
         // INVARIANT: Within what this view shows.
         Ok(Self {
             buffer: self.buffer.clone(),
-            first: self.first.saturating_add(offset / mm::UNIT),
-            pages: size / mm::UNIT,
+            first: self.first.saturating_add(offset / mm::PAGE_SIZE),
+            pages: size / mm::PAGE_SIZE,
             writable,
             // Under the lock: a shrink has checked for parts before, or will see this one.
             shared: Some(Shared::new(&self.buffer)),

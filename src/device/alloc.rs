@@ -401,7 +401,7 @@ fn align(bytes: u64, at: bool, pool: &Pool) -> Option<Order> {
         // The place says it all.
         _ if at => None,
         _ if !bytes.is_power_of_two() || bytes > pool.size() => None,
-        _ => Order::covering(bytes.div_ceil(mm::UNIT)),
+        _ => Order::covering(bytes.div_ceil(mm::PAGE_SIZE)),
     }
 }
 
@@ -426,7 +426,7 @@ pub(super) fn placement(
         let all = Placement::Within {
             place,
             lo: 0,
-            hi: pool.size() / mm::UNIT,
+            hi: pool.size() / mm::PAGE_SIZE,
         };
         return (lo == 0 && hi == 0).then_some(all);
     }
@@ -442,14 +442,14 @@ pub(super) fn placement(
 fn limit(max_address: u64, pool: &Pool) -> u64 {
     let base = pool.region().base().address();
     match max_address {
-        0 => pool.size() / mm::UNIT,
-        _ => max_address.saturating_sub(base) / mm::UNIT,
+        0 => pool.size() / mm::PAGE_SIZE,
+        _ => max_address.saturating_sub(base) / mm::PAGE_SIZE,
     }
 }
 
 /// Bytes as units, if they are whole ones.
 fn whole_units(bytes: u64) -> Option<u64> {
-    (bytes % mm::UNIT == 0).then_some(bytes / mm::UNIT)
+    (bytes % mm::PAGE_SIZE == 0).then_some(bytes / mm::PAGE_SIZE)
 }
 
 /// Pages of the mmap window, where the request says how many.
@@ -464,6 +464,6 @@ fn window_pages(
     let granted = ask.granted().map(mm::bytes);
     let fits = granted.is_some_and(|granted| request.max_size >= granted)
         && request.max_size <= client.context().pool.size();
-    fits.then_some(Some(request.max_size.div_ceil(mm::UNIT)))
+    fits.then_some(Some(request.max_size.div_ceil(mm::PAGE_SIZE)))
         .ok_or(Refusal::new(EINVAL, uapi::REASON_MAX_SIZE))
 }

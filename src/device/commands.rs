@@ -214,7 +214,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
         request.features |= uapi::FEAT_PIN;
     }
     request.instance = context.instance;
-    request.page_size = mm::UNIT;
+    request.page_size = mm::PAGE_SIZE;
     request.max_buffers = context.users.max_handles();
     request.max_mmap_size = context.pool.size();
     Ok(())
@@ -231,7 +231,7 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
     request.node = region.node().unwrap_or(-1);
     request.max_order = pool.max_order().get();
     request.caps = region.caps();
-    request.unit = mm::UNIT;
+    request.unit = mm::PAGE_SIZE;
     request.size = pool.size();
     request.free = now.free;
     request.requested = now.requested;

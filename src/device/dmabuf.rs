@@ -297,7 +297,7 @@ impl DeviceMap {
         let mut entry = self.table.sgl;
         while done < bytes && !entry.is_null() {
             let length = most.min(bytes.saturating_sub(done));
-            let frame = first.plus(done / mm::UNIT);
+            let frame = first.plus(done / mm::PAGE_SIZE);
             // SAFETY: An entry of the table; the frame is one of the buffer's.
             unsafe {
                 (*entry).length = length as c_uint;

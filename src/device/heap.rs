@@ -194,7 +194,7 @@ impl HeapFile {
         let known = bindings::O_CLOEXEC | bindings::O_ACCMODE;
         let size = request
             .len
-            .checked_next_multiple_of(mm::UNIT)
+            .checked_next_multiple_of(mm::PAGE_SIZE)
             .filter(|&size| size > 0)
             .ok_or(EINVAL)?;
         if request.fd != 0 || request.fd_flags & !known != 0 || request.heap_flags != 0 {
@@ -212,14 +212,14 @@ impl HeapFile {
             // With what is to stay: devices are what dma-bufs are for.
             place: Place::Highest,
             lo: 0,
-            hi: pool.size() / mm::UNIT,
+            hi: pool.size() / mm::PAGE_SIZE,
         };
         let ask = AllocRequest {
             size,
             extent: Extent::Exact,
             align: Order::default(),
             placement: all,
-            limit: pool.size() / mm::UNIT,
+            limit: pool.size() / mm::PAGE_SIZE,
             priority: Priority::Normal,
             strict: false,
         };

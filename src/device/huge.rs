@@ -217,7 +217,7 @@ pub(super) fn populate(vma: &VmaNew, buffer: &Buffer, first: u64) {
         // lock, has let it go. The address is in the VMA, whose flags say what may be done.
         unsafe { pgtable::fault_in(vma.as_ptr(), at, access & flags::WRITE != 0) };
         let step = if buffer.by_page() {
-            mm::UNIT as usize
+            mm::PAGE_SIZE as usize
         } else {
             // SAFETY: As above; mappings that are not by struct page are PFNMAP.
             match unsafe { pgtable::lookup(vma.as_ptr(), at) } {

@@ -218,7 +218,7 @@ fn enlarge(
             placement: Placement::Within {
                 place: Place::Any,
                 lo: 0,
-                hi: buffer.pool().size() / mm::UNIT,
+                hi: buffer.pool().size() / mm::PAGE_SIZE,
             },
             ..after
         },

@@ -90,7 +90,7 @@ pub(super) fn compact(client: &Client, request: &mut Compact) -> Result<(), Refu
         return Err(Refusal::new(EINVAL, uapi::REASON_ORDER));
     }
     let order = Order::saturating(request.order);
-    if request.blocks > pool.size() / mm::UNIT >> order.get() {
+    if request.blocks > pool.size() / mm::PAGE_SIZE >> order.get() {
         return Err(Refusal::new(EINVAL, uapi::REASON_SIZE));
     }
     let mut effort = Effort::new(request.max_copy);
@@ -112,9 +112,9 @@ pub(super) fn compact(client: &Client, request: &mut Compact) -> Result<(), Refu
 /// The unit from the pool's start at which the block of `order` at byte `place` begins.
 fn place_of_block(place: u64, order: Order, pool: &Pool) -> Option<u64> {
     let end = place.checked_add(mm::bytes(order.units()))?;
-    let first = place / mm::UNIT;
+    let first = place / mm::PAGE_SIZE;
     let on_boundary = pool.region().base().plus(first).0 & order.units().wrapping_sub(1) == 0;
-    (place % mm::UNIT == 0 && end <= pool.size() && on_boundary).then_some(first)
+    (place % mm::PAGE_SIZE == 0 && end <= pool.size() && on_boundary).then_some(first)
 }
 
 /// A range out of use.
@@ -220,15 +220,15 @@ pub(super) fn reserve<'a>(
 /// The range from byte `lo` to byte `hi`, as the pool is asked for it.
 fn ask(lo: u64, hi: u64, pool: &Pool) -> Option<AllocRequest> {
     let size = hi.checked_sub(lo).filter(|&size| size > 0)?;
-    if lo % mm::UNIT != 0 || hi % mm::UNIT != 0 || hi > pool.size() {
+    if lo % mm::PAGE_SIZE != 0 || hi % mm::PAGE_SIZE != 0 || hi > pool.size() {
         return None;
     }
     Some(AllocRequest {
         size,
         extent: Extent::Exact,
         align: Order::default(),
-        placement: Placement::At(lo / mm::UNIT),
-        limit: pool.size() / mm::UNIT,
+        placement: Placement::At(lo / mm::PAGE_SIZE),
+        limit: pool.size() / mm::PAGE_SIZE,
         priority: Priority::High,
         strict: false,
     })

@@ -71,7 +71,7 @@ impl Bad {
 impl Pool {
     /// Bytes that are bad.
     pub(crate) fn bad(&self) -> u64 {
-        self.bad.pages.count() * mm::UNIT
+        self.bad.pages.count() * mm::PAGE_SIZE
     }
 
     /// Is any of `pages` pages from `first` on known to be bad?
@@ -146,7 +146,7 @@ impl Pool {
                 self.census.add(page, 1, false);
                 state.withheld += 1;
                 // Or it would count as lost to rounding.
-                state.requested = state.requested.wrapping_add(mm::UNIT);
+                state.requested = state.requested.wrapping_add(mm::PAGE_SIZE);
             }
             at = page.plus(1);
         }

@@ -302,7 +302,7 @@ impl Placement {
 impl AllocRequest {
     /// The units that hold what is asked for.
     pub(crate) fn units(&self) -> u64 {
-        self.size.div_ceil(mm::UNIT)
+        self.size.div_ceil(mm::PAGE_SIZE)
     }
 
     /// The units that would be granted; `None` if no block is that large.
@@ -400,7 +400,7 @@ impl Counts {
     /// A buffer moved, and `pages` were copied.
     pub(crate) fn moved(&self, pages: u64) {
         self.migrations.fetch_add(1, Relaxed);
-        self.migrated.fetch_add(pages * mm::UNIT, Relaxed);
+        self.migrated.fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
     /// One grew where it was, or by moving.
@@ -454,17 +454,17 @@ impl Counts {
 
     /// So many pages that were to be clear were so.
     fn were_clean(&self, pages: u64) {
-        self.clean[0].fetch_add(pages * mm::UNIT, Relaxed);
+        self.clean[0].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
     /// So many had to be cleared.
     fn cleared(&self, pages: u64) {
-        self.clean[1].fetch_add(pages * mm::UNIT, Relaxed);
+        self.clean[1].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
     /// So many were cleared before they were asked for.
     fn cleaned_ahead(&self, pages: u64) {
-        self.clean[2].fetch_add(pages * mm::UNIT, Relaxed);
+        self.clean[2].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
     /// Bytes that were clear when they were to be, that had to be cleared then, and that were
@@ -543,8 +543,8 @@ impl Pool {
             pr_info!(
                 "pool {}: the largest block has {} KiB of {}; only EXACT and AT can get more in one\n",
                 id,
-                core.max_order().units() * mm::UNIT / 1024,
-                pages * mm::UNIT / 1024,
+                core.max_order().units() * mm::PAGE_SIZE / 1024,
+                pages * mm::PAGE_SIZE / 1024,
             );
         }
         let [min, low, high] = policy
@@ -616,7 +616,7 @@ impl Pool {
 
     /// Bytes in all.
     pub(crate) fn size(&self) -> u64 {
-        self.region.pages() * mm::UNIT
+        self.region.pages() * mm::PAGE_SIZE
     }
 
     /// How long blocks wait in quarantine.
@@ -654,7 +654,7 @@ impl Pool {
     /// What is to be left for whom, in bytes.
     pub(crate) fn watermarks(&self) -> [u64; 3] {
         let watermarks = self.state.lock().zone.watermarks();
-        [watermarks.min, watermarks.low, watermarks.high].map(|pages| pages * mm::UNIT)
+        [watermarks.min, watermarks.low, watermarks.high].map(|pages| pages * mm::PAGE_SIZE)
     }
 
     /// Somebody is giving memory back, out of which a large block may be made later.
@@ -703,7 +703,7 @@ impl Pool {
 
     /// Bytes that somebody may have written, free or not.
     pub(crate) fn dirty(&self) -> u64 {
-        self.dirty.count() * mm::UNIT
+        self.dirty.count() * mm::PAGE_SIZE
     }
 
     /// What was done to its buffers.
@@ -1076,16 +1076,16 @@ impl Pool {
         let state = self.state.lock();
         let counters = state.zone.core().counters();
         Snapshot {
-            free: counters.free_units * mm::UNIT,
-            granted: counters.granted * mm::UNIT,
+            free: counters.free_units * mm::PAGE_SIZE,
+            granted: counters.granted * mm::PAGE_SIZE,
             requested: state.requested,
             largest_free: state.zone.largest_free(),
             unusable: state.zone.unusable(),
             pressure: state.zone.pressure(),
             blocks: state.blocks,
-            quarantined: state.apart.quarantined * mm::UNIT,
-            lingering: state.apart.lingering * mm::UNIT,
-            reserved: state.apart.reserved * mm::UNIT,
+            quarantined: state.apart.quarantined * mm::PAGE_SIZE,
+            lingering: state.apart.lingering * mm::PAGE_SIZE,
+            reserved: state.apart.reserved * mm::PAGE_SIZE,
             counters,
         }
     }

@@ -142,7 +142,7 @@ impl Evacuation<'_> {
         request: &AllocRequest,
         pages: u64,
     ) -> Result<Block, MigrateError> {
-        if pages * mm::UNIT > self.copy_left {
+        if pages * mm::PAGE_SIZE > self.copy_left {
             return Err(MigrateError::CopyLimit);
         }
         // It would take one block as large to gain one.
@@ -150,7 +150,7 @@ impl Evacuation<'_> {
             return Err(MigrateError::NoSpace);
         }
         let request = AllocRequest {
-            size: pages * mm::UNIT,
+            size: pages * mm::PAGE_SIZE,
             extent: Extent::Exact,
             ..*request
         };
@@ -495,7 +495,7 @@ impl Pool {
                 return true;
             }
             let reclaiming = self.reclaiming.lock();
-            let mut effort = Effort::new(order.units() * mm::UNIT);
+            let mut effort = Effort::new(order.units() * mm::PAGE_SIZE);
             let bounds = (self.base(), self.base() + self.region.pages());
             let result =
                 self.evacuate_one(&reclaiming, order, order, bounds, &mut effort, |_| Ok(()));

@@ -365,7 +365,7 @@ impl Zone {
     pub(super) fn largest_free(&self) -> u64 {
         self.core
             .largest_free()
-            .map_or(0, |order| order.units() * mm::UNIT)
+            .map_or(0, |order| order.units() * mm::PAGE_SIZE)
     }
 
     /// Free blocks of `order`, as which larger ones count as often as they hold it.

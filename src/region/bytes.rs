@@ -19,9 +19,11 @@ impl Region {
     /// Where `len` bytes from byte `offset` of `frame` on are, if they are the region's.
     fn span(&self, frame: Pfn, offset: usize, len: usize) -> Option<NonNull<u8>> {
         let before = frame.0.checked_sub(self.base.0)?;
-        let start = before.checked_mul(mm::UNIT)?.checked_add(offset as u64)?;
+        let start = before
+            .checked_mul(mm::PAGE_SIZE)?
+            .checked_add(offset as u64)?;
         let end = start.checked_add(len as u64)?;
-        if end > self.pages * mm::UNIT {
+        if end > self.pages * mm::PAGE_SIZE {
             return None;
         }
         // SAFETY: By the type invariants, so many bytes are mapped from there on.

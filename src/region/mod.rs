@@ -78,7 +78,7 @@ pub(crate) enum Trust {
 impl Wanted {
     /// In MiB, as people say it.
     fn mib(&self) -> u64 {
-        self.pages * mm::UNIT >> 20
+        self.pages * mm::PAGE_SIZE >> 20
     }
 }
 
@@ -324,7 +324,7 @@ impl Region {
     pub(crate) fn kernel_address(&self, frame: Pfn) -> Option<NonNull<u8>> {
         let page = frame.0.checked_sub(self.base.0)?;
         // SAFETY: By the type invariants, that many pages are mapped from there on.
-        (page < self.pages).then(|| unsafe { self.mapping.add((page * mm::UNIT) as usize) })
+        (page < self.pages).then(|| unsafe { self.mapping.add((page * mm::PAGE_SIZE) as usize) })
     }
 
     /// How many memory errors the kernel has met on the region's node. The same every time where it
@@ -388,9 +388,9 @@ impl Region {
             if self.poisoned(source, source.plus(now)).is_some() {
                 return Err(Stopped::Bad);
             }
-            let at = |frame: Pfn| ((frame.0 - self.base.0) * mm::UNIT) as usize;
+            let at = |frame: Pfn| ((frame.0 - self.base.0) * mm::PAGE_SIZE) as usize;
             // CAST: A piece has 2 MiB at most.
-            let bytes = (now * mm::UNIT) as u32;
+            let bytes = (now * mm::PAGE_SIZE) as u32;
             // SAFETY: By the type invariants and the caller's promise, these bytes are mapped, are
             // the caller's and don't overlap, and nobody writes to them.
             let copied = unsafe {
@@ -413,13 +413,13 @@ impl Region {
     ///
     /// The caller must own the pages `[first, first + pages)` and nobody else may use them.
     pub(crate) unsafe fn zero(&self, first: Pfn, pages: u64) {
-        let offset = (first.0 - self.base.0) * mm::UNIT;
+        let offset = (first.0 - self.base.0) * mm::PAGE_SIZE;
         // SAFETY: By the type invariants and the caller's promise, these bytes are mapped writable
         // and are the caller's.
         unsafe {
             self.mapping
                 .add(offset as usize)
-                .write_bytes(0, (pages * mm::UNIT) as usize)
+                .write_bytes(0, (pages * mm::PAGE_SIZE) as usize)
         };
         if self.memtype != MemType::WriteBack {
             // Writes that a CPU still gathers are seen by nobody else.

@@ -76,7 +76,7 @@ pub(super) struct Mapping {
 const STEP: u64 = 2 << 20;
 
 pub(super) fn take(wanted: &Wanted) -> Result<Region> {
-    let size = wanted.pages * mm::UNIT;
+    let size = wanted.pages * mm::PAGE_SIZE;
     let base = Pfn::from_address(wanted.start).filter(|_| wanted.start != 0);
     let (Some(base), Some(end)) = (base, wanted.start.checked_add(size)) else {
         pr_err!(
