@@ -13,7 +13,9 @@ pub mod buddy;
 mod buffer;
 #[path = "src/debug_file.rs"]
 mod debug_file;
-#[path = "src/debugfs.rs"]
+#[path = "src/compact_target.rs"]
+pub mod compact_target;
+#[path = "src/debug_file.rs"]
 mod debugfs;
 #[path = "src/deferred_free.rs"]
 mod deferred_free;
@@ -47,8 +49,6 @@ pub mod sums;
 mod sys;
 #[path = "src/uapi/mod.rs"]
 pub mod uapi;
-#[path = "src/victim.rs"]
-pub mod victim;
 #[path = "src/wait.rs"]
 mod wait;
 

@@ -233,13 +233,13 @@ fn pageblocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
     let base = pool.region().base().0;
     let isolated = pool.isolated_range().map(|(lo, hi)| (base + lo, base + hi));
-    let (first, end) = pool.areas();
+    let (first, end) = pool.pageblocks();
     for number in first..end {
-        let (fixed, movable) = pool.area(number);
+        let (unmovable, movable) = pool.pageblock_usage(number);
         let start = number * u64::from(PAGES);
         let is_isolated =
             isolated.is_some_and(|(lo, hi)| lo < start + u64::from(PAGES) && hi > start);
-        let mark = match (fixed, movable) {
+        let mark = match (unmovable, movable) {
             _ if is_isolated => '*',
             (0, 0) => '.',
             (0, PAGES) => '#',

@@ -143,7 +143,7 @@ impl Pool {
         while let Some((page, _)) = self.bad.pages.next(at, to) {
             // A run that is not given back stays taken.
             if state.zone.withhold(page.0, 1).is_some() {
-                self.census.add(page, 1, false);
+                self.pageblocks.add(page, 1, false);
                 state.withheld += 1;
                 // Or it would count as lost to rounding.
                 state.requested = state.requested.wrapping_add(mm::PAGE_SIZE);

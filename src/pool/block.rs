@@ -30,7 +30,7 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `run` is there until `drop` takes it, and came from `pool`, whose census counts it as `movable`
+/// `run` is there until `drop` takes it, and came from `pool`, whose pageblocks counts it as `movable`
 /// says. All of it is in `memtype`, but for what a failed change has left in the region's own.
 pub(crate) struct Block {
     pool: Arc<Pool>,
@@ -85,7 +85,7 @@ impl Block {
     /// are if an `end` is named.
     pub(super) fn new(pool: Arc<Pool>, run: Run, requested: u64, end: Option<End>) -> Self {
         audit::unreachable(&pool, Pfn(run.start()), run.units(), When::Granted);
-        pool.census.add(Pfn(run.start()), run.units(), false);
+        pool.pageblocks.add(Pfn(run.start()), run.units(), false);
         // INVARIANT: Counted.
         Self {
             memtype: pool.region.resting_mode(),
@@ -102,7 +102,9 @@ impl Block {
     /// Could it be moved?
     pub(crate) fn set_movable(&mut self, movable: bool) {
         if self.movable != movable {
-            self.pool.census.turn(self.first(), self.pages(), movable);
+            self.pool
+                .pageblocks
+                .set_movable(self.first(), self.pages(), movable);
             // INVARIANT: Counted.
             self.movable = movable;
         }
@@ -282,7 +284,7 @@ impl Block {
         };
         audit::unreachable(&self.pool, Pfn(gained), more, When::Granted);
         // INVARIANT: Counted.
-        self.pool.census.add(Pfn(gained), more, self.movable);
+        self.pool.pageblocks.add(Pfn(gained), more, self.movable);
         self.requested = request.size;
         let from = match direction {
             Direction::Up => before,
@@ -311,7 +313,7 @@ impl Block {
         };
         audit::unreachable(&self.pool, Pfn(lost), fewer, When::Freed);
         // INVARIANT: Counted, before they are somebody else's.
-        self.pool.census.remove(Pfn(lost), fewer, self.movable);
+        self.pool.pageblocks.remove(Pfn(lost), fewer, self.movable);
         self.written.note(&self.pool, Pfn(lost), fewer);
         let mut state = self.pool.state.lock();
         let less = fewer > 0 && state.zone.shrink(run, direction, units);
@@ -411,7 +413,7 @@ impl Block {
             self.written.note(&self.pool, Pfn(run.start()), run.units());
             // INVARIANT: Counted, before it is somebody else's.
             self.pool
-                .census
+                .pageblocks
                 .remove(Pfn(run.start()), run.units(), self.movable);
             // Only what is clear: what is not is for the worker to find.
             let clear = self.written == Written::Never && plain;

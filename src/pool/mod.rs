@@ -11,12 +11,12 @@
 
 mod bad;
 mod block;
-mod census;
 mod cleaner;
 mod dirty;
 mod hibernation;
 mod magazines;
 mod mutex;
+mod pageblock;
 mod reclaim;
 mod rmap;
 mod zone;
@@ -44,13 +44,13 @@ pub(crate) use zone::{
 
 use self::{
     bad::Bad,
-    census::Census,
     dirty::Dirty,
     magazines::{
         Depot,
         Gathered,
         Magazines, //
     },
+    pageblock::PageblockUsage,
     zone::{
         AllocScope,
         Core,
@@ -176,7 +176,7 @@ pub(crate) struct Pool {
     /// How often an administrator has ended the quarantine of all that wait.
     releases: Atomic<u64>,
     counts: Counts,
-    census: Census,
+    pageblocks: PageblockUsage,
     magazines: Magazines,
     dirty: Dirty,
     bad: Bad,
@@ -550,7 +550,7 @@ impl Pool {
         let [min, low, high] = policy
             .watermarks
             .map(|per_cent| pages * u64::from(per_cent) / 100);
-        let census = Census::new(base, pages)?;
+        let pageblocks = PageblockUsage::new(base, pages)?;
         let dirty = Dirty::all(base, pages)?;
         let bad = Bad::new(&region)?;
         let (magazines, depot) = Magazines::new(base, pages)?;
@@ -566,7 +566,7 @@ impl Pool {
                 deferred_frees,
                 releases: Atomic::new(0),
                 counts: Counts::none(),
-                census,
+                pageblocks,
                 magazines,
                 dirty,
                 bad,
@@ -629,16 +629,16 @@ impl Pool {
         &self.rmap
     }
 
-    /// What is there in area `number` of [`Pool::areas`], each 2 MiB: pages that can't be moved,
-    /// and pages that can.
-    pub(crate) fn area(&self, number: u64) -> (u32, u32) {
-        let count = self.census.count(number);
-        (count.fixed, count.movable)
+    /// Returns how many pages of pageblock `number` of [`Pool::pageblocks`] are in use and can't be
+    /// moved, and how many can.
+    pub(crate) fn pageblock_usage(&self, number: u64) -> (u32, u32) {
+        let usage = self.pageblocks.usage(number);
+        (usage.unmovable, usage.movable)
     }
 
-    /// The first area and the one after the last.
-    pub(crate) fn areas(&self) -> (u64, u64) {
-        self.census.areas()
+    /// Returns the first pageblock and the one after the last.
+    pub(crate) fn pageblocks(&self) -> (u64, u64) {
+        self.pageblocks.range()
     }
 
     /// Returns the queue of the polls that wait for pressure.

@@ -22,15 +22,15 @@ use crate::buddy::{
     Order,
     PMD_ORDER, //
 };
+use crate::compact_target::{
+    self,
+    SearchRange, //
+};
 use crate::mm::{
     self,
     Pfn, //
 };
 use crate::region::Stopped;
-use crate::victim::{
-    self,
-    Field, //
-};
 use kernel::{
     prelude::*,
     sync::{
@@ -39,11 +39,11 @@ use kernel::{
     }, //
 };
 
-/// How many blocks are tried, beginning with the cheapest, before it is given up.
+/// How many blocks are tried, beginning with the find_target, before it is given up.
 const TRIES: usize = 8;
 
-/// For orders below an area's: how many areas are looked into.
-const AREAS: usize = 8;
+/// Pageblocks that are searched for orders below a pageblock's.
+const PAGEBLOCKS: usize = 8;
 
 /// Why a buffer was not moved.
 pub(crate) enum MigrateError {
@@ -382,7 +382,7 @@ impl Pool {
         let mut tried = [u64::MAX; TRIES];
         let mut first_error = CompactError::Unmovable;
         for i in 0..TRIES {
-            let Some(lo) = self.choose(order, align, bounds, &tried) else {
+            let Some(lo) = self.choose_target(order, align, bounds, &tried) else {
                 return Err(first_error);
             };
             tried[i] = lo;
@@ -393,7 +393,7 @@ impl Pool {
                     effort.place = lo - self.base();
                     return Ok(());
                 }
-                // The first is the cheapest, and says best what it would take.
+                // The first is the find_target, and says best what it would take.
                 Err(why) if i == 0 => first_error = why,
                 Err(_) => {}
             }
@@ -402,56 +402,56 @@ impl Pool {
     }
 
     /// The start of the block that is cheapest to empty, but none of those that were `tried`.
-    fn choose(
+    fn choose_target(
         &self,
         order: Order,
         align: Order,
         (lo, hi): (u64, u64),
         tried: &[u64],
     ) -> Option<u64> {
-        let area = PMD_ORDER.get();
+        let shift = PMD_ORDER.get();
         let (lo, hi) = (
             lo.max(self.base()),
             hi.min(self.base() + self.region.pages()),
         );
         if order < PMD_ORDER {
-            return self.choose_within_area(order, align, (lo, hi), tried);
+            return self.choose_target_in_pageblock(order, align, (lo, hi), tried);
         }
-        let field = Field {
+        let range = SearchRange {
             first: lo.div_ceil(PMD_ORDER.units()),
-            end: hi >> area,
-            shift: order.get() - area,
-            align: align.get() - area,
+            end: hi >> shift,
+            shift: order.get() - shift,
+            align: align.get() - shift,
         };
-        victim::cheapest(
-            field,
-            |number| self.census.count(number),
-            |start| tried.contains(&(start << area)),
+        compact_target::find_target(
+            range,
+            |number| self.pageblocks.usage(number),
+            |start| tried.contains(&(start << shift)),
         )
-        .map(|start| start << area)
+        .map(|start| start << shift)
     }
 
-    /// The same for orders below an area's. Looks into the areas that have the most free.
-    fn choose_within_area(
+    /// The same for orders below a pageblock's. Searches the pageblocks with the most free pages.
+    fn choose_target_in_pageblock(
         &self,
         order: Order,
         align: Order,
         (lo, hi): (u64, u64),
         tried: &[u64],
     ) -> Option<u64> {
-        let mut areas = [(0, 0); AREAS];
-        let (first, end) = self.census.areas();
+        let mut pageblocks = [(0, 0); PAGEBLOCKS];
+        let (first, end) = self.pageblocks.range();
         for number in first..end {
-            let free = self.census.count(number).free(PMD_ORDER);
+            let free = self.pageblocks.usage(number).free(PMD_ORDER);
             // The array is in order, the least free last.
-            let at = areas.partition_point(|&(more, _)| more >= free);
-            if free > 0 && at < AREAS {
-                areas[at..].rotate_right(1);
-                areas[at] = (free, number);
+            let at = pageblocks.partition_point(|&(more, _)| more >= free);
+            if free > 0 && at < PAGEBLOCKS {
+                pageblocks[at..].rotate_right(1);
+                pageblocks[at] = (free, number);
             }
         }
         let step = order.max(align).units();
-        areas
+        pageblocks
             .into_iter()
             .filter(|&(free, _)| free > 0)
             .flat_map(|(_, number)| {

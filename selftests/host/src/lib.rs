@@ -17,8 +17,8 @@ pub mod slab;
 #[path = "../../../src/sums.rs"]
 pub mod sums;
 
-#[path = "../../../src/victim.rs"]
-pub mod victim;
+#[path = "../../../src/compact_target.rs"]
+pub mod compact_target;
 
 #[path = "../../../src/uapi/mod.rs"]
 pub mod uapi;

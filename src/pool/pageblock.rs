@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How much of each 2 MiB of a pool is in use, and how much of that could be moved.
+//! How much of each pageblock (2 MiB) of a pool is in use, and how much of that could be moved.
 //!
-//! Counted as it changes, without a lock: each block counts itself when it has been taken and
-//! before it goes back, so no count ever says more than there is.
+//! Counted as it changes, without a lock: each block counts itself after it was allocated and
+//! before it is freed, so no count ever says more than there is.
 
 use crate::buddy::PMD_ORDER;
+use crate::compact_target::BlockUsage;
 use crate::mm::Pfn;
-use crate::victim::Count;
 use kernel::{
     prelude::*,
     sync::atomic::{
@@ -19,20 +19,20 @@ use kernel::{
 /// Where the pages that could be moved are counted; the others are below.
 const MOVABLE_SHIFT: u32 = 16;
 
-/// The counts of a pool's areas. Areas lie on their boundaries in physical memory, so the first and
-/// the last may be partly somebody else's, which counts as what can't be moved.
-pub(super) struct Census {
+/// The usage of a pool's pageblocks. Pageblocks lie on their boundaries in physical memory, so the
+/// first and the last may reach beyond the pool. What is beyond counts as unmovable.
+pub(super) struct PageblockUsage {
     first: u64,
     counts: KVVec<Atomic<u32>>,
 }
 
-impl Census {
+impl PageblockUsage {
     /// Of a pool of `pages` pages from `base` on, all free.
     pub(super) fn new(base: u64, pages: u64) -> Result<Self> {
         let first = base >> PMD_ORDER.get();
-        let areas = ((base + pages - 1) >> PMD_ORDER.get()) - first + 1;
-        let mut counts = KVVec::with_capacity(areas as usize, GFP_KERNEL)?;
-        for _ in 0..areas {
+        let pageblocks = ((base + pages - 1) >> PMD_ORDER.get()) - first + 1;
+        let mut counts = KVVec::with_capacity(pageblocks as usize, GFP_KERNEL)?;
+        for _ in 0..pageblocks {
             counts.push(Atomic::new(0), GFP_KERNEL)?;
         }
         let this = Self { first, counts };
@@ -41,24 +41,24 @@ impl Census {
             base - (first << PMD_ORDER.get()),
             false,
         );
-        let end = (first + areas) << PMD_ORDER.get();
+        let end = (first + pageblocks) << PMD_ORDER.get();
         this.add(Pfn(base + pages), end - (base + pages), false);
         Ok(this)
     }
 
-    /// The first area and the one after the last, by their numbers in physical memory.
-    pub(super) fn areas(&self) -> (u64, u64) {
+    /// The first pageblock and the one after the last, by their numbers in physical memory.
+    pub(super) fn range(&self) -> (u64, u64) {
         (self.first, self.first + self.counts.len() as u64)
     }
 
-    /// What is in area `number`.
-    pub(super) fn count(&self, number: u64) -> Count {
+    /// What is in pageblock `number`.
+    pub(super) fn usage(&self, number: u64) -> BlockUsage {
         let count = number
             .checked_sub(self.first)
             .and_then(|i| self.counts.get(i as usize))
             .map_or(u32::from(u16::MAX), |count| count.load(Relaxed));
-        Count {
-            fixed: count & ((1 << MOVABLE_SHIFT) - 1),
+        BlockUsage {
+            unmovable: count & ((1 << MOVABLE_SHIFT) - 1),
             movable: count >> MOVABLE_SHIFT,
         }
     }
@@ -74,7 +74,7 @@ impl Census {
     }
 
     /// Pages can be moved now, or no longer.
-    pub(super) fn turn(&self, first: Pfn, pages: u64, movable: bool) {
+    pub(super) fn set_movable(&self, first: Pfn, pages: u64, movable: bool) {
         self.each(first, pages, |pages| {
             weight(pages, movable).wrapping_sub(weight(pages, !movable))
         });
@@ -83,13 +83,13 @@ impl Census {
     fn each(&self, first: Pfn, pages: u64, change: impl Fn(u32) -> u32) {
         let (mut at, end) = (first.0, first.0 + pages);
         while at < end {
-            let area = at >> PMD_ORDER.get();
-            let next = end.min((area + 1) << PMD_ORDER.get());
-            let count = area
+            let pageblock = at >> PMD_ORDER.get();
+            let next = end.min((pageblock + 1) << PMD_ORDER.get());
+            let count = pageblock
                 .checked_sub(self.first)
                 .and_then(|i| self.counts.get(i as usize));
             if let Some(count) = count {
-                // CAST: At most an area's pages.
+                // CAST: At most an pageblock's pages.
                 count.fetch_add(change((next - at) as u32), Relaxed);
             }
             at = next;

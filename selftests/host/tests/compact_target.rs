@@ -3,26 +3,26 @@
 //! The choice of what to empty, against trying all.
 
 use proptest::prelude::*;
-use rust_buddy_host::victim::{
-    cheapest,
-    Count,
-    Field, //
+use rust_buddy_host::compact_target::{
+    find_target,
+    BlockUsage,
+    SearchRange, //
 };
 
 /// What emptying the block would cost, if it can be done and is of any use.
-fn cost(counts: &[Count], first: u64, start: u64, areas: u64) -> Option<u64> {
+fn cost(counts: &[BlockUsage], first: u64, start: u64, pageblocks: u64) -> Option<u64> {
     let at = usize::try_from(start.checked_sub(first)?).ok()?;
-    let block = counts.get(at..at + usize::try_from(areas).ok()?)?;
+    let block = counts.get(at..at + usize::try_from(pageblocks).ok()?)?;
     let movable = block.iter().map(|count| u64::from(count.movable)).sum();
-    let fixed = block.iter().any(|count| count.fixed > 0);
-    (!fixed && movable > 0).then_some(movable)
+    let unmovable = block.iter().any(|count| count.unmovable > 0);
+    (!unmovable && movable > 0).then_some(movable)
 }
 
-fn count() -> impl Strategy<Value = Count> {
+fn count() -> impl Strategy<Value = BlockUsage> {
     prop_oneof![
-        2 => Just(Count::default()),
-        6 => (0u32..=512).prop_map(|movable| Count { fixed: 0, movable }),
-        2 => (0u32..=256, 1u32..=256).prop_map(|(movable, fixed)| Count { fixed, movable }),
+        2 => Just(BlockUsage::default()),
+        6 => (0u32..=512).prop_map(|movable| BlockUsage { unmovable: 0, movable }),
+        2 => (0u32..=256, 1u32..=256).prop_map(|(movable, unmovable)| BlockUsage { unmovable, movable }),
     ]
 }
 
@@ -36,9 +36,9 @@ proptest! {
         skipped in proptest::collection::vec(0u64..400, 0..4),
     ) {
         let end = first + counts.len() as u64;
-        let field = Field { first, end, shift, align };
+        let range = SearchRange { first, end, shift, align };
         let at = |number: u64| counts[usize::try_from(number - first).unwrap()];
-        let chosen = cheapest(field, at, |start| skipped.contains(&start));
+        let chosen = find_target(range, at, |start| skipped.contains(&start));
         let step = 1u64 << shift.max(align);
         let best = (first..end)
             .filter(|start| start % step == 0 && !skipped.contains(start))
@@ -53,23 +53,24 @@ proptest! {
 /// What is full of movable pages may be emptied, too, but only when nothing else can be.
 #[test]
 fn full_blocks_come_last() {
-    let counts = [(0, 512), (0, 511), (1, 0)].map(|(fixed, movable)| Count { fixed, movable });
-    let field = Field {
+    let counts =
+        [(0, 512), (0, 511), (1, 0)].map(|(unmovable, movable)| BlockUsage { unmovable, movable });
+    let range = SearchRange {
         first: 0,
         end: 3,
         shift: 0,
         align: 0,
     };
     let at = |number: u64| counts[usize::try_from(number).unwrap()];
-    assert_eq!(cheapest(field, at, |_| false), Some(1));
-    assert_eq!(cheapest(field, at, |start| start == 1), Some(0));
-    assert_eq!(cheapest(field, at, |start| start < 2), None);
+    assert_eq!(find_target(range, at, |_| false), Some(1));
+    assert_eq!(find_target(range, at, |start| start == 1), Some(0));
+    assert_eq!(find_target(range, at, |start| start < 2), None);
 }
 
 /// Numbers that would overflow are no blocks.
 #[test]
 fn no_such_blocks() {
-    let none = |_| Count::default();
+    let none = |_| BlockUsage::default();
     let never = |_| false;
     for (first, end, shift, align) in [
         (0, 0, 0, 0),
@@ -78,12 +79,12 @@ fn no_such_blocks() {
         (u64::MAX, u64::MAX, 0, 1),
         (u64::MAX - 1, u64::MAX, 3, 0),
     ] {
-        let field = Field {
+        let range = SearchRange {
             first,
             end,
             shift,
             align,
         };
-        assert_eq!(cheapest(field, none, never), None);
+        assert_eq!(find_target(range, none, never), None);
     }
 }
