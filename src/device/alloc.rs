@@ -44,7 +44,8 @@ use crate::pool::{
     AllocRequest,
     Block,
     CompactError,
-    Effort,
+    CompactReport,
+    CopyBudget,
     Placement, //
     Pool,
     Priority,
@@ -287,9 +288,9 @@ fn by_compaction(
         // It is not for want of a place.
         Err(Refused::Watermark { .. } | Refused::LastBlock { .. }) => return Ok(None),
     }
-    let mut effort = Effort::new(request.max_copy);
-    let outcome = pool.alloc_by_reclaim(ask, &mut effort);
-    *copied = effort.copied;
+    let mut report = CompactReport::new(CopyBudget::new(request.max_copy));
+    let outcome = pool.alloc_by_reclaim(ask, &mut report);
+    *copied = report.copied;
     match outcome {
         Ok(block) => Ok(Some(block)),
         // As if nothing had been tried; the counters say more.
@@ -302,7 +303,7 @@ fn by_compaction(
         Err(CompactError::Unmovable) if !matches!(ask.placement, Placement::At(_)) => Ok(None),
         Err(failed) => {
             request.largest_free = pool.snapshot().largest_free;
-            request.copied = effort.copied;
+            request.copied = report.copied;
             Err(reserve::refusal(failed))
         }
     }

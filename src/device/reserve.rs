@@ -23,7 +23,8 @@ use crate::pool::{
     AllocRequest,
     Block,
     CompactError,
-    Effort,
+    CompactReport,
+    CopyBudget,
     Placement, //
     Pool,
     Priority,
@@ -93,18 +94,18 @@ pub(super) fn compact(client: &Client, request: &mut Compact) -> Result<(), Refu
     if request.blocks > pool.size() / mm::PAGE_SIZE >> order.get() {
         return Err(Refusal::new(EINVAL, uapi::REASON_SIZE));
     }
-    let mut effort = Effort::new(request.max_copy);
+    let mut report = CompactReport::new(CopyBudget::new(request.max_copy));
     let outcome = if at {
         let first = place_of_block(request.pool_offset, order, pool)
             .ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
-        pool.reclaim_at(order, first, &mut effort)
+        pool.reclaim_at(order, first, &mut report)
     } else {
-        pool.reclaim(order, request.blocks.max(1), &mut effort)
+        pool.reclaim(order, request.blocks.max(1), &mut report)
     };
-    request.copied = effort.copied;
-    request.evacuated = effort.gained;
+    request.copied = report.copied;
+    request.evacuated = report.blocks;
     if !at {
-        request.pool_offset = mm::bytes(effort.place);
+        request.pool_offset = mm::bytes(report.last_offset);
     }
     outcome.map_err(refusal)
 }
@@ -196,9 +197,9 @@ pub(super) fn reserve<'a>(
     if size < MIN_SIZE {
         return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
-    let mut effort = Effort::new(0);
-    let outcome = pool.alloc_by_reclaim(&ask, &mut effort);
-    request.copied = effort.copied;
+    let mut report = CompactReport::new(CopyBudget::new(0));
+    let outcome = pool.alloc_by_reclaim(&ask, &mut report);
+    request.copied = report.copied;
     let mut block = outcome.map_err(refusal)?;
     // The administrator's device may write to it from now on. RELEASE, or the end of the file, does
     // not say that the device has stopped.

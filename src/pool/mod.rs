@@ -26,7 +26,8 @@ pub(crate) use cleaner::ZERO_CPU_PERCENT;
 pub(crate) use hibernation::Hibernation;
 pub(crate) use reclaim::{
     CompactError,
-    Effort,
+    CompactReport,
+    CopyBudget,
     Evacuation, //
     MigrateError,
 };

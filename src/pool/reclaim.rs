@@ -87,30 +87,42 @@ impl From<MigrateError> for CompactError {
     }
 }
 
-/// What it may cost, and what it did.
-pub(crate) struct Effort {
-    limit: u64,
-    /// Bytes that were copied.
-    pub(crate) copied: u64,
-    /// Blocks that were emptied.
-    pub(crate) gained: u64,
-    /// Where the last one of them is, in units from the pool's start.
-    pub(crate) place: u64,
+/// The bytes that compaction may copy.
+#[derive(Clone, Copy)]
+pub(crate) struct CopyBudget(u64);
+
+impl CopyBudget {
+    /// Allows at most `limit` bytes; 0 stands for no limit.
+    pub(crate) fn new(limit: u64) -> Self {
+        Self(if limit == 0 { u64::MAX } else { limit })
+    }
 }
 
-impl Effort {
-    /// Of at most `limit` bytes; 0 stands for no limit.
-    pub(crate) fn new(limit: u64) -> Self {
+/// What compaction has done so far, and the budget that it has for that.
+pub(crate) struct CompactReport {
+    budget: CopyBudget,
+    /// Bytes that were copied.
+    pub(crate) copied: u64,
+    /// Blocks that were evacuated.
+    pub(crate) blocks: u64,
+    /// The offset of the last one of them, in units from the pool's start.
+    pub(crate) last_offset: u64,
+}
+
+impl CompactReport {
+    /// Nothing was done yet.
+    pub(crate) fn new(budget: CopyBudget) -> Self {
         Self {
-            limit: if limit == 0 { u64::MAX } else { limit },
+            budget,
             copied: 0,
-            gained: 0,
-            place: 0,
+            blocks: 0,
+            last_offset: 0,
         }
     }
 
-    fn left(&self) -> u64 {
-        self.limit.saturating_sub(self.copied)
+    /// Returns how many bytes may still be copied.
+    fn copy_left(&self) -> u64 {
+        self.budget.0.saturating_sub(self.copied)
     }
 }
 
@@ -191,7 +203,7 @@ impl<'a> IsolatedRange<'a> {
     }
 
     /// Moves out what is there, without splitting free blocks of more than `limit`.
-    fn evacuate(&self, effort: &mut Effort, limit: Order) -> Result<(), CompactError> {
+    fn evacuate(&self, report: &mut CompactReport, limit: Order) -> Result<(), CompactError> {
         let pool = self.pool;
         let mut from = self.lo;
         while let Some((first, last, owner)) = pool.rmap.next(from) {
@@ -209,10 +221,10 @@ impl<'a> IsolatedRange<'a> {
                 lo: self.lo,
                 hi: self.hi,
                 limit,
-                copy_left: effort.left(),
+                copy_left: report.copy_left(),
             };
             let moving = mutex::lock_killable(&pool.moving).ok_or(CompactError::Interrupted)?;
-            effort.copied += owner.evacuate(&evacuation)?;
+            report.copied += owner.evacuate(&evacuation)?;
             drop(moving);
             from = last + 1;
         }
@@ -255,7 +267,7 @@ impl Pool {
         self: &Arc<Self>,
         order: Order,
         blocks: u64,
-        effort: &mut Effort,
+        report: &mut CompactReport,
     ) -> Result<(), CompactError> {
         let missing = || {
             let _still = self.still_killable();
@@ -278,14 +290,14 @@ impl Pool {
                 break Err(CompactError::Interrupted);
             };
             let evacuated =
-                self.evacuate_one(&reclaiming, order, order, bounds, effort, |_| Ok(()));
+                self.evacuate_one(&reclaiming, order, order, bounds, report, |_| Ok(()));
             drop(reclaiming);
             if let Err(error) = evacuated {
                 break Err(error);
             }
             self.counts.reclaimed();
         };
-        self.note_reclaim(effort, &result);
+        self.count_reclaim(report, &result);
         result
     }
 
@@ -298,19 +310,19 @@ impl Pool {
         self: &Arc<Self>,
         order: Order,
         at: u64,
-        effort: &mut Effort,
+        report: &mut CompactReport,
     ) -> Result<(), CompactError> {
         let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(CompactError::Interrupted)?;
         let lo = self.base() + at;
         let range = IsolatedRange::isolate(self, &reclaiming, lo, lo + order.units());
-        let result = range.evacuate(effort, Order::MAX);
+        let result = range.evacuate(report, Order::MAX);
         drop(range);
-        if result.is_ok() && effort.copied > 0 {
-            effort.gained = 1;
-            effort.place = at;
+        if result.is_ok() && report.copied > 0 {
+            report.blocks = 1;
+            report.last_offset = at;
             self.counts.reclaimed();
         }
-        self.note_reclaim(effort, &result);
+        self.count_reclaim(report, &result);
         result
     }
 
@@ -322,7 +334,7 @@ impl Pool {
     pub(crate) fn alloc_by_reclaim(
         self: &Arc<Self>,
         request: &AllocRequest,
-        effort: &mut Effort,
+        report: &mut CompactReport,
     ) -> Result<Block, CompactError> {
         let reclaiming = mutex::lock_killable(&self.reclaiming).ok_or(CompactError::Interrupted)?;
         let result = match request.placement {
@@ -330,7 +342,7 @@ impl Pool {
                 let lo = self.base() + at;
                 let range = IsolatedRange::isolate(self, &reclaiming, lo, lo + request.units());
                 range
-                    .evacuate(effort, Order::MAX)
+                    .evacuate(report, Order::MAX)
                     .and_then(|()| range.alloc(request))
             }
             Placement::Within { .. } => {
@@ -342,7 +354,7 @@ impl Pool {
                     order,
                     request.align.max(order),
                     bounds,
-                    effort,
+                    report,
                     |range| {
                         block = Some(range.alloc(request)?);
                         Ok(())
@@ -351,16 +363,16 @@ impl Pool {
                 .and_then(|()| block.ok_or(CompactError::Contended))
             }
         };
-        if result.is_ok() && effort.copied > 0 {
+        if result.is_ok() && report.copied > 0 {
             self.counts.reclaimed();
         }
-        self.note_reclaim(effort, &result);
+        self.count_reclaim(report, &result);
         result
     }
 
-    fn note_reclaim<T>(&self, effort: &Effort, result: &Result<T, CompactError>) {
+    fn count_reclaim<T>(&self, report: &CompactReport, result: &Result<T, CompactError>) {
         self.counts
-            .reclaim_ended(effort.copied, result.as_ref().err());
+            .reclaim_ended(report.copied, result.as_ref().err());
     }
 
     /// Evacuates the block of `order`, on a boundary of `align`, within `bounds`, that is cheapest to
@@ -371,7 +383,7 @@ impl Pool {
         order: Order,
         align: Order,
         bounds: (u64, u64),
-        effort: &mut Effort,
+        report: &mut CompactReport,
         mut then: impl FnMut(&IsolatedRange<'_>) -> Result<(), CompactError>,
     ) -> Result<(), CompactError> {
         // Nothing as large as what is to be gained is split for it. So nothing moves for one unit.
@@ -387,10 +399,10 @@ impl Pool {
             };
             tried[i] = lo;
             let range = IsolatedRange::isolate(self, reclaiming, lo, lo + order.units());
-            match range.evacuate(effort, limit).and_then(|()| then(&range)) {
+            match range.evacuate(report, limit).and_then(|()| then(&range)) {
                 Ok(()) => {
-                    effort.gained += 1;
-                    effort.place = lo - self.base();
+                    report.blocks += 1;
+                    report.last_offset = lo - self.base();
                     return Ok(());
                 }
                 // The first is the find_target, and says best what it would take.
@@ -495,12 +507,12 @@ impl Pool {
                 return true;
             }
             let reclaiming = self.reclaiming.lock();
-            let mut effort = Effort::new(order.units() * mm::PAGE_SIZE);
+            let mut report = CompactReport::new(CopyBudget::new(order.units() * mm::PAGE_SIZE));
             let bounds = (self.base(), self.base() + self.region.pages());
             let result =
-                self.evacuate_one(&reclaiming, order, order, bounds, &mut effort, |_| Ok(()));
+                self.evacuate_one(&reclaiming, order, order, bounds, &mut report, |_| Ok(()));
             drop(reclaiming);
-            self.counts.compacted(effort.copied, effort.gained);
+            self.counts.compacted(report.copied, report.blocks);
             if result.is_err() {
                 return false;
             }

@@ -53,8 +53,8 @@ pub(super) struct Pages {
 }
 
 pub(super) fn take(wanted: &Wanted) -> Result<Region> {
-    let mut effort = Effort::default();
-    let pages = search(wanted, &mut effort).inspect_err(|&error| {
+    let mut stats = SearchStats::default();
+    let pages = search(wanted, &mut stats).inspect_err(|&error| {
         if error == EINTR {
             pr_err!("killed while looking for memory\n");
         } else {
@@ -63,17 +63,17 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
                  earlier, boot with cma={}M (twice the pool) and source=cma, or take a smaller \
                  size_mb=\n",
                 wanted.mib(),
-                effort.places,
-                effort.failed,
+                stats.places,
+                stats.failed,
                 2 * wanted.mib(),
             );
         }
     })?;
     pr_info!(
         "about {} pages moved or reclaimed, {} places tried, {} chunks failed\n",
-        effort.moved,
-        effort.places,
-        effort.failed,
+        stats.moved,
+        stats.places,
+        stats.failed,
     );
     let first = pages.first;
     // INVARIANT: The pages are RAM of ours; all of RAM is in the direct map, cached.
@@ -89,9 +89,9 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
     })
 }
 
-/// What a search cost, for the log.
+/// What it took to get the memory, for the log.
 #[derive(Default)]
-struct Effort {
+struct SearchStats {
     /// Pages in use in the stretch that was taken.
     moved: u64,
     /// Stretches that were tried.
@@ -108,7 +108,7 @@ struct Effort {
 /// # Errors
 ///
 /// `ENOMEM` if there is none, `EINTR` if the caller is killed. Nothing is taken then.
-fn search(wanted: &Wanted, effort: &mut Effort) -> Result<Pages> {
+fn search(wanted: &Wanted, stats: &mut SearchStats) -> Result<Pages> {
     // A place that is as good as any is not worth looking further for.
     let good = wanted.pages / 8;
     let home = match wanted.node {
@@ -124,7 +124,7 @@ fn search(wanted: &Wanted, effort: &mut Effort) -> Result<Pages> {
         for zone in KernelZone::of_node(node) {
             let mut map = Map::new(zone, wanted.pages, &online)?;
             while let Some(place) = map.best.filter(|place| place.used <= good) {
-                if let Some(pages) = map.take(place, effort)? {
+                if let Some(pages) = map.take(place, stats)? {
                     return Ok(pages);
                 }
             }
@@ -141,7 +141,7 @@ fn search(wanted: &Wanted, effort: &mut Effort) -> Result<Pages> {
             .min_by_key(|map| map.best.map_or(u64::MAX, |place| place.used))
             .ok_or(ENOMEM)?;
         let place = best.best.ok_or(ENOMEM)?;
-        if let Some(pages) = best.take(place, effort)? {
+        if let Some(pages) = best.take(place, stats)? {
             return Ok(pages);
         }
     }
@@ -345,8 +345,8 @@ impl<'a> Map<'a> {
     /// # Errors
     ///
     /// `EINTR` if the caller is killed, `ENOMEM` without memory for lists. Nothing is taken then.
-    fn take(&mut self, place: Place, effort: &mut Effort) -> Result<Option<Pages>> {
-        effort.places += 1;
+    fn take(&mut self, place: Place, stats: &mut SearchStats) -> Result<Option<Pages>> {
+        stats.places += 1;
         let first = self.frame(place.at);
         let end = first.plus(self.pages);
         let mut left = KVec::new();
@@ -372,12 +372,12 @@ impl<'a> Map<'a> {
                 Err(error) if error == EINTR => return Err(error),
                 // There is no room to move anything to.
                 Err(error) if error == ENOMEM => {
-                    effort.failed += 1;
+                    stats.failed += 1;
                     self.give_up();
                     return Ok(None);
                 }
                 Err(_) if chunk.blocks == 1 => {
-                    effort.failed += 1;
+                    stats.failed += 1;
                     if let Some(block) = self.blocks.get_mut(chunk.at) {
                         *block = UNFIT;
                     }
@@ -386,14 +386,14 @@ impl<'a> Map<'a> {
                     return Ok(None);
                 }
                 Err(_) => {
-                    effort.failed += 1;
+                    stats.failed += 1;
                     let half = chunk.blocks / 2;
                     left.push(self.chunk(chunk.at + half, chunk.blocks - half), GFP_KERNEL)?;
                     left.push(self.chunk(chunk.at, half), GFP_KERNEL)?;
                 }
             }
         }
-        effort.moved = place.used;
+        stats.moved = place.used;
         Ok(Some(taken.join(first, self.pages)))
     }
 
