@@ -114,7 +114,7 @@ fn status(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "largest_free: {}", now.largest_free)?;
     writeln!(f, "buffers: {}", now.blocks)?;
     writeln!(f, "quarantined: {}", now.quarantined)?;
-    writeln!(f, "deferred: {}", now.lingering)?;
+    writeln!(f, "deferred: {}", now.deferred)?;
     writeln!(f, "reserved: {}", now.reserved)?;
     writeln!(f, "hwpoisoned: {}", pool.bad())?;
     let [min, low, high] = pool.watermarks();

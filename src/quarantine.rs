@@ -78,7 +78,7 @@ impl WorkItem for Quarantined {
                 .enqueue_delayed(this, msecs_to_jiffies(CHECK_MS));
             return;
         }
-        pool.count_apart(|apart| apart.quarantined = apart.quarantined.saturating_sub(this.pages));
+        pool.account_held(|held| held.quarantined = held.quarantined.saturating_sub(this.pages));
         // What the device writes until then is cleared by the ALLOC that gives it out again.
         drop(this);
     }
@@ -123,7 +123,7 @@ impl QuarantineReservation {
             QuarantinePeriod::Millis(ms) => ms,
             QuarantinePeriod::UntilReleased => CHECK_MS,
         };
-        pool.count_apart(|apart| apart.quarantined = apart.quarantined.saturating_add(pages));
+        pool.account_held(|held| held.quarantined = held.quarantined.saturating_add(pages));
         let entered_at = pool.releases();
         let owner = pool.clone();
         let quarantined = self.0.pin_init_with(pin_init!(Quarantined {

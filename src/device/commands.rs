@@ -250,7 +250,7 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         request.grows_moved,
         request.shrinks,
     ] = pool.counts().all();
-    request.deferred = now.lingering;
+    request.deferred = now.deferred;
     request.reserved = now.reserved;
     let own = client.sums();
     request.client_requested = own.requested();

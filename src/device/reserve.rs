@@ -129,7 +129,7 @@ impl Drop for Reservation {
         let pages = self.block.pages();
         self.block
             .pool()
-            .count_apart(|apart| apart.reserved = apart.reserved.saturating_sub(pages));
+            .account_held(|held| held.reserved = held.reserved.saturating_sub(pages));
     }
 }
 
@@ -205,7 +205,7 @@ pub(super) fn reserve<'a>(
     // not say that the device has stopped.
     block.expose();
     let pages = block.pages();
-    pool.count_apart(|apart| apart.reserved = apart.reserved.saturating_add(pages));
+    pool.account_held(|held| held.reserved = held.reserved.saturating_add(pages));
     request.handle = client.context().next_handle();
     let reservation = Reservation { block, name };
     let node = RBTreeNode::new(request.handle, reservation, GFP_KERNEL_ACCOUNT)

@@ -137,12 +137,12 @@ pub(crate) struct Policy {
     pub(crate) compact_threshold: u32,
 }
 
-/// Pages of living blocks that no client has as a buffer. A block is counted here only while it
+/// Pages of allocated blocks that are no client's buffer. A block is counted here only while it
 /// lives, so that this is never more than there is.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Apart {
+pub(crate) struct HeldPages {
     pub(crate) quarantined: u64,
-    pub(crate) lingering: u64,
+    pub(crate) deferred: u64,
     pub(crate) reserved: u64,
 }
 
@@ -161,7 +161,7 @@ struct State {
     depot: Depot,
     /// Pages that are bad, and so neither free nor a block's.
     withheld: u64,
-    apart: Apart,
+    held: HeldPages,
     waiters: WaitList,
 }
 
@@ -517,7 +517,7 @@ pub(crate) struct Snapshot {
     pub(crate) largest_free: u64,
     pub(crate) blocks: u64,
     pub(crate) quarantined: u64,
-    pub(crate) lingering: u64,
+    pub(crate) deferred: u64,
     pub(crate) reserved: u64,
     /// The unusable free space index at [`PMD_ORDER`], of 1000.
     pub(crate) unusable: u32,
@@ -591,7 +591,7 @@ impl Pool {
                     kept_shut: false,
                     depot,
                     withheld: 0,
-                    apart: Apart::default(),
+                    held: HeldPages::default(),
                     waiters: WaitList::new(),
                 }, "rust_buddy_pool"),
                 handoff_timeout <- new_delayed_work!("rust_buddy::Pool"),
@@ -723,9 +723,9 @@ impl Pool {
         self.releases.fetch_add(1, Relaxed);
     }
 
-    /// Counts pages that come or go.
-    pub(crate) fn count_apart(&self, change: impl FnOnce(&mut Apart)) {
-        change(&mut self.state.lock().apart);
+    /// Accounts for pages that become such, or are no longer.
+    pub(crate) fn account_held(&self, change: impl FnOnce(&mut HeldPages)) {
+        change(&mut self.state.lock().held);
     }
 
     /// A block for `request`, not cleared yet, for somebody who doesn't wait.
@@ -1084,9 +1084,9 @@ impl Pool {
             unusable: state.zone.unusable(),
             pressure: state.zone.pressure(),
             blocks: state.blocks,
-            quarantined: state.apart.quarantined * mm::PAGE_SIZE,
-            lingering: state.apart.lingering * mm::PAGE_SIZE,
-            reserved: state.apart.reserved * mm::PAGE_SIZE,
+            quarantined: state.held.quarantined * mm::PAGE_SIZE,
+            deferred: state.held.deferred * mm::PAGE_SIZE,
+            reserved: state.held.reserved * mm::PAGE_SIZE,
             counters,
         }
     }
