@@ -91,8 +91,8 @@ impl Pool {
 
     #[cold]
     fn look_for_bad_now(&self) {
-        // Nothing free is missing, so that it is found where it is; and one looks at a time.
-        let still = self.still();
+        // Every free page is in the allocator, to be withheld there. One task searches at a time.
+        let quiesced = self.quiesce();
         // Before the pages: what is marked while they are looked at is found the next time.
         let failures = self.region.failures();
         let mut pages = 0;
@@ -111,7 +111,7 @@ impl Pool {
         let mut state = self.state.lock();
         self.withhold(&mut state, self.region.base(), end);
         self.note_and_tell(state);
-        drop(still);
+        drop(quiesced);
         if pages > 0 {
             pr_err!(
                 "{} pages of pool {} are bad: they are given to no client any more\n",

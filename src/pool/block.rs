@@ -260,13 +260,13 @@ impl Block {
         if !fits {
             return Ok(false);
         }
-        // Before the spinlock, so that it goes after that.
-        let mut still = None;
+        // Declared before the spinlock's guard, so that it is dropped after that.
+        let mut quiesced = None;
         let mut state = self.pool.state.lock();
         if units > before && !state.zone.grow(run, direction, units, request) {
-            // What is cleared ahead or at hand is free, too.
+            // Pages that are being zeroed, or in magazines, are free, too.
             drop(state);
-            still = Some(self.pool.still_killable());
+            quiesced = Some(self.pool.quiesce());
             state = self.pool.state.lock();
             if !state.zone.grow(run, direction, units, request) {
                 return Ok(false);
@@ -276,7 +276,7 @@ impl Block {
         state.note(&self.pool.magazines);
         let began = state.zone.pressure_began();
         drop(state);
-        drop(still);
+        drop(quiesced);
         self.pool.tell(began);
         let gained = match direction {
             Direction::Up => run.start() + before,

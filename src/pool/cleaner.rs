@@ -162,7 +162,7 @@ impl Pool {
         // As itself: somebody may be waiting for what is held here.
         Worker::be_nice(0);
         let reclaiming = self.reclaiming.lock();
-        let still = self.cleaning.lock();
+        let cleaning = self.cleaning.lock();
         let mut len = pages;
         while len > 0 {
             let run = self.state.lock().zone.take_range(first.0, len);
@@ -199,7 +199,7 @@ impl Pool {
                 _ => first.plus(1),
             }
         };
-        drop(still);
+        drop(cleaning);
         drop(reclaiming);
         Worker::be_nice(19);
         if len > 0 {

@@ -114,7 +114,7 @@ impl Hibernation {
         let pool = &self.pool;
         pool.deferred_frees.sweep();
         let reclaiming = pool.reclaiming.lock();
-        let still = pool.still();
+        let quiesced = pool.quiesce();
         let mut held = self.held.lock();
         if held.is_some() {
             return Ok(());
@@ -130,7 +130,7 @@ impl Hibernation {
         };
         pool.dirty.soil(Pfn(first), pages);
         *held = Some(run);
-        drop(still);
+        drop(quiesced);
         drop(reclaiming);
         Ok(())
     }

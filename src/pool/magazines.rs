@@ -119,20 +119,21 @@ impl Magazines {
     }
 }
 
-/// As long as this is there magazines are shut, and all that is free is in the allocator.
-pub(super) struct Gathered<'a>(&'a Magazines);
+/// As long as this is held magazines are disabled and empty.
+pub(super) struct MagazinesDisabled<'a>(&'a Magazines);
 
-impl Drop for Gathered<'_> {
+impl Drop for MagazinesDisabled<'_> {
     fn drop(&mut self) {
         self.0.open();
     }
 }
 
 impl Pool {
-    /// Has all that is free come together. Not to be called with the pool's lock held.
-    pub(super) fn gather(&self) -> Gathered<'_> {
+    /// Drains all magazines into the allocator and disables them, until the guard is dropped. Not to
+    /// be called with the pool's lock held.
+    pub(super) fn drain_all(&self) -> MagazinesDisabled<'_> {
         magazine::shut(&self.magazines.each, &self.state);
-        Gathered(&self.magazines)
+        MagazinesDisabled(&self.magazines)
     }
 
     /// What may be at hand for `request`; none if it is not for magazines.

@@ -48,8 +48,8 @@ use self::{
     dirty::Dirty,
     magazines::{
         Depot,
-        Gathered,
         Magazines, //
+        MagazinesDisabled,
     },
     pageblock::PageblockUsage,
     zone::{
@@ -687,7 +687,7 @@ impl Pool {
     /// Is more of what is free in small blocks than is good?
     fn is_fragmented(&self) -> bool {
         let large = PMD_ORDER.min(self.max_order).units();
-        let _still = self.still();
+        let _quiesced = self.quiesce();
         let state = self.state.lock();
         state.zone.core().free_units() >= large && state.zone.unusable() > self.policy.compact_threshold
     }
@@ -806,7 +806,7 @@ impl Pool {
     ) -> AllocAttempt<'_> {
         self.activity.fetch_add(1, Relaxed);
         self.look_for_bad();
-        let still = request.strict.then(|| self.still_killable());
+        let quiesced = request.strict.then(|| self.quiesce());
         let mut state = self.state.lock();
         let ready = hand.and_then(|hand| self.refill(&mut state, hand, request.size));
         let is_ready = ready.is_some();
@@ -819,23 +819,22 @@ impl Pool {
                 frees_seen: state.zone.frees(),
                 state,
                 outcome,
-                still,
+                quiesced,
             };
         }
         drop(state);
-        drop(still);
-        // Before a refusal: what somebody had pages of may be free by now, and what moves is
-        // there twice for a moment, and what is cleared ahead or at hand not at all, but not while
-        // nobody else can begin to.
+        drop(quiesced);
+        // Before a refusal: deferred frees may be due, migration briefly holds source and target,
+        // and zeroing and magazines hold free pages. Sweep the one, exclude the others, and retry.
         self.deferred_frees.sweep();
-        let still = self.still_and_unmoved();
+        let quiesced = self.quiesce_all();
         let mut state = self.state.lock();
         let frees_seen = state.zone.frees();
         let outcome = state.alloc(request, held);
         let attempt = AllocAttempt {
             state,
             outcome,
-            still: Some(still),
+            quiesced: Some(quiesced),
             frees_seen,
         };
         match attempt.outcome {
@@ -859,7 +858,7 @@ impl Pool {
         let AllocAttempt {
             mut state,
             mut outcome,
-            mut still,
+            mut quiesced,
             frees_seen,
         } = attempt;
         let mut scan = state.zone.begin_scan();
@@ -872,8 +871,8 @@ impl Pool {
             drop(state);
             if scans % SCANS_PER_QUIESCE == 0 {
                 // Waiting for the locks lets other tasks run, too.
-                still = None;
-                still.replace(self.still_and_unmoved());
+                quiesced = None;
+                quiesced.replace(self.quiesce_all());
             }
             let is_killed = mm::being_killed();
             state = self.state.lock();
@@ -886,7 +885,7 @@ impl Pool {
         AllocAttempt {
             state,
             outcome,
-            still,
+            quiesced,
             frees_seen,
         }
     }
@@ -896,17 +895,17 @@ impl Pool {
         let AllocAttempt {
             state,
             outcome,
-            still,
+            quiesced,
             ..
         } = attempt;
         let began = self.note(state);
-        drop(still);
+        drop(quiesced);
         self.tell(began);
         outcome
     }
 
-    /// Has nothing that is free be missing, nor be there twice.
-    fn still_and_unmoved(&self) -> Still<'_> {
+    /// Does the same and excludes migration, which holds source and target for a moment. Sleeps.
+    fn quiesce_all(&self) -> Quiesced<'_> {
         let moving = turn::lock_killable(&self.moving);
         let mut still = self.still_killable();
         still._moving = moving;
@@ -919,19 +918,19 @@ impl Pool {
     /// Then something that is free can be missing; the killed task's answer reaches no client.
     fn still_killable(&self) -> Still<'_> {
         let cleaning = mutex::lock_killable(&self.cleaning);
-        Still {
-            _gathered: self.gather(),
-            _cleaning: cleaning,
+        let mut quiesced {
+            _gathered: self.quiesce();
+        quiesced._moving cleaning,
             _moving: None,
-        }
+        quiesced
     }
 
-    /// Has nothing that is free be missing, for workers and for the little that has to be complete
-    /// even for a killed caller. Sleeps.
-    fn still(&self) -> Still<'_> {
+    /// Drains and disables all magazines and excludes zeroing in the background, so that every free
+    /// page is in the allocator until the guard is dropped. Sleeps.
+    fn quiesce(&self) -> Quiesced<'_> {
         let cleaning = self.cleaning.lock();
-        Still {
-            _gathered: self.gather(),
+        Quiesced {
+            _magazines: self.drain_all(),
             _cleaning: Some(cleaning),
             _moving: None,
         }
@@ -1073,7 +1072,7 @@ impl Pool {
 
     /// All counters of one moment.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let _still = self.still_killable();
+        let _quiesced = self.quiesce();
         let state = self.state.lock();
         let counters = state.zone.core().counters();
         Snapshot {
@@ -1098,7 +1097,7 @@ impl Pool {
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
         let hi = hi.min(self.region.pages());
-        let _still = self.still_killable();
+        let _quiesced = self.quiesce();
         let mut sum = 0;
         let mut at = lo;
         while at < hi {
@@ -1115,15 +1114,15 @@ impl Pool {
 struct AllocAttempt<'a> {
     state: SpinLockGuard<'a, State>,
     outcome: Result<Run, Refused>,
-    still: Option<Still<'a>>,
-    /// How often units had been given back when it began to look for them.
+    quiesced: Option<Quiesced<'a>>,
+    /// The zone's number of frees when it began.
     frees_seen: u64,
 }
 
-/// As long as this is held nothing that is free is missing, and, where it says so, nothing is there
-/// twice.
-struct Still<'a> {
-    _gathered: Gathered<'a>,
+/// As long as this is held every free page is in the allocator. With `_moving` no buffer is being
+/// moved.
+struct Quiesced<'a> {
+    _magazines: MagazinesDisabled<'a>,
     _cleaning: Option<MutexGuard<'a, ()>>,
     _moving: Option<MutexGuard<'a, ()>>,
 }
@@ -1151,7 +1150,7 @@ impl Drop for Background {
 impl PinnedDrop for Pool {
     /// The last look before the memory goes back: a block that is missing now is lost for good.
     fn drop(self: Pin<&mut Self>) {
-        let _gathered = self.gather();
+        let _magazines = self.drain_all();
         let state = self.state.lock();
         let missing = self.region.pages() - state.withheld - state.zone.core().free_units();
         let fault = state.zone.core().validate().err();

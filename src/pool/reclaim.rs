@@ -9,7 +9,7 @@
 //! being moved. So evacuation never makes a request fail that would have been served without it.
 
 use super::{
-    magazines::Gathered,
+    magazines::MagazinesDisabled,
     mutex,
     zone::AllocScope,
     AllocRequest,
@@ -180,7 +180,7 @@ struct IsolatedRange<'a> {
     pool: &'a Arc<Pool>,
     lo: u64,
     hi: u64,
-    _gathered: Gathered<'a>,
+    _magazines: MagazinesDisabled<'a>,
 }
 
 impl<'a> IsolatedRange<'a> {
@@ -188,13 +188,13 @@ impl<'a> IsolatedRange<'a> {
     fn isolate(pool: &'a Arc<Pool>, _reclaiming: &MutexGuard<'_, ()>, lo: u64, hi: u64) -> Self {
         // What moves is not to move to a page that is bad.
         pool.look_for_bad();
-        let gathered = pool.gather();
+        let magazines = pool.drain_all();
         pool.state.lock().zone.isolate(lo, hi);
         Self {
             pool,
             lo,
             hi,
-            _gathered: gathered,
+            _magazines: magazines,
         }
     }
 
@@ -270,7 +270,7 @@ impl Pool {
         report: &mut CompactReport,
     ) -> Result<(), CompactError> {
         let missing = || {
-            let _still = self.still_killable();
+            let _quiesced = self.quiesce();
             let free = self.state.lock().zone.free_blocks(order);
             blocks.saturating_sub(free)
         };
@@ -390,7 +390,7 @@ impl Pool {
         let Some(limit) = order.get().checked_sub(1).map(Order::saturating) else {
             return Err(CompactError::NoSpace);
         };
-        let _gathered = self.gather();
+        let _magazines = self.drain_all();
         let mut tried = [u64::MAX; TRIES];
         let mut first_error = CompactError::Unmovable;
         for i in 0..TRIES {
