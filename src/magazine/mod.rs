@@ -10,12 +10,13 @@
 //! one CPU frees what another allocates, half a rack at a time goes over there, and the allocator
 //! has no work with each block.
 //!
-//! What is in magazines is missed by whoever counts. So one can be [shut](Magazine::shut): then it
-//! is empty, and gives and takes nothing until it is opened as often. Whoever needs to know all
-//! that is free, or would be refused, shuts all of them, one after the other ([`shut`]), looks, and
-//! opens them again ([`open`]). What was free in a magazine that is shut has gone to the allocator,
-//! and nothing comes after it. When the last one is shut the depot is emptied, which nothing comes
-//! to any more: then all that is free is in the allocator.
+//! The allocator does not know that what is in magazines is free. So a magazine can be
+//! [disabled](Magazine::disable): then it is empty, and gives and takes nothing until it is enabled
+//! as often. A caller that needs to know all that is free, or would be refused, disables all of
+//! them, one after the other ([`disable_all`]), looks, and enables them again ([`enable_all`]). This
+//! is what `zone_pcp_disable()` does. Disabling a magazine drains it to the allocator. After the
+//! last one the depot is drained, which no enabled magazine is left to fill: then all that is free
+//! is in the allocator.
 //!
 //! Locks: the allocator's comes before a magazine's. Nothing here allocates, blocks, panics or is
 //! `unsafe`.
@@ -105,14 +106,14 @@ pub struct Tally {
 /// # Invariants
 ///
 /// The first `counts[rack]` slots of a rack have a block each, of the rack's order, and the others
-/// none; `units` is what all of them have, at most `limit`. A magazine that is shut has none.
+/// none; `units` is what all of them have, at most `limit`. A disabled magazine has none.
 pub struct Magazine<S> {
     slots: S,
     base: u64,
     counts: [u8; 2 * RACKS.len()],
     units: u64,
     limit: u64,
-    shut: u32,
+    disabled: u32,
     tally: Tally,
 }
 
@@ -190,7 +191,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
             counts: [0; 2 * RACKS.len()],
             units: 0,
             limit,
-            shut: 0,
+            disabled: 0,
             tally: Tally::default(),
         }
     }
@@ -215,10 +216,10 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     /// # Errors
     ///
     /// It is returned if it is no whole block that was asked for as such, of an order that is kept,
-    /// or if there is no room, as there is none in a magazine that is shut.
+    /// or if there is no room, as there is none in a disabled magazine.
     #[inline]
     pub fn put(&mut self, end: End, run: Run, bytes: u64) -> Result<(), Run> {
-        let rack = Rack::of(end, run.order()).filter(|_| self.shut == 0);
+        let rack = Rack::of(end, run.order()).filter(|_| self.disabled == 0);
         let Some(rack) = rack else {
             return Err(run);
         };
@@ -235,7 +236,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         let Some(rack) = Rack::of(end, order) else {
             return;
         };
-        if self.shut == 0 {
+        if self.disabled == 0 {
             self.make_way(source, order);
         }
         let wanted = rack.half().saturating_sub(self.count(rack));
@@ -299,7 +300,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     }
 
     /// Gives all of it back.
-    fn empty(&mut self, source: &mut impl Source) {
+    fn drain(&mut self, source: &mut impl Source) {
         for rack in all_racks() {
             while let Some(run) = self.pop(rack) {
                 source.give(run);
@@ -307,9 +308,9 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         }
     }
 
-    /// Blocks that the rack has room for; none in a magazine that is shut.
+    /// Blocks that the rack has room for; none in a disabled magazine.
     fn room(&self, rack: Rack) -> usize {
-        if self.shut > 0 {
+        if self.disabled > 0 {
             return 0;
         }
         let slots = rack.len.saturating_sub(self.count(rack));
@@ -341,16 +342,16 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         n
     }
 
-    /// Gives all of it back and keeps nothing, until it is opened as often as it was shut.
-    pub fn shut(&mut self, source: &mut impl Source) {
-        self.shut += 1;
-        self.empty(source);
+    /// Drains it and keeps it empty, until it is enabled as often as it was disabled.
+    pub fn disable(&mut self, source: &mut impl Source) {
+        self.disabled += 1;
+        self.drain(source);
         source.note(core::mem::take(&mut self.tally));
     }
 
-    /// The end of one [`Magazine::shut`].
-    pub fn open(&mut self) {
-        self.shut = self.shut.saturating_sub(1);
+    /// Ends one [`Magazine::disable`].
+    pub fn enable(&mut self) {
+        self.disabled = self.disabled.saturating_sub(1);
     }
 
     #[inline]
@@ -449,34 +450,36 @@ where
     })
 }
 
-/// Shuts all magazines, one after the other, each with the lock of the allocator behind it, and
-/// empties the depot.
-pub fn shut<'a, L, S, C>(magazines: impl IntoIterator<Item = &'a L>, source: &impl Lock<C>)
+/// Disables all magazines, one after the other, each with the lock of the allocator behind it, and
+/// drains the depot.
+pub fn disable_all<'a, L, S, C>(magazines: impl IntoIterator<Item = &'a L>, source: &impl Lock<C>)
 where
     L: Lock<Magazine<S>> + 'a,
     S: DerefMut<Target = [Option<Packed>]>,
     C: Source,
 {
     for magazine in magazines {
-        source.with(|source| magazine.with(|magazine| magazine.shut(source)));
+        source.with(|source| magazine.with(|magazine| magazine.disable(source)));
     }
-    source.with(empty_depot);
+    source.with(drain_depot);
 }
 
-/// The same for who holds the lock of `source`, and can't let it go in between.
-pub fn shut_at_once<'a, L, S>(magazines: impl IntoIterator<Item = &'a L>, source: &mut impl Source)
-where
+/// The same for a caller that holds the lock of `source`, and can't drop it in between.
+pub fn disable_all_locked<'a, L, S>(
+    magazines: impl IntoIterator<Item = &'a L>,
+    source: &mut impl Source,
+) where
     L: Lock<Magazine<S>> + 'a,
     S: DerefMut<Target = [Option<Packed>]>,
 {
     for magazine in magazines {
-        magazine.with(|magazine| magazine.shut(source));
+        magazine.with(|magazine| magazine.disable(source));
     }
-    empty_depot(source);
+    drain_depot(source);
 }
 
-/// After all magazines are shut: nothing goes there but out of those that are open.
-fn empty_depot(source: &mut impl Source) {
+/// Drains the depot, after all magazines are disabled: only enabled ones fill it.
+fn drain_depot(source: &mut impl Source) {
     for rack in all_racks() {
         while let Some(run) = source.depot().pop(rack) {
             source.give(run);
@@ -484,13 +487,13 @@ fn empty_depot(source: &mut impl Source) {
     }
 }
 
-/// The end of either.
-pub fn open<'a, L, S>(magazines: impl IntoIterator<Item = &'a L>)
+/// Ends either.
+pub fn enable_all<'a, L, S>(magazines: impl IntoIterator<Item = &'a L>)
 where
     L: Lock<Magazine<S>> + 'a,
     S: DerefMut<Target = [Option<Packed>]>,
 {
     for magazine in magazines {
-        magazine.with(Magazine::open);
+        magazine.with(Magazine::enable);
     }
 }

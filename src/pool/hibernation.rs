@@ -140,7 +140,7 @@ impl Hibernation {
         let run = self.held.lock().take();
         if let Some(run) = run {
             let mut state = self.pool.state.lock();
-            // A request that came meanwhile found nothing, and has had magazines shut.
+            // A request that came meanwhile found nothing, and has disabled magazines.
             state.zone.unaccount_free(run.units());
             state.zone.free(run);
             self.pool.note_and_tell(state);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A pool's [magazines](crate::magazine), and when they are shut: while somebody waits, while
-//! little is free, while something is being emptied, and for as long as somebody counts.
+//! A pool's [magazines](crate::magazine), and when they are disabled: while there are waiters, while
+//! little is free, while a range is being evacuated, and while free pages are counted.
 //!
 //! What is asked for with a place, a low priority or an exact size never comes from them. What is
 //! in them is clear.
@@ -42,7 +42,7 @@ use kernel::{
 };
 
 /// The part of a pool that the magazines of all CPUs together may hold, and in pages at most: so
-/// that shutting all of them never takes long. The depot may hold as much as one of them.
+/// that disabling all of them never takes long. The depot may hold as much as one of them.
 const SHARE: u64 = 16;
 const MOST: u64 = 1 << 14;
 
@@ -108,14 +108,14 @@ impl Magazines {
         self.limit * (self.each.len() as u64 + 1)
     }
 
-    /// Shuts all, with the pool's lock held.
-    pub(super) fn shut(&self, source: &mut impl Source) {
-        magazine::shut_at_once(&self.each, source);
+    /// Disables all, with the pool's lock held.
+    pub(super) fn disable(&self, source: &mut impl Source) {
+        magazine::disable_all_locked(&self.each, source);
     }
 
-    /// The end of that.
-    pub(super) fn open(&self) {
-        magazine::open(&self.each);
+    /// Enables them again.
+    pub(super) fn enable(&self) {
+        magazine::enable_all(&self.each);
     }
 }
 
@@ -124,7 +124,7 @@ pub(super) struct MagazinesDisabled<'a>(&'a Magazines);
 
 impl Drop for MagazinesDisabled<'_> {
     fn drop(&mut self) {
-        self.0.open();
+        self.0.enable();
     }
 }
 
@@ -132,7 +132,7 @@ impl Pool {
     /// Drains all magazines into the allocator and disables them, until the guard is dropped. Not to
     /// be called with the pool's lock held.
     pub(super) fn drain_all(&self) -> MagazinesDisabled<'_> {
-        magazine::shut(&self.magazines.each, &self.state);
+        magazine::disable_all(&self.magazines.each, &self.state);
         MagazinesDisabled(&self.magazines)
     }
 
@@ -216,19 +216,19 @@ impl Pool {
 }
 
 impl State {
-    /// To be called after every change of what is free or who waits: sees to it that magazines are
-    /// shut while they must be, and then whether there is pressure.
+    /// To be called after every change of the free units or the waiters: disables magazines, or
+    /// enables them again, and then updates pressure.
     pub(super) fn note(&mut self, magazines: &Magazines) {
         let tight = self
             .zone
-            .caching_would_miss_high_watermark(magazines.most(), self.kept_shut);
-        let shut = tight || !self.waiters.is_empty();
-        if shut != self.kept_shut {
-            self.kept_shut = shut;
-            if shut {
-                magazines.shut(self);
+            .caching_would_miss_high_watermark(magazines.most(), self.keep_disabled);
+        let disable = tight || !self.waiters.is_empty();
+        if disable != self.keep_disabled {
+            self.keep_disabled = disable;
+            if disable {
+                magazines.disable(self);
             } else {
-                magazines.open();
+                magazines.enable();
             }
         }
         self.zone.update_pressure();

@@ -156,8 +156,8 @@ struct State {
     blocks: u64,
     /// How often anything came out of a magazine or went into one.
     uses: u64,
-    /// Magazines are shut by what was free when that changed last, or by who waits.
-    kept_shut: bool,
+    /// Magazines are disabled since little was free at the last change, or there are waiters.
+    keep_disabled: bool,
     depot: Depot,
     /// Pages that are bad, and so neither free nor a block's.
     withheld: u64,
@@ -588,7 +588,7 @@ impl Pool {
                     requested: 0,
                     blocks: 0,
                     uses: 0,
-                    kept_shut: false,
+                    keep_disabled: false,
                     depot,
                     withheld: 0,
                     held: HeldPages::default(),

@@ -166,9 +166,9 @@ impl Pool {
 
     /// With all that is free in one place.
     fn gathered<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
-        magazine::shut(&self.magazines, &self.state);
+        magazine::disable_all(&self.magazines, &self.state);
         let result = self.state.with(look);
-        magazine::open(&self.magazines);
+        magazine::enable_all(&self.magazines);
         result
     }
 
@@ -176,7 +176,7 @@ impl Pool {
     fn wait(&self) {
         self.state.with(|state| {
             state.waiting = true;
-            magazine::shut_at_once(&self.magazines, state);
+            magazine::disable_all_locked(&self.magazines, state);
         });
     }
 }
@@ -256,7 +256,7 @@ fn who_waits_gets_what_is_freed() {
         let worker = thread::spawn(move || other.free(1, run));
         pool.wait();
         worker.join().unwrap();
-        // Without shutting anything once more.
+        // Without disabling anything once more.
         pool.state.with(|state| {
             assert!(state.waiting);
             exact(state, 2);
@@ -404,7 +404,7 @@ fn no_more_than_its_limit() {
             }
         }
         assert_eq!(mine.units(), 3);
-        mine.shut(state);
+        mine.disable(state);
         assert_eq!(state.core.free_units(), 1 << 12);
     });
 }
@@ -466,7 +466,7 @@ fn an_empty_one_is_filled_and_a_full_one_emptied_a_little() {
     // Those that came first are gone: 7 to 2, and the two that were put after them.
     assert!(state.core.could_alloc_at(0, 8) && !state.core.could_alloc_at(8, 1));
     assert_eq!(mine.take().unwrap().start(), 128);
-    mine.0.with(|mine| mine.shut(&mut state));
+    mine.0.with(|mine| mine.disable(&mut state));
     assert!(mine.refill(&mut state).is_none());
     assert_eq!(state.core.free_units(), (1 << 12) - 1);
 }
@@ -509,10 +509,10 @@ fn what_goes_to_the_depot_comes_back_when_all_are_shut() {
         let run = state.take(End::Low, order(0)).unwrap();
         mine.make_room(&mut state, run);
         assert_eq!((mine.units(), state.depot.units()), (65, 64));
-        magazine::shut_at_once([&mine.0], &mut state);
+        magazine::disable_all_locked([&mine.0], &mut state);
         assert_eq!((mine.units(), state.depot.units()), (0, 0));
         assert_eq!(state.core.free_units(), 1 << 12);
-        magazine::open([&mine.0]);
+        magazine::enable_all([&mine.0]);
     }
 }
 
@@ -572,17 +572,17 @@ fn shut_as_often_as_opened() {
             }
         };
         assert!(put(state, mine));
-        mine.shut(state);
+        mine.disable(state);
         assert_eq!(mine.units(), 0);
-        mine.shut(state);
-        mine.open();
+        mine.disable(state);
+        mine.enable();
         assert!(!put(state, mine));
-        mine.open();
+        mine.enable();
         assert!(put(state, mine));
-        // What is opened too often is open.
-        mine.open();
+        // What is enabled too often is enabled.
+        mine.enable();
         assert!(put(state, mine));
-        mine.shut(state);
+        mine.disable(state);
         assert!(!put(state, mine));
         state.check();
         assert_eq!(state.core.free_units(), 1 << 12);

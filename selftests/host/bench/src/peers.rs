@@ -190,9 +190,9 @@ impl Peer for Magazines {
         if run.is_some() {
             return run;
         }
-        magazine::shut(&self.each, &self.core);
+        magazine::disable_all(&self.each, &self.core);
         let run = self.core.with(|core| core.take(End::Low, order));
-        magazine::open(&self.each);
+        magazine::enable_all(&self.each);
         run
     }
 
