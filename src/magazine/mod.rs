@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Blocks at hand: one magazine for each CPU, in front of an allocator that has one lock for all.
+//! Caches of free blocks: one magazine for each CPU, in front of an allocator with one lock.
 //!
-//! Bonwick and Adams, "Magazines and Vmem", USENIX 2001. Who finds a block in his CPU's magazine,
-//! or room for one, needs no lock that another CPU wants at the time. What is in a magazine is free
-//! to whoever counts, and taken to the allocator behind it.
+//! Bonwick and Adams, "Magazines and Vmem", USENIX 2001. A caller that finds a block in its
+//! CPU's magazine, or room for one, takes no lock that other CPUs contend for. What is in a magazine
+//! is free to the pool's counters, and allocated to the allocator behind it.
 //!
-//! Between them is a [depot](Source::depot), one more magazine, under the allocator's lock: where
-//! one CPU frees what another allocates, half a rack at a time goes over there, and the allocator
-//! has no work with each block.
+//! Between them is a [depot](BlockSource::depot), one more magazine, under the allocator's lock: where
+//! one CPU frees what another allocates, half a class at a time is transferred there, and the
+//! allocator has no work with each block.
 //!
 //! The allocator does not know that what is in magazines is free. So a magazine can be
 //! [disabled](Magazine::disable): then it is empty, and gives and takes nothing until it is enabled
@@ -31,9 +31,9 @@ use crate::buddy::{
 };
 use core::ops::DerefMut;
 
-/// The orders that are kept, and how many blocks of each, for each end. What is small is asked for
-/// most; 2 MiB of 4 KiB pages is what large pages are made of.
-const RACKS: [(Order, usize); 6] = [
+/// The orders that are cached, and how many blocks of each, for each end. Small blocks are requested
+/// most; blocks of [`PMD_ORDER`] are what large pages are made of.
+const CLASSES: [(Order, usize); 6] = [
     (Order::saturating(0), 128),
     (Order::saturating(1), 64),
     (Order::saturating(2), 32),
@@ -46,15 +46,15 @@ const RACKS: [(Order, usize); 6] = [
 const PER_END: usize = {
     let mut sum = 0;
     let mut i = 0;
-    while i < RACKS.len() {
-        sum += RACKS[i].1;
+    while i < CLASSES.len() {
+        sum += CLASSES[i].1;
         i += 1;
     }
     sum
 };
 
-/// Blocks that are taken from the allocator, or given back, under one hold of its lock.
-const AT_ONCE: usize = 8;
+/// Blocks that are allocated from the allocator, or freed, under one hold of its lock.
+const BATCH: usize = 8;
 
 /// Slots that a magazine needs.
 pub const SLOTS: usize = 2 * PER_END;
@@ -66,18 +66,18 @@ pub trait Lock<T> {
 }
 
 /// The allocator behind, under its lock.
-pub trait Source {
+pub trait BlockSource {
     /// Where the depot's blocks are.
     type Slots: DerefMut<Target = [Option<Packed>]>;
 
-    /// What one CPU had too much of, for the next that has nothing.
+    /// The magazine through which CPUs pass blocks on to each other.
     fn depot(&mut self) -> &mut Magazine<Self::Slots>;
-    /// A block of `order` from `end`; none if there is none, or it is better kept together.
-    fn take(&mut self, end: End, order: Order) -> Option<Run>;
-    /// It is back.
-    fn give(&mut self, run: Run);
-    /// What became of blocks that were asked for and given back without it.
-    fn note(&mut self, tally: Tally);
+    /// Allocates a block of `order` from `end`; `None` if there is none, or it is better not split.
+    fn alloc(&mut self, end: End, order: Order) -> Option<Run>;
+    /// Frees a block.
+    fn free(&mut self, run: Run);
+    /// Accounts for blocks that were allocated from magazines and freed to them.
+    fn add_stats(&mut self, delta: StatsDelta);
 }
 
 /// The end of the memory that a block is from: what moves and what stays are kept apart.
@@ -89,10 +89,10 @@ pub enum End {
     High,
 }
 
-/// What came and went since it was last asked. The difference of two counters may be below zero:
+/// The change of the statistics since it was last taken. The difference of two counters may be below zero:
 /// all of it is to be added modulo 2^64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct StatsDelta {
     /// Blocks that were given out, less those that came back.
     pub blocks: u64,
     /// Bytes that these were asked for.
@@ -101,38 +101,38 @@ pub struct Tally {
     pub uses: u64,
 }
 
-/// What one CPU has at hand. `S` is where the blocks are.
+/// The free blocks that one CPU caches. `S` is where they are.
 ///
 /// # Invariants
 ///
-/// The first `counts[rack]` slots of a rack have a block each, of the rack's order, and the others
+/// The first `counts[class]` slots of a class have a block each, of the class's order, and the others
 /// none; `units` is what all of them have, at most `limit`. A disabled magazine has none.
 pub struct Magazine<S> {
     slots: S,
     base: u64,
-    counts: [u8; 2 * RACKS.len()],
+    counts: [u8; 2 * CLASSES.len()],
     units: u64,
     limit: u64,
     disabled: u32,
-    tally: Tally,
+    delta: StatsDelta,
 }
 
-/// Which rack, and where in all slots it begins.
+/// The blocks of one order and one end, and where in all slots they are.
 #[derive(Clone, Copy)]
-struct Rack {
+struct Class {
     number: usize,
     first: usize,
     len: usize,
     order: Order,
 }
 
-/// The rack of each order, for the end that comes first; the other end's come after all of them.
-const BY_ORDER: [Option<Rack>; Order::COUNT] = {
+/// The class of each order, for the end that comes first; the other end's come after all of them.
+const BY_ORDER: [Option<Class>; Order::COUNT] = {
     let mut table = [None; Order::COUNT];
     let (mut number, mut first) = (0, 0);
-    while number < RACKS.len() {
-        let (order, len) = RACKS[number];
-        table[order.index()] = Some(Rack {
+    while number < CLASSES.len() {
+        let (order, len) = CLASSES[number];
+        table[order.index()] = Some(Class {
             number,
             first,
             len,
@@ -144,40 +144,40 @@ const BY_ORDER: [Option<Rack>; Order::COUNT] = {
     table
 };
 
-impl Rack {
-    /// What is in it after it was filled or emptied.
+impl Class {
+    /// How many blocks are in it after it was filled or flushed.
     fn half(self) -> usize {
         self.len / 2
     }
 
-    /// The one for blocks of `order` from `end`; none if such blocks are not kept.
+    /// The class of blocks of `order` from `end`; `None` if such blocks are not cached.
     #[inline]
     fn of(end: End, order: Order) -> Option<Self> {
-        let rack = (*BY_ORDER.get(order.index())?)?;
+        let class = (*BY_ORDER.get(order.index())?)?;
         Some(match end {
-            End::Low => rack,
+            End::Low => class,
             End::High => Self {
-                number: rack.number + RACKS.len(),
-                first: rack.first + PER_END,
-                ..rack
+                number: class.number + CLASSES.len(),
+                first: class.first + PER_END,
+                ..class
             },
         })
     }
 }
 
 /// Those of both ends.
-fn all_racks() -> impl DoubleEndedIterator<Item = Rack> {
-    let racks = |end| {
-        RACKS
+fn all_classes() -> impl DoubleEndedIterator<Item = Class> {
+    let classes = |end| {
+        CLASSES
             .iter()
-            .filter_map(move |&(order, _)| Rack::of(end, order))
+            .filter_map(move |&(order, _)| Class::of(end, order))
     };
-    racks(End::Low).chain(racks(End::High))
+    classes(End::Low).chain(classes(End::High))
 }
 
-/// Are blocks of `order` kept in magazines?
-pub fn keeps(order: Order) -> bool {
-    Rack::of(End::Low, order).is_some()
+/// Returns whether magazines cache blocks of `order`.
+pub fn is_cached(order: Order) -> bool {
+    Class::of(End::Low, order).is_some()
 }
 
 impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
@@ -188,11 +188,11 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         Self {
             slots,
             base,
-            counts: [0; 2 * RACKS.len()],
+            counts: [0; 2 * CLASSES.len()],
             units: 0,
             limit,
             disabled: 0,
-            tally: Tally::default(),
+            delta: StatsDelta::default(),
         }
     }
 
@@ -201,17 +201,17 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         self.units
     }
 
-    /// A block for who asked for `bytes`: the one that came last, which caches know best.
+    /// Allocates a block for a request of `bytes`: the one that was freed last, which is cache-hot.
     #[inline]
-    pub fn take(&mut self, end: End, order: Order, bytes: u64) -> Option<Run> {
-        let run = self.pop(Rack::of(end, order)?)?;
-        self.tally.blocks = self.tally.blocks.wrapping_add(1);
-        self.tally.bytes = self.tally.bytes.wrapping_add(bytes);
-        self.tally.uses = self.tally.uses.wrapping_add(1);
+    pub fn alloc(&mut self, end: End, order: Order, bytes: u64) -> Option<Run> {
+        let run = self.pop(Class::of(end, order)?)?;
+        self.delta.blocks = self.delta.blocks.wrapping_add(1);
+        self.delta.bytes = self.delta.bytes.wrapping_add(bytes);
+        self.delta.uses = self.delta.uses.wrapping_add(1);
         Some(run)
     }
 
-    /// A block comes back that was asked for with `bytes`.
+    /// Frees a block that was requested with `bytes`.
     ///
     /// # Errors
     ///
@@ -219,134 +219,134 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     /// or if there is no room, as there is none in a disabled magazine.
     #[inline]
     pub fn put(&mut self, end: End, run: Run, bytes: u64) -> Result<(), Run> {
-        let rack = Rack::of(end, run.order()).filter(|_| self.disabled == 0);
-        let Some(rack) = rack else {
+        let class = Class::of(end, run.order()).filter(|_| self.disabled == 0);
+        let Some(class) = class else {
             return Err(run);
         };
-        self.push(rack, run)?;
-        self.tally.blocks = self.tally.blocks.wrapping_sub(1);
-        self.tally.bytes = self.tally.bytes.wrapping_sub(bytes);
-        self.tally.uses = self.tally.uses.wrapping_add(1);
+        self.push(class, run)?;
+        self.delta.blocks = self.delta.blocks.wrapping_sub(1);
+        self.delta.bytes = self.delta.bytes.wrapping_sub(bytes);
+        self.delta.uses = self.delta.uses.wrapping_add(1);
         Ok(())
     }
 
-    /// Fills half of the rack for blocks of `order`, or less: with what the depot has, and if that
+    /// Fills half of the class for blocks of `order`, or less: with what the depot has, and if that
     /// is little, out of `source`.
-    fn fill(&mut self, source: &mut impl Source, end: End, order: Order) {
-        let Some(rack) = Rack::of(end, order) else {
+    fn fill(&mut self, source: &mut impl BlockSource, end: End, order: Order) {
+        let Some(class) = Class::of(end, order) else {
             return;
         };
         if self.disabled == 0 {
-            self.make_way(source, order);
+            self.evict_smaller(source, order);
         }
-        let wanted = rack.half().saturating_sub(self.count(rack));
-        let wanted = wanted.min(self.room(rack));
-        let moved = source.depot().hand_over(self, rack, wanted);
-        let first = self.count(rack);
-        for _ in moved..wanted.min(AT_ONCE) {
-            let Some(run) = source.take(end, order) else {
+        let wanted = class.half().saturating_sub(self.count(class));
+        let wanted = wanted.min(self.room(class));
+        let moved = source.depot().transfer(self, class, wanted);
+        let first = self.count(class);
+        for _ in moved..wanted.min(BATCH) {
+            let Some(run) = source.alloc(end, order) else {
                 break;
             };
-            if let Err(run) = self.push(rack, run) {
-                source.give(run);
+            if let Err(run) = self.push(class, run) {
+                source.free(run);
                 break;
             }
         }
         // In the order in which the allocator gave them, which knows what is best used up first.
-        let slots = rack.first + first..rack.first + self.count(rack);
+        let slots = class.first + first..class.first + self.count(class);
         if let Some(new) = self.slots.get_mut(slots) {
             new.reverse();
         }
     }
 
-    /// Empties half of the rack for blocks of `order`, or less: into the depot, and if there is
+    /// Empties half of the class for blocks of `order`, or less: into the depot, and if there is
     /// little room, back to `source`. Those that came first go, which may have been got ready when
     /// others were not free yet that are better used up.
-    fn spill(&mut self, source: &mut impl Source, end: End, order: Order) {
-        let Some(rack) = Rack::of(end, order) else {
+    fn flush(&mut self, source: &mut impl BlockSource, end: End, order: Order) {
+        let Some(class) = Class::of(end, order) else {
             return;
         };
-        let count = self.count(rack);
-        let surplus = count.saturating_sub(rack.half());
-        let few = surplus.min(AT_ONCE);
-        let going = source.depot().room(rack).clamp(few, surplus);
-        if let Some(slots) = self.slots.get_mut(rack.first..rack.first + count) {
+        let count = self.count(class);
+        let surplus = count.saturating_sub(class.half());
+        let few = surplus.min(BATCH);
+        let going = source.depot().room(class).clamp(few, surplus);
+        if let Some(slots) = self.slots.get_mut(class.first..class.first + count) {
             // To the end, where they come off.
             slots.rotate_left(going);
         }
-        let moved = self.hand_over(source.depot(), rack, going);
+        let moved = self.transfer(source.depot(), class, going);
         for _ in moved..few {
-            let Some(run) = self.pop(rack) else {
+            let Some(run) = self.pop(class) else {
                 return;
             };
-            source.give(run);
+            source.free(run);
         }
     }
 
-    /// Where the limit leaves no room for a block of `order`, smaller ones give way, the largest
-    /// first. Larger ones stay: it takes more to get them ready again.
-    fn make_way(&mut self, source: &mut impl Source, order: Order) {
+    /// Where the limit leaves no room for a block of `order`, frees smaller ones to the allocator, the
+    /// largest first. Larger ones stay: it takes more to get them again.
+    fn evict_smaller(&mut self, source: &mut impl BlockSource, order: Order) {
         let Some(most) = self.limit.checked_sub(order.units()) else {
             return;
         };
-        for rack in all_racks().rev().filter(|rack| rack.order < order) {
+        for class in all_classes().rev().filter(|class| class.order < order) {
             while self.units > most {
-                let Some(run) = self.pop(rack) else {
+                let Some(run) = self.pop(class) else {
                     break;
                 };
-                source.give(run);
+                source.free(run);
             }
         }
     }
 
     /// Gives all of it back.
-    fn drain(&mut self, source: &mut impl Source) {
-        for rack in all_racks() {
-            while let Some(run) = self.pop(rack) {
-                source.give(run);
+    fn drain(&mut self, source: &mut impl BlockSource) {
+        for class in all_classes() {
+            while let Some(run) = self.pop(class) {
+                source.free(run);
             }
         }
     }
 
-    /// Blocks that the rack has room for; none in a disabled magazine.
-    fn room(&self, rack: Rack) -> usize {
+    /// Blocks that the class has room for; none in a disabled magazine.
+    fn room(&self, class: Class) -> usize {
         if self.disabled > 0 {
             return 0;
         }
-        let slots = rack.len.saturating_sub(self.count(rack));
+        let slots = class.len.saturating_sub(self.count(class));
         let units = self.limit.saturating_sub(self.units);
-        usize::try_from(units >> rack.order.get()).map_or(slots, |blocks| blocks.min(slots))
+        usize::try_from(units >> class.order.get()).map_or(slots, |blocks| blocks.min(slots))
     }
 
-    /// Moves the last `most` blocks of a rack to `other`, or as many as there are, and have room
+    /// Moves the last `most` blocks of a class to `other`, or as many as there are, and have room
     /// there. Returns how many.
-    fn hand_over<T>(&mut self, other: &mut Magazine<T>, rack: Rack, most: usize) -> usize
+    fn transfer<T>(&mut self, other: &mut Magazine<T>, class: Class, most: usize) -> usize
     where
         T: DerefMut<Target = [Option<Packed>]>,
     {
-        let (here, there) = (self.count(rack), other.count(rack));
-        let n = most.min(here).min(other.room(rack));
-        let (from, to) = (rack.first + here - n, rack.first + there);
+        let (here, there) = (self.count(class), other.count(class));
+        let n = most.min(here).min(other.room(class));
+        let (from, to) = (class.first + here - n, class.first + there);
         let from = self.slots.get_mut(from..from + n);
         let to = other.slots.get_mut(to..to + n);
         let (Some(from), Some(to)) = (from, to) else {
             return 0;
         };
         to.swap_with_slice(from);
-        let units = n as u64 * rack.order.units();
+        let units = n as u64 * class.order.units();
         // INVARIANT: What was in the one is in the other, where there is room for it.
-        self.set_count(rack, here - n);
+        self.set_count(class, here - n);
         self.units = self.units.saturating_sub(units);
-        other.set_count(rack, there + n);
+        other.set_count(class, there + n);
         other.units += units;
         n
     }
 
     /// Drains it and keeps it empty, until it is enabled as often as it was disabled.
-    pub fn disable(&mut self, source: &mut impl Source) {
+    pub fn disable(&mut self, source: &mut impl BlockSource) {
         self.disabled += 1;
         self.drain(source);
-        source.note(core::mem::take(&mut self.tally));
+        source.add_stats(core::mem::take(&mut self.delta));
     }
 
     /// Ends one [`Magazine::disable`].
@@ -355,42 +355,42 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     }
 
     #[inline]
-    fn count(&self, rack: Rack) -> usize {
-        self.counts.get(rack.number).map_or(0, |&n| n.into())
+    fn count(&self, class: Class) -> usize {
+        self.counts.get(class.number).map_or(0, |&n| n.into())
     }
 
-    fn set_count(&mut self, rack: Rack, n: usize) {
-        if let Some(count) = self.counts.get_mut(rack.number) {
-            // CAST: At most the rack's length, which is 128.
+    fn set_count(&mut self, class: Class, n: usize) {
+        if let Some(count) = self.counts.get_mut(class.number) {
+            // CAST: At most the class's length, which is 128.
             *count = n as u8;
         }
     }
 
     #[inline]
-    fn pop(&mut self, rack: Rack) -> Option<Run> {
-        let count = self.counts.get_mut(rack.number)?;
+    fn pop(&mut self, class: Class) -> Option<Run> {
+        let count = self.counts.get_mut(class.number)?;
         let last = count.checked_sub(1)?;
-        let slot = self.slots.get_mut(rack.first + usize::from(last))?;
+        let slot = self.slots.get_mut(class.first + usize::from(last))?;
         let packed = slot.take()?;
         // INVARIANT: One less, of both.
         *count = last;
-        self.units = self.units.saturating_sub(rack.order.units());
-        Some(packed.unpack(self.base, rack.order))
+        self.units = self.units.saturating_sub(class.order.units());
+        Some(packed.unpack(self.base, class.order))
     }
 
     #[inline]
-    fn push(&mut self, rack: Rack, run: Run) -> Result<(), Run> {
-        let Some(count) = self.counts.get_mut(rack.number) else {
+    fn push(&mut self, class: Class, run: Run) -> Result<(), Run> {
+        let Some(count) = self.counts.get_mut(class.number) else {
             return Err(run);
         };
         let units = self.units + run.units();
-        if usize::from(*count) >= rack.len || units > self.limit {
+        if usize::from(*count) >= class.len || units > self.limit {
             return Err(run);
         }
-        let Some(slot) = self.slots.get_mut(rack.first + usize::from(*count)) else {
+        let Some(slot) = self.slots.get_mut(class.first + usize::from(*count)) else {
             return Err(run);
         };
-        // INVARIANT: One more, of both. It is of the rack's order, so that order unpacks it.
+        // INVARIANT: One more, of both. It is of the class's order, so that order unpacks it.
         *slot = Some(run.pack(self.base)?);
         *count += 1;
         self.units = units;
@@ -398,11 +398,11 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     }
 }
 
-/// Nothing was at hand: with the lock of `source` held, what is asked for now and next is got
-/// ready. Returns the first of it, as [`Magazine::take`] does.
+/// Fills a class that was empty, with the lock of `source` held, and allocates from it as
+/// [`Magazine::alloc`] does.
 pub fn refill<S>(
-    mine: &impl Lock<Magazine<S>>,
-    source: &mut impl Source,
+    cpu: &impl Lock<Magazine<S>>,
+    source: &mut impl BlockSource,
     end: End,
     order: Order,
     bytes: u64,
@@ -410,33 +410,32 @@ pub fn refill<S>(
 where
     S: DerefMut<Target = [Option<Packed>]>,
 {
-    mine.with(|magazine| {
+    cpu.with(|magazine| {
         magazine.fill(source, end, order);
-        magazine.take(end, order, bytes)
+        magazine.alloc(end, order, bytes)
     })
 }
 
-/// After that nothing was ready, and something else has been taken: what is asked for next is got
-/// ready all the same.
+/// Fills a class that was empty, for the next request: this one was served by `source`.
 pub fn refill_for_next<S>(
-    mine: &impl Lock<Magazine<S>>,
-    source: &mut impl Source,
+    cpu: &impl Lock<Magazine<S>>,
+    source: &mut impl BlockSource,
     end: End,
     order: Order,
 ) where
     S: DerefMut<Target = [Option<Packed>]>,
 {
-    mine.with(|magazine| magazine.fill(source, end, order));
+    cpu.with(|magazine| magazine.fill(source, end, order));
 }
 
-/// There was no room for `run`: with the lock of `source` held, some is made.
+/// Flushes a part of a full class, with the lock of `source` held, and puts `run` into it.
 ///
 /// # Errors
 ///
 /// As [`Magazine::put`], which it goes on with.
-pub fn make_room<S>(
-    mine: &impl Lock<Magazine<S>>,
-    source: &mut impl Source,
+pub fn flush_and_put<S>(
+    cpu: &impl Lock<Magazine<S>>,
+    source: &mut impl BlockSource,
     end: End,
     run: Run,
     bytes: u64,
@@ -444,8 +443,8 @@ pub fn make_room<S>(
 where
     S: DerefMut<Target = [Option<Packed>]>,
 {
-    mine.with(|magazine| {
-        magazine.spill(source, end, run.order());
+    cpu.with(|magazine| {
+        magazine.flush(source, end, run.order());
         magazine.put(end, run, bytes)
     })
 }
@@ -456,7 +455,7 @@ pub fn disable_all<'a, L, S, C>(magazines: impl IntoIterator<Item = &'a L>, sour
 where
     L: Lock<Magazine<S>> + 'a,
     S: DerefMut<Target = [Option<Packed>]>,
-    C: Source,
+    C: BlockSource,
 {
     for magazine in magazines {
         source.with(|source| magazine.with(|magazine| magazine.disable(source)));
@@ -467,7 +466,7 @@ where
 /// The same for a caller that holds the lock of `source`, and can't drop it in between.
 pub fn disable_all_locked<'a, L, S>(
     magazines: impl IntoIterator<Item = &'a L>,
-    source: &mut impl Source,
+    source: &mut impl BlockSource,
 ) where
     L: Lock<Magazine<S>> + 'a,
     S: DerefMut<Target = [Option<Packed>]>,
@@ -479,10 +478,10 @@ pub fn disable_all_locked<'a, L, S>(
 }
 
 /// Drains the depot, after all magazines are disabled: only enabled ones fill it.
-fn drain_depot(source: &mut impl Source) {
-    for rack in all_racks() {
-        while let Some(run) = source.depot().pop(rack) {
-            source.give(run);
+fn drain_depot(source: &mut impl BlockSource) {
+    for class in all_classes() {
+        while let Some(run) = source.depot().pop(class) {
+            source.free(run);
         }
     }
 }

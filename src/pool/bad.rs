@@ -4,7 +4,7 @@
 //!
 //! The kernel tells no driver of such a page; it sets a flag in its `struct page` and, some time
 //! later, counts it by node. A pool looks for its own when that count has changed: before the
-//! allocator gives a block that was not at hand, before a fault shows a page, and once a second.
+//! allocator gives a block that no magazine had, before a fault shows a page, and once a second.
 //! What is to be cleared or copied is looked at in any case.
 //!
 //! A bad page that is free is taken out of the allocator for good. One that a block has is taken

@@ -422,7 +422,7 @@ impl Block {
                 .end
                 .filter(|_| clear && self.twice == 0 && !self.pool.has_bad(first, pages));
             let run = match end {
-                Some(end) => match self.pool.put_at_hand(end, run, self.requested) {
+                Some(end) => match self.pool.free_cached(end, run, self.requested) {
                     Ok(()) => return false,
                     Err(run) => run,
                 },
@@ -433,7 +433,7 @@ impl Block {
             let left = match end {
                 Some(end) => self
                     .pool
-                    .make_room(&mut state, end, run, self.requested)
+                    .flush_and_put(&mut state, end, run, self.requested)
                     .err(),
                 None => Some(run),
             };

@@ -23,11 +23,11 @@ use crate::buddy::{
 };
 use crate::magazine::{
     self,
+    BlockSource,
     End,
     Lock,
     Magazine,
-    Source,
-    Tally, //
+    StatsDelta, //
 };
 use crate::memtype::MemType;
 use crate::mm::Pfn;
@@ -51,10 +51,10 @@ type Slots = KVVec<Option<Packed>>;
 /// What all CPUs share, under the pool's lock.
 pub(super) type Depot = Magazine<Slots>;
 
-/// One CPU's.
-pub(super) struct Mine(Pin<KBox<SpinLock<Magazine<Slots>>>>);
+/// The magazine of one CPU.
+pub(super) struct CpuMagazine(Pin<KBox<SpinLock<Magazine<Slots>>>>);
 
-impl Lock<Magazine<Slots>> for Mine {
+impl Lock<Magazine<Slots>> for CpuMagazine {
     #[inline]
     fn with<R>(&self, f: impl FnOnce(&mut Magazine<Slots>) -> R) -> R {
         f(&mut self.0.lock())
@@ -67,9 +67,9 @@ impl Lock<State> for SpinLock<State> {
     }
 }
 
-/// All of a pool's, but for the depot.
+/// All magazines of a pool but the depot.
 pub(super) struct Magazines {
-    each: KVec<Mine>,
+    each: KVec<CpuMagazine>,
     limit: u64,
 }
 
@@ -91,14 +91,17 @@ impl Magazines {
         let mut each = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
         for _ in 0..cpus {
             let magazine = new_spinlock!(magazine()?, "rust_buddy_magazine");
-            each.push(Mine(KBox::pin_init(magazine, GFP_KERNEL)?), GFP_KERNEL)?;
+            each.push(
+                CpuMagazine(KBox::pin_init(magazine, GFP_KERNEL)?),
+                GFP_KERNEL,
+            )?;
         }
         Ok((Self { each, limit }, magazine()?))
     }
 
-    /// That of the CPU that this runs on. Being moved to another one meanwhile does no harm.
+    /// The magazine of the current CPU. That the task may be moved to another one does no harm.
     #[inline]
-    fn mine(&self) -> Option<&Mine> {
+    fn this_cpu(&self) -> Option<&CpuMagazine> {
         // CAST: u32 fits usize wherever there is a kernel with an MMU.
         self.each.get(CpuId::current().as_u32() as usize)
     }
@@ -109,7 +112,7 @@ impl Magazines {
     }
 
     /// Disables all, with the pool's lock held.
-    pub(super) fn disable(&self, source: &mut impl Source) {
+    pub(super) fn disable(&self, source: &mut impl BlockSource) {
         magazine::disable_all_locked(&self.each, source);
     }
 
@@ -136,8 +139,8 @@ impl Pool {
         MagazinesDisabled(&self.magazines)
     }
 
-    /// What may be at hand for `request`; none if it is not for magazines.
-    pub(super) fn at_hand(&self, request: &AllocRequest) -> Option<(End, Order)> {
+    /// The class of blocks that may serve `request`; `None` if it bypasses magazines.
+    pub(super) fn cache_key(&self, request: &AllocRequest) -> Option<(End, Order)> {
         let Placement::Within { place, lo, hi } = request.placement else {
             return None;
         };
@@ -154,29 +157,30 @@ impl Pool {
         } else {
             End::Low
         };
-        (plain && request.align <= order && magazine::keeps(order)).then_some((end, order))
+        (plain && request.align <= order && magazine::is_cached(order)).then_some((end, order))
     }
 
-    /// A block without the pool's lock, if there is one.
-    pub(super) fn take_at_hand(&self, hand: (End, Order), bytes: u64) -> Option<Run> {
-        let (end, order) = hand;
-        let mine = self.magazines.mine()?;
-        mine.with(|magazine| magazine.take(end, order, bytes))
+    /// Allocates from this CPU's magazine, without the pool's lock.
+    pub(super) fn alloc_cached(&self, key: (End, Order), bytes: u64) -> Option<Run> {
+        let (end, order) = key;
+        let cpu = self.magazines.this_cpu()?;
+        cpu.with(|magazine| magazine.alloc(end, order, bytes))
     }
 
-    /// Gives a block back that was asked for with `bytes` the same way.
+    /// Frees a block that was requested with `bytes` the same way.
     ///
     /// # Errors
     ///
     /// It is returned if that can't be.
-    pub(super) fn put_at_hand(&self, end: End, run: Run, bytes: u64) -> Result<(), Run> {
-        match self.magazines.mine() {
-            Some(mine) => mine.with(|magazine| magazine.put(end, run, bytes)),
+    pub(super) fn free_cached(&self, end: End, run: Run, bytes: u64) -> Result<(), Run> {
+        match self.magazines.this_cpu() {
+            Some(cpu) => cpu.with(|magazine| magazine.put(end, run, bytes)),
             None => Err(run),
         }
     }
 
-    /// With the pool's lock held, after nothing was at hand: gets some ready, and takes of it.
+    /// Refills this CPU's magazine after it was empty, and allocates from it. The pool's lock is
+    /// held.
     pub(super) fn refill(
         &self,
         state: &mut State,
@@ -185,31 +189,32 @@ impl Pool {
     ) -> Option<Run> {
         let dirty = &self.dirty;
         let mut source = Clear { state, dirty };
-        magazine::refill(self.magazines.mine()?, &mut source, end, order, bytes)
+        magazine::refill(self.magazines.this_cpu()?, &mut source, end, order, bytes)
     }
 
-    /// The same, for the next: after what was taken was not clear, what comes after it may be.
+    /// The same for the next request. After a block that was not clear, the next may be.
     pub(super) fn refill_for_next(&self, state: &mut State, (end, order): (End, Order)) {
         let dirty = &self.dirty;
-        if let Some(mine) = self.magazines.mine() {
-            magazine::refill_for_next(mine, &mut Clear { state, dirty }, end, order);
+        if let Some(cpu) = self.magazines.this_cpu() {
+            magazine::refill_for_next(cpu, &mut Clear { state, dirty }, end, order);
         }
     }
 
-    /// With the pool's lock held, after there was no room for `run`: makes some.
+    /// Flushes a part of this CPU's magazine after it was full, and puts `run` into it. The pool's
+    /// lock is held.
     ///
     /// # Errors
     ///
-    /// As [`Pool::put_at_hand`].
-    pub(super) fn make_room(
+    /// As [`Pool::free_cached`].
+    pub(super) fn flush_and_put(
         &self,
         state: &mut State,
         end: End,
         run: Run,
         bytes: u64,
     ) -> Result<(), Run> {
-        match self.magazines.mine() {
-            Some(mine) => magazine::make_room(mine, state, end, run, bytes),
+        match self.magazines.this_cpu() {
+            Some(cpu) => magazine::flush_and_put(cpu, state, end, run, bytes),
             None => Err(run),
         }
     }
@@ -235,45 +240,45 @@ impl State {
     }
 }
 
-/// What of it is clear: what is not is for the worker to find, and would be missed at hand.
+/// The clear blocks of a pool: others are left for the zeroing worker to find.
 struct Clear<'a> {
     state: &'a mut State,
     dirty: &'a Dirty,
 }
 
-impl Source for Clear<'_> {
+impl BlockSource for Clear<'_> {
     type Slots = Slots;
 
     fn depot(&mut self) -> &mut Depot {
         &mut self.state.depot
     }
 
-    fn take(&mut self, end: End, order: Order) -> Option<Run> {
-        let run = Source::take(self.state, end, order)?;
+    fn alloc(&mut self, end: End, order: Order) -> Option<Run> {
+        let run = BlockSource::alloc(self.state, end, order)?;
         if self.dirty.next(Pfn(run.start()), Pfn(run.end())).is_some() {
-            self.state.give(run);
+            self.state.free(run);
             return None;
         }
         Some(run)
     }
 
-    fn give(&mut self, run: Run) {
-        self.state.give(run);
+    fn free(&mut self, run: Run) {
+        self.state.free(run);
     }
 
-    fn note(&mut self, tally: Tally) {
-        Source::note(self.state, tally);
+    fn add_stats(&mut self, delta: StatsDelta) {
+        BlockSource::add_stats(self.state, delta);
     }
 }
 
-impl Source for State {
+impl BlockSource for State {
     type Slots = Slots;
 
     fn depot(&mut self) -> &mut Depot {
         &mut self.depot
     }
 
-    fn take(&mut self, end: End, order: Order) -> Option<Run> {
+    fn alloc(&mut self, end: End, order: Order) -> Option<Run> {
         let place = match end {
             End::Low => Place::Lowest,
             End::High => Place::Highest,
@@ -281,13 +286,13 @@ impl Source for State {
         self.zone.alloc_block(place, order)
     }
 
-    fn give(&mut self, run: Run) {
+    fn free(&mut self, run: Run) {
         self.zone.free(run);
     }
 
-    fn note(&mut self, tally: Tally) {
-        self.blocks = self.blocks.wrapping_add(tally.blocks);
-        self.requested = self.requested.wrapping_add(tally.bytes);
-        self.uses = self.uses.wrapping_add(tally.uses);
+    fn add_stats(&mut self, delta: StatsDelta) {
+        self.blocks = self.blocks.wrapping_add(delta.blocks);
+        self.requested = self.requested.wrapping_add(delta.bytes);
+        self.uses = self.uses.wrapping_add(delta.uses);
     }
 }

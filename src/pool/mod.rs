@@ -679,8 +679,8 @@ impl Pool {
 
     /// Was anything taken or given back since this was last called?
     fn is_busy(&self) -> bool {
-        let at_hand = self.state.lock().uses;
-        let now = self.activity.load(Relaxed).wrapping_add(at_hand);
+        let cached = self.state.lock().uses;
+        let now = self.activity.load(Relaxed).wrapping_add(cached);
         self.seen.xchg(now, Relaxed) != now
     }
 
@@ -734,12 +734,12 @@ impl Pool {
     ///
     /// As [`Refused`] says; the pool is then as it was.
     pub(crate) fn alloc(self: &Arc<Self>, request: &AllocRequest) -> Result<Block, Refused> {
-        let hand = self.at_hand(request);
-        if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, request.size)) {
-            return Ok(self.block_for(run, request, hand));
+        let key = self.cache_key(request);
+        if let Some(run) = key.and_then(|key| self.alloc_cached(key, request.size)) {
+            return Ok(self.block_for(run, request, key));
         }
-        let run = self.finish_alloc(self.try_alloc(request, hand, 0))?;
-        Ok(self.block_for(run, request, hand))
+        let run = self.finish_alloc(self.try_alloc(request, key, 0))?;
+        Ok(self.block_for(run, request, key))
     }
 
     /// A block to move to, from one of `held` pages that goes back afterwards. Only what it has
@@ -769,12 +769,12 @@ impl Pool {
         request: &AllocRequest,
         reservation: Option<WaitReservation>,
     ) -> Result<Block, Refused> {
-        let hand = self.at_hand(request);
-        // While anybody waits for anything, this client included, nothing is at hand.
-        if let Some(run) = hand.and_then(|hand| self.take_at_hand(hand, request.size)) {
-            return Ok(self.block_for(run, request, hand));
+        let key = self.cache_key(request);
+        // While there are waiters, this client included, magazines are disabled.
+        if let Some(run) = key.and_then(|key| self.alloc_cached(key, request.size)) {
+            return Ok(self.block_for(run, request, key));
         }
-        let mut attempt = self.try_alloc(request, hand, 0);
+        let mut attempt = self.try_alloc(request, key, 0);
         // A search drops the lock. Memory that was freed behind it woke nobody for this request:
         // it was not in the list, or was there as notified.
         let missed = attempt.outcome.is_err() && attempt.searched != attempt.state.supply.returns();
@@ -793,27 +793,27 @@ impl Pool {
         if let Err(refused) = &outcome {
             self.counts.refused(refused);
         }
-        outcome.map(|run| self.block_for(run, request, hand))
+        outcome.map(|run| self.block_for(run, request, key))
     }
 
-    /// Tries to take units for `request`. What may be at `hand` is got ready for the next time, too.
-    /// It is for what has `held` units until it moves.
+    /// Tries to take units for `request`. With a `key`, refills that class of this
+    /// CPU's magazine. The block is for a buffer that has `held` units until it moves.
     fn try_alloc(
         &self,
         request: &AllocRequest,
-        hand: Option<(End, Order)>,
+        key: Option<(End, Order)>,
         held: u64,
     ) -> AllocAttempt<'_> {
         self.activity.fetch_add(1, Relaxed);
         self.look_for_bad();
         let quiesced = request.strict.then(|| self.quiesce());
         let mut state = self.state.lock();
-        let ready = hand.and_then(|hand| self.refill(&mut state, hand, request.size));
+        let ready = key.and_then(|key| self.refill(&mut state, key, request.size));
         let is_ready = ready.is_some();
         let outcome = ready.map_or_else(|| state.alloc(request, held), Ok);
         if outcome.is_ok() {
-            if let (false, Some(hand)) = (is_ready, hand) {
-                self.refill_for_next(&mut state, hand);
+            if let (false, Some(key)) = (is_ready, key) {
+                self.refill_for_next(&mut state, key);
             }
             return AllocAttempt {
                 frees_seen: state.zone.frees(),
@@ -948,14 +948,14 @@ impl Pool {
         block
     }
 
-    /// The same, which may be at `hand` for others when it is back.
+    /// The same for a block that may go into the magazine of `key` when it is freed.
     fn block_for(
         self: &Arc<Self>,
         run: Run,
         request: &AllocRequest,
-        hand: Option<(End, Order)>,
+        key: Option<(End, Order)>,
     ) -> Block {
-        Block::new(self.clone(), run, request.size, hand.map(|(end, _)| end))
+        Block::new(self.clone(), run, request.size, key.map(|(end, _)| end))
     }
 
     /// After a change of what is free: sees what follows, lets go of the lock, and tells of

@@ -22,11 +22,11 @@ use rust_buddy_host::{
     },
     magazine::{
         self,
+        BlockSource,
         End,
         Lock,
         Magazine,
-        Source,
-        Tally,
+        StatsDelta,
         SLOTS, //
     }, //
 };
@@ -68,7 +68,7 @@ impl State {
 
     /// A block that no magazine knows of.
     fn take_counted(&mut self, order: Order) -> Option<Run> {
-        let run = self.take(End::Low, order)?;
+        let run = self.alloc(End::Low, order)?;
         self.blocks = self.blocks.wrapping_add(1);
         self.bytes = self.bytes.wrapping_add(run.units());
         Some(run)
@@ -79,14 +79,14 @@ impl State {
     }
 }
 
-impl Source for State {
+impl BlockSource for State {
     type Slots = Vec<Option<Packed>>;
 
     fn depot(&mut self) -> &mut Mine {
         &mut self.depot
     }
 
-    fn take(&mut self, end: End, order: Order) -> Option<Run> {
+    fn alloc(&mut self, end: End, order: Order) -> Option<Run> {
         let place = match end {
             End::Low => Place::Lowest,
             End::High => Place::Highest,
@@ -98,14 +98,14 @@ impl Source for State {
         self.core.alloc(&request).ok()
     }
 
-    fn give(&mut self, run: Run) {
+    fn free(&mut self, run: Run) {
         self.core.free(run);
     }
 
-    fn note(&mut self, tally: Tally) {
-        self.blocks = self.blocks.wrapping_add(tally.blocks);
-        self.bytes = self.bytes.wrapping_add(tally.bytes);
-        self.uses = self.uses.wrapping_add(tally.uses);
+    fn add_stats(&mut self, delta: StatsDelta) {
+        self.blocks = self.blocks.wrapping_add(delta.blocks);
+        self.bytes = self.bytes.wrapping_add(delta.bytes);
+        self.uses = self.uses.wrapping_add(delta.uses);
     }
 }
 
@@ -137,7 +137,7 @@ impl Pool {
     fn alloc(&self, cpu: usize, order: Order) -> Option<Run> {
         let bytes = order.units();
         let mine = &self.magazines[cpu];
-        if let Some(run) = mine.with(|magazine| magazine.take(End::Low, order, bytes)) {
+        if let Some(run) = mine.with(|magazine| magazine.alloc(End::Low, order, bytes)) {
             return Some(run);
         }
         let run = self.state.with(|state| {
@@ -155,8 +155,8 @@ impl Pool {
         let mine = &self.magazines[cpu];
         if let Err(run) = mine.with(|magazine| magazine.put(End::Low, run, bytes)) {
             self.state.with(|state| {
-                if let Err(run) = magazine::make_room(mine, state, End::Low, run, bytes) {
-                    state.give(run);
+                if let Err(run) = magazine::flush_and_put(mine, state, End::Low, run, bytes) {
+                    state.free(run);
                     state.blocks = state.blocks.wrapping_sub(1);
                     state.bytes = state.bytes.wrapping_sub(bytes);
                 }
@@ -284,7 +284,7 @@ fn two_who_count_do_not_open_for_each_other() {
 
 const MANY: u64 = 1 << 10;
 
-/// One block of order 4 is out, and the rack of CPU 1 is full, so that half of it goes to the depot
+/// One block of order 4 is out, and the class of CPU 1 is full, so that half of it goes to the depot
 /// when that one comes back.
 fn about_to_spill() -> (Arc<Pool>, Run) {
     let pool = Pool::new(MANY, 2, MANY);
@@ -343,7 +343,7 @@ fn alone(test: impl Fn(&mut State, &mut Mine)) {
 fn the_last_one_comes_first() {
     alone(|state, mine| {
         let runs: Vec<Run> = (0..3)
-            .map(|_| state.take(End::Low, order(0)).unwrap())
+            .map(|_| state.alloc(End::Low, order(0)).unwrap())
             .collect();
         let starts: Vec<u64> = runs.iter().map(Run::start).collect();
         for run in runs {
@@ -351,22 +351,22 @@ fn the_last_one_comes_first() {
         }
         assert_eq!(mine.units(), 3);
         for start in starts.iter().rev() {
-            let run = mine.take(End::Low, order(0), 1).unwrap();
+            let run = mine.alloc(End::Low, order(0), 1).unwrap();
             assert_eq!(run.start(), *start);
-            state.give(run);
+            state.free(run);
         }
-        assert!(mine.take(End::Low, order(0), 1).is_none());
+        assert!(mine.alloc(End::Low, order(0), 1).is_none());
     });
 }
 
 #[test]
 fn the_ends_are_kept_apart() {
     alone(|state, mine| {
-        let run = state.take(End::High, order(2)).unwrap();
+        let run = state.alloc(End::High, order(2)).unwrap();
         mine.put(End::High, run, 4).unwrap();
-        assert!(mine.take(End::Low, order(2), 4).is_none());
-        let run = mine.take(End::High, order(2), 4).unwrap();
-        state.give(run);
+        assert!(mine.alloc(End::Low, order(2), 4).is_none());
+        let run = mine.alloc(End::High, order(2), 4).unwrap();
+        state.free(run);
     });
 }
 
@@ -380,10 +380,14 @@ fn only_whole_blocks_that_were_asked_for_as_such() {
         for request in [exact, Request::new(3), Request::new(32)] {
             let run = state.core.alloc(&request).unwrap();
             let run = mine.put(End::Low, run, 1).unwrap_err();
-            state.give(run);
+            state.free(run);
         }
         for (kept, order) in [(true, 0), (true, 4), (false, 5), (false, 8), (true, 9)] {
-            assert_eq!(magazine::keeps(self::order(order)), kept, "order {order}");
+            assert_eq!(
+                magazine::is_cached(self::order(order)),
+                kept,
+                "order {order}"
+            );
         }
         assert_eq!(mine.units(), 0);
     });
@@ -394,12 +398,12 @@ fn no_more_than_its_limit() {
     alone(|state, _| {
         let mut mine = magazine(3);
         for kept in [true, true, true, false] {
-            let run = state.take(End::Low, order(0)).unwrap();
+            let run = state.alloc(End::Low, order(0)).unwrap();
             match mine.put(End::Low, run, 1) {
                 Ok(()) => assert!(kept),
                 Err(run) => {
                     assert!(!kept);
-                    state.give(run);
+                    state.free(run);
                 }
             }
         }
@@ -422,7 +426,7 @@ impl Cpu {
     }
 
     fn take(&self) -> Option<Run> {
-        self.0.with(|mine| mine.take(End::Low, order(0), 1))
+        self.0.with(|mine| mine.alloc(End::Low, order(0), 1))
     }
 
     fn put(&self, run: Run) -> Result<(), Run> {
@@ -433,14 +437,14 @@ impl Cpu {
         magazine::refill(&self.0, state, End::Low, order(0), 1)
     }
 
-    fn make_room(&self, state: &mut State, run: Run) {
-        magazine::make_room(&self.0, state, End::Low, run, 1).unwrap();
+    fn flush_and_put(&self, state: &mut State, run: Run) {
+        magazine::flush_and_put(&self.0, state, End::Low, run, 1).unwrap();
     }
 
     /// Puts blocks in until it is full.
     fn fill_up(&self, state: &mut State) {
         for _ in self.units()..128 {
-            let run = state.take(End::Low, order(0)).unwrap();
+            let run = state.alloc(End::Low, order(0)).unwrap();
             self.put(run).unwrap();
         }
     }
@@ -459,9 +463,9 @@ fn an_empty_one_is_filled_and_a_full_one_emptied_a_little() {
     mine.put(next).unwrap();
     mine.put(run).unwrap();
     mine.fill_up(&mut state);
-    let run = state.take(End::Low, order(0)).unwrap();
+    let run = state.alloc(End::Low, order(0)).unwrap();
     let run = mine.put(run).unwrap_err();
-    mine.make_room(&mut state, run);
+    mine.flush_and_put(&mut state, run);
     assert_eq!(mine.units(), 128 - 8 + 1);
     // Those that came first are gone: 7 to 2, and the two that were put after them.
     assert!(state.core.could_alloc_at(0, 8) && !state.core.could_alloc_at(8, 1));
@@ -476,13 +480,13 @@ fn what_one_frees_and_another_allocates_passes_the_allocator_by() {
     let mut state = State::new(1 << 12, 1 << 10);
     let (frees, allocates) = (Cpu::new(1 << 10), Cpu::new(1 << 10));
     let mut out: Vec<Run> = (0..1024)
-        .map(|_| state.take(End::Low, order(0)).unwrap())
+        .map(|_| state.alloc(End::Low, order(0)).unwrap())
         .collect();
     let mut free = Vec::new();
     for _ in 0..16 {
         for run in out.drain(..64) {
             if let Err(run) = frees.put(run) {
-                frees.make_room(&mut state, run);
+                frees.flush_and_put(&mut state, run);
             }
         }
         for _ in 0..64 {
@@ -491,7 +495,7 @@ fn what_one_frees_and_another_allocates_passes_the_allocator_by() {
         }
         free.push(state.core.free_units());
     }
-    // A full rack is kept; from then on each half of one comes by way of the depot.
+    // A full class is kept; from then on each half of one comes by way of the depot.
     assert!(free[0] > free[2]);
     assert_eq!(free[2..], [free[2]; 14]);
     let mut starts: Vec<u64> = out.iter().map(Run::start).collect();
@@ -506,8 +510,8 @@ fn what_goes_to_the_depot_comes_back_when_all_are_shut() {
     let mine = Cpu::new(1 << 10);
     for _ in 0..2 {
         mine.fill_up(&mut state);
-        let run = state.take(End::Low, order(0)).unwrap();
-        mine.make_room(&mut state, run);
+        let run = state.alloc(End::Low, order(0)).unwrap();
+        mine.flush_and_put(&mut state, run);
         assert_eq!((mine.units(), state.depot.units()), (65, 64));
         magazine::disable_all_locked([&mine.0], &mut state);
         assert_eq!((mine.units(), state.depot.units()), (0, 0));
@@ -522,8 +526,8 @@ fn the_depot_holds_no_more_than_its_limit() {
     let mine = Cpu::new(1 << 10);
     for units in [64, 70, 70] {
         mine.fill_up(&mut state);
-        let run = state.take(End::Low, order(0)).unwrap();
-        mine.make_room(&mut state, run);
+        let run = state.alloc(End::Low, order(0)).unwrap();
+        mine.flush_and_put(&mut state, run);
         assert_eq!(state.depot.units(), units);
     }
     assert_eq!(mine.units(), 121);
@@ -552,7 +556,7 @@ fn it_is_not_filled_beyond_its_limit() {
     assert_eq!(few.with(|few| few.units()), 7);
     // Nor a large one for a small one.
     let one = Unlocked(RefCell::new(magazine(512)));
-    let large = state.take(End::High, order(9)).unwrap();
+    let large = state.alloc(End::High, order(9)).unwrap();
     one.with(|one| one.put(End::High, large, 1)).unwrap();
     assert!(magazine::refill(&one, &mut state, End::High, order(0), 1).is_none());
     assert_eq!(one.with(|one| one.units()), 512);
@@ -562,11 +566,11 @@ fn it_is_not_filled_beyond_its_limit() {
 fn shut_as_often_as_opened() {
     alone(|state, mine| {
         let put = |state: &mut State, mine: &mut Mine| {
-            let run = state.take(End::Low, order(0)).unwrap();
+            let run = state.alloc(End::Low, order(0)).unwrap();
             match mine.put(End::Low, run, 1) {
                 Ok(()) => true,
                 Err(run) => {
-                    state.give(run);
+                    state.free(run);
                     false
                 }
             }

@@ -19,11 +19,11 @@ use rust_buddy_host::{
     },
     magazine::{
         self,
+        BlockSource,
         End,
         Lock,
         Magazine,
-        Source,
-        Tally,
+        StatsDelta,
         SLOTS, //
     }, //
 };
@@ -137,22 +137,22 @@ struct Stock {
     depot: Mine,
 }
 
-impl Source for Stock {
+impl BlockSource for Stock {
     type Slots = Vec<Option<Packed>>;
 
     fn depot(&mut self) -> &mut Mine {
         &mut self.depot
     }
 
-    fn take(&mut self, _end: End, order: Order) -> Option<Run> {
+    fn alloc(&mut self, _end: End, order: Order) -> Option<Run> {
         self.core.alloc(&Request::new(order.units())).ok()
     }
 
-    fn give(&mut self, run: Run) {
+    fn free(&mut self, run: Run) {
         self.core.free(run);
     }
 
-    fn note(&mut self, _tally: Tally) {}
+    fn note(&mut self, _tally: StatsDelta) {}
 }
 
 impl Magazines {
@@ -180,18 +180,18 @@ impl Peer for Magazines {
 
     fn alloc(&self, order: u32) -> Option<Run> {
         let (mine, order) = (self.mine(), Order::saturating(order));
-        if let Some(run) = mine.with(|magazine| magazine.take(End::Low, order, order.units())) {
+        if let Some(run) = mine.with(|magazine| magazine.alloc(End::Low, order, order.units())) {
             return Some(run);
         }
         let run = self.core.with(|core| {
             magazine::refill(mine, core, End::Low, order, order.units())
-                .or_else(|| core.take(End::Low, order))
+                .or_else(|| core.alloc(End::Low, order))
         });
         if run.is_some() {
             return run;
         }
         magazine::disable_all(&self.each, &self.core);
-        let run = self.core.with(|core| core.take(End::Low, order));
+        let run = self.core.with(|core| core.alloc(End::Low, order));
         magazine::enable_all(&self.each);
         run
     }
@@ -200,8 +200,9 @@ impl Peer for Magazines {
         let (mine, order) = (self.mine(), run.order());
         if let Err(run) = mine.with(|magazine| magazine.put(End::Low, run, order.units())) {
             self.core.with(|core| {
-                if let Err(run) = magazine::make_room(mine, core, End::Low, run, order.units()) {
-                    core.give(run);
+                if let Err(run) = magazine::flush_and_put(mine, core, End::Low, run, order.units())
+                {
+                    core.free(run);
                 }
             });
         }
