@@ -107,7 +107,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if let Some(block) = self.block() {
-            block.pool().note_return();
+            block.pool().record_free();
         }
         if let (Some(deferred), Some((block, charge))) = (self.deferred.take(), self.inner.take()) {
             deferred.free(block, charge);

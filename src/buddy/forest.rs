@@ -14,12 +14,12 @@
 //! that all levels share one slice.
 
 use super::{
+    count_words,
     heads::{
         Heads,
         Wanted,
         TREE_SHIFT, //
     },
-    note_words,
     tree::{
         Tree,
         LEAVES,
@@ -127,7 +127,7 @@ impl Forest {
         let Some(at) = self.start_of(leaf) else {
             return Tree::default();
         };
-        note_words(2);
+        count_words(2);
         let word = |at| words.get(at).copied().unwrap_or(0);
         Tree::new([word(at), word(at + 1)])
     }
@@ -432,7 +432,7 @@ impl Forest {
         // CAST: u32 fits usize wherever there is a kernel with an MMU.
         let known = words.get_mut(self.known as usize..);
         if let Some(known) = known.and_then(|words| words.first_chunk_mut()) {
-            note_words(2);
+            count_words(2);
             // INVARIANT: The index knows of what there was, and these are the words of the other.
             *known = next_words;
             self.pending.set(next);
@@ -441,7 +441,7 @@ impl Forest {
 
     /// The pending tree, and its words as the second index knows them.
     fn known(&self, words: &[u64]) -> (u32, Tree) {
-        note_words(2);
+        count_words(2);
         // CAST: As above.
         let known = words.get(self.known as usize..);
         let known = known.and_then(|words| words.first_chunk());
@@ -618,7 +618,7 @@ impl Forest {
             let Some(group): Option<&mut [u64; RANKS as usize]> = group else {
                 break;
             };
-            note_words(RANKS);
+            count_words(RANKS);
             let mut below = any;
             any = 0;
             for (rank, word) in group.iter_mut().enumerate() {
@@ -659,7 +659,7 @@ impl Forest {
         if self.pending.get() != leaf >> RANKS {
             self.turn_to(words, leaf >> RANKS);
         }
-        note_words(2);
+        count_words(2);
         // CAST: As above. It was read from there: there is such a tree.
         let at = (self.first + 2 * (leaf >> RANKS)) as usize;
         for (at, now) in (at..).zip(tree.words()) {
@@ -679,7 +679,7 @@ impl Forest {
 
     #[inline]
     fn word(&self, words: &[u64], height: u8, group: u32, rank: u32) -> u64 {
-        note_words(1);
+        count_words(1);
         self.word_at(height, group, rank)
             .and_then(|at| words.get(at))
             .copied()
@@ -694,7 +694,7 @@ impl Forest {
         group: u32,
         rank: u32,
     ) -> Option<&'a mut u64> {
-        note_words(1);
+        count_words(1);
         words.get_mut(self.word_at(height, group, rank)?)
     }
 }

@@ -18,7 +18,7 @@
 //! comparison.
 
 use super::{
-    note_words,
+    count_words,
     tree::{
         stride,
         RANKS, //
@@ -200,7 +200,7 @@ impl Heads {
         let mut found = 0;
         for rank in wanted.least..wanted.most + 1 {
             let align = wanted.align.clamp(rank, cap);
-            note_words(1);
+            count_words(1);
             // CAST: u32 fits usize wherever there is a kernel with an MMU.
             let at = plane(height, rank, align) as usize;
             found |= planes.get(at).copied().unwrap_or(0);
@@ -245,7 +245,7 @@ impl Heads {
                     return;
                 };
                 if let Some(word) = words.get_mut(place) {
-                    note_words(1);
+                    count_words(1);
                     let bit = 1 << (item % u64::from(WORD_BITS));
                     let new = if has { *word | bit } else { *word & !bit };
                     if new != *word {
@@ -314,7 +314,7 @@ impl Heads {
     }
 
     fn word(&self, words: &[u64], height: u8, group: u64, plane: u32) -> u64 {
-        note_words(1);
+        count_words(1);
         self.place(height, group, plane)
             .and_then(|at| words.get(at))
             .copied()

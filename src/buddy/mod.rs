@@ -70,7 +70,7 @@ use tree::{
 
 /// Counts words that are read or written, where a test wants to know.
 #[inline(always)]
-fn note_words(_words: u32) {
+fn count_words(_words: u32) {
     #[cfg(feature = "count")]
     crate::touched::add(_words);
 }
@@ -832,7 +832,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         };
         let (leaf, found) = level.take(words, tree, rank(order))?;
         let start = level.unit(leaf);
-        self.note_split(Order::saturating(level.shift() + found), order);
+        self.count_split(Order::saturating(level.shift() + found), order);
         Some(start)
     }
 
@@ -889,7 +889,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let (leaf, found) = level.take(&mut self.words, tree, 0)?;
         let (start, from) = (level.unit(leaf), Order::saturating(level.shift() + found));
         self.split(start, at, order);
-        self.note_split(from, order);
+        self.count_split(from, order);
         Some(start)
     }
 
@@ -906,7 +906,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// A free block of `from` was taken, and all of it given back but a block of `order`.
     #[inline]
-    fn note_split(&mut self, from: Order, order: Order) {
+    fn count_split(&mut self, from: Order, order: Order) {
         self.count(from, u32::MAX);
         self.count_all(order, from, 1);
         self.splits += u64::from(from.get() - order.get());
@@ -1009,7 +1009,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         if at > index(order) {
             self.split(found.start, at, order);
         }
-        self.note_split(found.order, order);
+        self.count_split(found.order, order);
     }
 
     /// Takes `units` at the place found and gives the rest of the block back.

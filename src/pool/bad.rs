@@ -110,7 +110,7 @@ impl Pool {
         self.bad.seen.store(failures, Release);
         let mut state = self.state.lock();
         self.withhold(&mut state, self.region.base(), end);
-        self.note_and_tell(state);
+        self.update_and_notify(state);
         drop(quiesced);
         if pages > 0 {
             pr_err!(

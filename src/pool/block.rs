@@ -273,11 +273,11 @@ impl Block {
             }
         }
         state.recount(self.requested, request.size);
-        state.note(&self.pool.magazines);
+        state.update_caching(&self.pool.magazines);
         let began = state.zone.pressure_began();
         drop(state);
         drop(quiesced);
-        self.pool.tell(began);
+        self.pool.notify_pressure(began);
         let gained = match direction {
             Direction::Up => run.start() + before,
             Direction::Down => run.start(),
@@ -325,12 +325,12 @@ impl Block {
             let (first, end) = (Pfn(lost), Pfn(lost + fewer));
             self.pool.withhold(&mut state, first, end);
         }
-        state.note(&self.pool.magazines);
+        state.update_caching(&self.pool.magazines);
         let wake = less && !state.waiters.is_empty();
         // A bad page that stays behind is no longer free.
         let began = state.zone.pressure_began();
         drop(state);
-        self.pool.tell(began);
+        self.pool.notify_pressure(began);
     }
 
     /// Gives all of it a memory type, until it is dropped. May sleep.
@@ -405,7 +405,7 @@ impl Block {
             if reset.is_err() {
                 let mut state = self.pool.state.lock();
                 state.zone.unaccount_free(self.twice);
-                self.pool.note_and_tell(state);
+                self.pool.update_and_notify(state);
                 core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
                 return false;
             }
@@ -442,11 +442,11 @@ impl Block {
                 state.uncount(self.requested);
                 self.pool.withhold(&mut state, first, first.plus(pages));
             }
-            state.note(&self.pool.magazines);
+            state.update_caching(&self.pool.magazines);
             let has_waiters = !state.waiters.is_empty();
             let began = state.zone.pressure_began();
             drop(state);
-            self.pool.tell(began);
+            self.pool.notify_pressure(began);
             return has_waiters {
     /// May sleep, if it is in a mode of its own.
     fn drop(&mut self) {

@@ -185,7 +185,7 @@ impl Pool {
             let mut state = self.state.lock();
             state.zone.return_range(run);
             self.withhold(&mut state, start, end);
-            self.note_and_tell(state);
+            self.update_and_notify(state);
             break;
         }
         let next = if len > 0 {

@@ -143,7 +143,7 @@ impl Hibernation {
             // A request that came meanwhile found nothing, and has disabled magazines.
             state.zone.unaccount_free(run.units());
             state.zone.free(run);
-            self.pool.note_and_tell(state);
+            self.pool.update_and_notify(state);
             self.pool.clean_soon();
             self.pool.wake_waiters();
         }

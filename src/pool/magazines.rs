@@ -223,7 +223,7 @@ impl Pool {
 impl State {
     /// To be called after every change of the free units or the waiters: disables magazines, or
     /// enables them again, and then updates pressure.
-    pub(super) fn note(&mut self, magazines: &Magazines) {
+    pub(super) fn update_caching(&mut self, magazines: &Magazines) {
         let tight = self
             .zone
             .caching_would_miss_high_watermark(magazines.most(), self.keep_disabled);

@@ -658,8 +658,8 @@ impl Pool {
         [watermarks.min, watermarks.low, watermarks.high].map(|pages| pages * mm::PAGE_SIZE)
     }
 
-    /// Somebody is giving memory back, out of which a large block may be made later.
-    pub(crate) fn note_return(self: &Arc<Self>) {
+    /// Records that memory is being freed, out of which compaction may make a large block.
+    pub(crate) fn record_free(self: &Arc<Self>) {
         self.activity.fetch_add(1, Relaxed);
         if self.policy.compact_threshold < 1000 {
             self.compact_when_idle();
@@ -898,9 +898,9 @@ impl Pool {
             quiesced,
             ..
         } = attempt;
-        let began = self.note(state);
+        let began = self.update_and_unlock(state);
         drop(quiesced);
-        self.tell(began);
+        self.notify_pressure(began);
         outcome
     }
 
@@ -958,24 +958,24 @@ impl Pool {
         Block::new(self.clone(), run, request.size, key.map(|(end, _)| end))
     }
 
-    /// After a change of what is free: sees what follows, lets go of the lock, and tells of
+    /// Ends a change of the free units: updates what depends on them, drops the lock, and notifies of
     /// pressure.
-    fn note_and_tell(&self, state: SpinLockGuard<'_, State>) {
-        let began = self.note(state);
-        self.tell(began);
+    fn update_and_notify(&self, state: SpinLockGuard<'_, State>) {
+        let began = self.update_and_unlock(state);
+        self.notify_pressure(began);
     }
 
-    /// The same, but says whether pressure has begun, which the caller tells when it holds no lock.
-    fn note(&self, mut state: SpinLockGuard<'_, State>) -> bool {
-        state.note(&self.magazines);
+    /// The same, but returns whether pressure has begun: the caller notifies when it holds no lock.
+    fn update_and_unlock(&self, mut state: SpinLockGuard<'_, State>) -> bool {
+        state.update_caching(&self.magazines);
         state.zone.pressure_began()
     }
 
-    /// Wakes the clients that want to know of pressure, if it has begun. Outside of the lock.
+    /// Wakes the clients that wait for pressure, if it has `began`. Outside of the lock.
     ///
     /// Not while it lasts: each wake-up walks the queue with interrupts off, and clients decide how
     /// long that is. A client registers before it looks, so it misses no beginning.
-    fn tell(&self, began: bool) {
+    fn notify_pressure(&self, began: bool) {
         if began && self.pressure.has_waiters() {
             self.pressure.wake(PRIORITY);
         }
@@ -985,7 +985,7 @@ impl Pool {
     pub(crate) fn cancel_wait(self: &Arc<Self>, waiter: &Waiter) {
         let mut state = self.state.lock();
         let update = state.waiters.remove(waiter);
-        state.note(&self.magazines);
+        state.update_caching(&self.magazines);
         drop(state);
         self.finish_update(update, None);
     }

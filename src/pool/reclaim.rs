@@ -168,7 +168,7 @@ impl Evacuation<'_> {
         };
         let mut state = self.pool.state.lock();
         let run = state.alloc_for_move(&request, pages, AllocScope::OutsideIsolated, self.limit);
-        self.pool.note_and_tell(state);
+        self.pool.update_and_notify(state);
         Ok(self
             .pool
             .block_for_move(run.ok_or(MigrateError::NoSpace)?, &request, pages))
@@ -243,7 +243,7 @@ impl<'a> IsolatedRange<'a> {
     fn alloc(&self, request: &AllocRequest) -> Result<Block, CompactError> {
         let mut state = self.pool.state.lock();
         let run = state.alloc_for_move(request, 0, AllocScope::InsideIsolated, Order::MAX);
-        self.pool.note_and_tell(state);
+        self.pool.update_and_notify(state);
         run.map(|run| self.pool.block(run, request))
             .ok_or(CompactError::Contended)
     }
