@@ -110,7 +110,7 @@ impl QuarantineReservation {
     /// Puts `memory` into quarantine, for the period of its pool.
     pub(crate) fn enter(self, mut memory: Memory) {
         if let Some(block) = memory.block_mut() {
-            block.expose();
+            block.mark_device_dirty();
         }
         let Some((pool, pages)) = memory
             .block()

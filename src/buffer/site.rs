@@ -213,9 +213,9 @@ impl Site {
     }
 
     /// From now on somebody can write to it.
-    pub(crate) fn soil(&self) {
+    pub(crate) fn mark_dirty(&self) {
         if let Some(place) = (*self.place.lock()).as_mut() {
-            place.soil();
+            place.mark_dirty();
         }
     }
 
@@ -501,9 +501,9 @@ impl Place {
     }
 
     /// From now on somebody can write to it, or knows the address.
-    pub(super) fn soil(&mut self) {
+    pub(super) fn mark_dirty(&mut self) {
         if let Some(block) = self.memory.block_mut() {
-            block.soil();
+            block.mark_dirty();
         }
     }
 

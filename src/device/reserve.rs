@@ -203,7 +203,7 @@ pub(super) fn reserve<'a>(
     let mut block = outcome.map_err(refusal)?;
     // The administrator's device may write to it from now on. RELEASE, or the end of the file, does
     // not say that the device has stopped.
-    block.expose();
+    block.mark_device_dirty();
     let pages = block.pages();
     pool.account_held(|held| held.reserved = held.reserved.saturating_add(pages));
     request.handle = client.context().next_handle();

@@ -102,7 +102,7 @@ impl Pool {
         );
         while let Some(page) = self.region.poisoned(at, end) {
             if !self.has_bad(page, 1) {
-                self.bad.pages.soil(page, 1);
+                self.bad.pages.mark_dirty(page, 1);
                 pages += 1;
             }
             at = page.plus(1);
@@ -126,7 +126,7 @@ impl Pool {
     /// page behind when it gives back what it owns.
     pub(super) fn learn_bad(&self, page: Pfn) {
         if !self.has_bad(page, 1) {
-            self.bad.pages.soil(page, 1);
+            self.bad.pages.mark_dirty(page, 1);
             pr_err!(
                 "a page of pool {} is bad: it is given to no client any more\n",
                 self.id

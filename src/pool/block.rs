@@ -40,42 +40,46 @@ pub(crate) struct Block {
     movable: bool,
     /// Pages that count as free until it goes back, since another block has what is in them.
     twice: u64,
-    written: Written,
+    taint: Taint,
     /// It may go to who asks for the same next, without the pool's lock.
     end: Option<End>,
 }
 
-/// What may have become of what is in a block since it was clear.
+/// What may have been written to a block since it was zeroed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Written {
-    /// Nothing: all of it is clear.
-    Never,
-    /// It was not cleared since it came out of the pool. What is dirty of it is still marked so.
+enum Taint {
+    /// Nothing: all of it is zero.
+    Clear,
+    /// It was not zeroed since it was allocated. Its dirty pages are still marked so.
     Unknown,
-    /// Somebody could write to it, and can do so no longer when it goes back.
-    Once,
-    /// Somebody may still.
-    Still,
+    /// A client could write to it, and no longer can when it is freed.
+    Dirty,
+    /// A device may write to it even after it was freed.
+    DeviceMayWrite,
 }
 
-impl Written {
-    /// Notes what has to be cleared before `pages` pages from `first` on, which are about to go
-    /// back, are somebody else's.
-    fn note(self, pool: &Arc<Pool>, first: Pfn, pages: u64) {
+impl Taint {
+    /// Records which of `pages` pages from `first` on, which are about to be freed, have to be zeroed
+    /// before they are allocated again.
+    fn record(self, pool: &Arc<Pool>, first: Pfn, pages: u64) {
         match self {
-            Self::Never => {}
+            Self::Clear => {}
             // What was not cleared is dirty as before. The worker may have passed it over in the
             // meantime, and looks again only if it is told.
             Self::Unknown => {
-                if pool.dirty.next_quiet(first, first.plus(pages)).is_some() {
+                if pool
+                    .dirty
+                    .next_stable_dirty(first, first.plus(pages))
+                    .is_some()
+                {
                     pool.clean_soon();
                 }
             }
-            Self::Once => {
-                pool.dirty.soil(first, pages);
+            Self::Dirty => {
+                pool.dirty.mark_dirty(first, pages);
                 pool.clean_soon();
             }
-            Self::Still => pool.dirty.expose(first, pages),
+            Self::DeviceMayWrite => pool.dirty.mark_device_dirty(first, pages),
         }
     }
 }
@@ -94,7 +98,7 @@ impl Block {
             requested,
             movable: false,
             twice: 0,
-            written: Written::Unknown,
+            taint: Taint::Unknown,
             end,
         }
     }
@@ -152,8 +156,8 @@ impl Block {
     /// As [`Block::zero`].
     pub(crate) fn clear(&mut self) -> Result<(), Stopped> {
         self.zero(0, self.pages())?;
-        if self.written == Written::Unknown {
-            self.written = Written::Never;
+        if self.taint == Taint::Unknown {
+            self.taint = Taint::Clear;
         }
         Ok(())
     }
@@ -185,15 +189,15 @@ impl Block {
         Ok(())
     }
 
-    /// From now on somebody can write to it, or has an address that lets a device do so. To be said
-    /// before that is so. Whether anything is written, nobody can tell.
-    pub(crate) fn soil(&mut self) {
-        self.written = self.written.max(Written::Once);
+    /// Marks the block as dirty. To be called before a client can write to it, or gets an address
+    /// that lets a device do so: the writes themselves are not seen.
+    pub(crate) fn mark_dirty(&mut self) {
+        self.taint = self.taint.max(Taint::Dirty);
     }
 
-    /// The same, and nobody knows when that ends.
-    pub(crate) fn expose(&mut self) {
-        self.written = Written::Still;
+    /// Marks it as written to by a device that may go on after it was freed.
+    pub(crate) fn mark_device_dirty(&mut self) {
+        self.taint = Taint::DeviceMayWrite;
     }
 
     /// Takes over what is in another block, as much as both hold, counted from the end that stays
@@ -209,18 +213,18 @@ impl Block {
             Direction::Down => block.first().plus(block.pages() - pages),
         };
         let (source, target) = (start(from), start(self));
-        let before = self.written;
+        let before = self.taint;
         // What is here when only a part has been copied is another's.
-        self.soil();
+        self.mark_dirty();
         // SAFETY: The pages are the two blocks', whose runs never overlap; by this function's
         // contract no other task writes to them.
         unsafe { self.pool.region.copy(source, target, pages, self.memtype) }?;
         // What may have been written there may have been here; if nothing was, all of it is zero.
-        self.written = match before {
-            Written::Unknown => from.written,
-            known => known.max(from.written),
+        self.taint = match before {
+            Taint::Unknown => from.taint,
+            known => known.max(from.taint),
         };
-        self.pool.dirty.wash(target, pages);
+        self.pool.dirty.mark_clear(target, pages);
         Ok(())
     }
 
@@ -292,10 +296,9 @@ impl Block {
         };
         self.zero(from, more).inspect_err(|_| {
             // What was gained was shown to no client, whatever the rest was.
-            let written = core::mem::replace(&mut self.written, Written::Unknown);
+            let taint = core::mem::replace(&mut self.taint, Taint::Unknown);
             self.shrink(direction, requested, before);
-            self.pool.wake_if_wanted();
-            self.written = written;
+            self.taint = taint;
         })?;
         Ok(true)
     }
@@ -314,7 +317,7 @@ impl Block {
         audit::unreachable(&self.pool, Pfn(lost), fewer, When::Freed);
         // INVARIANT: Counted, before they are somebody else's.
         self.pool.pageblocks.remove(Pfn(lost), fewer, self.movable);
-        self.written.note(&self.pool, Pfn(lost), fewer);
+        self.taint.record(&self.pool, Pfn(lost), fewer);
         let mut state = self.pool.state.lock();
         let less = fewer > 0 && state.zone.shrink(run, direction, units);
         if less || units == run.units() {
@@ -410,13 +413,14 @@ impl Block {
                 return false;
             }
             audit::unreachable(&self.pool, Pfn(run.start()), run.units(), When::Freed);
-            self.written.note(&self.pool, Pfn(run.start()), run.units());
+            self.taint
+                .record_taint(&self.pool, Pfn(run.start()), run.units());
             // INVARIANT: Counted, before it is somebody else's.
             self.pool
                 .pageblocks
                 .remove(Pfn(run.start()), run.units(), self.movable);
             // Only what is clear: what is not is for the worker to find.
-            let clear = self.written == Written::Never && plain;
+            let clear = self.taint == Taint::Clear && plain;
             let (first, pages) = (Pfn(run.start()), run.units());
             let end = self
                 .end

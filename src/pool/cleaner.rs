@@ -108,7 +108,7 @@ impl Pool {
             // some of them.
             unsafe { self.region.zero(first, pages) };
             count(pages);
-            self.dirty.wash(first, pages);
+            self.dirty.mark_clear(first, pages);
             at = first.plus(pages);
         }
         Ok(())
@@ -141,7 +141,7 @@ impl Pool {
         let _humble = Humble::now();
         let end = Pfn(self.base() + self.region.pages());
         let mut at = Pfn(self.cleaned_to.load(Relaxed));
-        while let Some((first, pages)) = self.dirty.next_quiet(at, end) {
+        while let Some((first, pages)) = self.dirty.next_stable_dirty(at, end) {
             let used = begin.elapsed().as_nanos();
             if used >= slice || self.closing.load(Relaxed) {
                 self.cleaned_to.store(first.0, Relaxed);
@@ -171,13 +171,13 @@ impl Pool {
                 continue;
             };
             let end = Pfn(run.end());
-            // Not those that have been exposed since they were looked at. The worker can't be
+            // Not those that became a device's since they were looked at. The worker can't be
             // killed.
             let _ = self.clear(
                 &mut run,
                 first,
                 end,
-                Dirty::next_quiet,
+                Dirty::next_stable_dirty,
                 |pages| self.counts.cleaned_ahead(pages),
                 |page| self.learn_bad(page),
             );

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which pages of a pool hold what somebody may have written, and so have to be cleared before
-//! somebody else sees them.
+//! The pages of a pool that may have been written, and so have to be zeroed before another client
+//! sees them.
 //!
-//! A bit for each page. Only who owns a page, as a [`Block`](super::Block) or before giving it
-//! back, changes its bits, so that these never change between looking and doing; but a word holds
-//! bits of several owners, and so is added to and taken from atomically. Above that, a bit says
-//! whether a word has any: it may say so when there are none any more, since who has only a part of
-//! a word can't know.
+//! A bit for each page. Only the owner of a page, who has it as a [`Block`](super::Block) or is
+//! about to free it, changes its bits, so that these never change between a test and what follows.
+//! A word holds bits of several owners, and so is added to and subtracted from atomically. Above
+//! that, a bit says whether a word has any. It may say so when there are none any more, since an
+//! owner of a part of a word does not know.
 
 use crate::mm::Pfn;
 use kernel::{
@@ -24,9 +24,9 @@ const BITS: u64 = u64::BITS as u64;
 pub(super) struct Dirty {
     base: u64,
     pages: KVVec<Atomic<u64>>,
-    /// Of a block whose holder died with a pin on it. Only ALLOC clears these: what is cleared
-    /// ahead of time may not be clear any more by then.
-    exposed: KVVec<Atomic<u64>>,
+    /// Pages that a device may still write to, since their client died with a pin on them. Only ALLOC
+    /// zeroes these: zeroed ahead of time, they might be dirty again by then.
+    device_dirty: KVVec<Atomic<u64>>,
     /// Which words of `pages` are not zero.
     words: KVVec<Atomic<u64>>,
     count: Atomic<u64>,
@@ -57,7 +57,7 @@ fn words_of(from: u64, to: u64) -> impl Iterator<Item = (usize, u64)> {
 fn set(word: &Atomic<u64>, mask: u64) -> u64 {
     let new = mask & !word.load(Relaxed);
     if new != 0 {
-        // No carry: all of them are zero, and nobody else changes them.
+        // No carry: all of them are zero, and no other task changes them.
         word.fetch_add(new, Relaxed);
     }
     new
@@ -78,17 +78,17 @@ impl Dirty {
         let words = zeroes(pages)?;
         Ok(Self {
             base,
-            exposed: zeroes(pages)?,
+            device_dirty: zeroes(pages)?,
             words: zeroes(words.len() as u64)?,
             pages: words,
             count: Atomic::new(0),
         })
     }
 
-    /// All of them: nobody knows what is in there.
+    /// All of them: their contents are unknown.
     pub(super) fn all(base: u64, pages: u64) -> Result<Self> {
         let this = Self::none(base, pages)?;
-        this.soil(Pfn(base), pages);
+        this.mark_dirty(Pfn(base), pages);
         Ok(this)
     }
 
@@ -97,8 +97,8 @@ impl Dirty {
         self.count.load(Relaxed)
     }
 
-    /// Pages were written, or may have been.
-    pub(super) fn soil(&self, first: Pfn, pages: u64) {
+    /// Marks pages that were written, or may have been.
+    pub(super) fn mark_dirty(&self, first: Pfn, pages: u64) {
         let from = first.0 - self.base;
         for (i, mask) in words_of(from, from + pages) {
             if let (Some(word), Some(upper)) = (self.pages.get(i), self.words.get(i / 64)) {
@@ -117,25 +117,26 @@ impl Dirty {
         }
     }
 
-    /// The same for a device that may go on writing.
-    pub(super) fn expose(&self, first: Pfn, pages: u64) {
-        self.soil(first, pages);
+    /// The same for pages that a device may go on writing to.
+    pub(super) fn mark_device_dirty(&self, first: Pfn, pages: u64) {
+        self.mark_dirty(first, pages);
         let from = first.0 - self.base;
         for (i, mask) in words_of(from, from + pages) {
-            if let Some(word) = self.exposed.get(i) {
+            if let Some(word) = self.device_dirty.get(i) {
                 set(word, mask);
             }
         }
     }
 
-    /// Pages are clear; and nobody else writes to them any more.
-    pub(super) fn wash(&self, first: Pfn, pages: u64) {
+    /// Marks pages that are zero, and that only their owner can write to.
+    pub(super) fn mark_clear(&self, first: Pfn, pages: u64) {
         let from = first.0 - self.base;
         for (i, mask) in words_of(from, from + pages) {
-            if let (Some(word), Some(exposed)) = (self.pages.get(i), self.exposed.get(i)) {
+            if let (Some(word), Some(device_dirty)) = (self.pages.get(i), self.device_dirty.get(i))
+            {
                 let old = unset(word, mask);
                 self.count.fetch_sub(u64::from(old.count_ones()), Relaxed);
-                unset(exposed, mask);
+                unset(device_dirty, mask);
                 if mask == u64::MAX {
                     self.forget_word(i);
                 }
@@ -165,11 +166,11 @@ impl Dirty {
         })
     }
 
-    /// The same, only those that nobody can be writing to any more.
-    pub(super) fn next_quiet(&self, from: Pfn, to: Pfn) -> Option<(Pfn, u64)> {
+    /// The same, but only pages that no device may still write to.
+    pub(super) fn next_stable_dirty(&self, from: Pfn, to: Pfn) -> Option<(Pfn, u64)> {
         self.run(from, to, |i| {
-            let (word, exposed) = (self.pages.get(i)?, self.exposed.get(i)?);
-            Some(word.load(Relaxed) & !exposed.load(Relaxed))
+            let (word, device_dirty) = (self.pages.get(i)?, self.device_dirty.get(i)?);
+            Some(word.load(Relaxed) & !device_dirty.load(Relaxed))
         })
     }
 

@@ -128,7 +128,7 @@ impl Hibernation {
             );
             return Err(EBUSY);
         };
-        pool.dirty.soil(Pfn(first), pages);
+        pool.dirty.mark_dirty(Pfn(first), pages);
         *held = Some(run);
         drop(quiesced);
         drop(reclaiming);

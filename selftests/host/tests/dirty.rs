@@ -19,27 +19,27 @@ use proptest::prelude::*;
 enum Page {
     Clean,
     Dirty,
-    Exposed,
+    DeviceDirty,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum What {
-    Soil,
-    Expose,
-    Wash,
-    WashQuiet,
+    Dirty,
+    DeviceDirty,
+    Clear,
+    ClearStable,
 }
 
 fn apply(dirty: &Dirty, what: What, first: u64, pages: u64) {
     match what {
-        What::Soil => dirty.soil(Pfn(first), pages),
-        What::Expose => dirty.expose(Pfn(first), pages),
-        What::Wash => dirty.wash(Pfn(first), pages),
+        What::Dirty => dirty.mark_dirty(Pfn(first), pages),
+        What::DeviceDirty => dirty.mark_device_dirty(Pfn(first), pages),
+        What::Clear => dirty.mark_clear(Pfn(first), pages),
         // As the worker does it, piece by piece.
-        What::WashQuiet => {
+        What::ClearStable => {
             let (mut at, end) = (Pfn(first), Pfn(first + pages));
-            while let Some((first, pages)) = dirty.next_quiet(at, end) {
-                dirty.wash(first, pages);
+            while let Some((first, pages)) = dirty.next_stable_dirty(at, end) {
+                dirty.mark_clear(first, pages);
                 at = Pfn(first.0 + pages);
             }
         }
@@ -48,10 +48,10 @@ fn apply(dirty: &Dirty, what: What, first: u64, pages: u64) {
 
 fn after(what: What, page: Page) -> Page {
     match (what, page) {
-        (What::Wash, _) | (What::WashQuiet, Page::Clean | Page::Dirty) => Page::Clean,
-        (What::WashQuiet, Page::Exposed) => Page::Exposed,
-        (What::Expose, _) | (What::Soil, Page::Exposed) => Page::Exposed,
-        (What::Soil, _) => Page::Dirty,
+        (What::Clear, _) | (What::ClearStable, Page::Clean | Page::Dirty) => Page::Clean,
+        (What::ClearStable, Page::DeviceDirty) => Page::DeviceDirty,
+        (What::DeviceDirty, _) | (What::Dirty, Page::DeviceDirty) => Page::DeviceDirty,
+        (What::Dirty, _) => Page::Dirty,
     }
 }
 
@@ -69,10 +69,10 @@ fn run(
 
 fn what() -> impl Strategy<Value = What> {
     prop_oneof![
-        4 => Just(What::Soil),
-        1 => Just(What::Expose),
-        4 => Just(What::Wash),
-        2 => Just(What::WashQuiet),
+        4 => Just(What::Dirty),
+        1 => Just(What::DeviceDirty),
+        4 => Just(What::Clear),
+        2 => Just(What::ClearStable),
     ]
 }
 
@@ -111,7 +111,7 @@ proptest! {
                 run(&pages, from, to, |page| page != Page::Clean)
             );
             prop_assert_eq!(
-                seen(dirty.next_quiet(pfn(from), pfn(to))),
+                seen(dirty.next_stable_dirty(pfn(from), pfn(to))),
                 run(&pages, from, to, |page| page == Page::Dirty)
             );
         }
@@ -138,9 +138,9 @@ fn neighbours_do_not_disturb_each_other() {
                             .wrapping_add(1442695040888963407);
                         let first = (seed >> 33) % LEN;
                         let what = match (seed >> 20) % 8 {
-                            0 => What::Expose,
-                            1..=3 => What::Soil,
-                            _ => What::Wash,
+                            0 => What::DeviceDirty,
+                            1..=3 => What::Dirty,
+                            _ => What::Clear,
                         };
                         let mine =
                             (first..LEN).take_while(|&page| owner(page) == me).count() as u64;
@@ -152,7 +152,7 @@ fn neighbours_do_not_disturb_each_other() {
                         // What is mine is as I left it, whatever the other does.
                         if mine > 0 {
                             let found = dirty.next(Pfn(first), Pfn(first + mine));
-                            assert_eq!(found.is_some(), !matches!(what, What::Wash));
+                            assert_eq!(found.is_some(), !matches!(what, What::Clear));
                         }
                     }
                     pages
@@ -173,7 +173,7 @@ fn neighbours_do_not_disturb_each_other() {
             "page {page}"
         );
         assert_eq!(
-            dirty.next_quiet(at, next).is_some(),
+            dirty.next_stable_dirty(at, next).is_some(),
             is == Page::Dirty,
             "page {page}"
         );
