@@ -284,7 +284,7 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
         request.prezeroed,
         request.zeroed_on_demand,
         request.zeroed_background,
-    ] = pool.counts().all_clean();
+    ] = pool.counts().all_zeroing();
     request.free_blocks = [0; uapi::ORDERS];
     for (to, from) in request.free_blocks.iter_mut().zip(now.counters.free_blocks) {
         *to = from.into();

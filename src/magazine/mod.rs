@@ -2,21 +2,21 @@
 
 //! Caches of free blocks: one magazine for each CPU, in front of an allocator with one lock.
 //!
-//! Bonwick and Adams, "Magazines and Vmem", USENIX 2001. A caller that finds a block in its
-//! CPU's magazine, or room for one, takes no lock that other CPUs contend for. What is in a magazine
-//! is free to the pool's counters, and allocated to the allocator behind it.
+//! Bonwick and Adams, "Magazines and Vmem", USENIX 2001. A caller that finds a block in its CPU's
+//! magazine, or room for one, takes no lock that other CPUs contend for. What is in a magazine is
+//! free to the pool's counters, and allocated to the allocator behind it.
 //!
-//! Between them is a [depot](BlockSource::depot), one more magazine, under the allocator's lock: where
-//! one CPU frees what another allocates, half a class at a time is transferred there, and the
+//! Between them is a [depot](BlockSource::depot), one more magazine, under the allocator's lock:
+//! where one CPU frees what another allocates, half a class at a time is transferred there, and the
 //! allocator has no work with each block.
 //!
 //! The allocator does not know that what is in magazines is free. So a magazine can be
 //! [disabled](Magazine::disable): then it is empty, and gives and takes nothing until it is enabled
 //! as often. A caller that needs to know all that is free, or would be refused, disables all of
-//! them, one after the other ([`disable_all`]), looks, and enables them again ([`enable_all`]). This
-//! is what `zone_pcp_disable()` does. Disabling a magazine drains it to the allocator. After the
-//! last one the depot is drained, which no enabled magazine is left to fill: then all that is free
-//! is in the allocator.
+//! them, one after the other ([`disable_all`]), looks, and enables them again ([`enable_all`]).
+//! This is what `zone_pcp_disable()` does. Disabling a magazine drains it to the allocator. After
+//! the last one the depot is drained, which no enabled magazine is left to fill: then all that is
+//! free is in the allocator.
 //!
 //! Locks: the allocator's comes before a magazine's. Nothing here allocates, blocks, panics or is
 //! `unsafe`.
@@ -31,8 +31,8 @@ use crate::buddy::{
 };
 use core::ops::DerefMut;
 
-/// The orders that are cached, and how many blocks of each, for each end. Small blocks are requested
-/// most; blocks of [`PMD_ORDER`] are what large pages are made of.
+/// The orders that are cached, and how many blocks of each, for each end. Small blocks are
+/// requested most; blocks of [`PMD_ORDER`] are what large pages are made of.
 const CLASSES: [(Order, usize); 6] = [
     (Order::saturating(0), 128),
     (Order::saturating(1), 64),
@@ -89,8 +89,8 @@ pub enum End {
     High,
 }
 
-/// The change of the statistics since it was last taken. The difference of two counters may be below zero:
-/// all of it is to be added modulo 2^64.
+/// The change of the statistics since it was last taken. The difference of two counters may be
+/// below zero: all of it is to be added modulo 2^64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StatsDelta {
     /// Blocks that were given out, less those that came back.
@@ -105,8 +105,8 @@ pub struct StatsDelta {
 ///
 /// # Invariants
 ///
-/// The first `counts[class]` slots of a class have a block each, of the class's order, and the others
-/// none; `units` is what all of them have, at most `limit`. A disabled magazine has none.
+/// The first `counts[class]` slots of a class have a block each, of the class's order, and the
+/// others none; `units` is what all of them have, at most `limit`. A disabled magazine has none.
 pub struct Magazine<S> {
     slots: S,
     base: u64,
@@ -283,8 +283,8 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         }
     }
 
-    /// Where the limit leaves no room for a block of `order`, frees smaller ones to the allocator, the
-    /// largest first. Larger ones stay: it takes more to get them again.
+    /// Where the limit leaves no room for a block of `order`, frees smaller ones to the allocator,
+    /// the largest first. Larger ones stay: it takes more to get them again.
     fn evict_smaller(&mut self, source: &mut impl BlockSource, order: Order) {
         let Some(most) = self.limit.checked_sub(order.units()) else {
             return;

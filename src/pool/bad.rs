@@ -43,7 +43,7 @@ const WATCH_MS: u32 = 1000;
 
 /// What a pool knows of its bad pages.
 pub(super) struct Bad {
-    /// The pages. Changed only under the pool's `cleaning`; never taken out again.
+    /// The pages. Changed only under the pool's `zeroing`; never taken out again.
     pages: Dirty,
     /// The kernel's count when they were last looked for.
     seen: Atomic<u64>,
@@ -81,7 +81,7 @@ impl Pool {
     }
 
     /// Looks for bad pages, if the kernel has found any on the node since this was last called. May
-    /// sleep. Not to be called with the pool's `cleaning` or its lock held.
+    /// sleep. Not to be called with the pool's `zeroing` or its lock held.
     #[inline]
     pub(crate) fn look_for_bad(&self) {
         if self.bad.seen.load(Acquire) != self.region.failures() {
@@ -122,7 +122,7 @@ impl Pool {
     }
 
     /// Takes note of a bad page that was found while it was to be cleared, before the kernel has
-    /// counted it. To be called with `cleaning` held, by the task that owns the page: it leaves the
+    /// counted it. To be called with `zeroing` held, by the task that owns the page: it leaves the
     /// page behind when it gives back what it owns.
     pub(super) fn learn_bad(&self, page: Pfn) {
         if !self.has_bad(page, 1) {

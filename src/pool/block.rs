@@ -30,8 +30,9 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// `run` is there until `drop` takes it, and came from `pool`, whose pageblocks counts it as `movable`
-/// says. All of it is in `memtype`, but for what a failed change has left in the region's own.
+/// `run` is there until `drop` takes it, and came from `pool`, whose pageblock counters have it as
+/// `movable` says. All of it is in `memtype`, but for what a failed change has left in the region's
+/// own.
 pub(crate) struct Block {
     pool: Arc<Pool>,
     run: Option<Run>,
@@ -59,9 +60,9 @@ enum Taint {
 }
 
 impl Taint {
-    /// Records which of `pages` pages from `first` on, which are about to be freed, have to be zeroed
-    /// before they are allocated again.
-    fn record(self, pool: &Arc<Pool>, first: Pfn, pages: u64) {
+    /// Records which of `pages` pages from `first` on, which are about to be freed, have to be
+    /// zeroed before they are allocated again.
+    fn record_taint(self, pool: &Arc<Pool>, first: Pfn, pages: u64) {
         match self {
             Self::Clear => {}
             // What was not cleared is dirty as before. The worker may have passed it over in the
@@ -72,12 +73,12 @@ impl Taint {
                     .next_stable_dirty(first, first.plus(pages))
                     .is_some()
                 {
-                    pool.clean_soon();
+                    pool.schedule_zeroing();
                 }
             }
             Self::Dirty => {
                 pool.dirty.mark_dirty(first, pages);
-                pool.clean_soon();
+                pool.schedule_zeroing();
             }
             Self::DeviceMayWrite => pool.dirty.mark_device_dirty(first, pages),
         }
@@ -179,13 +180,13 @@ impl Block {
         let mut clean = pages;
         let count = |pages| {
             clean -= pages;
-            counts.cleared(pages);
+            counts.zeroed(pages);
         };
-        pool.clear(run, first, end, Dirty::next, count, |page| {
-            let _cleaning = pool.cleaning.lock();
+        pool.zero_dirty(run, first, end, Dirty::next, count, |page| {
+            let _zeroing = pool.zeroing.lock();
             pool.learn_bad(page);
         })?;
-        counts.were_clean(clean);
+        counts.already_zero(clean);
         Ok(())
     }
 
@@ -236,9 +237,8 @@ impl Block {
         self.requested = bytes;
     }
 
-    /// Grows in place to what `request` says, and clears what is new. Returns false if the neighbour
-    /// is not free or not where `request` wants it, or the block has another memory type than the
-    /// pool's. May sleep.
+    /// Grows in place to what `request` says, and clears what is new. Returns false if the
+    /// neighbour is not free or not where `request` wants it, or the block has another memory type than the pool's. May sleep.
     ///
     /// # Errors
     ///
@@ -317,7 +317,7 @@ impl Block {
         audit::unreachable(&self.pool, Pfn(lost), fewer, When::Freed);
         // INVARIANT: Counted, before they are somebody else's.
         self.pool.pageblocks.remove(Pfn(lost), fewer, self.movable);
-        self.taint.record(&self.pool, Pfn(lost), fewer);
+        self.taint.record_taint(&self.pool, Pfn(lost), fewer);
         let mut state = self.pool.state.lock();
         let less = fewer > 0 && state.zone.shrink(run, direction, units);
         if less || units == run.units() {

@@ -24,8 +24,8 @@ const BITS: u64 = u64::BITS as u64;
 pub(super) struct Dirty {
     base: u64,
     pages: KVVec<Atomic<u64>>,
-    /// Pages that a device may still write to, since their client died with a pin on them. Only ALLOC
-    /// zeroes these: zeroed ahead of time, they might be dirty again by then.
+    /// Pages that a device may still write to, since their client died with a pin on them. Only
+    /// ALLOC zeroes these: zeroed ahead of time, they might be dirty again by then.
     device_dirty: KVVec<Atomic<u64>>,
     /// Which words of `pages` are not zero.
     words: KVVec<Atomic<u64>>,

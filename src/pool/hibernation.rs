@@ -144,7 +144,7 @@ impl Hibernation {
             state.zone.unaccount_free(run.units());
             state.zone.free(run);
             self.pool.update_and_notify(state);
-            self.pool.clean_soon();
+            self.pool.schedule_zeroing();
             self.pool.wake_waiters();
         }
     }

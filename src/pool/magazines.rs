@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A pool's [magazines](crate::magazine), and when they are disabled: while there are waiters, while
-//! little is free, while a range is being evacuated, and while free pages are counted.
+//! A pool's [magazines](crate::magazine), and when they are disabled: while there are waiters,
+//! while little is free, while a range is being evacuated, and while free pages are counted.
 //!
 //! What is asked for with a place, a low priority or an exact size never comes from them. What is
 //! in them is clear.
@@ -132,8 +132,8 @@ impl Drop for MagazinesDisabled<'_> {
 }
 
 impl Pool {
-    /// Drains all magazines into the allocator and disables them, until the guard is dropped. Not to
-    /// be called with the pool's lock held.
+    /// Drains all magazines into the allocator and disables them, until the guard is dropped. Not
+    /// to be called with the pool's lock held.
     pub(super) fn drain_all(&self) -> MagazinesDisabled<'_> {
         magazine::disable_all(&self.magazines.each, &self.state);
         MagazinesDisabled(&self.magazines)

@@ -11,7 +11,6 @@
 
 mod bad;
 mod block;
-mod cleaner;
 mod dirty;
 mod hibernation;
 mod magazines;
@@ -19,10 +18,10 @@ mod mutex;
 mod pageblock;
 mod reclaim;
 mod rmap;
+mod zeroing;
 mod zone;
 
 pub(crate) use block::Block;
-pub(crate) use cleaner::ZERO_CPU_PERCENT;
 pub(crate) use hibernation::Hibernation;
 pub(crate) use reclaim::{
     CompactError,
@@ -37,6 +36,7 @@ pub(crate) use rmap::{
     ReverseMap,
     RmapReservation, //
 };
+pub(crate) use zeroing::ZERO_CPU_PERCENT;
 pub(crate) use zone::{
     Fits,
     Priority,
@@ -181,8 +181,8 @@ pub(crate) struct Pool {
     magazines: Magazines,
     dirty: Dirty,
     bad: Bad,
-    /// Up to which page it was cleared ahead, in this round.
-    cleaned_to: Atomic<u64>,
+    /// The page up to which the worker has come in this round.
+    zeroed_to: Atomic<u64>,
     /// The module goes: nothing is to begin any more.
     closing: Atomic<bool>,
     /// Grows with everything that is taken or given back.
@@ -194,12 +194,12 @@ pub(crate) struct Pool {
     /// Held while a part of the pool is being emptied.
     #[pin]
     reclaiming: Mutex<()>,
-    /// Held while something is moved for others, as memory that is there twice.
+    /// Held while a buffer is moved for another client, which has source and target then.
     #[pin]
-    moving: Mutex<()>,
-    /// Held while something free is being cleared, and so is not there. The innermost mutex.
+    migrating: Mutex<()>,
+    /// Held while free pages are out of the allocator to be zeroed. The innermost mutex.
     #[pin]
-    cleaning: Mutex<()>,
+    zeroing: Mutex<()>,
     #[pin]
     state: SpinLock<State>,
     /// The polls that wait for pressure.
@@ -211,9 +211,9 @@ pub(crate) struct Pool {
     /// Runs when the pool may be idle.
     #[pin]
     compaction: DelayedWork<Self, 1>,
-    /// Runs when there is something to be cleared.
+    /// Zeroes free pages.
     #[pin]
-    clearing: DelayedWork<Self, 2>,
+    zero_work: DelayedWork<Self, 2>,
     /// Runs once a second, to look for bad pages.
     #[pin]
     watching: DelayedWork<Self, 3>,
@@ -222,7 +222,7 @@ pub(crate) struct Pool {
 impl_has_delayed_work! {
     impl HasDelayedWork<Self> for Pool { self.handoff_timeout }
     impl HasDelayedWork<Self, 1> for Pool { self.compaction }
-    impl HasDelayedWork<Self, 2> for Pool { self.clearing }
+    impl HasDelayedWork<Self, 2> for Pool { self.zero_work }
     impl HasDelayedWork<Self, 3> for Pool { self.watching }
 }
 
@@ -240,8 +240,8 @@ impl WorkItem<2> for Pool {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        if let Some(rest) = this.clean_a_slice() {
-            this.clean_after(rest);
+        if let Some(rest) = this.zero_slice() {
+            this.schedule_zeroing_in(rest);
         }
     }
 }
@@ -284,8 +284,8 @@ pub(crate) struct AllocRequest {
     /// Units from the pool's start on that it may use, wherever it lands.
     pub(crate) limit: u64,
     pub(crate) priority: Priority,
-    /// The client asked for the lowest place, or the highest: what is being cleared ahead is not to
-    /// be passed over.
+    /// The client asked for the lowest place, or the highest: pages that are being zeroed are not
+    /// to be passed over.
     pub(crate) strict: bool,
 }
 
@@ -378,7 +378,7 @@ pub(crate) struct Counts {
     reclaimed: Atomic<u64>,
     reclaims_failed: [Atomic<u64>; 4],
     refused: [Atomic<u64>; 3],
-    clean: [Atomic<u64>; 3],
+    zeroing: [Atomic<u64>; 3],
 }
 
 impl Counts {
@@ -394,7 +394,7 @@ impl Counts {
             reclaimed: Atomic::new(0),
             reclaims_failed: [const { Atomic::new(0) }; 4],
             refused: [const { Atomic::new(0) }; 3],
-            clean: [const { Atomic::new(0) }; 3],
+            zeroing: [const { Atomic::new(0) }; 3],
         }
     }
 
@@ -453,25 +453,25 @@ impl Counts {
         self.refused[which].fetch_add(1, Relaxed);
     }
 
-    /// So many pages that were to be clear were so.
-    fn were_clean(&self, pages: u64) {
-        self.clean[0].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
+    /// Counts pages that were zero already when they were allocated.
+    fn already_zero(&self, pages: u64) {
+        self.zeroing[0].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
-    /// So many had to be cleared.
-    fn cleared(&self, pages: u64) {
-        self.clean[1].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
+    /// Counts pages that had to be zeroed then.
+    fn zeroed(&self, pages: u64) {
+        self.zeroing[1].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
-    /// So many were cleared before they were asked for.
-    fn cleaned_ahead(&self, pages: u64) {
-        self.clean[2].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
+    /// Counts pages that were zeroed ahead.
+    fn zeroed_ahead(&self, pages: u64) {
+        self.zeroing[2].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
-    /// Bytes that were clear when they were to be, that had to be cleared then, and that were
-    /// cleared ahead.
-    pub(crate) fn all_clean(&self) -> [u64; 3] {
-        self.clean.each_ref().map(|count| count.load(Relaxed))
+    /// Returns the bytes that were zero when they were allocated, that had to be zeroed then, and
+    /// that were zeroed ahead.
+    pub(crate) fn all_zeroing(&self) -> [u64; 3] {
+        self.zeroing.each_ref().map(|count| count.load(Relaxed))
     }
 
     /// Blocks evacuated on demand and in the background, bytes copied for them, and failures:
@@ -571,17 +571,17 @@ impl Pool {
                 magazines,
                 dirty,
                 bad,
-                cleaned_to: Atomic::new(base),
+                zeroed_to: Atomic::new(base),
                 closing: Atomic::new(false),
                 activity: Atomic::new(0),
                 seen: Atomic::new(0),
                 rmap <- ReverseMap::new(),
                 reclaiming <- new_mutex!((), "rust_buddy_reclaim"),
-                moving <- new_mutex!((), "rust_buddy_moving"),
-                cleaning <- new_mutex!((), "rust_buddy_cleaning"),
+                migrating <- new_mutex!((), "rust_buddy_migrating"),
+                zeroing <- new_mutex!((), "rust_buddy_zeroing"),
                 pressure <- PollWaitQueue::new(),
                 compaction <- new_delayed_work!("rust_buddy::Compaction"),
-                clearing <- new_delayed_work!("rust_buddy::Clearing"),
+                zero_work <- new_delayed_work!("rust_buddy::Zeroing"),
                 watching <- new_delayed_work!("rust_buddy::Watching"),
                 state <- new_spinlock!(State {
                     zone: Zone::new(core, Watermarks { min, low, high }),
@@ -847,8 +847,8 @@ impl Pool {
 
     /// Goes on with an attempt that found no block, and looks for adjacent free blocks.
     ///
-    /// The pool's lock is dropped every few ranges, and what was quiesced goes on from time to time.
-    /// A killed caller ends the scan: its task sees no refusal any more.
+    /// The pool's lock is dropped every few ranges, and what was quiesced goes on from time to
+    /// time. A killed caller ends the scan: its task sees no refusal any more.
     fn try_alloc_run<'a>(
         &'a self,
         request: &AllocRequest,
@@ -917,22 +917,22 @@ impl Pool {
     /// A killed caller does not wait for `cleaning`, whose holder may be a task that gets no CPU.
     /// Then something that is free can be missing; the killed task's answer reaches no client.
     fn still_killable(&self) -> Still<'_> {
-        let cleaning = mutex::lock_killable(&self.cleaning);
+        let migrating = mutex::lock_killable(&self.migrating);
         let mut quiesced {
             _gathered: self.quiesce();
-        quiesced._moving cleaning,
-            _moving: None,
+        quiesced._migrating cleaning,
+            _moving: migrating;
         quiesced
     }
 
     /// Drains and disables all magazines and excludes zeroing in the background, so that every free
     /// page is in the allocator until the guard is dropped. Sleeps.
     fn quiesce(&self) -> Quiesced<'_> {
-        let cleaning = self.cleaning.lock();
+        let zeroing = self.zeroing.lock();
         Quiesced {
             _magazines: self.drain_all(),
-            _cleaning: Some(cleaning),
-            _moving: None,
+            _zeroing: zeroing,
+            _migrating: None,
         }
     }
 
@@ -958,8 +958,8 @@ impl Pool {
         Block::new(self.clone(), run, request.size, key.map(|(end, _)| end))
     }
 
-    /// Ends a change of the free units: updates what depends on them, drops the lock, and notifies of
-    /// pressure.
+    /// Ends a change of the free units: updates what depends on them, drops the lock, and notifies
+    /// of pressure.
     fn update_and_notify(&self, state: SpinLockGuard<'_, State>) {
         let began = self.update_and_unlock(state);
         self.notify_pressure(began);
@@ -1058,7 +1058,7 @@ impl Pool {
         // Twice: what runs may have queued itself once more before it could know.
         for _ in 0..2 {
             self.worker.flush_delayed(&self.compaction);
-            self.worker.flush_delayed(&self.clearing);
+            self.worker.flush_delayed(&self.zero_work);
             self.worker.flush_delayed(&self.watching);
         }
         self.deferred_frees.flush();
@@ -1092,8 +1092,8 @@ impl Pool {
 
     /// Counts the free units of `[lo, hi)`, from the pool's start. Sleeps.
     ///
-    /// The pool's lock is held over [`COUNT_BATCH`] units at a time, so the sum is that of no single
-    /// moment.
+    /// The pool's lock is held over [`COUNT_BATCH`] units at a time, so the sum is that of no
+    /// single moment.
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
         let hi = hi.min(self.region.pages());
@@ -1119,12 +1119,12 @@ struct AllocAttempt<'a> {
     frees_seen: u64,
 }
 
-/// As long as this is held every free page is in the allocator. With `_moving` no buffer is being
-/// moved.
+/// As long as this is held every free page is in the allocator. With `_migrating` no buffer is
+/// being moved.
 struct Quiesced<'a> {
     _magazines: MagazinesDisabled<'a>,
-    _cleaning: Option<MutexGuard<'a, ()>>,
-    _moving: Option<MutexGuard<'a, ()>>,
+    _zeroing: Option<MutexGuard<'a, ()>>,
+    _migrating: Option<MutexGuard<'a, ()>>,
 }
 
 /// What a pool does by itself. When this is dropped nothing of it runs any more, nor will later.
@@ -1133,8 +1133,8 @@ pub(crate) struct Background(Arc<Pool>);
 impl Background {
     /// Begins with it.
     pub(crate) fn begin(pool: Arc<Pool>) -> Self {
-        // Nobody knows what the region holds.
-        pool.clean_soon();
+        // The contents of the region are unknown.
+        pool.schedule_zeroing();
         pool.watch();
         Self(pool)
     }

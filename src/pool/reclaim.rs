@@ -223,9 +223,10 @@ impl<'a> IsolatedRange<'a> {
                 limit,
                 copy_left: report.copy_left(),
             };
-            let moving = mutex::lock_killable(&pool.moving).ok_or(CompactError::Interrupted)?;
+            let migrating =
+                mutex::lock_killable(&pool.migrating).ok_or(CompactError::Interrupted)?;
             report.copied += owner.evacuate(&evacuation)?;
-            drop(moving);
+            drop(migrating);
             from = last + 1;
         }
         let state = pool.state.lock();
@@ -375,8 +376,8 @@ impl Pool {
             .reclaim_ended(report.copied, result.as_ref().err());
     }
 
-    /// Evacuates the block of `order`, on a boundary of `align`, within `bounds`, that is cheapest to
-    /// evacuate, or the next one if that fails, and does `then` before the isolation ends.
+    /// Evacuates the block of `order`, on a boundary of `align`, within `bounds`, that is cheapest
+    /// to evacuate, or the next one if that fails, and does `then` before the isolation ends.
     fn evacuate_one(
         self: &Arc<Self>,
         reclaiming: &MutexGuard<'_, ()>,

@@ -94,8 +94,8 @@ impl ReverseMap {
         drop(none);
     }
 
-    /// Moves the entry keyed by `last` to `[first, first + pages)` and returns its new key (the last
-    /// frame). Allocates nothing.
+    /// Moves the entry keyed by `last` to `[first, first + pages)` and returns its new key (the
+    /// last frame). Allocates nothing.
     pub(crate) fn update(&self, last: u64, first: Pfn, pages: u64) -> u64 {
         let end = first.0 + pages - 1;
         let mut tree = self.tree.lock();

@@ -96,8 +96,8 @@ pub(super) struct Zone {
     pressure: bool,
     /// Pressure has begun since clients were last notified.
     pressure_unreported: bool,
-    /// Units that are taken but count as free: the kernel zeroes them, or their contents exist twice
-    /// while a buffer moves.
+    /// Units that are taken but count as free: the kernel zeroes them, or their contents exist
+    /// twice while a buffer moves.
     accounted_free: u64,
     /// The number of frees. It wraps.
     frees: u64,
@@ -373,9 +373,9 @@ impl Zone {
         large_units(&self.core.counters(), order) >> order.get()
     }
 
-    /// The unusable free space index at [`PMD_ORDER`], or at the pool's largest: of 1000 free units, how
-    /// many are in smaller blocks. Source: Gorman and Whitcroft, "The what, the why and the where
-    /// to of anti-fragmentation", Ottawa Linux Symposium 2006.
+    /// The unusable free space index at [`PMD_ORDER`], or at the pool's largest: of 1000 free
+    /// units, how many are in smaller blocks. Source: Gorman and Whitcroft, "The what, the why and
+    /// the where to of anti-fragmentation", Ottawa Linux Symposium 2006.
     pub(super) fn unusable(&self) -> u32 {
         let counters = self.core.counters();
         let order = PMD_ORDER.min(self.core.max_order());

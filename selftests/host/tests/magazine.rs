@@ -284,8 +284,8 @@ fn two_who_count_do_not_open_for_each_other() {
 
 const MANY: u64 = 1 << 10;
 
-/// One block of order 4 is out, and the class of CPU 1 is full, so that half of it goes to the depot
-/// when that one comes back.
+/// One block of order 4 is out, and the class of CPU 1 is full, so that half of it goes to the
+/// depot when that one comes back.
 fn about_to_spill() -> (Arc<Pool>, Run) {
     let pool = Pool::new(MANY, 2, MANY);
     let mut out: Vec<Run> = (0..33).map(|_| pool.alloc(0, order(4)).unwrap()).collect();

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Clearing: what somebody is to get, and what is free before anybody asks for it.
+//! Zeroing: of blocks that are being allocated, and of free memory ahead of that.
 //!
-//! A worker takes a piece of at most 2 MiB out of the pool as if it were a client, clears it under
-//! no spinlock, and gives it back; nobody sees it missing, since who counts, would be refused or
-//! asks for an end waits for that piece. It rests in proportion to the time that it took, and lets
-//! everybody else go first between two pieces.
+//! A worker takes at most 2 MiB out of the pool as if it were a client, zeroes it under no
+//! spinlock, and returns it. Its absence is not seen: a task that counts free pages, would be
+//! refused or asks for an end of the pool waits for the worker's mutex. The worker rests in
+//! proportion to the time that it took, and runs at the lowest priority.
 
 use super::{
     dirty::Dirty,
@@ -37,51 +37,51 @@ use kernel::{
     }, //
 };
 
-/// How long after something became dirty the worker begins; and when, at the latest, what it has
-/// used of that time is its share of it.
+/// The delay between a free and the zeroing of its pages, and the period over which the worker's
+/// share of the CPU is kept.
 const SLICE_MS: u32 = 20;
 
-/// A rest is not longer than that, so that who changes the share sees it soon.
+/// The longest rest, so that a change of the share takes effect soon.
 const REST_MS: i64 = 1000;
 
-/// How much of one CPU's time goes into this, in per cent; 100 and more is all of it. Whoever gives
-/// memory back has the worker look for it.
+/// The worker's share of one CPU's time, in per cent; 100 and more is all of it. A change takes
+/// effect at the next free.
 pub(crate) static ZERO_CPU_PERCENT: Atomic<u64> = Atomic::new(25);
 
-/// Runs after all who have more to do, until this is dropped.
-struct Humble;
+/// Runs the task at the lowest priority until it is dropped.
+struct NiceGuard;
 
-impl Humble {
-    fn now() -> Self {
-        Worker::be_nice(19);
+impl NiceGuard {
+    fn lowest() -> Self {
+        Worker::set_nice(19);
         Self
     }
 }
 
-impl Drop for Humble {
+impl Drop for NiceGuard {
     fn drop(&mut self) {
-        Worker::be_nice(0);
+        Worker::set_nice(0);
     }
 }
 
-/// Which dirty pages are to be cleared: all, or only those that nobody can be writing to.
-pub(super) type Which = fn(&Dirty, Pfn, Pfn) -> Option<(Pfn, u64)>;
+/// Finds the next dirty pages to zero: of all, or only of those that no device may write to.
+pub(super) type NextDirty = fn(&Dirty, Pfn, Pfn) -> Option<(Pfn, u64)>;
 
 impl Pool {
-    /// Clears those of the pages `[from, to)` of `run` that are dirty and `which` finds, and counts
-    /// a piece by `count` before it is no longer dirty. Leaves out pages that the kernel has marked
-    /// as bad, and tells `bad` of each. May sleep. No other task may use any of them: the exclusive
+    /// Zeroes those of the pages `[from, to)` of `run` that `next_dirty` finds, and calls `count`
+    /// for each piece before it is marked as clear. Leaves out pages that the kernel has marked as
+    /// bad, and tells `bad` of each. May sleep. No other task may use any of them: the exclusive
     /// reference is to stand for that.
     ///
     /// # Errors
     ///
-    /// As [`Stopped`] says. What is not cleared then is still dirty.
-    pub(super) fn clear(
+    /// As [`Stopped`] says. What is not zeroed then is still dirty.
+    pub(super) fn zero_dirty(
         &self,
         run: &mut Run,
         from: Pfn,
         to: Pfn,
-        which: Which,
+        next_dirty: NextDirty,
         mut count: impl FnMut(u64),
         mut bad: impl FnMut(Pfn),
     ) -> Result<(), Stopped> {
@@ -90,7 +90,7 @@ impl Pool {
         }
         let mut pace = Pace::new(self.region.resting_mode());
         let mut at = from;
-        while let Some((first, pages)) = which(&self.dirty, at, to) {
+        while let Some((first, pages)) = next_dirty(&self.dirty, at, to) {
             // Counted from where the words of `dirty` are.
             let pages = pace.next(first.0 - self.base(), pages)?;
             let pages = match self.region.poisoned(first, first.plus(pages)) {
@@ -114,13 +114,13 @@ impl Pool {
         Ok(())
     }
 
-    /// Has the worker look for what is to be cleared, soon.
-    pub(super) fn clean_soon(self: &Arc<Self>) {
-        self.clean_after(SLICE_MS);
+    /// Schedules the worker.
+    pub(super) fn schedule_zeroing(self: &Arc<Self>) {
+        self.schedule_zeroing_in(SLICE_MS);
     }
 
     /// The same after so many milliseconds.
-    pub(super) fn clean_after(self: &Arc<Self>, ms: u32) {
+    pub(super) fn schedule_zeroing_in(self: &Arc<Self>, ms: u32) {
         if ZERO_CPU_PERCENT.load(Relaxed) == 0 || self.closing.load(Relaxed) {
             return;
         }
@@ -131,38 +131,38 @@ impl Pool {
             .enqueue_delayed::<_, 2>(self.clone(), msecs_to_jiffies(ms));
     }
 
-    /// Clears until its share of a slice is over. Says for how many milliseconds to rest if there
-    /// is more to do.
-    pub(super) fn clean_a_slice(self: &Arc<Self>) -> Option<u32> {
+    /// Zeroes free pages until the worker's share of a slice is used up. Returns for how many
+    /// milliseconds to rest if there is more to do.
+    pub(super) fn zero_slice(self: &Arc<Self>) -> Option<u32> {
         let begin = Instant::<Monotonic>::now();
         // CAST: At most 100.
         let share = ZERO_CPU_PERCENT.load(Relaxed).clamp(1, 100) as i64;
         let slice = i64::from(SLICE_MS) * 1_000_000 * share / 100;
-        let _humble = Humble::now();
+        let _nice = NiceGuard::lowest();
         let end = Pfn(self.base() + self.region.pages());
-        let mut at = Pfn(self.cleaned_to.load(Relaxed));
+        let mut at = Pfn(self.zeroed_to.load(Relaxed));
         while let Some((first, pages)) = self.dirty.next_stable_dirty(at, end) {
             let used = begin.elapsed().as_nanos();
             if used >= slice || self.closing.load(Relaxed) {
-                self.cleaned_to.store(first.0, Relaxed);
+                self.zeroed_to.store(first.0, Relaxed);
                 let rest = used.checked_div(share).unwrap_or(0) * (100 - share) / 1_000_000;
                 // CAST: At most `REST_MS`.
                 return Some(rest.min(REST_MS) as u32);
             }
             let pages = pages.min(PMD_ORDER.units() - first.0 % PMD_ORDER.units());
-            at = self.clean(first, pages);
+            at = self.zero_free(first, pages);
         }
-        self.cleaned_to.store(self.base(), Relaxed);
+        self.zeroed_to.store(self.base(), Relaxed);
         None
     }
 
-    /// Clears the `pages` dirty pages from `first` on, or as many of them as are free there.
+    /// Zeroes the `pages` dirty pages from `first` on, or as many of them as are free there.
     /// Returns where to go on.
-    fn clean(self: &Arc<Self>, first: Pfn, pages: u64) -> Pfn {
-        // As itself: somebody may be waiting for what is held here.
-        Worker::be_nice(0);
+    fn zero_free(self: &Arc<Self>, first: Pfn, pages: u64) -> Pfn {
+        // At normal priority: other tasks may wait for the mutexes.
+        Worker::set_nice(0);
         let reclaiming = self.reclaiming.lock();
-        let cleaning = self.cleaning.lock();
+        let zeroing = self.zeroing.lock();
         let mut len = pages;
         while len > 0 {
             let run = self.state.lock().zone.take_range(first.0, len);
@@ -173,12 +173,12 @@ impl Pool {
             let end = Pfn(run.end());
             // Not those that became a device's since they were looked at. The worker can't be
             // killed.
-            let _ = self.clear(
+            let _ = self.zero_dirty(
                 &mut run,
                 first,
                 end,
                 Dirty::next_stable_dirty,
-                |pages| self.counts.cleaned_ahead(pages),
+                |pages| self.counts.zeroed_ahead(pages),
                 |page| self.learn_bad(page),
             );
             let (start, end) = (Pfn(run.start()), Pfn(run.end()));
@@ -193,17 +193,17 @@ impl Pool {
         } else {
             let state = self.state.lock();
             let end = first.plus(pages);
-            // Somebody's. If all of it is, that is all there is to say.
+            // The first page is allocated. If all of them are, they are skipped.
             match state.zone.core().free_units_in(first.0, end.0) {
                 0 => end,
                 _ => first.plus(1),
             }
         };
-        drop(cleaning);
+        drop(zeroing);
         drop(reclaiming);
-        Worker::be_nice(19);
+        Worker::set_nice(19);
         if len > 0 {
-            // Who looked meanwhile may have been sent to wait.
+            // A request may have been refused meanwhile, and queued.
             self.wake_waiters();
         }
         next
