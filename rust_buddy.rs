@@ -139,7 +139,7 @@ struct RustBuddy {
 impl kernel::InPlaceModule for RustBuddy {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(|| {
-            let wanted = params::wanted(
+            let spec = params::region_spec(
                 module_parameters::size_mb.value(),
                 module_parameters::phys_start.value(),
                 module_parameters::assume_memory.value(),
@@ -159,7 +159,7 @@ impl kernel::InPlaceModule for RustBuddy {
             };
             // Before anything is granted, and dropped after all has gone back.
             let oracle = audit::Oracle::find();
-            let pool = Pool::new(DEFAULT_POOL, Region::take(&wanted)?, policy)?;
+            let pool = Pool::new(DEFAULT_POOL, Region::new(&spec)?, policy)?;
             // From here on: it ends, too, if any of what follows fails.
             let background = Background::begin(pool.clone());
             let users = UserAccounts::new(module_parameters::max_buffers.value().into())?;

@@ -307,21 +307,21 @@ pub(crate) fn default_cma_area() -> Option<NonNull<CmaArea>> {
 
 /// Takes `pages` contiguous pages, on a boundary of 2^`align` pages, out of a CMA area.
 #[cfg(CONFIG_CMA)]
-pub(crate) fn cma_take(area: NonNull<CmaArea>, pages: u64, align: u32) -> Option<Pfn> {
+pub(crate) fn cma_alloc_pages(area: NonNull<CmaArea>, pages: u64, align: u32) -> Option<Pfn> {
     // SAFETY: Areas live as long as the kernel. No warning: the caller says what failed.
     let page = unsafe { cma_alloc(area.as_ptr(), Pfn(pages).raw(), align, true) };
     // SAFETY: `cma_alloc` gives a page of the memory map.
     NonNull::new(page).map(|page| unsafe { page_to_pfn(page) })
 }
 
-/// Gives back what [`cma_take`] took.
+/// Gives back what [`cma_alloc_pages`] took.
 ///
 /// # Safety
 ///
-/// `first` and `pages` must be what one [`cma_take`] on `area` gave and was asked for, and nobody
-/// may use the pages any more.
+/// `first` and `pages` must be what one [`cma_alloc_pages`] on `area` gave and was asked for, and
+/// nobody may use the pages any more.
 #[cfg(CONFIG_CMA)]
-pub(crate) unsafe fn cma_give(area: NonNull<CmaArea>, first: Pfn, pages: u64) {
+pub(crate) unsafe fn cma_release_pages(area: NonNull<CmaArea>, first: Pfn, pages: u64) {
     // SAFETY: By this function's requirements.
     unsafe { cma_release(area.as_ptr(), pfn_to_page(first), Pfn(pages).raw()) };
 }
@@ -334,16 +334,16 @@ mod no_cma {
         None
     }
 
-    pub(crate) fn cma_take(_: NonNull<CmaArea>, _: u64, _: u32) -> Option<Pfn> {
+    pub(crate) fn cma_alloc_pages(_: NonNull<CmaArea>, _: u64, _: u32) -> Option<Pfn> {
         None
     }
 
-    pub(crate) unsafe fn cma_give(_: NonNull<CmaArea>, _: Pfn, _: u64) {}
+    pub(crate) unsafe fn cma_release_pages(_: NonNull<CmaArea>, _: Pfn, _: u64) {}
 }
 #[cfg(not(CONFIG_CMA))]
 pub(crate) use no_cma::{
-    cma_give,
-    cma_take,
+    cma_alloc_pages,
+    cma_release_pages,
     default_cma_area, //
 };
 

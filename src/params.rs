@@ -8,9 +8,9 @@ use crate::pool;
 use crate::quarantine::QuarantinePeriod;
 use crate::quota;
 use crate::region::{
+    RegionSpec,
     Source,
-    Trust,
-    Wanted, //
+    Trust, //
 };
 use kernel::{
     bindings,
@@ -309,13 +309,13 @@ modinfo!(
 /// # Errors
 ///
 /// `EINVAL`, with the reason and the remedy in the log.
-pub(crate) fn wanted(
+pub(crate) fn region_spec(
     size_mb: u64,
     phys_start: u64,
     assume_memory: u8,
     node: i32,
     max_buffers: u32,
-) -> Result<Wanted> {
+) -> Result<RegionSpec> {
     if max_buffers == 0 {
         pr_err!("max_buffers=0 would let nobody have a buffer: leave it out, or say how many\n");
         return Err(EINVAL);
@@ -354,7 +354,7 @@ pub(crate) fn wanted(
             return Err(EINVAL);
         }
     };
-    Ok(Wanted {
+    Ok(RegionSpec {
         source,
         pages: (size_mb << 20) / mm::PAGE_SIZE,
         start: phys_start,

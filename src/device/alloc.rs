@@ -130,7 +130,7 @@ pub(super) fn alloc<'a>(
     let name = Name::new(&request.name).ok_or(Refusal::new(EINVAL, uapi::REASON_NAME))?;
     let pool = commands::pool(client, request.pool)?;
     let memtype = MemType::from_flags(request.flags);
-    if !pool.region().offers(memtype) {
+    if !pool.region().supports(memtype) {
         return Err(Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE));
     }
     let ask = ask(request, client, pool)?;

@@ -171,7 +171,7 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
         }
         pool.counts().grown(in_place);
     } else {
-        if buffer.memtype() != pool.region().resting_mode() {
+        if buffer.memtype() != pool.region().default_mode() {
             return Err(Refusal::new(EOPNOTSUPP, uapi::REASON_MEMTYPE));
         }
         relocation.check(Op::Shrink).map_err(refusal)?;

@@ -93,7 +93,7 @@ impl Block {
         pool.pageblocks.add(Pfn(run.start()), run.units(), false);
         // INVARIANT: Counted.
         Self {
-            memtype: pool.region.resting_mode(),
+            memtype: pool.region.default_mode(),
             run: Some(run),
             pool,
             requested,
@@ -251,7 +251,7 @@ impl Block {
         let (Some(units), Some(run)) = (request.granted(), self.run.as_mut()) else {
             return Ok(false);
         };
-        if self.memtype != self.pool.region.resting_mode() {
+        if self.memtype != self.pool.region.default_mode() {
             return Ok(false);
         }
         let (before, requested) = (run.units(), self.requested);
@@ -365,7 +365,7 @@ impl Block {
     /// Page tables were split when it got its own, so that nothing is left that can fail. If the
     /// kernel sees that otherwise, nobody may get memory that is not what it is called.
     fn reset_mode(&mut self) -> Result {
-        let memtype = self.pool.region.resting_mode();
+        let memtype = self.pool.region.default_mode();
         if memtype == self.memtype {
             return Ok(());
         }
@@ -402,7 +402,7 @@ impl Block {
         if self.run.is_none() {
             return false;
         }
-        let plain = self.memtype == self.pool.region.resting_mode();
+        let plain = self.memtype == self.pool.region.default_mode();
         let reset = self.reset_mode();
         if let Some(run) = self.run.take() {
             if reset.is_err() {

@@ -150,7 +150,7 @@ impl Pool {
             && !request.strict
             && request.extent == Extent::Block
             && request.priority != Priority::Low
-            && self.region.resting_mode() == MemType::WriteBack;
+            && self.region.default_mode() == MemType::WriteBack;
         let order = Order::covering(request.units())?;
         let end = if place == Place::Highest {
             End::High

@@ -39,7 +39,7 @@ use kernel::{
     }, //
 };
 
-/// How many blocks are tried, beginning with the find_target, before it is given up.
+/// How many blocks are tried, beginning with the cheapest, before it is given up.
 const TRIES: usize = 8;
 
 /// Pageblocks that are searched for orders below a pageblock's.
@@ -406,7 +406,7 @@ impl Pool {
                     report.last_offset = lo - self.base();
                     return Ok(());
                 }
-                // The first is the find_target, and says best what it would take.
+                // The first is the cheapest, and tells best what it would take.
                 Err(why) if i == 0 => first_error = why,
                 Err(_) => {}
             }

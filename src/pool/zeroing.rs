@@ -88,7 +88,7 @@ impl Pool {
         if from.0 < run.start() || to.0 > run.end() {
             return Ok(());
         }
-        let mut pace = Pace::new(self.region.resting_mode());
+        let mut pace = Pace::new(self.region.default_mode());
         let mut at = from;
         while let Some((first, pages)) = next_dirty(&self.dirty, at, to) {
             // Counted from where the words of `dirty` are.

@@ -4,9 +4,9 @@
 //! is fragmented, shared with other drivers, and its pages can't be pinned for long.
 
 use super::{
-    Backing,
+    Allocation,
     Region,
-    Wanted, //
+    RegionSpec, //
 };
 use crate::buddy::{
     Order,
@@ -30,27 +30,27 @@ pub(super) struct Pages {
     pages: u64,
 }
 
-pub(super) fn take(wanted: &Wanted) -> Result<Region> {
+pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
     let Some(area) = mm::default_cma_area() else {
         pr_err!(
             "the kernel has no CMA area: boot with cma={}M (twice the pool), or load with \
              source=contig\n",
-            2 * wanted.mib(),
+            2 * spec.mib(),
         );
         return Err(ENODEV);
     };
     // The better aligned, the larger the blocks; better a badly aligned pool than none,
     // but it should start on a boundary of 2 MiB at least.
-    let whole = Order::covering(wanted.pages).map_or(0, Order::get);
+    let whole = Order::covering(spec.pages).map_or(0, Order::get);
     let first = [whole, whole.min(PMD_ORDER.get()), 0]
         .into_iter()
-        .find_map(|align| mm::cma_take(area, wanted.pages, align));
+        .find_map(|align| mm::cma_alloc_pages(area, spec.pages, align));
     let Some(first) = first else {
         pr_err!(
             "the CMA area has no {} MiB in one piece: boot with cma={}M (twice the pool), or take \
              a smaller size_mb=\n",
-            wanted.mib(),
-            2 * wanted.mib(),
+            spec.mib(),
+            2 * spec.mib(),
         );
         return Err(ENOMEM);
     };
@@ -58,11 +58,11 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
     let backing = Pages {
         area,
         first,
-        pages: wanted.pages,
+        pages: spec.pages,
     };
     // SAFETY: CMA areas consist of RAM with a memory map.
     let node = unsafe { mm::node_of(first) };
-    if let Some(wanted) = wanted.node.filter(|&wanted| wanted != node) {
+    if let Some(wanted) = spec.node.filter(|&wanted| wanted != node) {
         pr_err!(
             "the CMA area is on node {}, not on node {}: load with source=contig, or without \
              node=\n",
@@ -74,18 +74,18 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
     // INVARIANT: The pages are RAM of ours; all of RAM is in the direct map, cached.
     Ok(Region {
         base: first,
-        pages: wanted.pages,
+        pages: spec.pages,
         node: Some(node),
         memtype: MemType::WriteBack,
         // SAFETY: As above.
         mapping: unsafe { first.direct_map() }?,
-        backing: Backing::Cma(backing),
+        backing: Allocation::Cma(backing),
     })
 }
 
 impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: By the type invariants; whoever drops a region has no users of its pages left.
-        unsafe { mm::cma_give(self.area, self.first, self.pages) };
+        unsafe { mm::cma_release_pages(self.area, self.first, self.pages) };
     }
 }

@@ -15,9 +15,9 @@
 
 use super::{
     online::Online,
-    Backing,
+    Allocation,
     Region,
-    Wanted, //
+    RegionSpec, //
 };
 use crate::memtype::MemType;
 use crate::mm::{
@@ -52,9 +52,9 @@ pub(super) struct Pages {
     pages: u64,
 }
 
-pub(super) fn take(wanted: &Wanted) -> Result<Region> {
+pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
     let mut stats = SearchStats::default();
-    let pages = search(wanted, &mut stats).inspect_err(|&error| {
+    let pages = search(spec, &mut stats).inspect_err(|&error| {
         if error == EINTR {
             pr_err!("killed while looking for memory\n");
         } else {
@@ -62,10 +62,10 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
                 "no {} MiB of contiguous free memory ({} places tried, {} chunks failed): load \
                  earlier, boot with cma={}M (twice the pool) and source=cma, or take a smaller \
                  size_mb=\n",
-                wanted.mib(),
+                spec.mib(),
                 stats.places,
                 stats.failed,
-                2 * wanted.mib(),
+                2 * spec.mib(),
             );
         }
     })?;
@@ -79,13 +79,13 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
     // INVARIANT: The pages are RAM of ours; all of RAM is in the direct map, cached.
     Ok(Region {
         base: first,
-        pages: wanted.pages,
+        pages: spec.pages,
         // SAFETY: The pages came from the page allocator, so the memory map covers them.
         node: Some(unsafe { mm::node_of(first) }),
         memtype: MemType::WriteBack,
         // SAFETY: The pages came from the page allocator, so they are RAM that it manages.
         mapping: unsafe { first.direct_map() }?,
-        backing: Backing::Contig(pages),
+        backing: Allocation::Contig(pages),
     })
 }
 
@@ -108,23 +108,23 @@ struct SearchStats {
 /// # Errors
 ///
 /// `ENOMEM` if there is none, `EINTR` if the caller is killed. Nothing is taken then.
-fn search(wanted: &Wanted, stats: &mut SearchStats) -> Result<Pages> {
+fn search(spec: &RegionSpec, stats: &mut SearchStats) -> Result<Pages> {
     // A place that is as good as any is not worth looking further for.
-    let good = wanted.pages / 8;
-    let home = match wanted.node {
+    let good = spec.pages / 8;
+    let home = match spec.node {
         Some(node) => node,
         None => Page::alloc_page(GFP_KERNEL)?.nid(),
     };
     let others = (0..mm::MAX_NODES)
-        .filter(|&node| wanted.node.is_none() && node != home && mm::is_memory_node(node));
+        .filter(|&node| spec.node.is_none() && node != home && mm::is_memory_node(node));
     // Before the first look: see `Map`.
     let online = Online::hold()?;
     let mut maps = KVec::new();
     for node in Iterator::chain(core::iter::once(home), others) {
         for zone in KernelZone::of_node(node) {
-            let mut map = Map::new(zone, wanted.pages, &online)?;
-            while let Some(place) = map.best.filter(|place| place.used <= good) {
-                if let Some(pages) = map.take(place, stats)? {
+            let mut map = Map::new(zone, spec.pages, &online)?;
+            while let Some(range) = map.best.filter(|range| range.used <= good) {
+                if let Some(pages) = map.try_alloc(range, stats)? {
                     return Ok(pages);
                 }
             }
@@ -138,10 +138,10 @@ fn search(wanted: &Wanted, stats: &mut SearchStats) -> Result<Pages> {
         let best = maps
             .iter_mut()
             .filter(|map| map.best.is_some())
-            .min_by_key(|map| map.best.map_or(u64::MAX, |place| place.used))
+            .min_by_key(|map| map.best.map_or(u64::MAX, |range| range.used))
             .ok_or(ENOMEM)?;
-        let place = best.best.ok_or(ENOMEM)?;
-        if let Some(pages) = best.take(place, stats)? {
+        let range = best.best.ok_or(ENOMEM)?;
+        if let Some(pages) = best.try_alloc(range, stats)? {
             return Ok(pages);
         }
     }
@@ -167,15 +167,15 @@ struct Map<'a> {
     count: usize,
     /// The frame up to which free blocks of the kernel reach that were seen.
     known_free: Pfn,
-    /// Pages that are wanted.
+    /// Pages of the region.
     pages: u64,
     /// The stretch to try next.
-    best: Option<Place>,
+    best: Option<BlockRange>,
 }
 
 /// A stretch of pageblocks.
 #[derive(Clone, Copy)]
-struct Place {
+struct BlockRange {
     /// Index in the map.
     at: usize,
     /// Pages in use.
@@ -306,7 +306,7 @@ impl<'a> Map<'a> {
 
         let wanted = self.wanted_blocks();
         let natural = self.natural_alignment() as usize;
-        let mut best = [None::<Place>; LEVELS];
+        let mut best = [None::<BlockRange>; LEVELS];
         let (mut used, mut unfit) = (0u64, 0usize);
         for (index, &block) in self.blocks.iter().enumerate() {
             let mut count = |block: u16, sign: i64| {
@@ -326,18 +326,18 @@ impl<'a> Map<'a> {
             let level = (self.alignment_of(at) as usize).min(natural);
             for best in best.iter_mut().take(level + 1) {
                 if best.is_none_or(|best| used < best.used) {
-                    *best = Some(Place { at, used });
+                    *best = Some(BlockRange { at, used });
                 }
             }
         }
         // Alignment is worth moving a few pages more.
         let slack = self.pages / 32;
-        let least = best[0].map_or(0, |place| place.used);
+        let least = best[0].map_or(0, |range| range.used);
         self.best = best
             .into_iter()
             .rev()
             .flatten()
-            .find(|place| place.used <= least + slack);
+            .find(|range| range.used <= least + slack);
     }
 
     /// Takes a stretch, or returns `None` and chooses the next one.
@@ -345,16 +345,16 @@ impl<'a> Map<'a> {
     /// # Errors
     ///
     /// `EINTR` if the caller is killed, `ENOMEM` without memory for lists. Nothing is taken then.
-    fn take(&mut self, place: Place, stats: &mut SearchStats) -> Result<Option<Pages>> {
+    fn try_alloc(&mut self, range: BlockRange, stats: &mut SearchStats) -> Result<Option<Pages>> {
         stats.places += 1;
-        let first = self.frame(place.at);
+        let first = self.frame(range.at);
         let end = first.plus(self.pages);
         let mut left = KVec::new();
         for at in (0..self.wanted_blocks()).step_by(CHUNK) {
             let blocks = CHUNK.min(self.wanted_blocks() - at);
-            left.push(self.chunk(place.at + at, blocks), GFP_KERNEL)?;
+            left.push(self.chunk(range.at + at, blocks), GFP_KERNEL)?;
         }
-        let mut taken = Taken(KVec::new());
+        let mut taken = TakenChunks(KVec::new());
         while let Some(chunk) = fullest(&mut left) {
             if mm::being_killed() {
                 return Err(EINTR);
@@ -393,7 +393,7 @@ impl<'a> Map<'a> {
                 }
             }
         }
-        stats.moved = place.used;
+        stats.moved = range.used;
         Ok(Some(taken.join(first, self.pages)))
     }
 
@@ -416,17 +416,17 @@ fn fullest(chunks: &mut KVec<Chunk>) -> Option<Chunk> {
     chunks.pop()
 }
 
-/// The chunks of a stretch that are taken; they go back when this is dropped.
-struct Taken(KVec<Pages>);
+/// The chunks of a stretch that were allocated; they are freed when this is dropped.
+struct TakenChunks(KVec<Pages>);
 
-impl Taken {
+impl TakenChunks {
     /// Makes one of them, which are all of the `pages` pages from `first` on.
     fn join(self, first: Pfn, pages: u64) -> Pages {
         for part in self.0 {
             core::mem::forget(part);
         }
-        // INVARIANT: `take()` has taken each chunk of the stretch, once, and none of them is given
-        // back above.
+        // INVARIANT: `try_alloc()` has allocated each chunk of the stretch, once, and none of them
+        // is given back above.
         Pages { first, pages }
     }
 }

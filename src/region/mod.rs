@@ -51,9 +51,9 @@ pub(crate) enum Source {
     Range,
 }
 
-/// What is wanted of a region.
+/// What a region is to be.
 #[derive(Clone, Copy)]
-pub(crate) struct Wanted {
+pub(crate) struct RegionSpec {
     pub(crate) source: Source,
     pub(crate) pages: u64,
     /// Physical address, for [`Source::Range`].
@@ -75,15 +75,15 @@ pub(crate) enum Trust {
     Assume,
 }
 
-impl Wanted {
-    /// In MiB, as people say it.
+impl RegionSpec {
+    /// Its size in MiB, for the log.
     fn mib(&self) -> u64 {
         self.pages * mm::PAGE_SIZE >> 20
     }
 }
 
-/// What holds the span until it is dropped.
-enum Backing {
+/// The ownership of the span, until it is dropped.
+enum Allocation {
     Contig(#[expect(dead_code, reason = "dropped")] contig::Pages),
     Cma(#[expect(dead_code, reason = "dropped")] cma::Pages),
     Range(#[expect(dead_code, reason = "dropped")] range::Mapping),
@@ -97,7 +97,7 @@ enum Backing {
 /// for as long as this lives: in `memtype`, or as [`Region::set_memtype`] has set it. Of a range
 /// that is the only mapping; all else is RAM in the direct map.
 pub(crate) struct Region {
-    backing: Backing,
+    backing: Allocation,
     base: Pfn,
     pages: u64,
     node: Option<i32>,
@@ -163,29 +163,29 @@ impl Pace {
 }
 
 impl Region {
-    /// Takes what is wanted, and logs what came of it.
+    /// Gets a region as `spec` says, and logs what came of it.
     ///
     /// # Errors
     ///
     /// `ENOMEM` if there is no such memory, `EINTR` if the caller is killed, `EINVAL` for a range
     /// that can't be, `EBUSY` for one in use, `ENXIO` for one that is no memory, `ENODEV` without a
     /// CMA area. The log holds the reason and the remedy.
-    pub(crate) fn take(wanted: &Wanted) -> Result<Self> {
+    pub(crate) fn new(spec: &RegionSpec) -> Result<Self> {
         let begin = Instant::<Monotonic>::now();
-        let region = match wanted.source {
-            Source::Contig => contig::take(wanted),
-            Source::Cma => cma::take(wanted),
-            Source::Range => range::take(wanted),
-            Source::Auto => contig::take(wanted).or_else(|error| match error {
+        let region = match spec.source {
+            Source::Contig => contig::alloc(spec),
+            Source::Cma => cma::alloc(spec),
+            Source::Range => range::map(spec),
+            Source::Auto => contig::alloc(spec).or_else(|error| match error {
                 // The caller is killed.
                 EINTR => Err(error),
-                _ => cma::take(wanted),
+                _ => cma::alloc(spec),
             }),
         }?;
         let us = begin.elapsed().as_nanos() / 1000;
         pr_info!(
             "{} MiB from {} on node {}, [{:#x}-{:#x}], taken in {} us\n",
-            wanted.mib(),
+            spec.mib(),
             region.source_name(),
             region.node.unwrap_or(-1),
             region.base.address(),
@@ -193,7 +193,7 @@ impl Region {
             us,
         );
         pr_info!("its buffers: {}\n", region.abilities());
-        if let Backing::Range(_) = region.backing {
+        if let Allocation::Range(_) = region.backing {
             pr_info!("their memory type: {}\n", region.memtype.name());
         }
         Ok(region)
@@ -217,57 +217,57 @@ impl Region {
     /// `RUST_BUDDY_SOURCE_*`.
     pub(crate) fn source(&self) -> u32 {
         match self.backing {
-            Backing::Contig(_) => uapi::SOURCE_CONTIG,
-            Backing::Cma(_) => uapi::SOURCE_CMA,
-            Backing::Range(_) => uapi::SOURCE_RANGE,
+            Allocation::Contig(_) => uapi::SOURCE_CONTIG,
+            Allocation::Cma(_) => uapi::SOURCE_CMA,
+            Allocation::Range(_) => uapi::SOURCE_RANGE,
         }
     }
 
     /// The same for people.
     pub(crate) fn source_name(&self) -> &'static str {
         match self.backing {
-            Backing::Contig(_) => "contig",
-            Backing::Cma(_) => "cma",
-            Backing::Range(_) => "range",
+            Allocation::Contig(_) => "contig",
+            Allocation::Cma(_) => "cma",
+            Allocation::Range(_) => "range",
         }
     }
 
     /// `RUST_BUDDY_CAP_*`: what the pages are good for.
     pub(crate) fn caps(&self) -> u64 {
         let pages = match self.backing {
-            Backing::Contig(_) => {
+            Allocation::Contig(_) => {
                 uapi::CAP_STRUCT_PAGE | uapi::CAP_LONGTERM_PIN | uapi::CAP_MOVABLE
             }
-            Backing::Cma(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_MOVABLE,
+            Allocation::Cma(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_MOVABLE,
             // VFIO takes pages that the kernel has no record of without a reference.
-            Backing::Range(_) => 0,
+            Allocation::Range(_) => 0,
         };
         let types = MemType::ALL
             .into_iter()
-            .filter(|&memtype| self.offers(memtype));
+            .filter(|&memtype| self.supports(memtype));
         types.fold(pages, |caps, memtype| caps | memtype.cap())
     }
 
-    /// Can its pages have this memory type?
-    pub(crate) fn offers(&self, memtype: MemType) -> bool {
+    /// Returns whether its pages can have this memory mode.
+    pub(crate) fn supports(&self, memtype: MemType) -> bool {
         match self.backing {
-            Backing::Contig(_) | Backing::Cma(_) => {
+            Allocation::Contig(_) | Allocation::Cma(_) => {
                 memtype == self.memtype || memtype::pat_enabled()
             }
-            Backing::Range(_) => memtype == self.memtype,
+            Allocation::Range(_) => memtype == self.memtype,
         }
     }
 
     /// Returns whether an image of the machine's memory (hibernation) has the region in it.
     pub(crate) fn is_saved(&self) -> bool {
         match self.backing {
-            Backing::Contig(_) | Backing::Cma(_) => true,
-            Backing::Range(_) => false,
+            Allocation::Contig(_) | Allocation::Cma(_) => true,
+            Allocation::Range(_) => false,
         }
     }
 
-    /// The memory type that pages have which are nobody's.
-    pub(crate) fn resting_mode(&self) -> MemType {
+    /// Returns the memory type of free pages.
+    pub(crate) fn default_mode(&self) -> MemType {
         self.memtype
     }
 
@@ -282,16 +282,16 @@ impl Region {
     ///
     /// The caller must own the pages `[first, first + pages)` and nobody else may use them.
     pub(crate) unsafe fn set_memtype(&self, first: Pfn, pages: u64, memtype: MemType) -> Result {
-        if !self.offers(memtype) {
+        if !self.supports(memtype) {
             return Err(EOPNOTSUPP);
         }
         let at = self.kernel_address(first).ok_or(EINVAL)?;
         match self.backing {
             // SAFETY: By the type invariants this is the direct map, and nobody else maps pages
             // that nobody else uses.
-            Backing::Contig(_) | Backing::Cma(_) => unsafe { memtype.apply(at, pages) },
+            Allocation::Contig(_) | Allocation::Cma(_) => unsafe { memtype.apply(at, pages) },
             // The one that it has.
-            Backing::Range(_) => Ok(()),
+            Allocation::Range(_) => Ok(()),
         }
     }
 
@@ -306,14 +306,14 @@ impl Region {
     /// The same for people.
     fn abilities(&self) -> &'static str {
         match self.backing {
-            Backing::Contig(_) => {
+            Allocation::Contig(_) => {
                 "DMA and mmap; they can move, or with GUP be pinned long-term by O_DIRECT and VFIO"
             }
-            Backing::Cma(_) => {
+            Allocation::Cma(_) => {
                 "DMA and mmap; they can move; CMA pages refuse long-term pins, so no O_DIRECT or \
                  VFIO through the mapping"
             }
-            Backing::Range(_) => {
+            Allocation::Range(_) => {
                 "DMA and mmap; a range outside the kernel's memory: they never move, no O_DIRECT, \
                  and VFIO would take its pages without a reference"
             }
@@ -332,7 +332,7 @@ impl Region {
     #[inline]
     pub(crate) fn failures(&self) -> u64 {
         match (&self.backing, self.node) {
-            (Backing::Contig(_) | Backing::Cma(_), Some(node)) => {
+            (Allocation::Contig(_) | Allocation::Cma(_), Some(node)) => {
                 mm::memory_failures(node).unwrap_or(0)
             }
             _ => 0,
@@ -342,7 +342,7 @@ impl Region {
     /// Does the kernel tell of memory errors in the region?
     pub(crate) fn tells_failures(&self) -> bool {
         match (&self.backing, self.node) {
-            (Backing::Contig(_) | Backing::Cma(_), Some(node)) => {
+            (Allocation::Contig(_) | Allocation::Cma(_), Some(node)) => {
                 mm::memory_failures(node).is_some()
             }
             _ => false,
@@ -351,7 +351,7 @@ impl Region {
 
     /// The first page of `[from, to)` that the kernel has marked as bad.
     pub(crate) fn poisoned(&self, from: Pfn, to: Pfn) -> Option<Pfn> {
-        if let Backing::Range(_) = self.backing {
+        if let Allocation::Range(_) = self.backing {
             return None;
         }
         let last = self.base.plus(self.pages);

@@ -5,10 +5,10 @@
 
 use super::{
     cmdline,
-    Backing,
+    Allocation,
     Region,
+    RegionSpec, //
     Trust,
-    Wanted, //
 };
 use crate::memtype::{
     self,
@@ -28,12 +28,12 @@ use kernel::{
     prelude::*, //
 };
 
-/// An entry for a range in the kernel's table of physical addresses.
+/// A reservation of a range in the kernel's table of physical addresses.
 ///
 /// # Invariants
 ///
 /// The kernel granted `[start, start + size)` to this module.
-struct Claim {
+struct IomemReservation {
     start: u64,
     size: u64,
     /// `IORES_DESC_*` of the entry that the range lies in.
@@ -42,7 +42,7 @@ struct Claim {
     top: Top,
 }
 
-/// Whether the table knew anything of a range before it was claimed.
+/// Whether the table knew anything of a range before it was reserved.
 #[derive(PartialEq, Eq)]
 enum Top {
     /// No entry covered any of it.
@@ -65,58 +65,59 @@ enum Evidence {
 
 /// # Invariants
 ///
-/// `at` is what `memremap()` or `ioremap()` gave for the claimed range.
+/// `at` is what `memremap()` or `ioremap()` gave for the reserved range.
 pub(super) struct Mapping {
     at: NonNull<c_void>,
     // After the mapping is gone: fields are dropped when `drop` has run.
-    claim: Claim,
+    reservation: IomemReservation,
 }
 
 /// Pages between two words that [`Mapping::keeps`] looks at: 2 MiB.
 const STEP: u64 = 2 << 20;
 
-pub(super) fn take(wanted: &Wanted) -> Result<Region> {
-    let size = wanted.pages * mm::PAGE_SIZE;
-    let base = Pfn::from_address(wanted.start).filter(|_| wanted.start != 0);
-    let (Some(base), Some(end)) = (base, wanted.start.checked_add(size)) else {
+pub(super) fn map(spec: &RegionSpec) -> Result<Region> {
+    let size = spec.pages * mm::PAGE_SIZE;
+    let base = Pfn::from_address(spec.start).filter(|_| spec.start != 0);
+    let (Some(base), Some(end)) = (base, spec.start.checked_add(size)) else {
         pr_err!(
             "source=range needs phys_start=, a physical address on a page boundary: boot with \
              memmap={}M$0x40000000 and load with phys_start=0x40000000\n",
-            wanted.mib(),
+            spec.mib(),
         );
         return Err(EINVAL);
     };
-    if wanted.node.is_some() {
+    if spec.node.is_some() {
         pr_err!("the node of a physical range is where it is: load without node=\n");
         return Err(EINVAL);
     }
-    if wanted.memtype != MemType::WriteBack && !memtype::pat_enabled() {
+    if spec.memtype != MemType::WriteBack && !memtype::pat_enabled() {
         pr_err!("the kernel has no PAT: boot without nopat, or load with memtype=wb\n");
         return Err(EOPNOTSUPP);
     }
-    let claim = Claim::new(wanted.start, size).ok_or_else(|| refuse_busy(wanted, end))?;
-    let evidence = claim.evidence(wanted.trust)?;
+    let reservation =
+        IomemReservation::new(spec.start, size).ok_or_else(|| refuse_busy(spec, end))?;
+    let evidence = reservation.evidence(spec.trust)?;
     // The CPU's own record of what is memory (MTRRs) overrides a request for cached memory, and
     // the kernel then maps it in another way, silently. So ask for that first.
-    let mut mapping = Mapping::new(claim, MemType::WriteBack)?;
+    let mut mapping = Mapping::new(reservation, MemType::WriteBack)?;
     if mapping.memtype() != Some(MemType::WriteBack) {
         pr_err!(
             "[{:#x}-{:#x}] is {} by the firmware's settings, so it is registers of a device and no \
              memory: take another phys_start=\n",
-            wanted.start,
+            spec.start,
             end - 1,
             mapping.memtype().map_or("not cached", MemType::name),
         );
         return Err(ENXIO);
     }
-    if wanted.memtype != MemType::WriteBack {
-        mapping = mapping.remap(wanted.memtype)?;
-        if mapping.memtype() != Some(wanted.memtype) {
+    if spec.memtype != MemType::WriteBack {
+        mapping = mapping.remap(spec.memtype)?;
+        if mapping.memtype() != Some(spec.memtype) {
             pr_err!(
                 "[{:#x}-{:#x}] can't be {}\n",
-                wanted.start,
+                spec.start,
                 end - 1,
-                wanted.memtype.name(),
+                spec.memtype.name(),
             );
             return Err(EOPNOTSUPP);
         }
@@ -126,19 +127,19 @@ pub(super) fn take(wanted: &Wanted) -> Result<Region> {
         Evidence::Persistent => (),
         Evidence::CommandLine | Evidence::SoftReserved | Evidence::Stated => mapping.keeps()?,
     }
-    // INVARIANT: Mapped for as long as the `Mapping` lives, by nobody else since it is claimed.
+    // INVARIANT: Mapped for as long as the `Mapping` lives, by nobody else since it is reserved.
     Ok(Region {
         base,
-        pages: wanted.pages,
+        pages: spec.pages,
         node: None,
-        memtype: wanted.memtype,
+        memtype: spec.memtype,
         mapping: mapping.at.cast(),
-        backing: Backing::Range(mapping),
+        backing: Allocation::Range(mapping),
     })
 }
 
 /// Logs why a range was not granted, and what helps where that does no harm.
-fn refuse_busy(wanted: &Wanted, end: u64) -> Error {
+fn refuse_busy(spec: &RegionSpec, end: u64) -> Error {
     /// Firmware, the BIOS and old devices need what is below.
     const LOW: u64 = 16 << 20;
 
@@ -147,7 +148,7 @@ fn refuse_busy(wanted: &Wanted, end: u64) -> Error {
     if end - 1 > last {
         pr_err!(
             "[{:#x}-{:#x}] is beyond what the CPU can address, {:#x}: take another phys_start=\n",
-            wanted.start,
+            spec.start,
             end - 1,
             last,
         );
@@ -160,24 +161,24 @@ fn refuse_busy(wanted: &Wanted, end: u64) -> Error {
         bindings::walk_iomem_res_desc(
             bindings::IORES_DESC_NONE as c_ulong,
             ram,
-            wanted.start,
+            spec.start,
             end - 1,
             argument,
             Some(add_size),
         )
     });
-    if ram == end - wanted.start && wanted.start >= LOW {
+    if ram == end - spec.start && spec.start >= LOW {
         pr_err!(
             "[{:#x}-{:#x}] is in use, see /proc/iomem: boot with memmap={}M${:#x}\n",
-            wanted.start,
+            spec.start,
             end - 1,
-            wanted.mib(),
-            wanted.start,
+            spec.mib(),
+            spec.start,
         );
     } else {
         pr_err!(
             "[{:#x}-{:#x}] is in use, see /proc/iomem: take another phys_start=\n",
-            wanted.start,
+            spec.start,
             end - 1,
         );
     }
@@ -205,7 +206,7 @@ unsafe extern "C" fn add_size(piece: *mut bindings::resource, argument: *mut c_v
     0
 }
 
-impl Claim {
+impl IomemReservation {
     fn new(start: u64, size: u64) -> Option<Self> {
         // SAFETY: The table is a static of the kernel, which locks it; the name lives as long as
         // this module, and `Drop` takes the entry out before it goes.
@@ -294,14 +295,14 @@ impl Claim {
 }
 
 impl Mapping {
-    /// Maps a claimed range.
+    /// Maps a reserved range.
     ///
     /// # Errors
     ///
     /// `ENOMEM` if the kernel can't map it.
-    fn new(claim: Claim, memtype: MemType) -> Result<Self> {
-        let (start, size) = (claim.start, claim.size as usize);
-        // SAFETY: The range is claimed, so it is ours to map.
+    fn new(reservation: IomemReservation, memtype: MemType) -> Result<Self> {
+        let (start, size) = (reservation.start, reservation.size as usize);
+        // SAFETY: The range is reserved, so it is ours to map.
         let at = unsafe {
             match memtype {
                 MemType::WriteBack => bindings::memremap(start, size, mm::MEMREMAP_WB),
@@ -313,12 +314,12 @@ impl Mapping {
             pr_err!(
                 "[{:#x}-{:#x}] can't be mapped, or is mapped in another memory type\n",
                 start,
-                start + claim.size - 1,
+                start + reservation.size - 1,
             );
             return Err(ENOMEM);
         };
         // INVARIANT: Just mapped.
-        Ok(Self { at, claim })
+        Ok(Self { at, reservation })
     }
 
     /// Maps the range again, in another memory type.
@@ -326,14 +327,14 @@ impl Mapping {
         Self::new(self.unmap(), memtype)
     }
 
-    /// Unmaps the range, which stays claimed.
-    fn unmap(self) -> Claim {
+    /// Unmaps the range, which stays reserved.
+    fn unmap(self) -> IomemReservation {
         let this = ManuallyDrop::new(self);
         // SAFETY: By the type invariants this is what a call that maps gave, and `this` is not used
         // or dropped any more.
         unsafe { bindings::memunmap(this.at.as_ptr()) };
         // SAFETY: Read once, out of a value that is not dropped.
-        unsafe { core::ptr::read(&this.claim) }
+        unsafe { core::ptr::read(&this.reservation) }
     }
 
     /// Returns the memory type that the page tables give the range.
@@ -351,20 +352,20 @@ impl Mapping {
     ///
     /// `ENXIO`, with the reason in the log, if one does not.
     fn keeps(&self) -> Result {
-        let last = self.claim.size - size_of::<u64>() as u64;
+        let last = self.reservation.size - size_of::<u64>() as u64;
         let mut at = 0;
         loop {
             // SAFETY: `at` is at most `last`, so a word is mapped there.
             let word = unsafe { self.at.cast::<u8>().add(at as usize) }.cast::<u64>();
-            // SAFETY: Mapped, as above, and aligned; the range is claimed for this module, so no
+            // SAFETY: Mapped, as above, and aligned; the range is reserved for this module, so no
             // other driver uses it.
             if !unsafe { keeps_word(word) } {
                 pr_err!(
                     "[{:#x}-{:#x}] does not keep what is written at {:#x}, so no memory is there: \
                      take another phys_start=\n",
-                    self.claim.start,
-                    self.claim.start + self.claim.size - 1,
-                    self.claim.start + at,
+                    self.reservation.start,
+                    self.reservation.start + self.reservation.size - 1,
+                    self.reservation.start + at,
                 );
                 return Err(ENXIO);
             }
@@ -401,7 +402,7 @@ unsafe fn keeps_word(word: NonNull<u64>) -> bool {
     new == !old && unsafe { word.read_volatile() } == old
 }
 
-impl Drop for Claim {
+impl Drop for IomemReservation {
     fn drop(&mut self) {
         // SAFETY: By the type invariants.
         unsafe {
