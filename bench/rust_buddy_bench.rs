@@ -227,7 +227,7 @@ fn ours(report: &Report, bytes: usize, half: bool) -> Result {
         drop(core.lock());
         true
     });
-    let places = [("core", Place::Any), ("core, lowest", Place::Lowest)];
+    let places = [("core", Place::Any), ("core, lowest", Place::BottomUp)];
     for (what, place) in places {
         let request = Request { place, ..request };
         report.show(what, state, bytes, || {

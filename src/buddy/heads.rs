@@ -2,7 +2,7 @@
 
 //! The second index over a level's trees: where a block of exactly one rank starts on a boundary.
 //!
-//! The index of a [`Forest`](super::forest::Forest) finds the trees that have a block of some rank
+//! The index of a [`Level`](super::level::Level) finds the trees that have a block of some rank
 //! *or more*, on any boundary. That is not enough for two kinds of request: those aligned to more
 //! than their size, and those that may not split large blocks. Neither may look at every tree.
 //!
@@ -54,7 +54,7 @@ pub(super) struct Heads {
 
 /// What kind of block is looked for on a level.
 #[derive(Clone, Copy)]
-pub(super) struct Wanted {
+pub(super) struct BlockSpec {
     /// The smallest rank that will do.
     pub(super) least: u32,
     /// The largest.
@@ -63,7 +63,7 @@ pub(super) struct Wanted {
     pub(super) align: u32,
 }
 
-impl Wanted {
+impl BlockSpec {
     /// Says whether any block of the least rank or more will do.
     #[inline]
     pub(super) fn is_plain(&self) -> bool {
@@ -113,31 +113,31 @@ impl Heads {
         (heads, next)
     }
 
-    /// The first item, at or after `from`, with a block that is wanted. Where there is no index,
+    /// The first item, at or after `from`, with a block as `spec` says. Where there is no index,
     /// any item may have one.
-    pub(super) fn next(&self, words: &[u64], from: u64, wanted: &Wanted) -> Option<u64> {
+    pub(super) fn next(&self, words: &[u64], from: u64, spec: &BlockSpec) -> Option<u64> {
         let mut item = from.max(self.first);
         if self.heights == 0 {
             return (item <= self.last).then_some(item);
         }
         for height in 0..self.heights {
             let group = item >> WORD_SHIFT;
-            let rest = self.matching(words, height, group, wanted)
+            let rest = self.matching(words, height, group, spec)
                 & (u64::MAX << (item % u64::from(WORD_BITS)));
             if rest != 0 {
-                return self.descend(words, height, group, rest, wanted, u64::trailing_zeros);
+                return self.descend(words, height, group, rest, spec, u64::trailing_zeros);
             }
             // Nothing more in this group: go on after it, one height up.
             item = group + 1;
         }
         // The other group of the highest.
         let top = self.heights - 1;
-        let rest = self.matching(words, top, item, wanted);
-        self.descend(words, top, item, rest, wanted, u64::trailing_zeros)
+        let rest = self.matching(words, top, item, spec);
+        self.descend(words, top, item, rest, spec, u64::trailing_zeros)
     }
 
-    /// The last item, at or before `from`, with a block that is wanted.
-    pub(super) fn prev(&self, words: &[u64], from: u64, wanted: &Wanted) -> Option<u64> {
+    /// The last item, at or before `from`, with a block as `spec` says.
+    pub(super) fn prev(&self, words: &[u64], from: u64, spec: &BlockSpec) -> Option<u64> {
         let top_bit = |word: u64| word.checked_ilog2().unwrap_or(0);
         let mut item = from.min(self.last);
         if self.heights == 0 {
@@ -146,15 +146,15 @@ impl Heads {
         for height in 0..self.heights {
             let group = item >> WORD_SHIFT;
             let below = WORD_BITS - 1 - (item % u64::from(WORD_BITS)) as u32;
-            let rest = self.matching(words, height, group, wanted) & (u64::MAX >> below);
+            let rest = self.matching(words, height, group, spec) & (u64::MAX >> below);
             if rest != 0 {
-                return self.descend(words, height, group, rest, wanted, top_bit);
+                return self.descend(words, height, group, rest, spec, top_bit);
             }
             item = group.checked_sub(1)?;
         }
         let top = self.heights - 1;
-        let rest = self.matching(words, top, item, wanted);
-        self.descend(words, top, item, rest, wanted, top_bit)
+        let rest = self.matching(words, top, item, spec);
+        self.descend(words, top, item, rest, spec, top_bit)
     }
 
     /// From the items `rest` of a group at `height` down to the item at the lowest height that
@@ -165,7 +165,7 @@ impl Heads {
         height: u8,
         mut group: u64,
         mut rest: u64,
-        wanted: &Wanted,
+        spec: &BlockSpec,
         pick: impl Fn(u64) -> u32,
     ) -> Option<u64> {
         let mut height = height;
@@ -179,16 +179,16 @@ impl Heads {
                 None => return Some(item),
             };
             group = item;
-            rest = self.matching(words, height, group, wanted);
+            rest = self.matching(words, height, group, spec);
         }
     }
 
-    /// The items of a group that have a block that is wanted.
-    fn matching(&self, words: &[u64], height: u8, group: u64, wanted: &Wanted) -> u64 {
+    /// The items of a group that have a block as `spec` says.
+    fn matching(&self, words: &[u64], height: u8, group: u64, spec: &BlockSpec) -> u64 {
         let cap = cap(height);
         // Where the alignment is more than an item's size, its block must start where it starts,
         // and the item on the boundary.
-        let over = wanted.align.saturating_sub(cap);
+        let over = spec.align.saturating_sub(cap);
         let beyond = over.saturating_sub(WORD_SHIFT);
         if group & ((1 << beyond.min(u64::BITS - 1)) - 1) != 0 {
             return 0;
@@ -198,8 +198,8 @@ impl Heads {
             .and_then(|first| words.get(first..))
             .unwrap_or_default();
         let mut found = 0;
-        for rank in wanted.least..wanted.most + 1 {
-            let align = wanted.align.clamp(rank, cap);
+        for rank in spec.least..spec.most + 1 {
+            let align = spec.align.clamp(rank, cap);
             count_words(1);
             // CAST: u32 fits usize wherever there is a kernel with an MMU.
             let at = plane(height, rank, align) as usize;

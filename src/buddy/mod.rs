@@ -13,8 +13,8 @@
 //!
 //! As bits: one for each block there can be, set where it is free; nothing for what is allocated.
 //! Six orders make a level. 64 neighbours of a level's lowest order and all they can be joined to
-//! are a [`tree`] of two words; all trees of a level with an index over them are a
-//! [`forest::Forest`]; a whole tree is one of the 64 on the level above. A second index, [`heads`],
+//! are a [`tree`] of two words; all trees of a level, with an index over them, are a
+//! [`level::Level`]; a whole tree is one of the 64 on the level above. A second index, [`heads`],
 //! finds what is aligned to more than its size, and what a limit on splitting leaves. 2.18 bits a
 //! unit in all. Finding, splitting and joining cost a few word operations a level.
 //!
@@ -36,17 +36,17 @@
 
 #![forbid(unsafe_code)]
 
-mod forest;
 mod heads;
+mod level;
 mod request;
 mod tree;
 
 use core::ops::DerefMut;
-use forest::{
-    Forest,
+use heads::BlockSpec;
+use level::{
     Leaf, //
+    Level,
 };
-use heads::Wanted;
 pub use request::{
     AllocError,
     ConfigError,
@@ -130,7 +130,7 @@ pub struct Buddy<S, P = AlwaysJoin> {
     base: u64,
     end: u64,
     max_order: Order,
-    levels: [Forest; LEVELS],
+    levels: [Level; LEVELS],
     /// Free blocks of each order, but for what was split and joined: of these there are so many
     /// more as `steps` says, up to and with that of the order. A split or a join over any number
     /// of orders changes two of them. All may wrap; the sum doesn't.
@@ -152,7 +152,7 @@ pub fn storage_len(base: u64, len: u64) -> Result<usize, ConfigError> {
 }
 
 /// The largest order of which the region holds a block, the levels, and their words.
-fn layout(base: u64, len: u64) -> Result<(Order, [Forest; LEVELS], usize), ConfigError> {
+fn layout(base: u64, len: u64) -> Result<(Order, [Level; LEVELS], usize), ConfigError> {
     let end = base
         .checked_add(len)
         .filter(|&end| len > 0 && len <= Order::MAX.units() && end <= 1 << 63)
@@ -162,13 +162,13 @@ fn layout(base: u64, len: u64) -> Result<(Order, [Forest; LEVELS], usize), Confi
         .take_while(|order| base.next_multiple_of(order.units()) + order.units() <= end)
         .last()
         .unwrap_or_default();
-    let mut levels: [Forest; LEVELS] = Default::default();
+    let mut levels: [Level; LEVELS] = Default::default();
     let mut words = 0;
     for (level, shift) in levels
         .iter_mut()
         .zip((0..=max_order.get()).step_by(RANKS as usize))
     {
-        (*level, words) = Forest::layout(shift, base, end, words);
+        (*level, words) = Level::layout(shift, base, end, words);
     }
     // CAST: Below 2^26.
     Ok((max_order, levels, words as usize))
@@ -190,8 +190,8 @@ fn count_pieces(start: u64, end: u64) -> u64 {
     pieces(start, end).fold(0, |n, _| n + 1)
 }
 
-/// A free block and the place in it that a request gets.
-struct Found {
+/// A free block, and the place in it that a request would get.
+struct Candidate {
     block: u64,
     order: Order,
     start: u64,
@@ -222,10 +222,10 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// What will do on the level whose leaves are 2^`shift` units.
-    fn wanted(&self, shift: u32) -> Wanted {
+    /// The blocks that will do on the level whose leaves are 2^`shift` units.
+    fn spec(&self, shift: u32) -> BlockSpec {
         let rank = |order: Order| order.get().saturating_sub(shift).min(RANKS - 1);
-        Wanted {
+        BlockSpec {
             least: rank(self.least),
             most: rank(self.limit),
             align: self.align.get().saturating_sub(shift),
@@ -238,8 +238,8 @@ impl Bounds {
     }
 
     /// The lowest place in a free block that does not end before the first.
-    fn lowest_place(&self, block: u64, order: Order) -> Option<Found> {
-        (!self.is_off(block, order)).then(|| Found {
+    fn lowest_place(&self, block: u64, order: Order) -> Option<Candidate> {
+        (!self.is_off(block, order)).then(|| Candidate {
             block,
             order,
             start: block.max(self.first),
@@ -247,9 +247,9 @@ impl Bounds {
     }
 
     /// The highest place in a free block that does not start after the last.
-    fn highest_place(&self, block: u64, order: Order) -> Option<Found> {
+    fn highest_place(&self, block: u64, order: Order) -> Option<Candidate> {
         let highest = block + order.units().saturating_sub(self.align.units());
-        (!self.is_off(block, order)).then(|| Found {
+        (!self.is_off(block, order)).then(|| Candidate {
             block,
             order,
             start: highest.min(self.last),
@@ -284,7 +284,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             joins: 0,
         };
         // The blocks of a new region are whole: nothing has set two of their halves apart yet.
-        this.give(base, end);
+        this.add_free_range(base, end);
         Ok(this)
     }
 
@@ -373,11 +373,11 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let start = if units == order.units() && self.is_plain(request, order) {
             // Single units get code of their own, in which level and rank are constants.
             match order == Order::default() {
-                true => self.take(Order::default()),
-                false => self.take(order),
+                true => self.alloc_any(Order::default()),
+                false => self.alloc_any(order),
             }
         } else {
-            self.take_where(request, order, units)
+            self.alloc_where(request, order, units)
         };
         let start = start.ok_or(AllocError::Full)?;
         self.requested += request.units;
@@ -389,7 +389,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Goes on with `scan` for the units of an exact `request`, in adjacent free blocks, and
-    /// takes them: the lowest such units that start on `align`, or with [`Place::Highest`] the
+    /// takes them: the lowest such units that start on `align`, or with [`Place::TopDown`] the
     /// highest.
     ///
     /// A caller that holds a lock drops it after `None` and calls again. Units that become free
@@ -413,7 +413,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             ScanOutcome::NotFound => return Err(AllocError::Full),
         };
         // Where the policy keeps buddies apart, these can't be taken.
-        self.claim(start, start + units).ok_or(AllocError::Full)?;
+        self.alloc_range(start, start + units)
+            .ok_or(AllocError::Full)?;
         self.requested += units;
         Ok(Some(Run {
             start,
@@ -430,7 +431,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// not all of it is free, or parts of it are free that the policy keeps apart.
     pub fn alloc_at(&mut self, start: u64, units: u64) -> Result<Run, AllocError> {
         let end = self.end_of(start, units).ok_or(AllocError::Invalid)?;
-        self.claim(start, end).ok_or(AllocError::Taken)?;
+        self.alloc_range(start, end).ok_or(AllocError::Taken)?;
         self.requested += units;
         Ok(Run {
             start,
@@ -442,7 +443,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// Would [`Buddy::alloc`] find units for `request`? Costs as much as finding them.
     pub fn could_alloc(&mut self, request: &Request) -> bool {
         request.shape().is_some_and(|(order, units)| {
-            self.settle(request, order);
+            self.sync_heads(request, order);
             self.find(request, order, units).is_some()
         })
     }
@@ -453,7 +454,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             return Some(false);
         };
         match self.scan_for_run(request, order, units, scan) {
-            ScanOutcome::Found(start) => Some(self.claimable(start, start + units)),
+            ScanOutcome::Found(start) => Some(self.is_range_free(start, start + units)),
             ScanOutcome::Unfinished => None,
             ScanOutcome::NotFound => Some(false),
         }
@@ -462,7 +463,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// Would [`Buddy::alloc_at`] get the units `[start, start + units)`?
     pub fn could_alloc_at(&self, start: u64, units: u64) -> bool {
         self.end_of(start, units)
-            .is_some_and(|end| self.claimable(start, end))
+            .is_some_and(|end| self.is_range_free(start, end))
     }
 
     /// Gives a run back and joins what can be joined.
@@ -525,7 +526,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             Direction::Up => (seam, end),
             Direction::Down => (start, seam),
         };
-        self.claim(added.0, added.1).ok_or(GrowError::Taken)?;
+        self.alloc_range(added.0, added.1).ok_or(GrowError::Taken)?;
         let apart = count_pieces(run.start, run.end()) + count_pieces(added.0, added.1);
         self.joins += apart - count_pieces(start, end);
         self.requested = self.requested - run.requested.min(self.requested) + units;
@@ -571,7 +572,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             let mut from = self.base;
             while let Some(block) = self.next_free(order, from, self.end) {
                 from = block + order.units();
-                self.withdraw(block, order);
+                self.del_free(block, order);
                 self.release(self.tree(block, order), block, order);
             }
         }
@@ -656,7 +657,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     /// The free block, and the place in it, that a request for a block of `order` gets, of which it
     /// keeps `units`.
     #[inline(always)]
-    fn find(&self, request: &Request, order: Order, units: u64) -> Option<Found> {
+    fn find(&self, request: &Request, order: Order, units: u64) -> Option<Candidate> {
         let (lo, hi) = request.window;
         let align = request.align.max(order);
         let lo = lo.max(self.base);
@@ -691,10 +692,10 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let mut levels = index(order)..index(limit) + 1;
         match request.place {
             Place::Any => levels.find_map(|level| self.lowest_in(level, &bounds)),
-            Place::Lowest => levels
+            Place::BottomUp => levels
                 .filter_map(|level| self.lowest_in(level, &bounds))
                 .min_by_key(|found| found.start),
-            Place::Highest => levels
+            Place::TopDown => levels
                 .filter_map(|level| self.highest_in(level, &bounds))
                 .max_by_key(|found| found.start),
         }
@@ -702,10 +703,10 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
 
     /// Brings the second index up to date, if the search for a block of `order` needs it.
     #[inline]
-    fn settle(&mut self, request: &Request, order: Order) {
+    fn sync_heads(&mut self, request: &Request, order: Order) {
         if request.align > order || request.split_limit < self.max_order {
             for level in &self.levels {
-                level.settle(&mut self.words);
+                level.sync_heads(&mut self.words);
             }
         }
     }
@@ -731,14 +732,14 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let align = request.align.units();
         for _ in 0..SCAN_BATCH {
             let (from, to) = match (request.place, scan.at) {
-                (Place::Highest, Some(at)) => (lo, hi.min(at)),
+                (Place::TopDown, Some(at)) => (lo, hi.min(at)),
                 (_, Some(at)) => (lo.max(at), hi),
                 (_, None) => (lo, hi),
             };
             let block = Request {
                 place: match request.place {
-                    Place::Highest => Place::Highest,
-                    Place::Any | Place::Lowest => Place::Lowest,
+                    Place::TopDown => Place::TopDown,
+                    Place::Any | Place::BottomUp => Place::BottomUp,
                 },
                 window: (from, to),
                 ..Request::new(step.units())
@@ -749,16 +750,16 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             let start = self.free_since(found.start, lo);
             let end = self.free_until(found.start, hi);
             let place = match request.place {
-                Place::Highest => end.checked_sub(units).map(|start| start & !(align - 1)),
-                Place::Any | Place::Lowest => start.checked_next_multiple_of(align),
+                Place::TopDown => end.checked_sub(units).map(|start| start & !(align - 1)),
+                Place::Any | Place::BottomUp => start.checked_next_multiple_of(align),
             };
             let is_inside = |place: &u64| *place >= start && place.saturating_add(units) <= end;
             if let Some(place) = place.filter(is_inside) {
                 return ScanOutcome::Found(place);
             }
             scan.at = Some(match request.place {
-                Place::Highest => start,
-                Place::Any | Place::Lowest => end,
+                Place::TopDown => start,
+                Place::Any | Place::BottomUp => end,
             });
         }
         ScanOutcome::Unfinished
@@ -788,20 +789,20 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         lo
     }
 
-    /// Takes `units` of a block of `order` where `request` wants it.
+    /// Allocates `units` of a block of `order` where `request` wants it.
     #[inline(never)]
-    fn take_where(&mut self, request: &Request, order: Order, units: u64) -> Option<u64> {
-        self.settle(request, order);
+    fn alloc_where(&mut self, request: &Request, order: Order, units: u64) -> Option<u64> {
+        self.sync_heads(request, order);
         let found = self.find(request, order, units)?;
         if units == order.units() {
-            self.carve_block(&found, order);
+            self.trim_to_block(&found, order);
         } else {
-            self.carve(&found, units);
+            self.trim(&found, units);
         }
         Some(found.start)
     }
 
-    /// Will any free block do that is large enough?
+    /// Returns whether any free block will do that is large enough.
     #[inline]
     fn is_plain(&self, request: &Request, order: Order) -> bool {
         request.place == Place::Any
@@ -811,10 +812,10 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             && request.split_limit >= self.max_order
     }
 
-    /// Takes a block of `order`: on the lowest level that has one that is large enough, in the
-    /// tree that [`Forest::lowest`] finds, the lowest part of the smallest.
+    /// Allocates a block of `order`: on the lowest level that has one that is large enough, in the
+    /// tree that [`Level::lowest`] finds, the lowest part of the smallest.
     #[inline(always)]
-    fn take(&mut self, order: Order) -> Option<u64> {
+    fn alloc_any(&mut self, order: Order) -> Option<u64> {
         let words = &mut *self.words;
         let level = &self.levels[index(order)];
         let tree = level.lowest(words, rank(order));
@@ -824,54 +825,54 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         if order == Order::default() {
             let from = tree.map_or(u64::MAX, |tree| level.unit(tree));
             if let Some((leaf, found)) = self.levels[1].lowest_before(words, from) {
-                return Some(self.take_first(leaf, found));
+                return Some(self.alloc_first(leaf, found));
             }
         }
         let Some(tree) = tree else {
-            return self.take_above(order);
+            return self.alloc_above(order);
         };
-        let (leaf, found) = level.take(words, tree, rank(order))?;
+        let (leaf, found) = level.alloc(words, tree, rank(order))?;
         let start = level.unit(leaf);
         self.count_split(Order::saturating(level.shift() + found), order);
         Some(start)
     }
 
-    /// Takes the first unit of a block on the second level, or one of a smaller block if this is
-    /// the last one that is so large.
+    /// Allocates the first unit of a block on the second level, or one of a smaller block if this
+    /// is the last one that is so large.
     #[inline(never)]
-    fn take_first(&mut self, leaf: Leaf, rank: u32) -> u64 {
+    fn alloc_first(&mut self, leaf: Leaf, rank: u32) -> u64 {
         let level = &self.levels[1];
-        let lowest = Found {
+        let lowest = Candidate {
             block: level.unit(leaf),
             order: Order::saturating(level.shift() + rank),
             start: level.unit(leaf),
         };
         let single = Order::default();
         let found = self.instead_of_last(lowest.order, single).unwrap_or(lowest);
-        self.carve_block(&found, single);
+        self.trim_to_block(&found, single);
         found.start
     }
 
     /// What a block of `order` is to be taken from, if a block of `from` is the last one that is so
     /// large and a smaller one will do.
     #[inline(never)]
-    fn instead_of_last(&mut self, from: Order, order: Order) -> Option<Found> {
+    fn instead_of_last(&mut self, from: Order, order: Order) -> Option<Candidate> {
         if self.has_blocks(from, 2) {
             return None;
         }
         let limit = from.smaller().filter(|&limit| limit >= order)?;
         let request = Request {
-            place: Place::Lowest,
+            place: Place::BottomUp,
             split_limit: limit,
             ..Request::new(order.units())
         };
-        self.settle(&request, order);
+        self.sync_heads(&request, order);
         self.find(&request, order, order.units())
     }
 
-    /// The same as [`Buddy::take`], when the level of `order` has none.
+    /// The same as [`Buddy::alloc_any`], when the level of `order` has none.
     #[inline(never)]
-    fn take_above(&mut self, order: Order) -> Option<u64> {
+    fn alloc_above(&mut self, order: Order) -> Option<u64> {
         let words = &mut *self.words;
         let mut levels = self.levels.iter().enumerate().skip(index(order) + 1);
         let (at, level, tree) =
@@ -881,12 +882,12 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         // In an empty region there is nothing else.
         if self.free_units != from.units() {
             if let Some(found) = self.instead_of_last(from, order) {
-                self.carve_block(&found, order);
+                self.trim_to_block(&found, order);
                 return Some(found.start);
             }
         }
         let level = &self.levels[at];
-        let (leaf, found) = level.take(&mut self.words, tree, 0)?;
+        let (leaf, found) = level.alloc(&mut self.words, tree, 0)?;
         let (start, from) = (level.unit(leaf), Order::saturating(level.shift() + found));
         self.split(start, at, order);
         self.count_split(from, order);
@@ -904,7 +905,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// A free block of `from` was taken, and all of it given back but a block of `order`.
+    /// Counts that all of a free block of `from` but a block of `order` stays free.
     #[inline]
     fn count_split(&mut self, from: Order, order: Order) {
         self.count(from, u32::MAX);
@@ -932,92 +933,93 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// The lowest free block of `level` with a place within `bounds`.
-    fn lowest_in(&self, level: usize, bounds: &Bounds) -> Option<Found> {
-        let forest = self.levels.get(level)?;
-        if !forest.has(&self.words, 0) {
+    fn lowest_in(&self, at: usize, bounds: &Bounds) -> Option<Candidate> {
+        let level = self.levels.get(at)?;
+        if !level.has(&self.words, 0) {
             return None;
         }
-        let shift = forest.shift();
-        let wanted = bounds.wanted(shift);
-        let mut leaf = forest.leaf(bounds.first);
+        let shift = level.shift();
+        let spec = bounds.spec(shift);
+        let mut leaf = level.leaf(bounds.first);
         let mut end = 0;
         loop {
-            let number = forest.next_match(&self.words, leaf >> RANKS, &wanted, &mut end)?;
+            let number = level.next_match(&self.words, leaf >> RANKS, &spec, &mut end)?;
             let start = number << RANKS;
             leaf = leaf.max(start);
-            let tree = forest.tree(&self.words, leaf);
+            let tree = level.tree(&self.words, leaf);
             // The lowest block has the lowest place, too. Beyond a tree's size all alignments are
             // the same, and only a block at its start has any.
-            let lowest = tree.next_of(&wanted, leaf % LEAVES);
+            let lowest = tree.next_of(&spec, leaf % LEAVES);
             let found = lowest.and_then(|(in_tree, rank)| {
                 let order = Order::saturating(shift + rank);
-                bounds.lowest_place(forest.unit(start + in_tree), order)
+                bounds.lowest_place(level.unit(start + in_tree), order)
             });
             if let Some(found) = found {
                 return (found.start <= bounds.last).then_some(found);
             }
             // Trees without any such boundary need not be looked at.
-            let unit = forest.unit(start);
+            let unit = level.unit(start);
             let next =
                 ((unit | (bounds.align.units() - 1)) + 1).max(unit + (u64::from(LEAVES) << shift));
             if next > bounds.last {
                 return None;
             }
-            leaf = forest.leaf(next);
+            leaf = level.leaf(next);
         }
     }
 
     /// The highest free block of `level` with a place within `bounds`.
-    fn highest_in(&self, level: usize, bounds: &Bounds) -> Option<Found> {
-        let forest = self.levels.get(level)?;
-        if !forest.has(&self.words, 0) {
+    fn highest_in(&self, at: usize, bounds: &Bounds) -> Option<Candidate> {
+        let level = self.levels.get(at)?;
+        if !level.has(&self.words, 0) {
             return None;
         }
-        let shift = forest.shift();
-        let wanted = bounds.wanted(shift);
-        let mut leaf = forest.leaf(bounds.last);
+        let shift = level.shift();
+        let spec = bounds.spec(shift);
+        let mut leaf = level.leaf(bounds.last);
         let mut from = u32::MAX;
         loop {
-            let number = forest.prev_match(&self.words, leaf >> RANKS, &wanted, &mut from)?;
+            let number = level.prev_match(&self.words, leaf >> RANKS, &spec, &mut from)?;
             let start = number << RANKS;
             leaf = leaf.min(start + LEAVES - 1);
-            let tree = forest.tree(&self.words, leaf);
-            let highest = tree.prev_of(&wanted, leaf % LEAVES);
+            let tree = level.tree(&self.words, leaf);
+            let highest = tree.prev_of(&spec, leaf % LEAVES);
             let found = highest.and_then(|(in_tree, rank)| {
                 let order = Order::saturating(shift + rank);
-                bounds.highest_place(forest.unit(start + in_tree), order)
+                bounds.highest_place(level.unit(start + in_tree), order)
             });
             if let Some(found) = found {
                 return (found.start >= bounds.first).then_some(found);
             }
-            let unit = forest.unit(start);
+            let unit = level.unit(start);
             let boundary = unit & !(bounds.align.units() - 1);
             let next = boundary.min(unit.checked_sub(1)?);
             if next < bounds.first {
                 return None;
             }
-            leaf = forest.leaf(next);
+            leaf = level.leaf(next);
         }
     }
 
-    /// Takes the block of `order` at the place found and gives the rest back.
-    fn carve_block(&mut self, found: &Found, order: Order) {
+    /// Allocates the block of `order` of a candidate and frees the rest.
+    fn trim_to_block(&mut self, found: &Candidate, order: Order) {
         let at = index(found.order);
         let least = if at == index(order) { rank(order) } else { 0 };
         let leaf = self.leaf(found.start, found.order);
-        self.levels[at].take_at(&mut self.words, leaf, rank(found.order), least);
+        self.levels[at].alloc_at(&mut self.words, leaf, rank(found.order), least);
         if at > index(order) {
             self.split(found.start, at, order);
         }
         self.count_split(found.order, order);
     }
 
-    /// Takes `units` at the place found and gives the rest of the block back.
-    fn carve(&mut self, found: &Found, units: u64) {
+    /// Allocates `units` of a candidate and frees the rest of the block.
+    fn trim(&mut self, found: &Candidate, units: u64) {
         let block_end = found.block + found.order.units();
         let end = found.start + units;
-        self.withdraw(found.block, found.order);
-        let rest = self.give(found.block, found.start) + self.give(end, block_end);
+        self.del_free(found.block, found.order);
+        let rest =
+            self.add_free_range(found.block, found.start) + self.add_free_range(end, block_end);
         self.splits += rest + count_pieces(found.start, end) - 1;
     }
 
@@ -1028,28 +1030,28 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             .filter(|&end| units > 0 && start >= self.base && end <= self.end)
     }
 
-    /// Does every piece of `[start, end)` lie in a free block?
-    fn claimable(&self, start: u64, end: u64) -> bool {
+    /// Returns whether every piece of `[start, end)` lies in a free block.
+    fn is_range_free(&self, start: u64, end: u64) -> bool {
         pieces(start, end).all(|(start, order)| {
             self.covering(start)
                 .is_some_and(|(_, covering)| covering >= order)
         })
     }
 
-    /// Takes `[start, end)` if every piece of it lies in a free block; else changes nothing.
-    fn claim(&mut self, start: u64, end: u64) -> Option<()> {
-        if !self.claimable(start, end) {
+    /// Allocates `[start, end)` if every piece of it lies in a free block; else changes nothing.
+    fn alloc_range(&mut self, start: u64, end: u64) -> Option<()> {
+        if !self.is_range_free(start, end) {
             return None;
         }
         for (start, piece) in pieces(start, end) {
             // What the pieces before took and gave back leaves this one in one free block still.
             if let Some((block, order)) = self.covering(start) {
-                let found = Found {
+                let found = Candidate {
                     block,
                     order,
                     start,
                 };
-                self.carve(&found, piece.units());
+                self.trim(&found, piece.units());
             }
         }
         Some(())
@@ -1164,7 +1166,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         let (level, policy) = (&self.levels[at], &self.policy);
         let may_join =
             |left, rank| policy.can_join(level.unit(left), Order::saturating(level.shift() + rank));
-        level.give(&mut self.words, level.leaf(block), tree, rank, may_join)
+        level.free(&mut self.words, level.leaf(block), tree, rank, may_join)
     }
 
     /// The same, for a whole tree of the level before `first`, on all levels that it takes; the
@@ -1192,25 +1194,25 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// Makes `[start, end)` free as it is: nothing in it or beside it can be joined.
-    fn give(&mut self, start: u64, end: u64) -> u64 {
+    fn add_free_range(&mut self, start: u64, end: u64) -> u64 {
         let mut count = 0;
         for (block, order) in pieces(start, end) {
-            self.offer(block, order);
+            self.add_free(block, order);
             count += 1;
         }
         count
     }
 
-    /// Puts a free block into its set.
-    fn offer(&mut self, block: u64, order: Order) {
+    /// Adds a free block to its level.
+    fn add_free(&mut self, block: u64, order: Order) {
         let leaf = self.leaf(block, order);
         self.levels[index(order)].insert(&mut self.words, leaf, rank(order));
         self.count(order, 1);
         self.free_units += order.units();
     }
 
-    /// Takes a free block out of its set.
-    fn withdraw(&mut self, block: u64, order: Order) {
+    /// Deletes a free block from its level.
+    fn del_free(&mut self, block: u64, order: Order) {
         let leaf = self.leaf(block, order);
         self.levels[index(order)].remove(&mut self.words, leaf, rank(order));
         self.count(order, u32::MAX);
@@ -1232,7 +1234,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     }
 
     /// The level with the blocks of `order`.
-    fn level(&self, order: Order) -> &Forest {
+    fn level(&self, order: Order) -> &Level {
         &self.levels[index(order)]
     }
 

@@ -87,9 +87,9 @@ pub enum Place {
     /// Wherever the allocator finds it best.
     Any,
     /// The lowest place where the covering block fits.
-    Lowest,
+    BottomUp,
     /// The highest place where the covering block fits.
-    Highest,
+    TopDown,
 }
 
 /// A request for contiguous units; what is not said is not constrained.

@@ -4,7 +4,7 @@
 //!
 //! A tree has a node for each block of each rank: rank 0 are the 64 leaves, rank 1 the 32 pairs of
 //! them, up to the two halves of rank 5. (The whole is a leaf one level up, see
-//! [`super::forest`].) A set bit is a free block.
+//! [`super::level`].) A set bit is a free block.
 //!
 //! The leaves fill the first word. The others are numbered rank after rank, from the left, in the
 //! second: 32 + 16 + 8 + 4 + 2 of 64 bits, so that
@@ -17,7 +17,7 @@
 //!   however many ranks it is: nothing here loops over ranks, and so no loop's end is guessed
 //!   wrong.
 
-use super::heads::Wanted;
+use super::heads::BlockSpec;
 
 /// Ranks of one tree. A leaf one level up is as large as a whole tree.
 pub(super) const RANKS: u32 = 6;
@@ -202,10 +202,10 @@ impl Tree {
         *self.word_mut(rank) &= !bit(node(rank, leaf));
     }
 
-    /// Takes the smallest free block of `rank` or more, the lowest of these, and gives back all of
-    /// it but its lowest part of `rank`. Returns the first leaf and the rank of what was split.
+    /// Allocates from the smallest free block of `rank` or more, the lowest of these, and frees all
+    /// of it but its lowest part of `rank`. Returns the first leaf and the rank of what was split.
     #[inline]
-    pub(super) fn take(&mut self, rank: u32) -> Option<(u32, u32)> {
+    pub(super) fn alloc(&mut self, rank: u32) -> Option<(u32, u32)> {
         if rank == 0 && self.leaves != 0 {
             let leaf = self.leaves.trailing_zeros();
             self.leaves &= self.leaves - 1;
@@ -226,7 +226,7 @@ impl Tree {
         Some((leaf, rank_of(node)))
     }
 
-    /// Of a block of rank `large` that was taken, or of the whole tree, gives back all but the part
+    /// Of a block of rank `large` that was allocated, or of the whole tree, frees all but the part
     /// of rank `small` that starts at `leaf`.
     #[inline]
     pub(super) fn split(&mut self, leaf: u32, large: u32, small: u32) {
@@ -236,11 +236,11 @@ impl Tree {
         }
     }
 
-    /// Gives a block and joins it with its buddy as long as that is there and `may_join` has
-    /// nothing against it (it is told the left one and its rank). Returns the rank of what came of
+    /// Frees a block and joins it with its buddy as long as that is there and `may_join` allows it
+    /// (it gets the left one and its rank). Returns the rank of what came of
     /// it, which for the whole tree is not put in.
     #[inline]
-    pub(super) fn give(
+    pub(super) fn free(
         &mut self,
         rank: u32,
         leaf: u32,
@@ -305,29 +305,29 @@ impl Tree {
         (found != 0).then(|| found.trailing_zeros() << rank)
     }
 
-    /// Is there a free block that is wanted, on a boundary that the tree can tell?
+    /// Is there a free block as `spec` says, on a boundary that the tree can tell?
     #[inline]
-    fn has_any_of(self, wanted: &Wanted) -> bool {
-        let align = wanted.align.min(RANKS);
+    fn has_any_of(self, spec: &BlockSpec) -> bool {
+        let align = spec.align.min(RANKS);
         // CAST: At most 6.
         let larger = self.larger & ALIGNED[align as usize % ALIGNED.len()];
-        let larger = larger & from(wanted.least) & !from(wanted.most + 1);
-        larger != 0 || (wanted.least == 0 && self.leaves & stride(align) != 0)
+        let larger = larger & from(spec.least) & !from(spec.most + 1);
+        larger != 0 || (spec.least == 0 && self.leaves & stride(align) != 0)
     }
 
-    /// The first leaf of the lowest free block that is wanted, at or after the one with `leaf` in
+    /// The first leaf of the lowest free block as `spec` says, at or after the one with `leaf` in
     /// it, and its rank.
     #[inline]
-    pub(super) fn next_of(self, wanted: &Wanted, leaf: u32) -> Option<(u32, u32)> {
+    pub(super) fn next_of(self, spec: &BlockSpec, leaf: u32) -> Option<(u32, u32)> {
         let mut best = None;
-        if !self.has_any_of(wanted) {
+        if !self.has_any_of(spec) {
             return best;
         }
-        for rank in wanted.least..wanted.most + 1 {
+        for rank in spec.least..spec.most + 1 {
             if self.only(rank) == 0 {
                 continue;
             }
-            let shift = wanted.align.saturating_sub(rank).min(RANKS);
+            let shift = spec.align.saturating_sub(rank).min(RANKS);
             if let Some(found) = self.next(rank, leaf, shift) {
                 if best.is_none_or(|(lowest, _)| found < lowest) {
                     best = Some((found, rank));
@@ -345,19 +345,19 @@ impl Tree {
         found.checked_ilog2().map(|top| top << rank)
     }
 
-    /// The first leaf of the highest free block that is wanted, at or before the one with `leaf` in
+    /// The first leaf of the highest free block as `spec` says, at or before the one with `leaf` in
     /// it, and its rank.
     #[inline]
-    pub(super) fn prev_of(self, wanted: &Wanted, leaf: u32) -> Option<(u32, u32)> {
+    pub(super) fn prev_of(self, spec: &BlockSpec, leaf: u32) -> Option<(u32, u32)> {
         let mut best = None;
-        if !self.has_any_of(wanted) {
+        if !self.has_any_of(spec) {
             return best;
         }
-        for rank in wanted.least..wanted.most + 1 {
+        for rank in spec.least..spec.most + 1 {
             if self.only(rank) == 0 {
                 continue;
             }
-            let shift = wanted.align.saturating_sub(rank).min(RANKS);
+            let shift = spec.align.saturating_sub(rank).min(RANKS);
             if let Some(found) = self.prev(rank, leaf, shift) {
                 if best.is_none_or(|(highest, _)| found > highest) {
                     best = Some((found, rank));

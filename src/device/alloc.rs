@@ -388,7 +388,11 @@ pub(super) fn settled(placement: Placement, stays: bool) -> Placement {
             lo,
             hi,
         } => Placement::Within {
-            place: if stays { Place::Highest } else { Place::Lowest },
+            place: if stays {
+                Place::TopDown
+            } else {
+                Place::BottomUp
+            },
             lo,
             hi,
         },
@@ -419,8 +423,8 @@ pub(super) fn placement(
         return (hi == 0 && end <= pool.size()).then_some(Placement::At(first));
     }
     let place = match flags & (uapi::ALLOC_TOPDOWN | uapi::ALLOC_BOTTOMUP) {
-        uapi::ALLOC_TOPDOWN => Place::Highest,
-        uapi::ALLOC_BOTTOMUP => Place::Lowest,
+        uapi::ALLOC_TOPDOWN => Place::TopDown,
+        uapi::ALLOC_BOTTOMUP => Place::BottomUp,
         _ => Place::Any,
     };
     if flags & uapi::ALLOC_RANGE == 0 {

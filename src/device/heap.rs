@@ -210,7 +210,7 @@ impl HeapFile {
         })?;
         let all = Placement::Within {
             // With what is to stay: devices are what dma-bufs are for.
-            place: Place::Highest,
+            place: Place::TopDown,
             lo: 0,
             hi: pool.size() / mm::PAGE_SIZE,
         };

@@ -152,7 +152,7 @@ impl Pool {
             && request.priority != Priority::Low
             && self.region.default_mode() == MemType::WriteBack;
         let order = Order::covering(request.units())?;
-        let end = if place == Place::Highest {
+        let end = if place == Place::TopDown {
             End::High
         } else {
             End::Low
@@ -280,8 +280,8 @@ impl BlockSource for State {
 
     fn alloc(&mut self, end: End, order: Order) -> Option<Run> {
         let place = match end {
-            End::Low => Place::Lowest,
-            End::High => Place::Highest,
+            End::Low => Place::BottomUp,
+            End::High => Place::TopDown,
         };
         self.zone.alloc_block(place, order)
     }

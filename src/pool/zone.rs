@@ -189,10 +189,10 @@ impl Zone {
             let (below, above) = ((lo, hi.min(from)), (lo.max(to), hi));
             core_request.window =
                 match (scan.phase, core_request.place) {
-                    (Phase::First, Place::Highest)
-                    | (Phase::Second, Place::Any | Place::Lowest) => above,
-                    (Phase::First, Place::Any | Place::Lowest)
-                    | (Phase::Second, Place::Highest) => below,
+                    (Phase::First, Place::TopDown)
+                    | (Phase::Second, Place::Any | Place::BottomUp) => above,
+                    (Phase::First, Place::Any | Place::BottomUp)
+                    | (Phase::Second, Place::TopDown) => below,
                     (Phase::Anywhere, _) => (lo, hi),
                 };
         }
@@ -480,7 +480,7 @@ impl Zone {
             (None, AllocScope::InsideIsolated) => return None,
             _ => [(lo, hi), (0, 0)],
         };
-        if place == Place::Highest {
+        if place == Place::TopDown {
             windows.reverse();
         }
         windows

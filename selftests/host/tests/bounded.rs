@@ -99,7 +99,7 @@ impl Cost {
             };
             let request = Request {
                 extent: [Extent::Block, Extent::Exact][random.below(2) as usize],
-                place: [Place::Any, Place::Lowest, Place::Highest][random.below(3) as usize],
+                place: [Place::Any, Place::BottomUp, Place::TopDown][random.below(3) as usize],
                 window,
                 align: order([0, k + random.below(24) as u32][random.below(2) as usize]),
                 split_limit: order([30, random.below(31) as u32][random.below(2) as usize]),
@@ -226,7 +226,7 @@ fn runs_among_crumbs() {
             // One unit on each side of the middle, or there would be a whole half on one side.
             let _taken = core.alloc_at(base + i * step + step / 2 - 1, 2).unwrap();
         }
-        for place in [Place::Lowest, Place::Highest] {
+        for place in [Place::BottomUp, Place::TopDown] {
             for units in [2 * step - 1, 2 * step + 1, 3 * step] {
                 let request = Request {
                     extent: Extent::Exact,
@@ -259,7 +259,7 @@ fn runs_among_crumbs() {
 fn aligned_blocks_in_pieces() {
     let aligned = |units| Request {
         align: order(4),
-        place: Place::Lowest,
+        place: Place::BottomUp,
         ..Request::new(units)
     };
     let mut core = new(0, 1 << 20);
@@ -334,7 +334,7 @@ fn the_second_index_is_exact() {
             };
             step(
                 &Op::Alloc(Request {
-                    place: [Place::Lowest, Place::Highest][random.below(2) as usize],
+                    place: [Place::BottomUp, Place::TopDown][random.below(2) as usize],
                     align: order(random.below(16) as u32),
                     split_limit: order([30, random.below(16) as u32][random.below(2) as usize]),
                     ..Request::new(1 << k)
@@ -366,7 +366,7 @@ fn how_long_it_takes() {
         for _ in 0..20_000 {
             let k = random.below(12) as u32;
             let request = Request {
-                place: [Place::Lowest, Place::Highest][random.below(2) as usize],
+                place: [Place::BottomUp, Place::TopDown][random.below(2) as usize],
                 align: order(k + random.below(8) as u32),
                 split_limit: order([30, 8][random.below(2) as usize]),
                 ..Request::new(1 << k)

@@ -41,7 +41,7 @@ use rust_buddy_host::buddy::{
 };
 use std::collections::HashSet;
 
-const PLACES: [Place; 3] = [Place::Any, Place::Lowest, Place::Highest];
+const PLACES: [Place; 3] = [Place::Any, Place::BottomUp, Place::TopDown];
 const EXTENTS: [Extent; 2] = [Extent::Block, Extent::Exact];
 
 /// What is tried in every state, besides giving back and growing each run.
@@ -306,12 +306,12 @@ fn short_menu(region: Region, live: u32) -> Vec<Op> {
     let mut ops = Vec::new();
     for units in [1, 2, 3, 5] {
         ops.push(Op::Alloc(Request {
-            place: Place::Lowest,
+            place: Place::BottomUp,
             ..Request::new(units)
         }));
         ops.push(Op::Alloc(Request {
             extent: Extent::Exact,
-            place: Place::Highest,
+            place: Place::TopDown,
             ..Request::new(units)
         }));
     }

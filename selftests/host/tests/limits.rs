@@ -196,7 +196,7 @@ fn one_unit_is_a_region() {
         assert_eq!(core.largest_free(), Some(order(0)));
         assert!(!core.is_empty());
         for request in [Request::new(1), exact(1)] {
-            for place in [Place::Any, Place::Lowest, Place::Highest] {
+            for place in [Place::Any, Place::BottomUp, Place::TopDown] {
                 let run = core.alloc(&Request { place, ..request }).unwrap();
                 assert_eq!((run.start(), run.end()), (base, base + 1));
                 assert_eq!(core.alloc(&request), Err(AllocError::Full));
@@ -252,7 +252,7 @@ fn extreme_numbers() {
                 step(Op::Free(0));
                 for units in [1, 3, 64, a] {
                     for align in [0, 3, 29, 30] {
-                        for place in [Place::Any, Place::Lowest, Place::Highest] {
+                        for place in [Place::Any, Place::BottomUp, Place::TopDown] {
                             step(Op::Alloc(Request {
                                 window: (a, b),
                                 align: order(align),
@@ -418,16 +418,16 @@ where
     let around = |at: &u64| [at.saturating_sub(1), *at, at + 1, at + size];
     for at in free.iter().chain(probes).flat_map(around) {
         let next = free.range(at..).next().copied();
-        assert_eq!(look(Place::Lowest, (at, u64::MAX)), next, "from {at}");
+        assert_eq!(look(Place::BottomUp, (at, u64::MAX)), next, "from {at}");
         let before = |start: &&u64| **start + size <= at;
         let prev = free.range(..at).rev().find(before).copied();
-        assert_eq!(look(Place::Highest, (0, at)), prev, "up to {at}");
+        assert_eq!(look(Place::TopDown, (0, at)), prev, "up to {at}");
         assert_eq!(
-            look(Place::Highest, (at, u64::MAX)),
+            look(Place::TopDown, (at, u64::MAX)),
             next.and(free.last().copied())
         );
         assert_eq!(
-            look(Place::Lowest, (0, at)),
+            look(Place::BottomUp, (0, at)),
             prev.and(free.first().copied())
         );
     }
@@ -512,7 +512,7 @@ fn a_billion_units() {
 
         let last = core
             .alloc(&Request {
-                place: Place::Highest,
+                place: Place::TopDown,
                 ..Request::new(1)
             })
             .unwrap();
@@ -680,8 +680,8 @@ fn turnover_makes_large_blocks_whole_again() {
     for (base, place) in [
         (0, Place::Any),
         (77 << 9, Place::Any),
-        (0, Place::Lowest),
-        (0, Place::Highest),
+        (0, Place::BottomUp),
+        (0, Place::TopDown),
     ] {
         let one = Request {
             place,
@@ -761,7 +761,7 @@ fn exact_runs_beyond_the_largest_block() {
     let new = core.counters();
     assert_eq!(core.largest_free(), Some(order(19)));
     for units in [(1 << 19) + 1, 1 << 20, (5 << 18) + 77, len - 1, len] {
-        for place in [Place::Any, Place::Lowest, Place::Highest] {
+        for place in [Place::Any, Place::BottomUp, Place::TopDown] {
             let request = Request {
                 place,
                 ..exact(units)
@@ -772,7 +772,7 @@ fn exact_runs_beyond_the_largest_block() {
             let run = alloc_anyhow(&mut core, &request).unwrap();
             assert_eq!((run.units(), run.requested()), (units, units));
             let start = match place {
-                Place::Highest => base + len - units,
+                Place::TopDown => base + len - units,
                 _ => base,
             };
             assert_eq!(run.start(), start, "{units} {place:?}");
@@ -827,7 +827,7 @@ fn exact_runs_among_many_stretches() {
                 let _taken = core.alloc_at(4 * four + 3, 1).unwrap();
             }
         }
-        for place in [Place::Any, Place::Lowest, Place::Highest] {
+        for place in [Place::Any, Place::BottomUp, Place::TopDown] {
             let request = Request { place, ..exact(3) };
             assert_eq!(core.alloc(&request), Err(AllocError::Full));
             let before = core.counters();

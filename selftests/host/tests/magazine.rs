@@ -88,8 +88,8 @@ impl BlockSource for State {
 
     fn alloc(&mut self, end: End, order: Order) -> Option<Run> {
         let place = match end {
-            End::Low => Place::Lowest,
-            End::High => Place::Highest,
+            End::Low => Place::BottomUp,
+            End::High => Place::TopDown,
         };
         let request = Request {
             place,

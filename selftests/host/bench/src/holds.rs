@@ -70,7 +70,7 @@ fn request(random: &mut Random, units: u64) -> Request {
     let at = random.below(units);
     Request {
         extent: [Extent::Block, Extent::Exact][random.below(2) as usize],
-        place: [Place::Any, Place::Lowest, Place::Highest][random.below(3) as usize],
+        place: [Place::Any, Place::BottomUp, Place::TopDown][random.below(3) as usize],
         window: [(0, u64::MAX), (at, u64::MAX), (0, at)][random.below(3) as usize],
         align: Order::saturating([0, k + random.below(10) as u32][random.below(2) as usize]),
         split_limit: Order::saturating([30, random.below(31) as u32][random.below(2) as usize]),

@@ -463,7 +463,7 @@ impl Op {
         match pick(raw[0], 64) {
             0..=21 => Self::Alloc(Request {
                 extent: [Extent::Block, Extent::Exact][pick(raw[4], 2) as usize],
-                place: [Place::Any, Place::Lowest, Place::Highest][pick(raw[5], 3) as usize],
+                place: [Place::Any, Place::BottomUp, Place::TopDown][pick(raw[5], 3) as usize],
                 window: match pick(raw[6], 8) {
                     0..=3 => (0, u64::MAX),
                     4 => (at, u64::MAX),
@@ -647,9 +647,9 @@ impl Bench {
         );
         let best = match (is_block, request.place) {
             (true, Place::Any) => Some(span.start),
-            (true, Place::Lowest) => self.model.places(request).next(),
-            (true, Place::Highest) => self.model.places(request).next_back(),
-            (false, Place::Highest) => self.model.runs(request).next_back(),
+            (true, Place::BottomUp) => self.model.places(request).next(),
+            (true, Place::TopDown) => self.model.places(request).next_back(),
+            (false, Place::TopDown) => self.model.runs(request).next_back(),
             (false, _) => self.model.runs(request).next(),
         };
         ensure!(best == Some(span.start), "{span:?}, not {best:?}");

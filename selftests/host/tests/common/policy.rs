@@ -230,8 +230,8 @@ impl Bench {
         let start = run.start();
         let right = match request.place {
             Place::Any => places.contains(&start),
-            Place::Lowest => places.first() == Some(&start),
-            Place::Highest => places.last() == Some(&start),
+            Place::BottomUp => places.first() == Some(&start),
+            Place::TopDown => places.last() == Some(&start),
         };
         ensure!(
             right && run.units() == granted,
@@ -461,7 +461,7 @@ impl Bench {
         self.op(&match pick(raw[0], 32) {
             0..=9 => Op::Alloc(Request {
                 extent: [Extent::Block, Extent::Exact][pick(raw[4], 2) as usize],
-                place: [Place::Any, Place::Lowest, Place::Highest][pick(raw[5], 3) as usize],
+                place: [Place::Any, Place::BottomUp, Place::TopDown][pick(raw[5], 3) as usize],
                 window: [(0, u64::MAX), (at, u64::MAX), (0, at)]
                     [pick(raw[4].wrapping_mul(2), 3) as usize],
                 align: Order::saturating(pick(raw[4].wrapping_mul(8), 3) as u32),

@@ -115,7 +115,7 @@ impl Bytes<'_> {
         let has = self.byte();
         let request = Request {
             extent: [Extent::Block, Extent::Exact][usize::from(has & 1)],
-            place: [Place::Any, Place::Lowest, Place::Highest, Place::Any]
+            place: [Place::Any, Place::BottomUp, Place::TopDown, Place::Any]
                 [usize::from((has >> 1) & 3)],
             ..Request::new(self.units())
         };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All trees of one level, side by side, and an index to find the right one at once.
+//! A level: its trees, side by side, and an index to find the right one at once.
 //!
 //! The index knows for each [tree] and rank whether it has a free block of that rank *or more*: a
 //! bit each. The bits of 64 trees for one rank are a word, and so finding the lowest tree with a
@@ -10,14 +10,14 @@
 //!
 //! A tree's bits change only when its largest block does: most blocks come and go without.
 //!
-//! A [`Forest`] is only the layout; the words belong to the caller and are passed to each call, so
+//! A [`Level`] is only the layout; the words belong to the caller and are passed to each call, so
 //! that all levels share one slice.
 
 use super::{
     count_words,
     heads::{
+        BlockSpec,
         Heads,
-        Wanted,
         TREE_SHIFT, //
     },
     tree::{
@@ -42,7 +42,7 @@ const MAX_HEIGHTS: usize = 5;
 /// in all. Two words from `known` on are those of the pending tree (see [`Heads`]) as `heads` knows
 /// them. Of all other trees `heads` knows the words that they have.
 #[derive(Default)]
-pub(super) struct Forest {
+pub(super) struct Level {
     /// A leaf is 2^`shift` units.
     shift: u32,
     /// The first unit of the first tree.
@@ -57,18 +57,18 @@ pub(super) struct Forest {
     heads: Heads,
 }
 
-/// A leaf of a forest, counted from the first tree's first, and beyond the last one for what is not
-/// in the forest.
+/// A leaf of a level, counted from the first tree's first, and beyond the last one for what is not
+/// in the level.
 pub(super) type Leaf = u32;
 
-impl Forest {
+impl Level {
     /// Lays out the trees that have the units `[start, end)` (at least one, at most 2^30) with
     /// leaves of 2^`shift`, from word `first` on, and says which word comes after it.
     pub(super) fn layout(shift: u32, start: u64, end: u64, first: u32) -> (Self, u32) {
         let tree = start >> (shift + RANKS);
         // CAST: At most 2^24 + 1.
         let trees = (((end - 1) >> (shift + RANKS)) - tree + 1) as u32;
-        let mut forest = Self {
+        let mut level = Self {
             shift,
             origin: tree << (shift + RANKS),
             trees,
@@ -77,9 +77,9 @@ impl Forest {
         };
         let mut next = first + 2 * trees;
         let mut n = trees;
-        for height in forest.index.iter_mut() {
+        for height in level.index.iter_mut() {
             *height = next;
-            forest.heights += 1;
+            level.heights += 1;
             n = n.div_ceil(WORD_BITS);
             next += RANKS * n;
             if n <= 1 {
@@ -87,12 +87,12 @@ impl Forest {
             }
         }
         // INVARIANT: The loop stopped where one group holds all: five heights are enough.
-        forest.known = next;
-        let (first, last) = (forest.item(0), forest.item(trees - 1));
+        level.known = next;
+        let (first, last) = (level.item(0), level.item(trees - 1));
         // INVARIANT: All words are zero in the beginning: nothing is free, and the first tree is
         // the pending one.
-        (forest.heads, next) = Heads::layout(first, last, next + 2);
-        (forest, next)
+        (level.heads, next) = Heads::layout(first, last, next + 2);
+        (level, next)
     }
 
     /// A leaf is 2^this units.
@@ -132,26 +132,26 @@ impl Forest {
         Tree::new([word(at), word(at + 1)])
     }
 
-    /// Puts the block of `rank` at `leaf` in.
+    /// Adds the block of `rank` at `leaf`.
     pub(super) fn insert(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
         let mut tree = self.tree(words, leaf);
         tree.insert(rank, leaf % LEAVES);
         self.put(words, leaf, tree);
-        self.raise(words, leaf, rank);
+        self.index_set(words, leaf, rank);
     }
 
-    /// Takes the block of `rank` at `leaf` out.
+    /// Deletes the block of `rank` at `leaf`.
     pub(super) fn remove(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
         let mut tree = self.tree(words, leaf);
         tree.remove(rank, leaf % LEAVES);
         self.put(words, leaf, tree);
-        self.lower(words, leaf, tree, rank);
+        self.index_clear(words, leaf, tree, rank);
     }
 
-    /// Gives the block of `rank` at `leaf`, in `tree`, and joins it as far as may be. Returns the
+    /// Frees the block of `rank` at `leaf`, in `tree`, and joins it as far as may be. Returns the
     /// rank that it then has: that of a whole tree, if it is one level up that it goes on.
     #[inline(always)]
-    pub(super) fn give(
+    pub(super) fn free(
         &self,
         words: &mut [u64],
         leaf: Leaf,
@@ -160,12 +160,12 @@ impl Forest {
         may_join: impl Fn(Leaf, u32) -> bool,
     ) -> u32 {
         let start = leaf & !(LEAVES - 1);
-        let into = tree.give(rank, leaf % LEAVES, |left, rank| {
+        let into = tree.free(rank, leaf % LEAVES, |left, rank| {
             may_join(start + left, rank)
         });
         self.put(words, leaf, tree);
         if into < RANKS {
-            self.raise(words, leaf, into);
+            self.index_set(words, leaf, into);
         } else {
             self.update(words, leaf >> RANKS, 0);
         }
@@ -218,24 +218,24 @@ impl Forest {
         (self.unit(start + leaf) < unit).then_some((start + leaf, rank))
     }
 
-    /// Takes a block of `rank` out of the tree with `leaf` in it, of the smallest that it has of
-    /// that rank or more. Returns it, and the rank of the one that was split.
+    /// Allocates a block of `rank` out of the tree with `leaf` in it, of the smallest that it has
+    /// of that rank or more. Returns it, and the rank of the one that was split.
     #[inline(always)]
-    pub(super) fn take(&self, words: &mut [u64], leaf: Leaf, rank: u32) -> Option<(Leaf, u32)> {
+    pub(super) fn alloc(&self, words: &mut [u64], leaf: Leaf, rank: u32) -> Option<(Leaf, u32)> {
         let mut tree = self.tree(words, leaf);
-        let (taken, found) = tree.take(rank)?;
+        let (taken, found) = tree.alloc(rank)?;
         self.put(words, leaf, tree);
-        self.lower(words, leaf, tree, found);
+        self.index_clear(words, leaf, tree, found);
         Some(((leaf & !(LEAVES - 1)) + taken, found))
     }
 
-    /// Of the free block of rank `from` with `leaf` in it, takes the part of rank `to` there.
-    pub(super) fn take_at(&self, words: &mut [u64], leaf: Leaf, from: u32, to: u32) {
+    /// Of the free block of rank `from` with `leaf` in it, allocates the part of rank `to` there.
+    pub(super) fn alloc_at(&self, words: &mut [u64], leaf: Leaf, from: u32, to: u32) {
         let mut tree = self.tree(words, leaf);
         tree.remove(from, leaf % LEAVES);
         tree.split(leaf % LEAVES, from, to);
         self.put(words, leaf, tree);
-        self.lower(words, leaf, tree, from);
+        self.index_clear(words, leaf, tree, from);
     }
 
     /// A tree whose leaves were taken as one, on the level above, gets all but the part of `rank`
@@ -316,9 +316,9 @@ impl Forest {
         })
     }
 
-    /// The first tree, at or after `from`, that may have a block that is wanted, in a place that is
-    /// wanted. [`Forest::settle`] comes first. At most two items are returned trees of without such
-    /// a block: that with `from`, and the last one.
+    /// The first tree, at or after `from`, that may have a block as `spec` says.
+    /// [`Level::sync_heads`] comes first. At most two items are returned trees of without such a
+    /// block: that with `from`, and the last one.
     ///
     /// A search through several trees passes the same `end` each time, 0 at first: the second index
     /// has an item up to there.
@@ -327,16 +327,16 @@ impl Forest {
         &self,
         words: &[u64],
         from: u32,
-        wanted: &Wanted,
+        spec: &BlockSpec,
         end: &mut u32,
     ) -> Option<u32> {
-        if wanted.is_plain() {
-            return self.next_tree(words, from, wanted.least);
+        if spec.is_plain() {
+            return self.next_tree(words, from, spec.least);
         }
-        let tree = self.next_tree(words, from, wanted.least)?;
+        let tree = self.next_tree(words, from, spec.least)?;
         match tree < *end {
             true => Some(tree),
-            false => self.next_by_heads(words, tree, wanted, end),
+            false => self.next_by_heads(words, tree, spec, end),
         }
     }
 
@@ -345,34 +345,34 @@ impl Forest {
         &self,
         words: &[u64],
         tree: u32,
-        wanted: &Wanted,
+        spec: &BlockSpec,
         end: &mut u32,
     ) -> Option<u32> {
-        let item = self.heads.next(words, self.item(tree), wanted)?;
+        let item = self.heads.next(words, self.item(tree), spec)?;
         *end = self.first_tree(item + 1);
         match self.first_tree(item) {
-            first if first > tree => self.next_tree(words, first, wanted.least),
+            first if first > tree => self.next_tree(words, first, spec.least),
             _ => Some(tree),
         }
     }
 
-    /// The last tree, at or before `from`, that may; as [`Forest::next_match`], but the second
+    /// The last tree, at or before `from`, that may; as [`Level::next_match`], but the second
     /// index has an item from `start` on, which is [`u32::MAX`] at first.
     #[inline(always)]
     pub(super) fn prev_match(
         &self,
         words: &[u64],
         from: u32,
-        wanted: &Wanted,
+        spec: &BlockSpec,
         start: &mut u32,
     ) -> Option<u32> {
-        if wanted.is_plain() {
-            return self.prev_tree(words, from, wanted.least);
+        if spec.is_plain() {
+            return self.prev_tree(words, from, spec.least);
         }
-        let tree = self.prev_tree(words, from, wanted.least)?;
+        let tree = self.prev_tree(words, from, spec.least)?;
         match tree >= *start {
             true => Some(tree),
-            false => self.prev_by_heads(words, tree, wanted, start),
+            false => self.prev_by_heads(words, tree, spec, start),
         }
     }
 
@@ -381,29 +381,30 @@ impl Forest {
         &self,
         words: &[u64],
         tree: u32,
-        wanted: &Wanted,
+        spec: &BlockSpec,
         start: &mut u32,
     ) -> Option<u32> {
-        let item = self.heads.prev(words, self.item(tree), wanted)?;
+        let item = self.heads.prev(words, self.item(tree), spec)?;
         *start = self.first_tree(item);
         match self.first_tree(item + 1).saturating_sub(1) {
-            last if last < tree => self.prev_tree(words, last, wanted.least),
+            last if last < tree => self.prev_tree(words, last, spec.least),
             _ => Some(tree),
         }
     }
 
     /// Brings the second index up to date.
     #[inline]
-    pub(super) fn settle(&self, words: &mut [u64]) {
+    pub(super) fn sync_heads(&self, words: &mut [u64]) {
         let (number, known) = self.known(words);
         if self.heads.is_there() && self.tree(words, number << RANKS) != known {
-            self.turn_to(words, number);
+            self.set_pending(words, number);
         }
     }
 
-    /// Another tree is about to change: brings the second index up to date, and notes its words.
+    /// Makes another tree, which is about to change, the pending one: brings the second index up to
+    /// date, and saves its words.
     #[inline(never)]
-    fn turn_to(&self, words: &mut [u64], next: u32) {
+    fn set_pending(&self, words: &mut [u64], next: u32) {
         let (number, known) = self.known(words);
         let now = self.tree(words, number << RANKS);
         let changed = match self.heads.is_there() && now != known {
@@ -567,9 +568,10 @@ impl Forest {
         i
     }
 
-    /// The tree with `leaf` in it has a block of `rank`, and may have had only smaller ones.
+    /// Sets the index's bits for a block of `rank` in the tree with `leaf` in it, which may have
+    /// had only smaller ones.
     #[inline(always)]
-    fn raise(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
+    fn index_set(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
         let tree = leaf >> RANKS;
         let Some(word) = self.word_mut(words, 0, tree >> WORD_SHIFT, rank) else {
             return;
@@ -591,10 +593,10 @@ impl Forest {
         }
     }
 
-    /// The tree with `leaf` in it lost a block of `rank`, which may have been its largest; `now` is
-    /// what it has.
+    /// Clears the index's bits after the tree with `leaf` in it lost a block of `rank`, which may
+    /// have been its largest; `now` is what it has.
     #[inline(always)]
-    fn lower(&self, words: &mut [u64], leaf: Leaf, now: Tree, rank: u32) {
+    fn index_clear(&self, words: &mut [u64], leaf: Leaf, now: Tree, rank: u32) {
         if now.has(rank) {
             return;
         }
@@ -657,7 +659,7 @@ impl Forest {
     #[inline(always)]
     fn put(&self, words: &mut [u64], leaf: Leaf, tree: Tree) {
         if self.pending.get() != leaf >> RANKS {
-            self.turn_to(words, leaf >> RANKS);
+            self.set_pending(words, leaf >> RANKS);
         }
         count_words(2);
         // CAST: As above. It was read from there: there is such a tree.
