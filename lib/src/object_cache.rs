@@ -110,7 +110,7 @@ impl ObjectCache {
     pub fn alloc(&mut self) -> Result<Object, Error> {
         loop {
             if let Some(Some(backed)) = self.slabs.get_mut(self.current) {
-                if let Some(index) = backed.slab.take() {
+                if let Some(index) = backed.slab.alloc() {
                     self.objects += 1;
                     return Ok(Object {
                         // CAST: There is no room for 2^32 slabs.
@@ -120,7 +120,7 @@ impl ObjectCache {
                 }
             }
             let slabs = self.slabs.iter().enumerate();
-            let free = slabs.filter_map(|(i, slab)| Some((i, slab.as_ref()?.slab.free())));
+            let free = slabs.filter_map(|(i, slab)| Some((i, slab.as_ref()?.slab.free_count())));
             self.current = match fullest(free) {
                 Some(slab) => slab,
                 None => self.grow()?,
@@ -165,7 +165,7 @@ impl ObjectCache {
 
         let backed = self.slabs.get_mut(slab as usize).and_then(Option::as_mut);
         let backed = backed.ok_or(NOT_TAKEN)?;
-        if !backed.slab.give(index) {
+        if !backed.slab.free(index) {
             return Err(NOT_TAKEN);
         }
         self.objects -= 1;

@@ -50,9 +50,9 @@ use level::{
 pub use request::{
     AllocError,
     ConfigError,
-    Direction,
     Extent,
     Fault,
+    GrowDirection,
     GrowError,
     Order,
     Packed,
@@ -500,7 +500,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     pub fn grow(
         &mut self,
         run: &mut Run,
-        direction: Direction,
+        direction: GrowDirection,
         units: u64,
     ) -> Result<(), GrowError> {
         let order = Order::covering(units).ok_or(GrowError::Invalid)?;
@@ -509,8 +509,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             .filter(|&more| more > 0)
             .ok_or(GrowError::Invalid)?;
         let (start, end, seam) = match direction {
-            Direction::Up => (Some(run.start), run.end().checked_add(more), run.end()),
-            Direction::Down => (run.start.checked_sub(more), Some(run.end()), run.start),
+            GrowDirection::Up => (Some(run.start), run.end().checked_add(more), run.end()),
+            GrowDirection::Down => (run.start.checked_sub(more), Some(run.end()), run.start),
         };
         let (start, end) = start.zip(end).ok_or(GrowError::Taken)?;
         if start >> order.get() != (end - 1) >> order.get() {
@@ -523,8 +523,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             return Err(GrowError::Apart);
         }
         let added = match direction {
-            Direction::Up => (seam, end),
-            Direction::Down => (start, seam),
+            GrowDirection::Up => (seam, end),
+            GrowDirection::Down => (start, seam),
         };
         self.alloc_range(added.0, added.1).ok_or(GrowError::Taken)?;
         let apart = count_pieces(run.start, run.end()) + count_pieces(added.0, added.1);
@@ -545,15 +545,15 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     pub fn shrink(
         &mut self,
         run: &mut Run,
-        direction: Direction,
+        direction: GrowDirection,
         units: u64,
     ) -> Result<(), GrowError> {
         if units == 0 || units >= run.units {
             return Err(GrowError::Invalid);
         }
         let (start, tail) = match direction {
-            Direction::Up => (run.start, (run.start + units, run.end())),
-            Direction::Down => (run.end() - units, (run.start, run.end() - units)),
+            GrowDirection::Up => (run.start, (run.start + units, run.end())),
+            GrowDirection::Down => (run.end() - units, (run.start, run.end() - units)),
         };
         self.splits += count_pieces(start, start + units) + count_pieces(tail.0, tail.1)
             - count_pieces(run.start, run.end());

@@ -223,7 +223,7 @@ impl Packed {
 
 /// Which end of a run moves when it grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub enum GrowDirection {
     /// The start stays: a left buddy takes in the right one.
     Up,
     /// The end stays: a right buddy takes in the left one, as a stack wants it.

@@ -6,12 +6,12 @@ use super::{
     site::Place,
     Buffer, //
 };
-use crate::buddy::Direction;
+use crate::buddy::GrowDirection;
 use crate::pool::{
+    AllocFailure, //
     AllocRequest,
     Block,
     Priority,
-    Refused, //
 };
 use crate::quota::Over;
 use crate::region::Stopped;
@@ -38,7 +38,7 @@ pub(crate) enum Fixed {
 /// Why there is no other place for it.
 pub(crate) enum NoRoom {
     /// The pool has none.
-    Pool(Refused),
+    Pool(AllocFailure),
     /// The kernel refuses it the cache mode.
     Kernel(Error),
     /// It could not be cleared.
@@ -145,8 +145,8 @@ impl Change {
             .map_err(NoRoom::Pool)?;
         let more = block.pages().saturating_sub(pages);
         match self.buffer.grows() {
-            Direction::Up => block.zero(pages, more),
-            Direction::Down => block.zero(0, more),
+            GrowDirection::Up => block.zero(pages, more),
+            GrowDirection::Down => block.zero(0, more),
         }
         .map_err(NoRoom::Stopped)?;
         block.set_requested(requested);
@@ -205,8 +205,8 @@ impl Change {
             let pages = place.memory.block().map_or(0, Block::pages);
             let less = pages.saturating_sub(left);
             let first = match buffer.grows() {
-                Direction::Up => left,
-                Direction::Down => buffer.first_in_window(pages),
+                GrowDirection::Up => left,
+                GrowDirection::Down => buffer.first_in_window(pages),
             };
             buffer.window().zap(first, less);
             buffer.note_shrinking(place, less);

@@ -8,7 +8,7 @@
 //! has gone; it is empty then.
 
 use super::window::Window;
-use crate::buddy::Direction;
+use crate::buddy::GrowDirection;
 use crate::cache::Mode;
 use crate::memory::Memory;
 use crate::mm::{
@@ -258,10 +258,10 @@ impl Site {
     }
 
     /// Which of its ends moves when it is resized.
-    pub(super) fn grows(&self) -> Direction {
+    pub(super) fn grows(&self) -> GrowDirection {
         match self.stack {
-            Some(_) => Direction::Down,
-            None => Direction::Up,
+            Some(_) => GrowDirection::Down,
+            None => GrowDirection::Up,
         }
     }
 
@@ -374,7 +374,7 @@ impl Site {
     /// Before `place` gives up its last pages: the reverse map must not know them as its own when
     /// they are somebody else's.
     pub(super) fn note_shrinking(&self, place: &mut Place, fewer: u64) {
-        let up = self.grows() == Direction::Up;
+        let up = self.grows() == GrowDirection::Up;
         if let (Some((first, pages)), Some(known), true) = (place.span(), place.known, up) {
             self.tell(place, known, first, pages.saturating_sub(fewer));
         }

@@ -41,6 +41,7 @@ use crate::deferred_free::DeferredReservation;
 use crate::memtype::MemType;
 use crate::mm;
 use crate::pool::{
+    AllocFailure,
     AllocRequest,
     Block,
     CompactError,
@@ -49,7 +50,6 @@ use crate::pool::{
     Placement, //
     Pool,
     Priority,
-    Refused,
 };
 use crate::quota::Charge;
 use crate::uapi::{
@@ -284,9 +284,9 @@ fn by_compaction(
     }
     match pool.alloc(ask) {
         Ok(block) => return Ok(Some(block)),
-        Err(Refused::Full { .. } | Refused::Taken) => {}
+        Err(AllocFailure::Full { .. } | AllocFailure::Taken) => {}
         // It is not for want of a place.
-        Err(Refused::Watermark { .. } | Refused::LastBlock { .. }) => return Ok(None),
+        Err(AllocFailure::Watermark { .. } | AllocFailure::LastBlock { .. }) => return Ok(None),
     }
     let mut report = CompactReport::new(CopyBudget::new(request.max_copy));
     let outcome = pool.alloc_by_reclaim(ask, &mut report);

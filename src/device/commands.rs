@@ -29,8 +29,8 @@ use crate::buffer::{
 };
 use crate::mm;
 use crate::pool::{
+    AllocFailure,
     Pool,
-    Refused,
     DEFAULT_POOL, //
 };
 use crate::region::Stopped;
@@ -162,12 +162,12 @@ pub(super) fn no_such_handle() -> Refusal {
 }
 
 /// Translates why a pool can't allocate; `largest_free` is for the caller.
-pub(super) fn alloc_refusal(refused: Refused, largest_free: &mut u64) -> Refusal {
+pub(super) fn alloc_refusal(refused: AllocFailure, largest_free: &mut u64) -> Refusal {
     let (reason, left) = match refused {
-        Refused::Taken => return Refusal::new(EBUSY, uapi::REASON_RANGE_BUSY),
-        Refused::Full { largest_free } => (uapi::REASON_NO_SPACE, largest_free),
-        Refused::Watermark { largest_free } => (uapi::REASON_WATERMARK, largest_free),
-        Refused::LastBlock { largest_free } => (uapi::REASON_LAST_LARGE_BLOCK, largest_free),
+        AllocFailure::Taken => return Refusal::new(EBUSY, uapi::REASON_RANGE_BUSY),
+        AllocFailure::Full { largest_free } => (uapi::REASON_NO_SPACE, largest_free),
+        AllocFailure::Watermark { largest_free } => (uapi::REASON_WATERMARK, largest_free),
+        AllocFailure::LastBlock { largest_free } => (uapi::REASON_LAST_LARGE_BLOCK, largest_free),
     };
     *largest_free = left;
     Refusal::new(ENOSPC, reason)

@@ -260,7 +260,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     }
 
     /// Empties half of the class for blocks of `order`, or less: into the depot, and if there is
-    /// little room, back to `source`. Those that came first go, which may have been got ready when
+    /// little room, back to `source`. Those that came first go, which may have been cached when
     /// others were not free yet that are better used up.
     fn flush(&mut self, source: &mut impl BlockSource, end: End, order: Order) {
         let Some(class) = Class::of(end, order) else {

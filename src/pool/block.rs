@@ -12,7 +12,7 @@ use crate::audit::{
     When, //
 };
 use crate::buddy::{
-    Direction,
+    GrowDirection,
     Order,
     Run, //
 };
@@ -207,11 +207,11 @@ impl Block {
     /// # Errors
     ///
     /// As [`Stopped`] says. The other block is as it was; this one is to be dropped.
-    pub(crate) fn copy(&mut self, from: &Self, direction: Direction) -> Result<(), Stopped> {
+    pub(crate) fn copy(&mut self, from: &Self, direction: GrowDirection) -> Result<(), Stopped> {
         let pages = self.pages().min(from.pages());
         let start = |block: &Self| match direction {
-            Direction::Up => block.first(),
-            Direction::Down => block.first().plus(block.pages() - pages),
+            GrowDirection::Up => block.first(),
+            GrowDirection::Down => block.first().plus(block.pages() - pages),
         };
         let (source, target) = (start(from), start(self));
         let before = self.taint;
@@ -245,7 +245,7 @@ impl Block {
     /// As [`Stopped`] says; it has gained nothing then.
     pub(crate) fn grow(
         &mut self,
-        direction: Direction,
+        direction: GrowDirection,
         request: &AllocRequest,
     ) -> Result<bool, Stopped> {
         let (Some(units), Some(run)) = (request.granted(), self.run.as_mut()) else {
@@ -258,8 +258,8 @@ impl Block {
         let (lo, hi) = request.bounds(self.pool.base());
         let more = units.saturating_sub(before);
         let fits = match direction {
-            Direction::Up => run.end() + more <= hi,
-            Direction::Down => run.start() >= lo + more,
+            GrowDirection::Up => run.end() + more <= hi,
+            GrowDirection::Down => run.start() >= lo + more,
         };
         if !fits {
             return Ok(false);
@@ -283,16 +283,16 @@ impl Block {
         drop(quiesced);
         self.pool.notify_pressure(began);
         let gained = match direction {
-            Direction::Up => run.start() + before,
-            Direction::Down => run.start(),
+            GrowDirection::Up => run.start() + before,
+            GrowDirection::Down => run.start(),
         };
         audit::unreachable(&self.pool, Pfn(gained), more, When::Granted);
         // INVARIANT: Counted.
         self.pool.pageblocks.add(Pfn(gained), more, self.movable);
         self.requested = request.size;
         let from = match direction {
-            Direction::Up => before,
-            Direction::Down => 0,
+            GrowDirection::Up => before,
+            GrowDirection::Down => 0,
         };
         self.zero(from, more).inspect_err(|_| {
             // What was gained was shown to no client, whatever the rest was.
@@ -305,14 +305,14 @@ impl Block {
 
     /// Gives back all but `units` pages, which `size` bytes were asked for of. Nobody may be using
     /// that any more.
-    pub(crate) fn shrink(&mut self, direction: Direction, size: u64, units: u64) {
+    pub(crate) fn shrink(&mut self, direction: GrowDirection, size: u64, units: u64) {
         let Some(run) = self.run.as_mut() else {
             return;
         };
         let fewer = run.units().saturating_sub(units);
         let lost = match direction {
-            Direction::Up => run.end() - fewer,
-            Direction::Down => run.start(),
+            GrowDirection::Up => run.end() - fewer,
+            GrowDirection::Down => run.start(),
         };
         audit::unreachable(&self.pool, Pfn(lost), fewer, When::Freed);
         // INVARIANT: Counted, before they are somebody else's.

@@ -354,15 +354,15 @@ impl AllocRequest {
     }
 }
 
-/// Why a pool gave nothing.
-pub(crate) enum Refused {
-    /// Nothing fits; bytes in the largest free block.
+/// Why a pool refused a request.
+pub(crate) enum AllocFailure {
+    /// No free block fits; bytes in the largest free block.
     Full { largest_free: u64 },
     /// The exact place is in use.
     Taken,
-    /// What is left is for higher priorities.
+    /// The rest is reserved for higher priorities.
     Watermark { largest_free: u64 },
-    /// So is the last large block.
+    /// So is the last block of [`PMD_ORDER`].
     LastBlock { largest_free: u64 },
 }
 
@@ -444,11 +444,11 @@ impl Counts {
     }
 
     /// An ALLOC was refused.
-    fn refused(&self, refused: &Refused) {
+    fn refused(&self, refused: &AllocFailure) {
         let which = match refused {
-            Refused::Full { .. } | Refused::Taken => 0,
-            Refused::Watermark { .. } => 1,
-            Refused::LastBlock { .. } => 2,
+            AllocFailure::Full { .. } | AllocFailure::Taken => 0,
+            AllocFailure::Watermark { .. } => 1,
+            AllocFailure::LastBlock { .. } => 2,
         };
         self.refused[which].fetch_add(1, Relaxed);
     }
@@ -732,8 +732,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// As [`Refused`] says; the pool is then as it was.
-    pub(crate) fn alloc(self: &Arc<Self>, request: &AllocRequest) -> Result<Block, Refused> {
+    /// As [`AllocFailure`] says; the pool is then as it was.
+    pub(crate) fn alloc(self: &Arc<Self>, request: &AllocRequest) -> Result<Block, AllocFailure> {
         let key = self.cache_key(request);
         if let Some(run) = key.and_then(|key| self.alloc_cached(key, request.size)) {
             return Ok(self.block_for(run, request, key));
@@ -752,7 +752,7 @@ impl Pool {
         self: &Arc<Self>,
         request: &AllocRequest,
         held: u64,
-    ) -> Result<Block, Refused> {
+    ) -> Result<Block, AllocFailure> {
         let run = self.finish_alloc(self.try_alloc(request, None, held))?;
         Ok(self.block_for_move(run, request, held))
     }
@@ -768,7 +768,7 @@ impl Pool {
         waiter: &Arc<Waiter>,
         request: &AllocRequest,
         reservation: Option<WaitReservation>,
-    ) -> Result<Block, Refused> {
+    ) -> Result<Block, AllocFailure> {
         let key = self.cache_key(request);
         // While there are waiters, this client included, magazines are disabled.
         if let Some(run) = key.and_then(|key| self.alloc_cached(key, request.size)) {
@@ -838,7 +838,7 @@ impl Pool {
             frees_seen,
         };
         match attempt.outcome {
-            Err(Refused::Full { .. }) if request.may_be_run() => {
+            Err(AllocFailure::Full { .. }) if request.may_be_run() => {
                 self.try_alloc_run(request, held, attempt)
             }
             _ => attempt,
@@ -891,7 +891,7 @@ impl Pool {
     }
 
     /// Ends an attempt: updates what depends on it, drops the locks, and notifies of pressure.
-    fn finish_alloc(&self, attempt: AllocAttempt<'_>) -> Result<Run, Refused> {
+    fn finish_alloc(&self, attempt: AllocAttempt<'_>) -> Result<Run, AllocFailure> {
         let AllocAttempt {
             state,
             outcome,
@@ -1113,7 +1113,7 @@ impl Pool {
 /// An attempt to allocate, with the locks under which it came to its outcome.
 struct AllocAttempt<'a> {
     state: SpinLockGuard<'a, State>,
-    outcome: Result<Run, Refused>,
+    outcome: Result<Run, AllocFailure>,
     quiesced: Option<Quiesced<'a>>,
     /// The zone's number of frees when it began.
     frees_seen: u64,
@@ -1162,7 +1162,7 @@ impl PinnedDrop for Pool {
 
 impl State {
     /// Units for `request`, which has `held` units until it moves there.
-    fn alloc(&mut self, request: &AllocRequest, held: u64) -> Result<Run, Refused> {
+    fn alloc(&mut self, request: &AllocRequest, held: u64) -> Result<Run, AllocFailure> {
         let run = self.zone.alloc(request, held)?;
         self.zone.account_free(held);
         self.count(request.size);
@@ -1175,7 +1175,7 @@ impl State {
         request: &AllocRequest,
         held: u64,
         scan: &mut ZoneScan,
-    ) -> Option<Result<Run, Refused>> {
+    ) -> Option<Result<Run, AllocFailure>> {
         let outcome = self.zone.alloc_run(request, held, scan)?;
         if outcome.is_ok() {
             self.zone.account_free(held);

@@ -4,15 +4,15 @@
 //! lock.
 
 use super::{
+    AllocFailure,
     AllocRequest,
     Placement, //
-    Refused,
 };
 use crate::buddy::{
     AllocError,
     Buddy,
     Counters,
-    Direction,
+    GrowDirection,
     Order,
     Place,
     Request,
@@ -136,7 +136,7 @@ impl Zone {
     }
 
     /// Allocates for a client, in place of `held` units that it frees afterwards.
-    pub(super) fn alloc(&mut self, request: &AllocRequest, held: u64) -> Result<Run, Refused> {
+    pub(super) fn alloc(&mut self, request: &AllocRequest, held: u64) -> Result<Run, AllocFailure> {
         self.watermark_ok(request, held)?;
         let outside = match self.isolated {
             Some(_) => self
@@ -174,11 +174,11 @@ impl Zone {
         request: &AllocRequest,
         held: u64,
         scan: &mut ZoneScan,
-    ) -> Option<Result<Run, Refused>> {
+    ) -> Option<Result<Run, AllocFailure>> {
         if let Err(refused) = self.watermark_ok(request, held) {
             return Some(Err(refused));
         }
-        let full = Some(Err(Refused::Full {
+        let full = Some(Err(AllocFailure::Full {
             largest_free: self.largest_free(),
         }));
         let Some(mut core_request) = self.run_request(request) else {
@@ -332,7 +332,7 @@ impl Zone {
     pub(super) fn grow(
         &mut self,
         run: &mut Run,
-        direction: Direction,
+        direction: GrowDirection,
         units: u64,
         request: &AllocRequest,
     ) -> bool {
@@ -341,7 +341,7 @@ impl Zone {
     }
 
     /// Lets `run` have no more than `units`.
-    pub(super) fn shrink(&mut self, run: &mut Run, direction: Direction, units: u64) -> bool {
+    pub(super) fn shrink(&mut self, run: &mut Run, direction: GrowDirection, units: u64) -> bool {
         self.frees = self.frees.wrapping_add(1);
         self.core.shrink(run, direction, units).is_ok()
     }
@@ -389,12 +389,12 @@ impl Zone {
 
     /// Checks that a request leaves its priority's watermark, if it frees `held` units for what it
     /// gets. A request for no more than that passes.
-    fn watermark_ok(&self, request: &AllocRequest, held: u64) -> Result<(), Refused> {
+    fn watermark_ok(&self, request: &AllocRequest, held: u64) -> Result<(), AllocFailure> {
         let wanted = request.granted().unwrap_or(u64::MAX);
         let more = wanted.saturating_sub(held);
         let fits = wanted <= self.core.free_units();
         if fits && more > 0 && !self.leaves_watermark(more, request) {
-            return Err(Refused::Watermark {
+            return Err(AllocFailure::Watermark {
                 largest_free: self.largest_free(),
             });
         }
@@ -427,7 +427,7 @@ impl Zone {
         &mut self,
         request: &AllocRequest,
         scope: AllocScope,
-    ) -> Result<Run, Refused> {
+    ) -> Result<Run, AllocFailure> {
         let is_small = request.order() < PMD_ORDER.get();
         let spares = is_small
             && (request.priority == Priority::Low
@@ -440,15 +440,15 @@ impl Zone {
         let largest_free = self.largest_free();
         let Some(limit) = self.split_limit(request) else {
             return Err(if self.core.largest_free() >= Some(PMD_ORDER) {
-                Refused::LastBlock { largest_free }
+                AllocFailure::LastBlock { largest_free }
             } else {
-                Refused::Full { largest_free }
+                AllocFailure::Full { largest_free }
             });
         };
         self.alloc_in(request, scope, limit)
             .ok_or(match request.placement {
-                Placement::At(_) => Refused::Taken,
-                Placement::Within { .. } => Refused::Full { largest_free },
+                Placement::At(_) => AllocFailure::Taken,
+                Placement::Within { .. } => AllocFailure::Full { largest_free },
             })
     }
 

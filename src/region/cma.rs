@@ -4,9 +4,9 @@
 //! is fragmented, shared with other drivers, and its pages can't be pinned for long.
 
 use super::{
-    Allocation,
     Region,
     RegionSpec, //
+    SpanOwner,
 };
 use crate::buddy::{
     Order,
@@ -24,7 +24,7 @@ use kernel::prelude::*;
 /// # Invariants
 ///
 /// `pages` pages from `first` on came from `area` in one piece and were not given back.
-pub(super) struct Pages {
+pub(super) struct CmaPages {
     area: NonNull<CmaArea>,
     first: Pfn,
     pages: u64,
@@ -55,7 +55,7 @@ pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
         return Err(ENOMEM);
     };
     // INVARIANT: Just allocated, and not given to anybody.
-    let backing = Pages {
+    let backing = CmaPages {
         area,
         first,
         pages: spec.pages,
@@ -79,11 +79,11 @@ pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
         memtype: MemType::WriteBack,
         // SAFETY: As above.
         mapping: unsafe { first.direct_map() }?,
-        backing: Allocation::Cma(backing),
+        backing: SpanOwner::Cma(backing),
     })
 }
 
-impl Drop for Pages {
+impl Drop for CmaPages {
     fn drop(&mut self) {
         // SAFETY: By the type invariants; whoever drops a region has no users of its pages left.
         unsafe { mm::cma_release_pages(self.area, self.first, self.pages) };

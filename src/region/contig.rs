@@ -15,9 +15,9 @@
 
 use super::{
     online::Online,
-    Allocation,
     Region,
     RegionSpec, //
+    SpanOwner,
 };
 use crate::memtype::MemType;
 use crate::mm::{
@@ -36,7 +36,7 @@ use kernel::{
     }, //
 };
 
-/// Pages in a pageblock, the unit in which the kernel isolates memory.
+/// ContigPages in a pageblock, the unit in which the kernel isolates memory.
 const BLOCK: u64 = mm::PAGEBLOCK;
 /// Pageblocks in the largest chunk: 64 MiB.
 const CHUNK: usize = 32;
@@ -47,7 +47,7 @@ const BREATH: usize = 4096;
 ///
 /// `pages` pages from `first` on came from `alloc_contig_range()`, with one reference each, and
 /// were not given back.
-pub(super) struct Pages {
+pub(super) struct ContigPages {
     first: Pfn,
     pages: u64,
 }
@@ -85,14 +85,14 @@ pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
         memtype: MemType::WriteBack,
         // SAFETY: The pages came from the page allocator, so they are RAM that it manages.
         mapping: unsafe { first.direct_map() }?,
-        backing: Allocation::Contig(pages),
+        backing: SpanOwner::Contig(pages),
     })
 }
 
 /// What it took to get the memory, for the log.
 #[derive(Default)]
 struct SearchStats {
-    /// Pages in use in the stretch that was taken.
+    /// ContigPages in use in the stretch that was taken.
     moved: u64,
     /// Stretches that were tried.
     places: u64,
@@ -108,7 +108,7 @@ struct SearchStats {
 /// # Errors
 ///
 /// `ENOMEM` if there is none, `EINTR` if the caller is killed. Nothing is taken then.
-fn search(spec: &RegionSpec, stats: &mut SearchStats) -> Result<Pages> {
+fn search(spec: &RegionSpec, stats: &mut SearchStats) -> Result<ContigPages> {
     // A place that is as good as any is not worth looking further for.
     let good = spec.pages / 8;
     let home = match spec.node {
@@ -161,13 +161,13 @@ struct Map<'a> {
     zone: KernelZone,
     /// Index of the first pageblock that lies wholly in the zone: its first frame by [`BLOCK`].
     first: u64,
-    /// Pages in use of each that was looked at, from the first on, or [`UNFIT`].
+    /// ContigPages in use of each that was looked at, from the first on, or [`UNFIT`].
     blocks: KVVec<u16>,
     /// Pageblocks that there are to look at.
     count: usize,
     /// The frame up to which free blocks of the kernel reach that were seen.
     known_free: Pfn,
-    /// Pages of the region.
+    /// ContigPages of the region.
     pages: u64,
     /// The stretch to try next.
     best: Option<BlockRange>,
@@ -178,7 +178,7 @@ struct Map<'a> {
 struct BlockRange {
     /// Index in the map.
     at: usize,
-    /// Pages in use.
+    /// ContigPages in use.
     used: u64,
 }
 
@@ -345,7 +345,11 @@ impl<'a> Map<'a> {
     /// # Errors
     ///
     /// `EINTR` if the caller is killed, `ENOMEM` without memory for lists. Nothing is taken then.
-    fn try_alloc(&mut self, range: BlockRange, stats: &mut SearchStats) -> Result<Option<Pages>> {
+    fn try_alloc(
+        &mut self,
+        range: BlockRange,
+        stats: &mut SearchStats,
+    ) -> Result<Option<ContigPages>> {
         stats.places += 1;
         let first = self.frame(range.at);
         let end = first.plus(self.pages);
@@ -367,7 +371,7 @@ impl<'a> Map<'a> {
             }
             // SAFETY: `choose()` has put no unfit pageblock in the stretch. So all of the chunk is
             // in this zone, and stays online, by the type invariants.
-            match unsafe { Pages::new(start, pages) } {
+            match unsafe { ContigPages::new(start, pages) } {
                 Ok(pages) => taken.0.push(pages, GFP_KERNEL)?,
                 Err(error) if error == EINTR => return Err(error),
                 // There is no room to move anything to.
@@ -417,21 +421,21 @@ fn fullest(chunks: &mut KVec<Chunk>) -> Option<Chunk> {
 }
 
 /// The chunks of a stretch that were allocated; they are freed when this is dropped.
-struct TakenChunks(KVec<Pages>);
+struct TakenChunks(KVec<ContigPages>);
 
 impl TakenChunks {
     /// Makes one of them, which are all of the `pages` pages from `first` on.
-    fn join(self, first: Pfn, pages: u64) -> Pages {
+    fn join(self, first: Pfn, pages: u64) -> ContigPages {
         for part in self.0 {
             core::mem::forget(part);
         }
         // INVARIANT: `try_alloc()` has allocated each chunk of the stretch, once, and none of them
         // is given back above.
-        Pages { first, pages }
+        ContigPages { first, pages }
     }
 }
 
-impl Pages {
+impl ContigPages {
     /// Takes exactly these pages, after moving what is in them elsewhere.
     ///
     /// # Safety
@@ -456,7 +460,7 @@ impl Pages {
     }
 }
 
-impl Drop for Pages {
+impl Drop for ContigPages {
     fn drop(&mut self) {
         // SAFETY: By the type invariants; whoever drops a region has no users of its pages left.
         unsafe { bindings::free_contig_range(self.first.raw(), Pfn(self.pages).raw()) };

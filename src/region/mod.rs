@@ -83,10 +83,10 @@ impl RegionSpec {
 }
 
 /// The ownership of the span, until it is dropped.
-enum Allocation {
-    Contig(#[expect(dead_code, reason = "dropped")] contig::Pages),
-    Cma(#[expect(dead_code, reason = "dropped")] cma::Pages),
-    Range(#[expect(dead_code, reason = "dropped")] range::Mapping),
+enum SpanOwner {
+    Contig(#[expect(dead_code, reason = "dropped")] contig::ContigPages),
+    Cma(#[expect(dead_code, reason = "dropped")] cma::CmaPages),
+    Range(#[expect(dead_code, reason = "dropped")] range::RangeMapping),
 }
 
 /// A span of physical memory that is the module's.
@@ -97,7 +97,7 @@ enum Allocation {
 /// for as long as this lives: in `memtype`, or as [`Region::set_memtype`] has set it. Of a range
 /// that is the only mapping; all else is RAM in the direct map.
 pub(crate) struct Region {
-    backing: Allocation,
+    backing: SpanOwner,
     base: Pfn,
     pages: u64,
     node: Option<i32>,
@@ -193,7 +193,7 @@ impl Region {
             us,
         );
         pr_info!("its buffers: {}\n", region.abilities());
-        if let Allocation::Range(_) = region.backing {
+        if let SpanOwner::Range(_) = region.backing {
             pr_info!("their memory type: {}\n", region.memtype.name());
         }
         Ok(region)
@@ -217,30 +217,30 @@ impl Region {
     /// `RUST_BUDDY_SOURCE_*`.
     pub(crate) fn source(&self) -> u32 {
         match self.backing {
-            Allocation::Contig(_) => uapi::SOURCE_CONTIG,
-            Allocation::Cma(_) => uapi::SOURCE_CMA,
-            Allocation::Range(_) => uapi::SOURCE_RANGE,
+            SpanOwner::Contig(_) => uapi::SOURCE_CONTIG,
+            SpanOwner::Cma(_) => uapi::SOURCE_CMA,
+            SpanOwner::Range(_) => uapi::SOURCE_RANGE,
         }
     }
 
     /// The same for people.
     pub(crate) fn source_name(&self) -> &'static str {
         match self.backing {
-            Allocation::Contig(_) => "contig",
-            Allocation::Cma(_) => "cma",
-            Allocation::Range(_) => "range",
+            SpanOwner::Contig(_) => "contig",
+            SpanOwner::Cma(_) => "cma",
+            SpanOwner::Range(_) => "range",
         }
     }
 
     /// `RUST_BUDDY_CAP_*`: what the pages are good for.
     pub(crate) fn caps(&self) -> u64 {
         let pages = match self.backing {
-            Allocation::Contig(_) => {
+            SpanOwner::Contig(_) => {
                 uapi::CAP_STRUCT_PAGE | uapi::CAP_LONGTERM_PIN | uapi::CAP_MOVABLE
             }
-            Allocation::Cma(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_MOVABLE,
+            SpanOwner::Cma(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_MOVABLE,
             // VFIO takes pages that the kernel has no record of without a reference.
-            Allocation::Range(_) => 0,
+            SpanOwner::Range(_) => 0,
         };
         let types = MemType::ALL
             .into_iter()
@@ -251,18 +251,18 @@ impl Region {
     /// Returns whether its pages can have this memory mode.
     pub(crate) fn supports(&self, memtype: MemType) -> bool {
         match self.backing {
-            Allocation::Contig(_) | Allocation::Cma(_) => {
+            SpanOwner::Contig(_) | SpanOwner::Cma(_) => {
                 memtype == self.memtype || memtype::pat_enabled()
             }
-            Allocation::Range(_) => memtype == self.memtype,
+            SpanOwner::Range(_) => memtype == self.memtype,
         }
     }
 
     /// Returns whether an image of the machine's memory (hibernation) has the region in it.
     pub(crate) fn is_saved(&self) -> bool {
         match self.backing {
-            Allocation::Contig(_) | Allocation::Cma(_) => true,
-            Allocation::Range(_) => false,
+            SpanOwner::Contig(_) | SpanOwner::Cma(_) => true,
+            SpanOwner::Range(_) => false,
         }
     }
 
@@ -289,9 +289,9 @@ impl Region {
         match self.backing {
             // SAFETY: By the type invariants this is the direct map, and nobody else maps pages
             // that nobody else uses.
-            Allocation::Contig(_) | Allocation::Cma(_) => unsafe { memtype.apply(at, pages) },
+            SpanOwner::Contig(_) | SpanOwner::Cma(_) => unsafe { memtype.apply(at, pages) },
             // The one that it has.
-            Allocation::Range(_) => Ok(()),
+            SpanOwner::Range(_) => Ok(()),
         }
     }
 
@@ -306,14 +306,14 @@ impl Region {
     /// The same for people.
     fn abilities(&self) -> &'static str {
         match self.backing {
-            Allocation::Contig(_) => {
+            SpanOwner::Contig(_) => {
                 "DMA and mmap; they can move, or with GUP be pinned long-term by O_DIRECT and VFIO"
             }
-            Allocation::Cma(_) => {
+            SpanOwner::Cma(_) => {
                 "DMA and mmap; they can move; CMA pages refuse long-term pins, so no O_DIRECT or \
                  VFIO through the mapping"
             }
-            Allocation::Range(_) => {
+            SpanOwner::Range(_) => {
                 "DMA and mmap; a range outside the kernel's memory: they never move, no O_DIRECT, \
                  and VFIO would take its pages without a reference"
             }
@@ -332,7 +332,7 @@ impl Region {
     #[inline]
     pub(crate) fn failures(&self) -> u64 {
         match (&self.backing, self.node) {
-            (Allocation::Contig(_) | Allocation::Cma(_), Some(node)) => {
+            (SpanOwner::Contig(_) | SpanOwner::Cma(_), Some(node)) => {
                 mm::memory_failures(node).unwrap_or(0)
             }
             _ => 0,
@@ -342,7 +342,7 @@ impl Region {
     /// Does the kernel tell of memory errors in the region?
     pub(crate) fn tells_failures(&self) -> bool {
         match (&self.backing, self.node) {
-            (Allocation::Contig(_) | Allocation::Cma(_), Some(node)) => {
+            (SpanOwner::Contig(_) | SpanOwner::Cma(_), Some(node)) => {
                 mm::memory_failures(node).is_some()
             }
             _ => false,
@@ -351,7 +351,7 @@ impl Region {
 
     /// The first page of `[from, to)` that the kernel has marked as bad.
     pub(crate) fn poisoned(&self, from: Pfn, to: Pfn) -> Option<Pfn> {
-        if let Allocation::Range(_) = self.backing {
+        if let SpanOwner::Range(_) = self.backing {
             return None;
         }
         let last = self.base.plus(self.pages);

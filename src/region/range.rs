@@ -5,9 +5,9 @@
 
 use super::{
     cmdline,
-    Allocation,
     Region,
     RegionSpec, //
+    SpanOwner,
     Trust,
 };
 use crate::memtype::{
@@ -66,13 +66,13 @@ enum Evidence {
 /// # Invariants
 ///
 /// `at` is what `memremap()` or `ioremap()` gave for the reserved range.
-pub(super) struct Mapping {
+pub(super) struct RangeMapping {
     at: NonNull<c_void>,
     // After the mapping is gone: fields are dropped when `drop` has run.
     reservation: IomemReservation,
 }
 
-/// Pages between two words that [`Mapping::keeps`] looks at: 2 MiB.
+/// Pages between two words that [`RangeMapping::keeps`] looks at: 2 MiB.
 const STEP: u64 = 2 << 20;
 
 pub(super) fn map(spec: &RegionSpec) -> Result<Region> {
@@ -99,7 +99,7 @@ pub(super) fn map(spec: &RegionSpec) -> Result<Region> {
     let evidence = reservation.evidence(spec.trust)?;
     // The CPU's own record of what is memory (MTRRs) overrides a request for cached memory, and
     // the kernel then maps it in another way, silently. So ask for that first.
-    let mut mapping = Mapping::new(reservation, MemType::WriteBack)?;
+    let mut mapping = RangeMapping::new(reservation, MemType::WriteBack)?;
     if mapping.memtype() != Some(MemType::WriteBack) {
         pr_err!(
             "[{:#x}-{:#x}] is {} by the firmware's settings, so it is registers of a device and no \
@@ -127,14 +127,15 @@ pub(super) fn map(spec: &RegionSpec) -> Result<Region> {
         Evidence::Persistent => (),
         Evidence::CommandLine | Evidence::SoftReserved | Evidence::Stated => mapping.keeps()?,
     }
-    // INVARIANT: Mapped for as long as the `Mapping` lives, by nobody else since it is reserved.
+    // INVARIANT: Mapped for as long as the `RangeMapping` lives, by nobody else since it is
+    // reserved.
     Ok(Region {
         base,
         pages: spec.pages,
         node: None,
         memtype: spec.memtype,
         mapping: mapping.at.cast(),
-        backing: Allocation::Range(mapping),
+        backing: SpanOwner::Range(mapping),
     })
 }
 
@@ -294,7 +295,7 @@ impl IomemReservation {
     }
 }
 
-impl Mapping {
+impl RangeMapping {
     /// Maps a reserved range.
     ///
     /// # Errors
@@ -411,7 +412,7 @@ impl Drop for IomemReservation {
     }
 }
 
-impl Drop for Mapping {
+impl Drop for RangeMapping {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, and this knows the one from the other; whoever drops a
         // region has no users of its pages left.

@@ -122,7 +122,7 @@ impl<S: DerefMut<Target = [u64]>> Slab<S> {
     }
 
     /// Takes the first free object.
-    pub fn take(&mut self) -> Option<u32> {
+    pub fn alloc(&mut self) -> Option<u32> {
         for (i, word) in self.words.iter_mut().enumerate().skip(self.from) {
             self.from = i;
             if *word != 0 {
@@ -137,7 +137,7 @@ impl<S: DerefMut<Target = [u64]>> Slab<S> {
     }
 
     /// Takes an object back. False, and nothing is changed, if it is none, or free.
-    pub fn give(&mut self, index: u32) -> bool {
+    pub fn free(&mut self, index: u32) -> bool {
         let at = (index / WORD_BITS) as usize;
         let bit = 1 << (index % WORD_BITS);
         match self.words.get_mut(at) {
@@ -152,7 +152,7 @@ impl<S: DerefMut<Target = [u64]>> Slab<S> {
     }
 
     /// Objects that are free.
-    pub fn free(&self) -> u32 {
+    pub fn free_count(&self) -> u32 {
         self.free
     }
 

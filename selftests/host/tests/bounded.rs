@@ -21,8 +21,8 @@ use rust_buddy_host::{
         storage_len,
         AlwaysJoin,
         Buddy,
-        Direction,
         Extent,
+        GrowDirection,
         Order,
         Place,
         Request,
@@ -140,7 +140,7 @@ impl Cost {
             }
             if let Ok(mut run) = core.alloc_at(at, units) {
                 self.note(&(at, units));
-                let _ = core.grow(&mut run, Direction::Up, 2 * units);
+                let _ = core.grow(&mut run, GrowDirection::Up, 2 * units);
                 self.note(&(at, units));
                 core.free(run);
             }

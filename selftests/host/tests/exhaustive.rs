@@ -33,8 +33,8 @@ use common::{
     To, //
 };
 use rust_buddy_host::buddy::{
-    Direction,
     Extent,
+    GrowDirection,
     Order,
     Place,
     Request, //
@@ -165,7 +165,7 @@ fn try_all(
         done.map_err(|why| format!("free {span:?}: {why}"))?;
     }
     for &span in &runs {
-        for direction in [Direction::Up, Direction::Down] {
+        for direction in [GrowDirection::Up, GrowDirection::Down] {
             for units in 0..=bench.model.region.len + 1 {
                 let before = bench.core.counters();
                 let at = index_of(bench, span)?;
@@ -320,10 +320,10 @@ fn short_menu(region: Region, live: u32) -> Vec<Op> {
     }
     for i in 0..live {
         ops.push(Op::Free(i));
-        ops.push(Op::Grow(i, Direction::Up, To::More(1)));
-        ops.push(Op::Grow(i, Direction::Up, To::Double));
-        ops.push(Op::Grow(i, Direction::Down, To::More(1)));
-        ops.push(Op::Grow(i, Direction::Down, To::Double));
+        ops.push(Op::Grow(i, GrowDirection::Up, To::More(1)));
+        ops.push(Op::Grow(i, GrowDirection::Up, To::Double));
+        ops.push(Op::Grow(i, GrowDirection::Down, To::More(1)));
+        ops.push(Op::Grow(i, GrowDirection::Down, To::Double));
     }
     ops
 }

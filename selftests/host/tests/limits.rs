@@ -20,9 +20,9 @@ use rust_buddy_host::buddy::{
     Buddy,
     ConfigError,
     Counters,
-    Direction,
     Extent,
     Fault,
+    GrowDirection,
     GrowError,
     Order,
     Place,
@@ -206,7 +206,7 @@ fn one_unit_is_a_region() {
             }
         }
         let mut run = core.alloc_at(base, 1).unwrap();
-        for direction in [Direction::Up, Direction::Down] {
+        for direction in [GrowDirection::Up, GrowDirection::Down] {
             assert_eq!(core.grow(&mut run, direction, 1), Err(GrowError::Invalid));
             assert!(core.grow(&mut run, direction, 2).is_err());
         }
@@ -265,8 +265,8 @@ fn extreme_numbers() {
                 }
             }
             step(Op::AllocAt(region.base, 1));
-            step(Op::Grow(0, Direction::Up, common::To::Units(a)));
-            step(Op::Grow(0, Direction::Down, common::To::Units(a)));
+            step(Op::Grow(0, GrowDirection::Up, common::To::Units(a)));
+            step(Op::Grow(0, GrowDirection::Down, common::To::Units(a)));
             step(Op::Free(0));
         }
     }
@@ -320,9 +320,9 @@ fn foreign_runs_that_can_be_told() {
 
     // One whose neighbours are not there, or not free, does not grow, and stays what it is.
     for (start, direction) in [
-        (6, Direction::Up),
-        (40, Direction::Up),
-        (40, Direction::Down),
+        (6, GrowDirection::Up),
+        (40, GrowDirection::Up),
+        (40, GrowDirection::Down),
     ] {
         let mut run = other.alloc_at(start, 1).unwrap();
         assert!(core.grow(&mut run, direction, 2).is_err());
@@ -351,11 +351,11 @@ fn foreign_runs_corrupt_nothing() {
                 (3 | 4, Some(at)) => core.free(live.swap_remove(at)),
                 (5, Some(at)) => {
                     let units = live[at].units();
-                    let _ = core.grow(&mut live[at], Direction::Up, units + random.below(9));
+                    let _ = core.grow(&mut live[at], GrowDirection::Up, units + random.below(9));
                 }
                 (6, Some(at)) => {
                     let units = live[at].units();
-                    let _ = core.grow(&mut live[at], Direction::Down, 2 * units);
+                    let _ = core.grow(&mut live[at], GrowDirection::Down, 2 * units);
                 }
                 _ => {}
             }
@@ -504,7 +504,7 @@ fn a_billion_units() {
         assert_eq!(core.counters().splits, 30);
         assert_eq!(core.largest_free(), Some(order(28)));
         assert_eq!(core.validate(), Ok(()));
-        assert_eq!(core.grow(&mut most, Direction::Up, LARGEST), Ok(()));
+        assert_eq!(core.grow(&mut most, GrowDirection::Up, LARGEST), Ok(()));
         assert_eq!(core.counters().granted, LARGEST);
         core.free(most);
         assert_eq!(core.counters().joins, 30);
@@ -526,7 +526,7 @@ fn a_billion_units() {
             .unwrap();
         assert_eq!(aligned.start(), base);
         assert_eq!(
-            core.grow(&mut aligned, Direction::Up, LARGEST),
+            core.grow(&mut aligned, GrowDirection::Up, LARGEST),
             Err(GrowError::Taken)
         );
         let middle = core.alloc_at(base + 1, LARGEST - 2).unwrap();
@@ -964,7 +964,7 @@ fn shrinking_is_giving_back_and_taking_the_rest() {
         for start in base..base + LEN {
             for units in 1..=base + LEN - start {
                 for less in 0..=units {
-                    for direction in [Direction::Up, Direction::Down] {
+                    for direction in [GrowDirection::Up, GrowDirection::Down] {
                         let mut core = fresh();
                         let mut run = core.alloc_at(start, units).unwrap();
                         let before = core.counters();
@@ -979,8 +979,8 @@ fn shrinking_is_giving_back_and_taking_the_rest() {
                         assert_eq!(got, Ok(()));
                         core.validate().unwrap();
                         let rest = match direction {
-                            Direction::Up => start,
-                            Direction::Down => start + units - less,
+                            GrowDirection::Up => start,
+                            GrowDirection::Down => start + units - less,
                         };
                         assert_eq!((run.start(), run.units()), (rest, less));
                         assert_eq!(run.requested(), less);

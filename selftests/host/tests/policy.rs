@@ -21,8 +21,8 @@ use proptest::{
 };
 use rust_buddy_host::buddy::{
     AllocError,
-    Direction,
     Fault,
+    GrowDirection,
     GrowError,
     JoinPolicy,
     Order,
@@ -95,7 +95,10 @@ fn never_joining_wears_the_blocks_down() {
     let half = core.alloc(&Request::new(8)).unwrap();
     assert_eq!(half.start(), 8);
     let mut one = core.alloc_at(0, 1).unwrap();
-    assert_eq!(core.grow(&mut one, Direction::Up, 2), Err(GrowError::Apart));
+    assert_eq!(
+        core.grow(&mut one, GrowDirection::Up, 2),
+        Err(GrowError::Apart)
+    );
     core.rejoin();
     assert_eq!(core.counters().joins, 0);
     core.free(one);
@@ -160,11 +163,14 @@ fn parts_kept_apart_are_no_place_to_grow() {
     core.free(whole);
     let mut low = core.alloc_at(0, 4).unwrap();
     let before = core.counters();
-    assert_eq!(core.grow(&mut low, Direction::Up, 8), Err(GrowError::Apart));
+    assert_eq!(
+        core.grow(&mut low, GrowDirection::Up, 8),
+        Err(GrowError::Apart)
+    );
     assert_eq!(core.counters(), before);
     assert_eq!((low.start(), low.units(), low.requested()), (0, 4, 4));
     // Pieces that never were one need not ask: [0, 6) is [0, 4) and [4, 6).
-    assert_eq!(core.grow(&mut low, Direction::Up, 6), Ok(()));
+    assert_eq!(core.grow(&mut low, GrowDirection::Up, 6), Ok(()));
     core.free(low);
     assert_eq!(core.counters().free_blocks[..4], [0, 0, 2, 0]);
     assert_eq!(core.alloc_at(3, 2).map(|run| run.units()), Ok(2));
@@ -176,7 +182,10 @@ fn parts_kept_apart_are_no_place_to_grow() {
     core.free(high);
     let before = core.counters();
     assert_eq!(before.free_blocks[..3], [0, 2, 0]);
-    assert_eq!(core.grow(&mut low, Direction::Up, 8), Err(GrowError::Taken));
+    assert_eq!(
+        core.grow(&mut low, GrowDirection::Up, 8),
+        Err(GrowError::Taken)
+    );
     assert_eq!(core.alloc_at(4, 4), Err(AllocError::Taken));
     assert_eq!(core.counters(), before);
     // Ranges whose own cuts keep them apart are free to take.

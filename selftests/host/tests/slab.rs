@@ -51,13 +51,13 @@ proptest! {
         for (take, number) in steps {
             if take {
                 let first = (0..layout.objects()).find(|index| !taken.contains(index));
-                prop_assert_eq!(slab.take(), first);
+                prop_assert_eq!(slab.alloc(), first);
                 taken.extend(first);
             } else {
                 let index = number % (layout.objects() + 2);
-                prop_assert_eq!(slab.give(index), taken.remove(&index));
+                prop_assert_eq!(slab.free(index), taken.remove(&index));
             }
-            prop_assert_eq!(slab.free(), layout.objects() - taken.len() as u32);
+            prop_assert_eq!(slab.free_count(), layout.objects() - taken.len() as u32);
             prop_assert_eq!(slab.is_empty(), taken.is_empty());
         }
     }

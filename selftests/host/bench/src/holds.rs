@@ -6,8 +6,8 @@
 use rust_buddy_host::buddy::{
     storage_len,
     Buddy,
-    Direction,
     Extent,
+    GrowDirection,
     Order,
     Place,
     Request,
@@ -103,7 +103,7 @@ fn times(core: &mut Core, units: u64) -> Vec<u64> {
         timed(&mut times, &mut |core| run = core.alloc_at(at, size).ok());
         if let Some(mut run) = run {
             timed(&mut times, &mut |core| {
-                let _ = core.grow(&mut run, Direction::Up, 2 * size);
+                let _ = core.grow(&mut run, GrowDirection::Up, 2 * size);
             });
             let mut run = Some(run);
             timed(&mut times, &mut |core| {

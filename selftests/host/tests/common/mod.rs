@@ -13,8 +13,8 @@ use rust_buddy_host::buddy::{
     AllocError,
     AlwaysJoin,
     Buddy,
-    Direction,
     Extent,
+    GrowDirection,
     GrowError,
     JoinPolicy,
     Order,
@@ -379,15 +379,15 @@ impl Model {
     pub fn grown(
         &self,
         run: Span,
-        direction: Direction,
+        direction: GrowDirection,
         units: u64,
     ) -> Result<(u64, u64), GrowError> {
         let (_, size) = covering(units)
             .filter(|_| units > run.units)
             .ok_or(GrowError::Invalid)?;
         let (start, end) = match direction {
-            Direction::Up => (run.start, run.start + units),
-            Direction::Down => {
+            GrowDirection::Up => (run.start, run.start + units),
+            GrowDirection::Down => {
                 let more = units - run.units;
                 if more > run.start {
                     return Err(GrowError::Taken);
@@ -400,8 +400,8 @@ impl Model {
         }
         let outside = start < self.region.base || end > self.region.end();
         let (from, to) = match direction {
-            Direction::Up => (run.end(), end),
-            Direction::Down => (start, run.start),
+            GrowDirection::Up => (run.end(), end),
+            GrowDirection::Down => (start, run.start),
         };
         if outside || !self.is_free(from, to) {
             return Err(GrowError::Taken);
@@ -438,7 +438,7 @@ pub enum Op {
     Alloc(Request),
     AllocAt(u64, u64),
     Free(u32),
-    Grow(u32, Direction, To),
+    Grow(u32, GrowDirection, To),
     Count(u64, u64),
 }
 
@@ -477,7 +477,7 @@ impl Op {
             }),
             22..=25 => Self::AllocAt(at, units),
             26..=31 => {
-                let direction = [Direction::Up, Direction::Down][pick(raw[5], 2) as usize];
+                let direction = [GrowDirection::Up, GrowDirection::Down][pick(raw[5], 2) as usize];
                 let to = match pick(raw[4], 4) {
                     0 => To::Double,
                     1 | 2 => To::More(pick(raw[2], len.min(9))),
@@ -717,7 +717,12 @@ impl Bench {
         Ok(())
     }
 
-    pub fn grow(&mut self, at: usize, direction: Direction, units: u64) -> Result<bool, String> {
+    pub fn grow(
+        &mut self,
+        at: usize,
+        direction: GrowDirection,
+        units: u64,
+    ) -> Result<bool, String> {
         let live = &mut self.live[at];
         let old = live.span;
         let expected = self.model.grown(old, direction, units);
@@ -738,8 +743,8 @@ impl Bench {
         };
         ensure!(span == new, "{old:?} became {span:?}, not {new:?}");
         let (from, to) = match direction {
-            Direction::Up => (old.end(), end),
-            Direction::Down => (start, old.start),
+            GrowDirection::Up => (old.end(), end),
+            GrowDirection::Down => (start, old.start),
         };
         let blocks = self.model.blocks();
         live.span = new;

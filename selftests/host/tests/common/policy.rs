@@ -22,9 +22,9 @@ use super::{
 use rust_buddy_host::buddy::{
     AllocError,
     Buddy,
-    Direction,
     Extent,
     Fault,
+    GrowDirection,
     GrowError,
     JoinPolicy,
     Order,
@@ -281,7 +281,7 @@ impl Bench {
         self.join(&asked)
     }
 
-    pub fn grow(&mut self, at: usize, direction: Direction, units: u64) -> Outcome {
+    pub fn grow(&mut self, at: usize, direction: GrowDirection, units: u64) -> Outcome {
         let old = Span::of(&self.live[at]);
         let got = self.core.grow(&mut self.live[at], direction, units);
         let asked = self.asked();
@@ -292,12 +292,12 @@ impl Bench {
         };
         let more = units - old.units;
         let (start, end, from, to) = match direction {
-            Direction::Up => (old.start, old.end() + more, old.end(), old.end() + more),
-            Direction::Down if more > old.start => {
+            GrowDirection::Up => (old.start, old.end() + more, old.end(), old.end() + more),
+            GrowDirection::Down if more > old.start => {
                 ensure!(got == Err(GrowError::Taken) && new == old, "{got:?}");
                 return Ok(());
             }
-            Direction::Down => (old.start - more, old.end(), old.start - more, old.start),
+            GrowDirection::Down => (old.start - more, old.end(), old.start - more, old.start),
         };
         let outside = start < self.region.base || end > self.region.end();
         let refused = asked.iter().any(|question| !question.yes);
@@ -475,7 +475,7 @@ impl Bench {
             }
             14 => return self.rejoin(),
             15..=19 => {
-                let direction = [Direction::Up, Direction::Down][pick(raw[5], 2) as usize];
+                let direction = [GrowDirection::Up, GrowDirection::Down][pick(raw[5], 2) as usize];
                 let to = match pick(raw[4], 4) {
                     0 | 1 => To::Double,
                     2 => To::More(pick(raw[2], 4)),

@@ -22,8 +22,8 @@ use rust_buddy_host::buddy::{
     AlwaysJoin,
     Buddy,
     ConfigError,
-    Direction,
     Extent,
+    GrowDirection,
     Order,
     Place,
     Request, //
@@ -160,7 +160,7 @@ impl Bytes<'_> {
                     3 => To::More(self.units()),
                     _ => To::More(1 + u64::from(how >> 4)),
                 };
-                let direction = [Direction::Up, Direction::Down][usize::from(how & 1)];
+                let direction = [GrowDirection::Up, GrowDirection::Down][usize::from(how & 1)];
                 Op::Grow(u32::from(live), direction, to)
             }
             19..=24 => Op::Free(u32::from(self.byte())),
