@@ -49,11 +49,11 @@ use kernel::{
     types::Opaque, //
 };
 use magazine::{
+    BlockSource,
     End,
     Lock,
     Magazine,
-    Source,
-    Tally, //
+    StatsDelta, //
 };
 
 module! {
@@ -90,28 +90,28 @@ struct Stock {
     depot: Magazine<Slots>,
 }
 
-impl Source for Stock {
+impl BlockSource for Stock {
     type Slots = Slots;
 
     fn depot(&mut self) -> &mut Magazine<Slots> {
         &mut self.depot
     }
 
-    fn take(&mut self, _end: End, order: Order) -> Option<Run> {
+    fn alloc(&mut self, _end: End, order: Order) -> Option<Run> {
         self.core.alloc(&Request::new(order.units())).ok()
     }
 
-    fn give(&mut self, run: Run) {
+    fn free(&mut self, run: Run) {
         self.core.free(run);
     }
 
-    fn note(&mut self, _tally: Tally) {}
+    fn add_stats(&mut self, _delta: StatsDelta) {}
 }
 
-/// One CPU's.
-struct Mine(Pin<KBox<SpinLock<Magazine<Slots>>>>);
+/// The magazine of one CPU.
+struct CpuMagazine(Pin<KBox<SpinLock<Magazine<Slots>>>>);
 
-impl Lock<Magazine<Slots>> for Mine {
+impl Lock<Magazine<Slots>> for CpuMagazine {
     fn with<R>(&self, f: impl FnOnce(&mut Magazine<Slots>) -> R) -> R {
         f(&mut self.0.lock())
     }
@@ -232,12 +232,12 @@ fn ours(report: &Report, bytes: usize, half: bool) -> Result {
         let request = Request { place, ..request };
         report.show(what, state, bytes, || {
             let run = core.lock().core.alloc(&request);
-            run.map(|run| core.lock().give(run)).is_ok()
+            run.map(|run| core.lock().free(run)).is_ok()
         });
     }
-    at_hand(report, bytes, state, core)?;
+    through_magazines(report, bytes, state, core)?;
     while let Some(run) = kept.pop() {
-        core.lock().give(run);
+        core.lock().free(run);
     }
     Ok(())
 }
@@ -251,18 +251,21 @@ fn empty_magazine() -> Result<Magazine<Slots>> {
 }
 
 /// The same through magazines, as a pool has them.
-fn at_hand(report: &Report, bytes: usize, state: &str, core: &SpinLock<Stock>) -> Result {
+fn through_magazines(report: &Report, bytes: usize, state: &str, core: &SpinLock<Stock>) -> Result {
     let mut magazines = KVec::new();
     for _ in 0..nr_cpu_ids() {
         let magazine = new_spinlock!(empty_magazine()?, "rust_buddy_magazine");
-        magazines.push(Mine(KBox::pin_init(magazine, GFP_KERNEL)?), GFP_KERNEL)?;
+        magazines.push(
+            CpuMagazine(KBox::pin_init(magazine, GFP_KERNEL)?),
+            GFP_KERNEL,
+        )?;
     }
     let mine = || magazines.get(CpuId::current().as_u32() as usize);
     let order = Order::covering((bytes / PAGE) as u64).ok_or(EINVAL)?;
     let take = || {
         let mine = mine()?;
         let bytes = bytes as u64;
-        if let Some(run) = mine.with(|magazine| magazine.take(End::Low, order, bytes)) {
+        if let Some(run) = mine.with(|magazine| magazine.alloc(End::Low, order, bytes)) {
             return Some(run);
         }
         magazine::refill(mine, &mut *core.lock(), End::Low, order, bytes)
@@ -272,11 +275,11 @@ fn at_hand(report: &Report, bytes: usize, state: &str, core: &SpinLock<Stock>) -
             return false;
         };
         if let Err(run) = mine.with(|magazine| magazine.put(End::Low, run, bytes as u64)) {
-            core.lock().give(run);
+            core.lock().free(run);
         }
         true
     });
-    magazine::shut_at_once(&magazines, &mut *core.lock());
+    magazine::disable_all_locked(&magazines, &mut *core.lock());
     Ok(())
 }
 

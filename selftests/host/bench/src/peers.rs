@@ -152,7 +152,7 @@ impl BlockSource for Stock {
         self.core.free(run);
     }
 
-    fn note(&mut self, _tally: StatsDelta) {}
+    fn add_stats(&mut self, _delta: StatsDelta) {}
 }
 
 impl Magazines {
