@@ -728,7 +728,7 @@ impl Pool {
         change(&mut self.state.lock().held);
     }
 
-    /// A block for `request`, not cleared yet, for somebody who doesn't wait.
+    /// Allocates a block for `request`, not zeroed yet, for a caller that does not wait.
     ///
     /// # Errors
     ///

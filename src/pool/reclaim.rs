@@ -327,7 +327,8 @@ impl Pool {
         result
     }
 
-    /// A block for `request`, by moving what is in its way. For who was refused otherwise.
+    /// Allocates a block for `request` by moving what is in its way, after it was refused
+    /// otherwise.
     ///
     /// # Errors
     ///

@@ -22,7 +22,8 @@ fn count() -> impl Strategy<Value = BlockUsage> {
     prop_oneof![
         2 => Just(BlockUsage::default()),
         6 => (0u32..=512).prop_map(|movable| BlockUsage { unmovable: 0, movable }),
-        2 => (0u32..=256, 1u32..=256).prop_map(|(movable, unmovable)| BlockUsage { unmovable, movable }),
+        2 => (0u32..=256, 1u32..=256)
+            .prop_map(|(movable, unmovable)| BlockUsage { unmovable, movable }),
     ]
 }
 
