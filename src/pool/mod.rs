@@ -6,7 +6,7 @@
 //!
 //! Lock order: the pool's lock is the innermost, but for the magazines'. Only the allocator runs
 //! under it, O(orders), and the list of waiters, a few entries at a time. Zeroing, user memory, the
-//! kernel's own allocations and wake-ups stay outside. The mutex for emptying a part of the pool
+//! kernel's own allocations and wake-ups stay outside. The mutex for evacuating a part of the pool
 //! comes before all other locks.
 
 mod bad;
@@ -191,7 +191,7 @@ pub(crate) struct Pool {
     seen: Atomic<u64>,
     #[pin]
     rmap: ReverseMap,
-    /// Held while a part of the pool is being emptied.
+    /// Held while a part of the pool is being evacuated.
     #[pin]
     reclaiming: Mutex<()>,
     /// Held while a buffer is moved for another client, which has source and target then.
@@ -419,12 +419,12 @@ impl Counts {
         self.shrunk.fetch_add(1, Relaxed);
     }
 
-    /// A block was emptied for somebody.
+    /// Counts a block that was evacuated on demand.
     fn reclaimed(&self) {
         self.reclaims.fetch_add(1, Relaxed);
     }
 
-    /// An attempt to do so is over.
+    /// Counts the outcome of such an attempt.
     fn reclaim_ended(&self, copied: u64, error: Option<&CompactError>) {
         self.reclaimed.fetch_add(copied, Relaxed);
         let which = match error {
@@ -437,13 +437,13 @@ impl Counts {
         self.reclaims_failed[which].fetch_add(1, Relaxed);
     }
 
-    /// So many blocks were emptied though nobody had asked.
+    /// Counts blocks that were evacuated in the background.
     fn compacted(&self, copied: u64, blocks: u64) {
         self.reclaimed.fetch_add(copied, Relaxed);
         self.compactions.fetch_add(blocks, Relaxed);
     }
 
-    /// An ALLOC was refused.
+    /// Counts an ALLOC that was refused.
     fn refused(&self, refused: &AllocFailure) {
         let which = match refused {
             AllocFailure::Full { .. } | AllocFailure::Taken => 0,
