@@ -16,8 +16,8 @@
  * - EFAULT means that nothing has happened, with two exceptions.
  *   First, calls that act on existing objects (FREE, PIN, UNPIN, SYNC, MIGRATE,
  *   RESIZE, COMPACT, RELEASE, BATCH of FREEs) write -EINPROGRESS to hdr.ret before
- *   they act. If the caller had set hdr.ret to 0 and finds -EINPROGRESS after
- *   EFAULT, the call was carried out, but its result could not be written.
+ *   they act. The caller sets hdr.ret to 0 before the call. If it finds -EINPROGRESS
+ *   after EFAULT, the call was carried out, but its result could not be written.
  *   Second, a BATCH whose entries can't be read or written reports EFAULT or E2BIG
  *   in its header, with the reason BATCH_ENTRIES. A BATCH of FREEs has then freed
  *   @done buffers.
@@ -51,7 +51,7 @@
 #define RUST_BUDDY_REASON_NONE			0
 #define RUST_BUDDY_REASON_RESERVED_FIELD	1 /* EINVAL: a reserved field is not zero */
 #define RUST_BUDDY_REASON_FLAGS			2 /* EINVAL: unknown or contradicting flags */
-#define RUST_BUDDY_REASON_UNKNOWN_POOL		3 /* ENOENT: no such pool */
+#define RUST_BUDDY_REASON_UNKNOWN_POOL		3 /* ENOENT: no pool has this id */
 #define RUST_BUDDY_REASON_SIZE			4 /* EINVAL: zero, or more than the pool holds */
 #define RUST_BUDDY_REASON_ALIGN			5 /* EINVAL: no power of two, or beyond the pool */
 #define RUST_BUDDY_REASON_RANGE			6 /* EINVAL: lo/hi unaligned, empty or outside */
@@ -78,7 +78,7 @@
 #define RUST_BUDDY_REASON_MEMTYPE		27 /* EOPNOTSUPP: a memory type it does not have */
 #define RUST_BUDDY_REASON_LONGTERM_PIN		28 /* EOPNOTSUPP: GUP without CAP_LONGTERM_PIN */
 #define RUST_BUDDY_REASON_MAX_ADDRESS		29 /* ERANGE: the pool lies beyond max_address */
-#define RUST_BUDDY_REASON_UNKNOWN_DEVICE	30 /* ENODEV: no such device, or it does no DMA */
+#define RUST_BUDDY_REASON_UNKNOWN_DEVICE	30 /* ENODEV: not found, or it does no DMA */
 #define RUST_BUDDY_REASON_DMA_MAP		31 /* EIO: the DMA API refuses to map it */
 #define RUST_BUDDY_REASON_READ_ONLY_HANDLE	32 /* EACCES: imported from a read-only dma-buf */
 #define RUST_BUDDY_REASON_UNMOVABLE_BUFFER	33 /* EOPNOTSUPP: it never moves, nor shrinks */
@@ -213,7 +213,7 @@ struct rust_buddy_info {
  * @unusable_index: (out) unusable free space index for order 9: of 1000 free
  *                bytes, how many are in blocks of lower orders
  * @pressure:     (out) 1 from when @free falls below @watermark_low until it
- *                reaches @watermark_high. poll() reports POLLPRI meanwhile.
+ *                reaches @watermark_high. poll() reports POLLPRI for that time.
  * @watermark_min:  (out) bytes. Normal priority leaves them free.
  * @watermark_low:  (out) bytes. Low priority leaves them free.
  * @watermark_high: (out) bytes that must be free for pressure to end
@@ -233,8 +233,8 @@ struct rust_buddy_info {
  * @prezeroed:    (out) bytes that were zero already when they were allocated
  * @zeroed_on_demand: (out) bytes that were zeroed while their caller waited
  * @zeroed_background: (out) bytes that the background worker zeroed
- * @hwpoisoned:   (out) bytes in pages with a memory error. A buffer with such
- *                a page keeps it until it is freed. Then @granted counts it.
+ * @hwpoisoned:   (out) bytes in pages with a memory error. A buffer keeps
+ *                these pages until it is freed. After that @granted counts them.
  *
  * Counters start at 0 when the module is loaded.
  */
