@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Death and disorder: processes that are killed, stopped, run out of memory or
- * pass their descriptors on in the middle of any kind of work, attempts to unload
- * the module all the while, CPUs that go and come. Afterwards not a byte is
- * missing, and a bystander's buffer is as it was.
+ * Abrupt ends: processes are killed, stopped, run out of memory, or pass their descriptors on in
+ * the middle of different kinds of work. At the same time, the test tries to unload the module and
+ * takes CPUs offline. Afterwards all memory is free again, and the buffer of an uninvolved client
+ * is unchanged.
  *
- * RB_KILLS is how many processes are killed in all.
+ * RB_KILLS is the total number of processes to kill.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -20,25 +20,25 @@
 #define KILLS		2200
 #define SIZE		KiB(64)
 
-/* Told to this program's own main() after an exec: what to go on with. */
+/* First argument of this program when a test has exec'ed it. */
 #define GO_ON		"--go-on"
 
 /*
- * What a process does until it is ended, and what it found wrong by then, in
- * memory that outlives it (a memfd: it has to get through an exec too).
+ * The progress of a process and the checks that failed in it. The memory outlives the process, and
+ * is a memfd so that it survives an exec.
  */
 struct report {
 	uint64_t steps;
 	uint32_t wrong;
-	uint32_t line;		/* of the source, of the last that was wrong */
+	uint32_t line;		/* source line of the last failed check */
 };
 
 struct job {
 	const char *path;
 	struct report *report;
-	int memfd;		/* what the reports are in */
+	int memfd;		/* holds the reports */
 	uint64_t seed;
-	uint64_t bound;		/* steps to do; 0: without end */
+	uint64_t bound;		/* steps to do; 0: no limit */
 };
 
 static bool step(struct job *job)
@@ -59,7 +59,7 @@ static void note(struct job *job, uint32_t line)
 		note(job, __LINE__);						\
 } while (0)
 
-/* A buffer, unless others have all there is. */
+/* Allocates a buffer. Returns false if the pool is full. */
 static bool get(struct job *job, int fd, uint64_t size, uint32_t flags,
 		struct rust_buddy_alloc *req)
 {
@@ -80,7 +80,7 @@ static int open_for(struct job *job)
 	return fd;
 }
 
-/* Maps all of it; the ends are zero, and then they are not. */
+/* Maps the whole buffer, checks that its first and last page are zero, and fills them. */
 static char *map_and_touch(struct job *job, int fd, const struct rust_buddy_alloc *req)
 {
 	char *mem = rb_map(fd, req, PROT_READ | PROT_WRITE);
@@ -165,7 +165,10 @@ static void map_touch_unmap(struct job *job)
 		mem = map_and_touch(job, fd, &req);
 		if (!mem)
 			break;
-		/* In each order: handle first, in parts, moved, in one. */
+		/*
+		 * Freed before it is unmapped, unmapped in part, shrunk by mremap(), or unmapped as
+		 * a whole.
+		 */
 		switch (rnd(&job->seed) % 4) {
 		case 0:
 			MUST(job, !rb_free(fd, req.handle));
@@ -205,7 +208,7 @@ static void pin_unpin(struct job *job)
 	close(fd);
 }
 
-/* The children stay in the process group that is killed. */
+/* The children stay in the process group, so that the kill reaches them too. */
 static void fork_mapped(struct job *job)
 {
 	struct rust_buddy_alloc req;
@@ -238,7 +241,10 @@ static void fork_mapped(struct job *job)
 	close(fd);
 }
 
-/* A new client in each step, on its way through a socket when it has no other descriptor. */
+/*
+ * Opens a client in each step and sends it through a socket, which at times holds its only
+ * descriptor.
+ */
 static void pass_on(struct job *job)
 {
 	struct rust_buddy_alloc req;
@@ -268,7 +274,7 @@ static void pass_on(struct job *job)
 	close(line[1]);
 }
 
-/* What takes long is the clearing. */
+/* Most of the time goes into zeroing. */
 static void large(struct job *job)
 {
 	struct rust_buddy_alloc req;
@@ -305,7 +311,7 @@ static void look(struct job *job)
 	close(fd);
 }
 
-/* Comes back as the same work, in main(), with what was mapped gone. */
+/* Execs this program, whose main() continues the work. The exec drops all mappings. */
 static void exec_mapped(struct job *job)
 {
 	char memfd[16], seed[32], bound[32];
@@ -317,7 +323,10 @@ static void exec_mapped(struct job *job)
 	fd = open_for(job);
 	if (get(job, fd, SIZE, 0, &req))
 		map_and_touch(job, fd, &req);
-	/* Every other descriptor lives on; the next exec but one ends it. */
+	/*
+	 * Every other descriptor survives the exec as number 100, until a later exec replaces or
+	 * closes it.
+	 */
 	if (rnd(&job->seed) % 2)
 		MUST(job, dup2(fd, 100) == 100);
 	else
@@ -346,7 +355,7 @@ static void *race(void *arg)
 
 	job.seed += gettid();
 	while (step(&job)) {
-		/* Whoever comes first frees it. */
+		/* Both threads try to free it, and one succeeds. */
 		uint64_t handle = __atomic_load_n(&shared->req.handle, __ATOMIC_RELAXED);
 
 		if (handle) {
@@ -358,7 +367,9 @@ static void *race(void *arg)
 		__atomic_store_n(&shared->req.handle, req.handle, __ATOMIC_RELAXED);
 		mem = rb_map(shared->fd, &req, PROT_READ | PROT_WRITE);
 		if (mem == MAP_FAILED) {
-			/* Freed, or the window is that of a smaller one by now. */
+			/*
+			 * The buffer is freed, or its offsets are those of a smaller buffer by now.
+			 */
 			MUST(&job, errno == EACCES || errno == EINVAL);
 		} else {
 			mem[0] = 1;
@@ -370,7 +381,7 @@ static void *race(void *arg)
 	return NULL;
 }
 
-/* Threads in the same client, one address space. */
+/* Two threads of one process use the same client. */
 static void threads(struct job *job)
 {
 	struct shared shared = { .job = *job };
@@ -411,7 +422,7 @@ FIXTURE(disorder) {
 	struct rust_buddy_alloc req;
 	char *mem;
 	int memfd;
-	struct report *report;	/* one a kind, and some more */
+	struct report *report;	/* one for each kind, and one for eat() */
 };
 
 FIXTURE_SETUP(disorder)
@@ -431,7 +442,7 @@ FIXTURE_SETUP(disorder)
 	ASSERT_EQ(0, ftruncate(self->memfd, self->page));
 	self->report = mmap(NULL, self->page, PROT_READ | PROT_WRITE, MAP_SHARED, self->memfd, 0);
 	ASSERT_TRUE((void *)self->report != MAP_FAILED);
-	/* Whose parent is killed is this process's child then. */
+	/* Children of killed processes are reparented to this process. */
 	ASSERT_EQ(0, prctl(PR_SET_CHILD_SUBREAPER, 1));
 }
 
@@ -453,7 +464,7 @@ FIXTURE_TEARDOWN(disorder)
 	close(self->watch);
 }
 
-/* A child that ends with the test, also where that is ended for taking too long. */
+/* Forks a child that dies with the test, even if the test is killed by its timeout. */
 static pid_t fork_mortal(void)
 {
 	pid_t pid = fork();
@@ -463,7 +474,7 @@ static pid_t fork_mortal(void)
 	return pid;
 }
 
-/* A process group of its own, so that its children end with it. */
+/* Starts a process in a process group of its own, so that its children are killed with it. */
 static pid_t start(const FIXTURE_DATA(disorder) *self, unsigned int kind, uint64_t seed,
 		   uint64_t bound)
 {
@@ -483,13 +494,13 @@ static pid_t start(const FIXTURE_DATA(disorder) *self, unsigned int kind, uint64
 	setpgid(0, 0);
 	close(self->watch);
 	munmap(self->mem, SIZE);
-	/* The counters are its kind's, not its own. */
+	/* The report is that of the kind, so that it includes the steps of earlier processes. */
 	job.bound += bound ? job.report->steps : 0;
 	kinds[kind].work(&job);
 	_exit(0);
 }
 
-/* All of its group; the verdict is its own. */
+/* Kills the process group. Returns the verdict of its leader. */
 static int end(pid_t pid)
 {
 	int ret = kill(-pid, SIGKILL) ? -errno : verdict(pid);
@@ -506,7 +517,7 @@ static void expect_nothing_wrong(struct __test_metadata *_metadata,
 		TH_LOG("%s: last in line %u", kinds[kind].name, self->report[kind].line);
 }
 
-/* Enough to disturb each other, few enough that two CPUs still get them all ended. */
+/* Enough processes to disturb each other, and few enough that two CPUs can end them all. */
 #define TOGETHER	5
 
 TEST_F_TIMEOUT(disorder, killed_at_any_point, 4 * SLOW)
@@ -521,12 +532,12 @@ TEST_F_TIMEOUT(disorder, killed_at_any_point, 4 * SLOW)
 	TH_LOG("seed 0x%jx", (uintmax_t)seed);
 	while (n < kills) {
 		for (i = 0; i < TOGETHER; i++, n++) {
-			/* Each kind as often as any other, among others each time. */
+			/* Each kind comes equally often, in combination with different kinds. */
 			j = n * strides[n / KINDS % ARRAY_SIZE(strides)] % KINDS;
 			pid[i] = start(self, j, seed + n, 0);
 			ASSERT_LT(0, pid[i]);
 		}
-		/* One after the other, not always in the same order. */
+		/* Ended one by one, in varying order. */
 		j = rnd(&seed) % TOGETHER;
 		for (i = 0; i < TOGETHER; i++, j = (j + 2) % TOGETHER) {
 			usleep(rnd(&seed) % 10000);
@@ -538,7 +549,7 @@ TEST_F_TIMEOUT(disorder, killed_at_any_point, 4 * SLOW)
 	printf("# killed %lu processes, %lu of each kind:", n, n / KINDS);
 	for (i = 0; i < KINDS; i++) {
 		expect_nothing_wrong(_metadata, self, i);
-		/* Else they were all killed before they could do anything. */
+		/* With fewer steps, they would have been killed before they could do any work. */
 		EXPECT_LT(n / KINDS / 4, self->report[i].steps)
 			TH_LOG("%s", kinds[i].name);
 		printf(" %s (%ju steps)", kinds[i].name, (uintmax_t)self->report[i].steps);
@@ -551,8 +562,8 @@ TEST_F_TIMEOUT(disorder, killed_at_any_point, 4 * SLOW)
 }
 
 /*
- * What a chain of processes hands on, each killed when it has done so: what the
- * first wrote, the last sees, in another program.
+ * One link of a chain of processes. Each passes the client on and is then killed. The last one has
+ * to see the data of the one before.
  */
 static void hand_on(int from, int to, const char *path, uint64_t seed)
 {
@@ -604,7 +615,10 @@ TEST_F_TIMEOUT(disorder, chain_of_the_killed, SLOW)
 				hand_on(i ? line[i - 1][1] : -1, line[i][0], paths[round % 2],
 					i + 1);
 			}
-			/* Who is killed has sent, and nobody has received. */
+			/*
+			 * The process is killed after it has sent, and before the message is
+			 * received.
+			 */
 			ready = (struct pollfd){ .fd = line[i][1], .events = POLLIN };
 			ASSERT_EQ(1, poll(&ready, 1, SLOW * 1000));
 			EXPECT_EQ(0, kill(pid, SIGKILL));
@@ -621,7 +635,10 @@ TEST_F_TIMEOUT(disorder, chain_of_the_killed, SLOW)
 			EXPECT_EQ(0, munmap(mem, SIZE));
 			close(fd);
 		}
-		/* Or nobody ever does: it goes with the sockets. */
+		/*
+		 * In every fourth round the message is never received, and is dropped with the
+		 * sockets.
+		 */
 		for (i = 0; i < length; i++) {
 			close(line[i][0]);
 			close(line[i][1]);
@@ -630,7 +647,7 @@ TEST_F_TIMEOUT(disorder, chain_of_the_killed, SLOW)
 	}
 }
 
-/* Two sockets, each with the other on its way through it: nobody can ever receive again. */
+/* Each of two sockets is in the queue of the other, so that neither message can be received. */
 TEST_F_TIMEOUT(disorder, lost_in_a_cycle_of_sockets, SLOW)
 {
 	struct rust_buddy_pool_info held;
@@ -653,8 +670,8 @@ TEST_F_TIMEOUT(disorder, lost_in_a_cycle_of_sockets, SLOW)
 	close(b[0]);
 	close(b[1]);
 	/*
-	 * The kernel looks for such cycles when another such descriptor comes or goes; one
-	 * look that is going on already may have been too early.
+	 * The kernel's garbage collector looks for such cycles when a descriptor of a socket is
+	 * queued or closed. A collection that is already running may have started too early.
 	 */
 	for (tries = 0; tries < 10; tries++) {
 		ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, a));
@@ -668,8 +685,8 @@ TEST_F_TIMEOUT(disorder, lost_in_a_cycle_of_sockets, SLOW)
 }
 
 /*
- * The memory of an exec'ed program's past: the old mapping is gone, also where
- * another process has one of its own, and the descriptor still opens the client.
+ * Exec drops the mapping of the child, while that of its parent stays. A descriptor without
+ * O_CLOEXEC still refers to the client.
  */
 TEST_F(disorder, exec_among_mappings)
 {
@@ -709,7 +726,7 @@ TEST_F(disorder, exec_among_mappings)
 		EXPECT_TRUE(filled(mem, SIZE, 5));
 		EXPECT_EQ(0, munmap(mem, SIZE));
 		close(fd);
-		/* Now the exec'ed program has it, or nobody. */
+		/* Now only the exec'ed program may have the client. */
 		if (keep) {
 			ASSERT_EQ(0, rb_pool_info(self->watch, 0, &held));
 			EXPECT_EQ(self->base.granted + SIZE, held.granted);
@@ -723,7 +740,7 @@ TEST_F(disorder, exec_among_mappings)
 	}
 }
 
-/* Attempts that must all fail, and what came of them. */
+/* Attempts to unload, which all have to fail, and their errnos. */
 struct attempts {
 	uint64_t refused;
 	uint64_t other;
@@ -773,7 +790,7 @@ TEST_F_TIMEOUT(disorder, unload_all_the_while, SLOW)
 	fflush(stdout);
 }
 
-/* One is stopped wherever it is; the others, one of them in the same client, go on. */
+/* Stops one process at a random point while the rest continue. One of these shares its client. */
 TEST_F_TIMEOUT(disorder, stopped_at_any_point, SLOW)
 {
 	const unsigned int rounds = env_number("RB_KILLS", KILLS) / 10;
@@ -785,7 +802,7 @@ TEST_F_TIMEOUT(disorder, stopped_at_any_point, SLOW)
 	int fd, status;
 	char *mem;
 
-	/* The client that all share: through it the stopped one's table can be asked. */
+	/* A client that this process keeps, next to those of the workers. */
 	fd = rb_open(RB_DEV);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "shared", &req));
@@ -803,7 +820,7 @@ TEST_F_TIMEOUT(disorder, stopped_at_any_point, SLOW)
 		ASSERT_EQ(pid[i], waitpid(pid[i], &status, WUNTRACED));
 		ASSERT_TRUE(WIFSTOPPED(status));
 		stops++;
-		/* None of this returns if a lock is held that is not given back. */
+		/* These calls would hang if the stopped process held a lock that they need. */
 		ASSERT_EQ(0, rb_buffer_info(fd, req.handle, &info));
 		ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "own", &own));
 		mem = rb_map(fd, &own, PROT_READ | PROT_WRITE);
@@ -811,7 +828,7 @@ TEST_F_TIMEOUT(disorder, stopped_at_any_point, SLOW)
 		EXPECT_TRUE(zeroed(mem, SIZE));
 		EXPECT_EQ(0, munmap(mem, SIZE));
 		EXPECT_EQ(0, rb_free(fd, own.handle));
-		/* The stopped one's own table, as far as it has one. */
+		/* Reads fdinfo of the stopped process's own clients. */
 		for (int number = 3; number < 12; number++) {
 			snprintf(path, sizeof(path), "/proc/%d/fdinfo/%d", pid[i], number);
 			fdinfo = open(path, O_RDONLY | O_CLOEXEC);
@@ -823,7 +840,7 @@ TEST_F_TIMEOUT(disorder, stopped_at_any_point, SLOW)
 		EXPECT_BYSTANDER();
 		ASSERT_EQ(0, kill(-pid[i], SIGCONT));
 	}
-	/* Whoever was stopped works again: each does some more. */
+	/* All of the stopped processes continue: each makes more steps. */
 	for (i = 0; i < KINDS; i++) {
 		uint64_t had = __atomic_load_n(&self->report[i].steps, __ATOMIC_RELAXED);
 
@@ -839,9 +856,9 @@ TEST_F_TIMEOUT(disorder, stopped_at_any_point, SLOW)
 }
 
 /*
- * Stopped where it hurts most: the struct of a call is in a page that somebody
- * has to provide (on the way in) or to make writable (on the way out) first, so
- * that the call stands still in the middle for as long as that is not done.
+ * Holds a call at its accesses to user memory: userfaultfd delays the fault on the page of the
+ * struct. On the way in the page is missing; on the way out it is write-protected. The call waits
+ * until the test resolves the fault.
  */
 struct stuck {
 	const char *name;
@@ -882,7 +899,7 @@ static void get_stuck(int line, int fd, const struct stuck *stuck, const void *r
 	_exit(ioctl(fd, stuck->cmd, mem) ? 8 : 0);
 }
 
-/* Lets the call go on. */
+/* Resolves the fault, so that the call continues. */
 static int unstick(int uffd, const struct stuck *stuck, uint64_t at, void *request, size_t page)
 {
 	struct uffdio_writeprotect protect = { .range = { .start = at, .len = page } };
@@ -957,7 +974,7 @@ TEST_F_TIMEOUT(disorder, stuck_in_a_call, SLOW)
 		ASSERT_EQ((ssize_t)sizeof(msg), read(uffd, &msg, sizeof(msg)));
 		ASSERT_EQ(UFFD_EVENT_PAGEFAULT, msg.event);
 
-		/* It stands still; the same client and all others go on. */
+		/* While the call waits, calls on the same client and on other clients work. */
 		ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "own", &own));
 		mem = rb_map(fd, &own, PROT_READ | PROT_WRITE);
 		ASSERT_TRUE(mem != MAP_FAILED);
@@ -984,7 +1001,7 @@ TEST_F_TIMEOUT(disorder, stuck_in_a_call, SLOW)
 		close(uffd);
 		close(line[0]);
 
-		/* All of the call has happened, or nothing of it. */
+		/* Either all of the call has taken effect, or none of it. */
 		EXPECT_EQ(0, rb_pool_info(self->watch, 0, &held));
 		switch (stuck.cmd) {
 		case RUST_BUDDY_IOC_ALLOC:
@@ -1002,7 +1019,7 @@ TEST_F_TIMEOUT(disorder, stuck_in_a_call, SLOW)
 			EXPECT_EQ(0, rb_buffer_info(fd, req.handle, &info));
 			EXPECT_EQ((__u32)!done, info.pins);
 		}
-		/* With a PIN that is left or without: the client goes. */
+		/* Closing the client releases the buffer and a PIN that is left. */
 		close(fd);
 		EXPECT_SETTLED(&self->base);
 		fd = rb_open(RB_DEV_PHYS);
@@ -1017,9 +1034,9 @@ TEST_F_TIMEOUT(disorder, stuck_in_a_call, SLOW)
 }
 
 /*
- * The OOM killer, in a memory cgroup of its own. Its report has a call trace: the
- * gate over the kernel's log forgives that one line in reports about processes of
- * this name, between these two words.
+ * Kills by the OOM killer, in a memory cgroup that the test creates. A kill logs a call trace. The
+ * check of the kernel log accepts call traces in reports about processes named OOM_COMM, between
+ * the lines OOM_BEGIN and OOM_END.
  */
 #define OOM_COMM	"rb-oom"
 #define OOM_BEGIN	"rust_buddy: test expects OOM kills of " OOM_COMM "\n"
@@ -1067,7 +1084,7 @@ static void leave_group(struct cgroup *group)
 	}
 }
 
-/* "", or what is missing for a group that may have little memory. */
+/* Creates a cgroup with a memory limit. Returns "", or the requirement that is not met. */
 static const char *make_group(struct cgroup *group)
 {
 	char line[512], type[32], control[192];
@@ -1103,7 +1120,10 @@ static const char *make_group(struct cgroup *group)
 	return "";
 }
 
-/* Works in one thread, eats memory in the other; mappings and a lost handle besides. */
+/*
+ * Exceeds the limit of the cgroup in one thread while the other makes calls. The process also has a
+ * pinned buffer, and a mapping of a buffer that is freed.
+ */
 static void eat(const FIXTURE_DATA(disorder) *self, const struct cgroup *group, unsigned int n)
 {
 	struct shared shared = {
@@ -1137,7 +1157,7 @@ static void eat(const FIXTURE_DATA(disorder) *self, const struct cgroup *group, 
 		_exit(6);
 	for (uint64_t at = 0; at < MiB(64); at += self->page)
 		food[at] = 1;
-	/* It was all there: nobody is killed. */
+	/* The allocation succeeded, and the OOM killer did not act. */
 	_exit(7);
 }
 
@@ -1178,13 +1198,11 @@ TEST_F_TIMEOUT(disorder, killed_by_the_oom_killer, SLOW)
 	fflush(stdout);
 }
 
-/*
- * A CPU that goes while it works.
- */
+/* Taking a CPU offline under load. */
 #define CPU	"/sys/devices/system/cpu/cpu1/online"
 #define ROUNDS	10
 
-/* The kernel may be at something that CPUs must not go during. */
+/* Retries while another activity of the kernel excludes CPU hotplug. */
 static int set_cpu(const char *to)
 {
 	int tries, ret = -EBUSY;
@@ -1223,7 +1241,7 @@ TEST_F_TIMEOUT(disorder, cpu_goes_and_comes, SLOW)
 		usleep(rnd(&seed) % 50000);
 		had = steps_of(self, busy, ARRAY_SIZE(busy));
 		EXPECT_EQ(0, set_cpu("0"));
-		/* The one that is left goes on. */
+		/* The remaining CPU continues the work. */
 		do {
 			usleep(rnd(&seed) % 20000);
 			steps = steps_of(self, busy, ARRAY_SIZE(busy));
@@ -1243,7 +1261,7 @@ TEST_F_TIMEOUT(disorder, cpu_goes_and_comes, SLOW)
 	fflush(stdout);
 }
 
-/* After an exec: the work that goes on. */
+/* Continues the work of exec_mapped() after its exec. */
 static int go_on(char **args)
 {
 	struct job job = {
@@ -1266,7 +1284,7 @@ static int go_on(char **args)
 	return 0;
 }
 
-/* After an exec: what is there of a descriptor, and of the buffer that it leads to. */
+/* Checks after an exec whether the descriptor is open, and whether its buffer has its data. */
 static int look_back(char **args)
 {
 	struct rust_buddy_alloc req = {
@@ -1287,7 +1305,7 @@ static int look_back(char **args)
 		pause();
 }
 
-/* Also if a test was ended while it was away. */
+/* Runs even if the test was killed while the CPU was offline. */
 static void bring_cpu_back(void)
 {
 	set_cpu("1");

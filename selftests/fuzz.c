@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Random calls from many sides at once: valid ones, ones with a field off, and
- * garbage, by processes of several threads that share descriptors, fork, map,
- * close and are killed. What each call must answer is known from the ABI, and
- * from what the thread itself did to the clients that are its own.
+ * Random calls from several processes: valid calls, calls with one wrong field, and garbage. The
+ * threads of a process share descriptors, fork, map, close and are killed. The ABI and the thread's
+ * record of its own clients determine the expected result of each call.
  *
- *   RB_FUZZ_CALLS=n    ioctls and mmaps in all (default 1000000)
- *   RB_FUZZ_SECONDS=n  by time instead
- *   RB_FUZZ_SEED=n     the n-th operation of a thread draws the same numbers again; how
- *                      threads meet is the scheduler's and differs from run to run
+ *   RB_FUZZ_CALLS=n    number of ioctls and mmaps (default 1000000)
+ *   RB_FUZZ_SECONDS=n  run for n seconds instead
+ *   RB_FUZZ_SEED=n     makes each thread draw the same numbers in its n-th operation again;
+ *                      how threads interleave is up to the scheduler and differs between runs
  */
 #include <poll.h>
 #include <pthread.h>
@@ -20,20 +19,20 @@
 #include "rb_test.h"
 
 #define WORKERS		4	/* processes at a time */
-#define THREADS		3	/* in each */
+#define THREADS		3	/* threads of each process */
 #define OWN		2	/* clients that only one thread uses */
-#define SLOTS		12	/* buffers that a thread has there */
+#define SLOTS		12	/* buffers that a thread has in its own clients */
 #define SHARED		4	/* clients that all processes share */
-#define RACING		2	/* clients of a process that go while they are in use */
-/* Numbers that open() never comes to: what races there is nobody's own client. */
+#define RACING		2	/* clients of a process that are closed while in use */
+/* open() never returns numbers this high, so a race on one never hits an own client. */
 #define RACING_FD	400
-#define RECENT		128	/* handles on shared clients that everybody knows */
-#define KILL_EVERY	1000	/* calls, on average */
-#define STALLED		120	/* seconds without a call: something hangs */
+#define RECENT		128	/* handles of shared clients that all processes know */
+#define KILL_EVERY	1000	/* calls between two kills, on average */
+#define STALLED		120	/* seconds without a call that count as a hang */
 #define LONGEST		86400	/* seconds */
-#define AREA_PAGES	6	/* for structs */
-#define SHOWN		8	/* complaints */
-#define ANYTHING	(~0U)	/* a reason that can't be foretold */
+#define AREA_PAGES	6	/* pages of each mapping for structs */
+#define SHOWN		8	/* complaints that are printed */
+#define ANYTHING	(~0U)	/* a reason that can't be predicted */
 
 enum {
 	INFO, POOL_INFO, ALLOC, FREE, PIN, UNPIN, BUFFER_INFO, EXPORT, IMPORT, SYNC, MIGRATE,
@@ -41,10 +40,10 @@ enum {
 };
 
 enum count {
-	/* The first are the commands. */
+	/* The first counters are those of the commands. */
 	N_OTHER = COMMANDS,
 	N_MMAP,
-	N_CALLS,	/* what is below is not a call of its own */
+	N_CALLS,	/* the counters from here on count no calls */
 	N_DONE = N_CALLS,
 	N_REFUSED,
 	N_FAULTS,
@@ -76,7 +75,7 @@ static const size_t sizes[] = {
 	sizeof(struct rust_buddy_release), sizeof(struct rust_buddy_batch),
 };
 
-/* The fields that success writes, beyond the head. */
+/* The fields that a successful call writes, without the header. */
 #define FROM(type, first)	offsetof(struct rust_buddy_##type, first)
 #define UP_TO(type, last)	offsetofend(struct rust_buddy_##type, last)
 #define offsetofend(type, field) (offsetof(type, field) + sizeof(((type *)0)->field))
@@ -103,7 +102,7 @@ static const struct {
 	{ BATCH, FROM(batch, done), UP_TO(batch, first_failed) },
 };
 
-/* The errno of each reason, as the header has it; a few reasons have a second one. */
+/* The errno of each reason, as in the header. A few reasons have a second errno, see below. */
 static const int errno_of[] = {
 	0, EINVAL, EINVAL, ENOENT, EINVAL, EINVAL, EINVAL, EINVAL, EINVAL, ENOSPC, EBUSY, EACCES,
 	ENOENT, EBUSY, EINVAL, EPERM, ENOMEM, ENOSPC, EMFILE, EOVERFLOW, EINVAL, EDQUOT, EDQUOT,
@@ -127,7 +126,7 @@ union request {
 	struct rust_buddy_info info;
 	struct rust_buddy_pool_info pool;
 	struct rust_buddy_alloc alloc;
-	struct rust_buddy_free free;	/* its handle is where those of PIN ... are */
+	struct rust_buddy_free free;	/* PIN and some more have their handle at this offset */
 	struct rust_buddy_pin pin;
 	struct rust_buddy_buffer_info buffer;
 	struct rust_buddy_export export;
@@ -138,7 +137,7 @@ union request {
 	struct rust_buddy_compact compact;
 	struct rust_buddy_reserve reserve;
 	struct rust_buddy_batch batch;
-	unsigned char bytes[16384];	/* as much as a command can say */
+	unsigned char bytes[16384];	/* the largest size that a command can encode */
 };
 
 struct complaint {
@@ -148,14 +147,14 @@ struct complaint {
 };
 
 /*
- * Seen by all processes, and outlives them: only ever changed by single atomic
- * operations, so that it is good whenever somebody is killed.
+ * Shared by all processes. Each access is a single atomic operation, so that the contents are
+ * consistent whenever a process is killed.
  */
 struct board {
 	uint64_t seed;
 	bool quotas;
 	struct rust_buddy_info info;
-	struct rust_buddy_pool_info pool;	/* as the phys node tells it */
+	struct rust_buddy_pool_info pool;	/* as reported by the phys node */
 	uint32_t stop;
 	uint32_t wrong;
 	struct complaint complaints[SHOWN];
@@ -170,10 +169,10 @@ static struct board *board;
 
 struct client {
 	int fd;
-	int phys;	/* -1: either */
+	int phys;	/* -1: not known */
 	bool read_only;
-	bool own;	/* nobody else uses it: all that it holds is in slots */
-	bool racing;	/* the descriptor may be closed by now */
+	bool own;	/* only one thread uses it: slots has all its buffers */
+	bool racing;	/* the descriptor may be closed already */
 };
 
 static struct client shared[SHARED] = {
@@ -182,20 +181,20 @@ static struct client shared[SHARED] = {
 
 static struct client racing[RACING];
 
-/* A buffer of a client of its own, or, without a handle, what still maps one. */
+/* A buffer of an own client. Without a handle, the mapping of a buffer that was freed. */
 struct slot {
 	struct client *client;
 	struct rust_buddy_alloc req;
 	uint64_t max_size;
 	uint32_t pins;
-	unsigned char *map;	/* all of its window */
-	uint32_t tag;		/* of the pattern in it, from the first mapping on */
-	uint64_t patterned;	/* pages that it had then: it only grows from there on */
+	unsigned char *map;	/* a mapping of the whole mmap space */
+	uint32_t tag;		/* of its pattern, which the first mapping writes */
+	uint64_t patterned;	/* pages that it had at that time; it never shrinks afterwards */
 	uint64_t generation;
-	bool dirty;		/* beyond PRIVATE_BYTES of a page */
+	bool dirty;		/* written beyond PRIVATE_BYTES of a page */
 };
 
-/* In each page: what only the pattern's owner writes. Behind it everybody scribbles. */
+/* Only the pattern's owner writes these bytes of each page. All threads write behind them. */
 #define PRIVATE_BYTES	128
 
 struct actor {
@@ -205,18 +204,16 @@ struct actor {
 	uint64_t rng;
 	struct client own[OWN];
 	struct slot slots[SLOTS];
-	unsigned char *rw, *ro, *mixed;	/* one memory, seen in four ways; see set_up() */
+	unsigned char *rw, *ro, *mixed;	/* three views of one memory, see set_up() */
 	unsigned char *flip;
 	uint64_t last_handle, last_epoch;
 };
 
 static struct actor actors[THREADS];
 
-/*
- * Chance.
- */
+/* Random numbers. */
 
-/* Numbers that lie side by side become numbers that have nothing to do with each other. */
+/* Turns adjacent numbers into unrelated ones. */
 static uint64_t scatter(uint64_t x)
 {
 	int i;
@@ -228,7 +225,7 @@ static uint64_t scatter(uint64_t x)
 	return x ^ x >> 32;
 }
 
-/* From here on an operation draws its own numbers, whatever the ones before it met. */
+/* Starts an operation. Its numbers do not depend on how many the operations before it drew. */
 static void begin(struct actor *a)
 {
 	a->op++;
@@ -251,7 +248,7 @@ static uint64_t wide(struct actor *a)
 	return (uint64_t)rnd(&a->rng) << 32 | rnd(&a->rng);
 }
 
-/* Where sums overflow, limits end, and bits are lost. */
+/* Returns values at which sums overflow, limits end or bits are lost. */
 static uint64_t odd(struct actor *a)
 {
 	const uint64_t page = board->pool.unit, pool = board->pool.size;
@@ -280,9 +277,7 @@ static uint64_t odd(struct actor *a)
 	}
 }
 
-/*
- * The record.
- */
+/* Counters and complaints. */
 
 static void count(struct actor *a, enum count what)
 {
@@ -328,9 +323,7 @@ static void __attribute__((format(printf, 2, 3))) wrong(struct actor *a, const c
 	va_end(args);
 }
 
-/*
- * Memory that may not be there.
- */
+/* Accesses that may fault. */
 
 static __thread sigjmp_buf *landing;
 static __thread struct actor *me;
@@ -340,19 +333,19 @@ static void caught(int sig)
 	if (landing)
 		siglongjmp(*landing, sig);
 	if (me)
-		wrong(me, "signal %d where memory is", sig);
-	/* Comes back at once, and ends the process. */
+		wrong(me, "signal %d in memory that is mapped", sig);
+	/* The access faults again at once, and the signal ends the process. */
 	signal(sig, SIG_DFL);
 }
 
-/* Reads or writes a word: 0, or the signal that it got. */
+/* Reads or writes a word. Returns 0, or the signal that the access caused. */
 static int touch(struct actor *a, void *at, bool write, uint64_t value)
 {
 	uint64_t *word = at;
 	sigjmp_buf here;
 	int sig;
 
-	/* The mask need not be kept: the handler runs with all signals let in. */
+	/* The mask is not saved: SA_NODEFER keeps the handler from blocking signals. */
 	sig = sigsetjmp(here, 0);
 	if (!sig) {
 		landing = &here;
@@ -367,7 +360,10 @@ static int touch(struct actor *a, void *at, bool write, uint64_t value)
 	return sig;
 }
 
-/* One memory for structs: writable up to a hole, read-only, and writable for a page only. */
+/*
+ * Maps one memory for structs in several ways: writable up to a hole, read-only, writable in its
+ * first page only, and with a first page that flip() makes read-only at times.
+ */
 static bool set_up(struct actor *a)
 {
 	const size_t page = board->pool.unit, all = AREA_PAGES * page;
@@ -394,9 +390,7 @@ static bool set_up(struct actor *a)
 	return !close(fd);
 }
 
-/*
- * Patterns: at most four pages of a buffer have one.
- */
+/* Patterns: at most four pages of a buffer have one. */
 
 static uint64_t spot(const struct slot *s, unsigned int i)
 {
@@ -450,9 +444,7 @@ static void check_zero(struct actor *a, const struct slot *s)
 	count(a, N_ZERO);
 }
 
-/*
- * What the ABI says to a call.
- */
+/* The results that the ABI prescribes. */
 
 static uint64_t granted_for(const struct rust_buddy_alloc *r)
 {
@@ -477,7 +469,7 @@ static bool name_is_good(const char *name)
 	return false;
 }
 
-/* Is there room for @r below its ceiling, were all of the pool free? */
+/* Returns whether @r would fit below its max_address if the whole pool were free. */
 static bool reachable(const struct rust_buddy_alloc *r)
 {
 	const uint64_t page = board->pool.unit, base = board->pool.phys_base;
@@ -491,7 +483,7 @@ static bool reachable(const struct rust_buddy_alloc *r)
 	return r->lo <= end && end - r->lo >= round_up_to(r->size, page);
 }
 
-/* The first thing that is wrong with an ALLOC, but for what depends on the pool's state. */
+/* Returns the first reason to refuse an ALLOC that does not depend on the pool's state. */
 static uint32_t alloc_reason(const struct client *client, const struct rust_buddy_alloc *r,
 			     size_t size)
 {
@@ -613,7 +605,7 @@ static uint32_t change_reason(struct actor *a, const struct client *client, int 
 	if (!(board->pool.caps & RUST_BUDDY_CAP_MOVABLE) ||
 	    s->req.flags & (RUST_BUDDY_ALLOC_GUP | RUST_BUDDY_ALLOC_PREFAULT))
 		return RUST_BUDDY_REASON_UNMOVABLE_BUFFER;
-	/* Whoever imported it may have pinned it. */
+	/* An importer may have pinned it. */
 	return s->pins ? RUST_BUDDY_REASON_PINNED : ANYTHING;
 }
 
@@ -670,7 +662,10 @@ static uint32_t batch_reason(const struct rust_buddy_batch *r, size_t size)
 		ANYTHING;
 }
 
-/* Why a call has to be refused; 0 if it must not be, ANYTHING if others decide. */
+/*
+ * Returns the reason to refuse a call, 0 if the call must succeed, or ANYTHING if the outcome
+ * depends on other threads or on the pool.
+ */
 static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 			   const union request *req, size_t size)
 {
@@ -724,7 +719,9 @@ static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 	return 0;
 }
 
-/* What the state of pool and system may refuse although nothing is wrong with the request. */
+/*
+ * Returns whether the state of the pool or of the system may make a valid request fail for @reason.
+ */
 static bool state_may_refuse(int nr, const struct rust_buddy_alloc *r, uint32_t reason)
 {
 	if (nr == EXPORT)
@@ -774,14 +771,14 @@ static const char *pool_is_odd(const struct client *client, const struct rust_bu
 	    p->client_requested > p->client_granted || p->internal_frag > 10000 ||
 	    p->client_internal_frag > 10000 || p->unusable_index > 1000 || p->pressure > 1 ||
 	    !p->buffers != !p->granted)
-		return "has counters that can't be";
+		return "has impossible counters";
 	if (client->phys >= 0 &&
 	    p->phys_base != (client->phys ? board->pool.phys_base : RUST_BUDDY_NO_ADDRESS))
-		return "is somewhere else";
+		return "has another address";
 	return NULL;
 }
 
-/* 32-bit programs get windows that mmap2() can name, and leave the rest to others. */
+/* 32-bit programs get offsets that mmap2() can encode. 64-bit programs get offsets above these. */
 static bool window_fits(uint64_t offset, uint64_t window)
 {
 	if (sizeof(long) == 4)
@@ -799,7 +796,7 @@ static const char *alloc_is_odd(struct actor *a, const struct rust_buddy_alloc *
 	if (r->granted < r->size || r->granted != granted_for(r))
 		return "was granted another size";
 	if (!r->offset || r->offset % page || !window_fits(r->offset, window))
-		return "has an offset that can't be";
+		return "has an impossible offset";
 	if (page << r->order != next_power(r->granted))
 		return "has another order";
 	return NULL;
@@ -811,7 +808,7 @@ static const char *buffer_is_odd(const struct slot *s, const struct rust_buddy_b
 		return "has another size";
 	if (b->offset != s->req.offset || b->max_size != s->max_size)
 		return "has another window";
-	/* Others may have it moved, unless it is pinned. */
+	/* Other threads may have it moved, unless it is pinned. */
 	if (b->epoch != s->req.epoch || b->generation < s->generation ||
 	    b->pool != board->pool.pool)
 		return "is another one";
@@ -824,9 +821,7 @@ static const char *buffer_is_odd(const struct slot *s, const struct rust_buddy_b
 	return NULL;
 }
 
-/*
- * A call, and the judgement.
- */
+/* Making a call, and checking its result. */
 
 enum where {
 	PLAIN, UNALIGNED, IN_BUFFER, READ_ONLY, INTO_READ_ONLY, INTO_NOTHING, FLIPPING, NOWHERE
@@ -834,16 +829,16 @@ enum where {
 
 struct call {
 	struct client *client;
-	int nr;			/* COMMANDS and beyond: one that there is not */
-	unsigned long cmd;	/* 0: of nr and size */
+	int nr;			/* COMMANDS and beyond: an unknown command */
+	unsigned long cmd;	/* 0: built from nr and size */
 	size_t size;
 	enum where where;
-	bool wants_fd;		/* else what EXPORT opens is closed */
-	union request req;	/* becomes what was answered */
+	bool wants_fd;		/* if not set, EXPORT's descriptor is closed */
+	union request req;	/* holds the result after the call */
 	int ret;
 };
 
-/* Of what a call has changed the place or the size of. */
+/* Checks the pattern of a buffer that a call has moved or resized. */
 static void check_pattern_of(struct actor *a, const struct slot *s)
 {
 	if (s)
@@ -861,14 +856,14 @@ static const char *resize_is_odd(const struct call *c, const struct slot *s)
 	if (board->pool.unit << r->order != next_power(r->granted))
 		return "has another order";
 	if (r->generation < s->generation)
-		return "has moved less than it had";
+		return "has a lower generation than before";
 	return NULL;
 }
 
 static void forget(struct slot *s);
 static struct slot *free_slot(struct actor *a);
 
-/* Takes note of what succeeded, and looks at what it said. */
+/* Records a call that succeeded, and checks the fields that it returned. */
 static void note(struct actor *a, struct call *c)
 {
 	const char *why = NULL;
@@ -900,7 +895,7 @@ static void note(struct actor *a, struct call *c)
 	case FREE:
 		if (!s)
 			break;
-		/* Mapped, it stays; and its pattern is looked at when that goes. */
+		/* The mapping outlives the buffer; unmap() checks its pattern. */
 		s->req.handle = 0;
 		check_pattern(a, s);
 		forget(s);
@@ -908,7 +903,7 @@ static void note(struct actor *a, struct call *c)
 	case PIN:
 		if (s)
 			s->pins++;
-		/* What a device is told is its own business. */
+		/* The range of a device address is not known here. */
 		if (c->size < sizes[PIN] || c->req.pin.device[0])
 			break;
 		if (c->req.pin.address < board->pool.phys_base ||
@@ -972,18 +967,18 @@ static void note(struct actor *a, struct call *c)
 		break;
 	}
 	if (why && c->nr == BUFFER_INFO)
-		wrong(a, "BUFFER_INFO: answered %s: %ju of %ju, order %u; not %ju of %ju, %u",
+		wrong(a, "BUFFER_INFO: the result %s: %ju of %ju, order %u; not %ju of %ju, %u",
 		      why, (uintmax_t)c->req.buffer.size, (uintmax_t)c->req.buffer.granted,
 		      c->req.buffer.order, (uintmax_t)s->req.size, (uintmax_t)s->req.granted,
 		      s->req.order);
 	else if (why)
-		wrong(a, "%s: what was answered %s", count_names[c->nr], why);
+		wrong(a, "%s: the result %s", count_names[c->nr], why);
 }
 
-/* Something to remember, in the only place that can be told of it. */
+/* Records a new buffer: in a slot, or on the board if the client is shared. */
 static void keep(struct actor *a, struct call *c);
 
-/* Bytes at which two differ, @len if none. */
+/* Returns the number of equal leading bytes, @len if all are equal. */
 static size_t differ(const unsigned char *x, const unsigned char *y, size_t len)
 {
 	size_t i;
@@ -995,7 +990,7 @@ static size_t differ(const unsigned char *x, const unsigned char *y, size_t len)
 	return i;
 }
 
-/* May a call that ended with @err have written this byte? */
+/* Returns whether a call that ended with @err may have written the byte at @at. */
 static bool for_answer(int nr, size_t at, int err)
 {
 	unsigned int i;
@@ -1023,8 +1018,8 @@ static bool for_answer(int nr, size_t at, int err)
 }
 
 /*
- * Everything that was delivered, and nothing else, has changed: @got is what is
- * there now, @was what it was before.
+ * Checks that the call changed the fields of its result and no other byte. @got is the struct after
+ * the call, @was the struct before it.
  */
 static void judge(struct actor *a, struct call *c, const unsigned char *got,
 		  const unsigned char *was, size_t len, uint32_t want, int err)
@@ -1044,7 +1039,7 @@ static void judge(struct actor *a, struct call *c, const unsigned char *got,
 	for (at = offsetof(struct rust_buddy_hdr, user_data); at < len; at++) {
 		at += differ(got + at, was + at, len - at);
 		if (at < len && !for_answer(c->nr, at, err)) {
-			wrong(a, "%s, errno %d: byte %zu is not for the answer, but changed", name,
+			wrong(a, "%s, errno %d: byte %zu is no result, but changed", name,
 			      err, at);
 			break;
 		}
@@ -1055,8 +1050,8 @@ static void judge(struct actor *a, struct call *c, const unsigned char *got,
 }
 
 /*
- * Has a call that ended in EFAULT acted? Its header says that it was in progress if it has, and
- * what creates something never has. The only place that judges this.
+ * Returns whether a call that ended in EFAULT took effect. If it did, its header says EINPROGRESS.
+ * A call that creates an object never takes effect with EFAULT. Only this function decides that.
  */
 static bool has_acted(const struct call *c, const struct rust_buddy_hdr *now)
 {
@@ -1065,7 +1060,7 @@ static bool has_acted(const struct call *c, const struct rust_buddy_hdr *now)
 	return now->ret == -EINPROGRESS;
 }
 
-/* Asks what has become of a buffer that was changed without an answer. */
+/* Updates the slot of a buffer that a call changed without returning a result. */
 static void ask(struct actor *a, const struct call *c)
 {
 	struct rust_buddy_buffer_info info = { .handle = c->req.free.handle };
@@ -1094,7 +1089,7 @@ static void ask(struct actor *a, const struct call *c)
 	check_pattern(a, s);
 }
 
-/* Puts the request where it is wanted, calls, and judges all that can be said of it. */
+/* Puts the request into the memory that c->where names, makes the call, and checks the result. */
 static void call(struct actor *a, struct call *c)
 {
 	const bool known = c->nr < COMMANDS && !c->cmd &&
@@ -1136,7 +1131,7 @@ static void call(struct actor *a, struct call *c)
 		writable = 0;
 		break;
 	case FLIPPING:
-		/* Within one page, which is as a whole writable or not. */
+		/* Within one page, as mprotect() changes whole pages. */
 		if (c->size <= page) {
 			i = below(a, page - c->size + 1);
 			at = a->flip + i;
@@ -1167,7 +1162,7 @@ static void call(struct actor *a, struct call *c)
 		surplus |= c->req.bytes[i];
 
 	count(a, c->nr < COMMANDS ? (enum count)c->nr : N_OTHER);
-	/* What a short struct does not have is zero to the module, and so to the judgement. */
+	/* The module takes the fields behind a short struct for zero, and so does reason_for(). */
 	if (known) {
 		memset(c->req.bytes + len, 0, sizes[c->nr] - len);
 		want = reason_for(a, c->client, c->nr, &c->req, c->size);
@@ -1176,7 +1171,7 @@ static void call(struct actor *a, struct call *c)
 	c->ret = -err;
 	changed = differ(look, was.bytes, there);
 
-	/* IMPORT has an EBADF of its own, and says so in the struct. */
+	/* IMPORT has an EBADF of its own, with a reason in the struct. */
 	if (err == EBADF && c->client->racing && (changed == there || c->nr != IMPORT)) {
 		if (changed < there)
 			wrong(a, "EBADF, and byte %zu has changed", changed);
@@ -1193,7 +1188,7 @@ static void call(struct actor *a, struct call *c)
 	if (at >= a->flip && at < a->flip + page && !surplus) {
 		const bool acted = has_acted(c, (const void *)look);
 
-		/* A refusal is the call's result, also where the struct has no place for it. */
+		/* A refusal is the call's result, even if it can't be written to the struct. */
 		if (err && (err == EFAULT || acted)) {
 			count(a, N_FAULTS);
 			if (err == EFAULT && acted)
@@ -1202,7 +1197,10 @@ static void call(struct actor *a, struct call *c)
 		}
 	}
 	if (there < c->size || surplus || writable < len) {
-		/* A surplus that is partly there can be seen not to be zero before its end. */
+		/*
+		 * If only a part of the surplus is mapped, the module may find a non-zero byte
+		 * before it faults.
+		 */
 		bool fits = surplus ? err == E2BIG || (there < c->size && err == EFAULT) :
 				      err == EFAULT;
 
@@ -1226,7 +1224,7 @@ static void call(struct actor *a, struct call *c)
 	}
 }
 
-/* A plain call with a handle: 0 or a negative errno. */
+/* Makes a plain call with a handle. Returns 0 or a negative errno. */
 static int call_handle(struct actor *a, struct client *client, int nr, uint64_t handle,
 		       struct call *c)
 {
@@ -1246,7 +1244,7 @@ static int call_handle(struct actor *a, struct client *client, int nr, uint64_t 
  * Slots.
  */
 
-/* Without a handle and without a mapping there is nothing to know any more. */
+/* Clears a slot that has neither a handle nor a mapping. */
 static void forget(struct slot *s)
 {
 	if (!s->req.handle && !s->map)
@@ -1264,7 +1262,7 @@ static void unmap(struct actor *a, struct slot *s)
 	forget(s);
 }
 
-/* Maps all of it; the first to see it finds zeroes, and leaves a pattern. */
+/* Maps the whole mmap space. The first mapping checks for zeroes and writes the pattern. */
 static void map(struct actor *a, struct slot *s)
 {
 	unsigned int i;
@@ -1296,7 +1294,7 @@ static void map(struct actor *a, struct slot *s)
 	}
 }
 
-/* Gives a buffer back, after a last look at what is in it. */
+/* Frees a buffer after a last check of its pattern. */
 static void release(struct actor *a, struct slot *s)
 {
 	struct client *client = s->client;
@@ -1314,7 +1312,7 @@ static void release(struct actor *a, struct slot *s)
 		call_handle(a, client, FREE, handle, &c);
 	while (s->pins && !call_handle(a, client, UNPIN, handle, &c))
 		;
-	/* In either order: the mapping may well be the last to go. */
+	/* Unmapping and freeing come in either order, as a mapping may outlive the handle. */
 	if (one_in(a, 2))
 		unmap(a, s);
 	call_handle(a, client, FREE, handle, &c);
@@ -1346,7 +1344,9 @@ static struct slot *some_slot(struct actor *a)
 	return NULL;
 }
 
-/* On a shared client others may do what they like with it; on an own one it gets a slot. */
+/*
+ * Other threads may do anything to a buffer of a shared client. One of an own client gets a slot.
+ */
 static void keep(struct actor *a, struct call *c)
 {
 	const struct rust_buddy_alloc *r = &c->req.alloc;
@@ -1357,12 +1357,15 @@ static void keep(struct actor *a, struct call *c)
 	uint64_t pushed;
 	unsigned int n;
 
-	/* An own client's offsets are told too, for others to be refused them. */
+	/*
+	 * The offsets of own clients are published as well: mmap() has to refuse them on other
+	 * clients.
+	 */
 	if (r->offset)
 		__atomic_store_n(&board->offsets[i], r->offset, __ATOMIC_RELAXED);
 	if (!c->client->own) {
 		pushed = __atomic_exchange_n(&board->recent[i], handle, __ATOMIC_RELAXED);
-		/* What was pushed out goes, if it is of this client and nobody has pinned it. */
+		/* Fails, as it should, if the old handle is of another client or pinned. */
 		if (pushed)
 			call_handle(a, c->client, FREE, pushed, &more);
 		return;
@@ -1377,11 +1380,11 @@ static void keep(struct actor *a, struct call *c)
 	s->client = c->client;
 	s->req = *r;
 	if (c->size < sizes[ALLOC]) {
-		/* The struct ended before all was told. */
+		/* The short struct lacks some of the results. */
 		struct rust_buddy_buffer_info info;
 
 		if (rb_buffer_info(c->client->fd, handle, &info)) {
-			wrong(a, "no BUFFER_INFO of what was just allocated");
+			wrong(a, "no BUFFER_INFO of a new buffer");
 			memset(s, 0, sizeof(*s));
 			return;
 		}
@@ -1440,7 +1443,10 @@ static struct client *any_client(struct actor *a)
 	return one_in(a, 3) ? others_client(a) : own_client(a);
 }
 
-/* Own, stale, a neighbour's, another client's, or nobody's. */
+/*
+ * Returns a handle: one of a slot, one close to the last one, one of a shared client, or a made-up
+ * one.
+ */
 static uint64_t any_handle(struct actor *a)
 {
 	switch (below(a, 6)) {
@@ -1459,7 +1465,7 @@ static uint64_t any_handle(struct actor *a)
  * Operations.
  */
 
-/* Where the struct is, and how much of it: mostly as it should be. */
+/* Chooses the address and size of the struct. Most calls get the correct ones. */
 static void twist(struct actor *a, struct call *c)
 {
 	size_t more;
@@ -1474,7 +1480,7 @@ static void twist(struct actor *a, struct call *c)
 		c->size = below(a, c->size);
 		break;
 	case 1:
-		/* Longer, by zeroes or not. */
+		/* Longer by a tail, which is zero or not. */
 		more = one_in(a, 16) ? below(a, 16384 - c->size) : 1 + below(a, 200);
 		memset(c->req.bytes + c->size, 0, more);
 		if (one_in(a, 2))
@@ -1553,7 +1559,7 @@ static void valid_alloc(struct actor *a, struct rust_buddy_alloc *r)
 	}
 	if (one_in(a, 5))
 		r->max_size = granted_for(r) + below(a, 8 * page);
-	/* Changing a memory type takes a hundred times as long as anything else. */
+	/* Changing the memory type takes a hundred times as long as any other call. */
 	switch (below(a, 64)) {
 	case 0:
 		r->flags |= one_in(a, 2) ? RUST_BUDDY_ALLOC_WC : RUST_BUDDY_ALLOC_UC;
@@ -1588,7 +1594,7 @@ static void do_alloc(struct actor *a, struct client *client)
 	c.client = client;
 	c.nr = ALLOC;
 	valid_alloc(a, r);
-	/* One thing off, which may well be none. */
+	/* One field gets a wrong value, which may be valid by chance. */
 	switch (below(a, 32)) {
 	case 0:
 		r->size = odd(a);
@@ -1630,10 +1636,10 @@ static void do_alloc(struct actor *a, struct client *client)
 		c.req.bytes[below(a, sizeof(*r))] ^= 1U << below(a, 8);
 		break;
 	}
-	/* In an own client's stacks, patterns would be elsewhere. */
+	/* Patterns do not fit stacks, so own clients allocate none. */
 	if (client->own)
 		r->flags &= ~RUST_BUDDY_ALLOC_STACK;
-	/* What is only for the answer may hold anything. */
+	/* Fields that only return results may hold anything. */
 	if (one_in(a, 4)) {
 		r->handle = wide(a);
 		r->granted = wide(a);
@@ -1662,7 +1668,7 @@ static void do_handle(struct actor *a, struct client *client, int nr, uint64_t h
 		c.req.pin.address = wide(a);
 		c.req.pin.size = wide(a);
 	}
-	/* Which devices there are is not known: others' clients only, whose pins nobody counts. */
+	/* Which devices exist is not known, so only clients whose pins are not counted name one. */
 	if ((nr == PIN || nr == UNPIN) && !client->own && one_in(a, 4)) {
 		char *device = nr == PIN ? c.req.pin.device :
 			       (char *)c.req.bytes + offsetof(struct rust_buddy_unpin, device);
@@ -1688,7 +1694,7 @@ static void do_info(struct actor *a, int nr)
 	call(a, &c);
 }
 
-/* Out through a dma-buf and in again: the same memory, under another handle. */
+/* Exports a buffer as a dma-buf and imports it again: the new handle shows the same memory. */
 static void do_export(struct actor *a)
 {
 	const uint64_t page = board->pool.unit;
@@ -1727,10 +1733,10 @@ static void do_export(struct actor *a)
 	if (fd < 0 || fd >= RACING_FD)
 		return;
 
-	/* Only what is a slot's is known, and has a pattern in its first page. */
+	/* Only a buffer in a slot has a known pattern, which includes its first page. */
 	s = slot_of(a, client, handle);
 	exact = s && s->tag && !c.req.export.offset;
-	/* Other threads that hit on its number may import it, and then scribble there. */
+	/* Other threads that guess the descriptor may import the dma-buf and write there. */
 	if (s)
 		s->dirty = true;
 	count(a, N_MMAP);
@@ -1745,7 +1751,9 @@ static void do_export(struct actor *a)
 			wrong(a, "a dma-buf shows other memory");
 		touch(a, mem + below(a, page / 8) * 8, false, 0);
 	}
-	/* What comes in is nobody's slot, and must go before anybody counts. */
+	/*
+	 * The imported handle has no slot, so it has to be freed before do_fdinfo() counts handles.
+	 */
 	into = *own_client(a);
 	into.own = false;
 	if (into.read_only)
@@ -1766,7 +1774,7 @@ static void do_export(struct actor *a)
 	}
 	handle = more.req.import.handle;
 	at = more.req.import.offset;
-	/* The dma-buf is not needed any more. */
+	/* The imported handle does not depend on the dma-buf. */
 	if (one_in(a, 2)) {
 		close(fd);
 		fd = -1;
@@ -1776,12 +1784,12 @@ static void do_export(struct actor *a)
 		mem = mmap(NULL, page, PROT_READ, MAP_SHARED, into.fd, at);
 		count(a, mem == MAP_FAILED ? N_REFUSED : N_DONE);
 		if (mem != MAP_FAILED && exact && !filled(mem, 64, s->tag))
-			wrong(a, "what was imported shows other memory");
+			wrong(a, "an imported buffer shows other memory");
 	}
 	if (call_handle(a, &into, BUFFER_INFO, handle, &more))
-		wrong(a, "no BUFFER_INFO of what was imported: %d", more.ret);
+		wrong(a, "no BUFFER_INFO of an imported buffer: %d", more.ret);
 	if (call_handle(a, &into, FREE, handle, &more))
-		wrong(a, "no FREE of what was imported: %d", more.ret);
+		wrong(a, "no FREE of an imported buffer: %d", more.ret);
 out:
 	if (fd >= 0)
 		close(fd);
@@ -1789,7 +1797,7 @@ out:
 		munmap(mem, page);
 }
 
-/* Any number: no descriptor, one of something else, or another thread's dma-buf. */
+/* Imports any number: no descriptor, one of another file, or another thread's dma-buf. */
 static void do_import(struct actor *a)
 {
 	struct call c;
@@ -1823,8 +1831,8 @@ static void do_sync(struct actor *a)
 }
 
 /*
- * Elsewhere, or of another size. What has a pattern does not shrink, since children look
- * at that, too. Structs have all that is needed to know what came of it.
+ * Migrates or resizes a buffer. A buffer with a pattern does not shrink, as children check the
+ * pattern too. The struct is never short, so that the call returns all that the slot records.
  */
 static void do_change(struct actor *a)
 {
@@ -1867,7 +1875,7 @@ static void do_change(struct actor *a)
 	call(a, &c);
 }
 
-/* A block more, or a range out of use: which moves whoever is there. */
+/* Compacts, or reserves a range. Both move the buffers in their way. */
 static void do_empty(struct actor *a)
 {
 	const uint64_t page = board->pool.unit, pages = board->pool.size / page;
@@ -1883,7 +1891,9 @@ static void do_empty(struct actor *a)
 		r->flags = one_in(a, 16) ? 1U << below(a, 32) : below(a, 2);
 		r->pool_offset = page * below(a, pages) & ~((page << (r->order & 31)) - 1);
 		r->blocks = r->flags ? below(a, 3) : below(a, 20);
-		/* Mostly little, or nothing else would ever be done. */
+		/*
+		 * The bound is small most times, or else these calls would take most of the time.
+		 */
 		r->max_copy = one_in(a, 16) ? 0 : page * (1 + below(a, 128));
 		if (one_in(a, 16))
 			r->pool_offset = odd(a);
@@ -1906,7 +1916,7 @@ static void do_empty(struct actor *a)
 			r->name[below(a, RUST_BUDDY_NAME_LEN)] = below(a, 256);
 	}
 	twist(a, &c);
-	/* Who is to give it back has to know of it. */
+	/* Without the handle in the struct the range could not be released. */
 	if (c.nr == RESERVE && c.size < sizes[RESERVE])
 		c.size = below(a, offsetof(struct rust_buddy_reserve, copied));
 	call(a, &c);
@@ -1917,8 +1927,8 @@ static void do_empty(struct actor *a)
 }
 
 /*
- * Some ALLOCs at once, and their FREEs: those that were served, which for a client of this
- * thread's own are all that it says.
+ * Allocates several buffers with one call, and frees with another those that were allocated. On
+ * an own client, each of these FREEs has to succeed.
  */
 static void do_batch(struct actor *a)
 {
@@ -1940,7 +1950,7 @@ static void do_batch(struct actor *a)
 		allocs[i].flags = one_in(a, 32) ? 1U << below(a, 32) : 0;
 	}
 	memcpy(were, allocs, sizeof(were));
-	/* What has no end, or none that anybody can read. */
+	/* More entries than there are, or an address that can't be read. */
 	if (one_in(a, 32))
 		c.req.batch.entries |= 1ULL << 63;
 	if (one_in(a, 32))
@@ -1974,7 +1984,7 @@ static void do_batch(struct actor *a)
 		wrong(a, "%u FREEs in a batch: %d, after %u", served, c.ret, c.req.batch.done);
 }
 
-/* Not even the shape of a request. */
+/* Calls a known command with random contents. */
 static void do_garbage(struct actor *a)
 {
 	struct call c;
@@ -1991,16 +2001,16 @@ static void do_garbage(struct actor *a)
 
 		memcpy(c.req.bytes + i, &word, 8);
 	}
-	/* What outlives all files would stay when this is over. */
+	/* A persistent reservation would outlive the test. */
 	if (c.nr == RESERVE)
 		c.req.reserve.flags &= ~RUST_BUDDY_RESERVE_PERSIST;
-	/* Nor may it write just anywhere. */
+	/* A valid address of entries would let the module write anywhere in this process. */
 	if (c.nr == BATCH)
 		c.req.batch.entries |= 1ULL << 63;
 	call(a, &c);
 }
 
-/* Wrong direction, magic or number; or any 32 bits. */
+/* Calls with a wrong direction, magic or number, or with 32 random bits. */
 static void do_command(struct actor *a)
 {
 	const unsigned int both = _IOC_READ | _IOC_WRITE;
@@ -2023,7 +2033,10 @@ static void do_command(struct actor *a)
 		nr = COMMANDS + below(a, 256 - COMMANDS);
 	}
 	c.cmd = _IOC(dir, magic, nr, c.size);
-	/* Magics that the kernel answers itself have other sizes. */
+	/*
+	 * The kernel handles some commands of other magics itself, with sizes that are not in the
+	 * number.
+	 */
 	if (one_in(a, 3)) {
 		do {
 			c.cmd = rnd(&a->rng);
@@ -2035,7 +2048,9 @@ static void do_command(struct actor *a)
 	call(a, &c);
 }
 
-/* What mmap must say to a window of an own client: 0, a negative errno, or 1 for who knows. */
+/*
+ * Returns the expected result of mmap() on an own client: 0, a negative errno, or 1 if not known.
+ */
 static int map_errno(struct actor *a, const struct client *client, uint64_t offset, uint64_t len,
 		     int prot, int flags, struct slot **hit)
 {
@@ -2044,7 +2059,7 @@ static int map_errno(struct actor *a, const struct client *client, uint64_t offs
 	uint64_t left;
 
 	*hit = NULL;
-	/* What the kernel refuses by itself is not looked at any closer. */
+	/* The kernel refuses these before it calls the module. */
 	if (offset % page || !len || len > 1ULL << 30 || offset >= 1ULL << 62)
 		return 1;
 	if (!client->own)
@@ -2067,8 +2082,8 @@ static int map_errno(struct actor *a, const struct client *client, uint64_t offs
 }
 
 /*
- * What the kernel can do to a mapping; true if that is gone. Other threads map what
- * they like where there is a hole: nothing is unmapped that is not known to be there.
+ * Applies a random mm call to a mapping. Returns true if that unmapped it. Other threads may map
+ * memory in any hole, so only ranges that are known to be mapped are unmapped.
  */
 static bool shake(struct actor *a, unsigned char *map, uint64_t len)
 {
@@ -2090,7 +2105,7 @@ static bool shake(struct actor *a, unsigned char *map, uint64_t len)
 		break;
 	case 1:
 	case 2:
-		/* Populating tens of thousands of pages takes long and shows nothing new. */
+		/* Populating tens of thousands of pages takes long and tests nothing more. */
 		madvise(map + from, part < 64 * page ? part : 64 * page,
 			advices[below(a, ARRAY_SIZE(advices))]);
 		break;
@@ -2098,13 +2113,13 @@ static bool shake(struct actor *a, unsigned char *map, uint64_t len)
 		msync(map + from, part, one_in(a, 2) ? MS_SYNC : MS_ASYNC | MS_INVALIDATE);
 		break;
 	case 4:
-		/* Growing is refused, and so is a duplicate. */
+		/* Growing fails, and so does duplicating. */
 		to = mremap(map + from, one_in(a, 2) ? part : 0, part + page, MREMAP_MAYMOVE);
 		if (to != MAP_FAILED)
-			wrong(a, "mremap gave more than there was");
+			wrong(a, "mremap grew a mapping");
 		break;
 	default:
-		/* First the middle, then what is left of it. */
+		/* The middle first, then the rest. */
 		munmap(map + from, part);
 		if (from)
 			munmap(map, from);
@@ -2115,7 +2130,10 @@ static bool shake(struct actor *a, unsigned char *map, uint64_t len)
 	return false;
 }
 
-/* To where nobody else is; the ends stay, and go then. True if it worked. */
+/*
+ * Moves a part of the mapping over a private reservation and unmaps all of it. Returns true if it
+ * did.
+ */
 static bool move(struct actor *a, unsigned char *map, uint64_t len)
 {
 	const uint64_t page = board->pool.unit;
@@ -2127,7 +2145,7 @@ static bool move(struct actor *a, unsigned char *map, uint64_t len)
 	to = mmap(NULL, part, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (to == MAP_FAILED)
 		return false;
-	/* If it fails, nobody knows whether that place is still there: it is left alone. */
+	/* After a failure it is not known whether the target is still mapped: leave it alone. */
 	if (mremap(map + from, part, part, MREMAP_MAYMOVE | MREMAP_FIXED, to) == MAP_FAILED)
 		return false;
 	touch(a, to + PRIVATE_BYTES, false, 0);
@@ -2139,7 +2157,7 @@ static bool move(struct actor *a, unsigned char *map, uint64_t len)
 	return true;
 }
 
-/* A mapping of anything, anyhow, that goes again at once. */
+/* Maps a random range in a random way, accesses it, and unmaps it. */
 static void do_map(struct actor *a)
 {
 	const uint64_t page = board->pool.unit;
@@ -2198,7 +2216,7 @@ static void do_map(struct actor *a)
 	len = round_up_to(len, page);
 	if (want < 0 || flags & MAP_PRIVATE)
 		wrong(a, "mmap succeeded instead of errno %d", -want);
-	/* Foreign memory is only looked at where it is a shared client's, and may be written. */
+	/* Skips PRIVATE_BYTES, as the memory may have a pattern. */
 	for (n = below(a, 4); n; n--) {
 		uint64_t at = page * below(a, len / page);
 		bool write = one_in(a, 2);
@@ -2211,7 +2229,10 @@ static void do_map(struct actor *a)
 		if (hit && write)
 			hit->dirty = true;
 		sig = touch(a, mem + at + PRIVATE_BYTES + 8 * below(a, 64), write, wide(a));
-		/* Nobody knows how much others were granted, and whether that is a stack. */
+		/*
+		 * For a buffer of another client, neither its size nor whether it is a stack is
+		 * known.
+		 */
 		if (sig != due && (hit || (sig != SIGBUS && sig != SIGSEGV)))
 			wrong(a, "%s page %ju of a mapping: signal %d instead of %d",
 			      write ? "writing" : "reading", (uintmax_t)(at / page), sig, due);
@@ -2225,7 +2246,7 @@ static void do_map(struct actor *a)
 		check_pattern(a, hit);
 }
 
-/* Beyond what was granted there is nothing, however large the window is. */
+/* An access beyond the granted size raises SIGBUS, however large the mmap space is. */
 static void do_touch(struct actor *a)
 {
 	struct slot *s = &a->slots[below(a, SLOTS)];
@@ -2236,10 +2257,10 @@ static void do_touch(struct actor *a)
 		return;
 	sig = touch(a, s->map + s->req.granted + board->pool.unit / 2, one_in(a, 2), 0);
 	if (sig != SIGBUS)
-		wrong(a, "signal %d beyond what was granted", sig);
+		wrong(a, "signal %d beyond the granted size", sig);
 }
 
-/* A client goes, whatever it holds; what is mapped stays for a while. */
+/* Closes a client with all its handles. Mappings of its buffers may stay for a while. */
 static void do_reopen(struct actor *a)
 {
 	struct client *client = own_client(a);
@@ -2259,14 +2280,14 @@ static void do_reopen(struct actor *a)
 	}
 	if (close(client->fd))
 		wrong(a, "close: errno %d", errno);
-	/* Nobody else has it: what is still mapped is untouched by that. */
+	/* No other process writes to them: the remaining mappings keep their patterns. */
 	for (i = 0; i < SLOTS; i++)
 		check_pattern(a, &a->slots[i]);
 	if (!open_own(a, client))
 		_exit(1);
 }
 
-/* The same client under another number. */
+/* Replaces the descriptor of a client by a duplicate. */
 static void do_dup(struct actor *a)
 {
 	struct client *client = own_client(a);
@@ -2280,7 +2301,7 @@ static void do_dup(struct actor *a)
 	client->fd = fd;
 }
 
-/* Another file under a number that others may be using right now, or none. */
+/* Closes or replaces a descriptor that other threads may be using at the moment. */
 static void do_race(struct actor *a)
 {
 	const int number = racing[below(a, RACING)].fd;
@@ -2298,7 +2319,7 @@ static void do_race(struct actor *a)
 	count(a, N_OPENS);
 }
 
-/* /proc shows as many buffers as there are slots. */
+/* Checks that fdinfo shows as many buffers as there are slots in use. */
 static void do_fdinfo(struct actor *a)
 {
 	struct client *client = own_client(a);
@@ -2321,7 +2342,7 @@ static void do_fdinfo(struct actor *a)
 		wrong(a, "fdinfo does not show %u buffers", n);
 }
 
-/* Whether memory that was waited for is there; nobody knows the answer here. */
+/* Polls for free memory. The result can't be predicted here. */
 static void do_poll(struct actor *a)
 {
 	struct pollfd fds = { .fd = any_client(a)->fd, .events = below(a, 65536) };
@@ -2332,8 +2353,8 @@ static void do_poll(struct actor *a)
 static void step(struct actor *a);
 
 /*
- * A child inherits clients, mappings and memory of its parent, which goes on using
- * them: it only looks at these, and does what it likes with clients of its own.
+ * A child inherits clients, mappings and memory of its parent, which continues to use them. It only
+ * reads these, and makes its calls on clients of its own.
  */
 static void live_as_child(struct actor *a)
 {
@@ -2384,7 +2405,7 @@ static void do_fork(struct actor *a)
 	if (pid < 0)
 		return;
 	count(a, N_FORKS);
-	/* Another thread may have collected it. */
+	/* Another thread may have reaped it. */
 	if (one_in(a, 2))
 		waitpid(pid, NULL, 0);
 }
@@ -2512,7 +2533,7 @@ static void *live(void *arg)
 	return NULL;
 }
 
-/* Takes away the right to write to structs, and gives it back, at any time. */
+/* Makes the page for structs read-only and writable again at random times. */
 static void *flip(void *unused)
 {
 	uint64_t rng = board->seed;
@@ -2527,7 +2548,10 @@ static void *flip(void *unused)
 				mprotect(page, board->pool.unit, rnd(&rng) % 2 ? PROT_READ :
 					 PROT_READ | PROT_WRITE);
 		}
-		/* Each is a shootdown on all CPUs: more of them would leave no time for calls. */
+		/*
+		 * Each change flushes the TLBs of all CPUs: a higher rate would slow the calls
+		 * down.
+		 */
 		usleep(10000);
 	}
 	return NULL;
@@ -2587,7 +2611,7 @@ FIXTURE_SETUP(fuzz)
 	close(phys);
 	ASSERT_EQ(0, rb_pool_info(self->watch, 0, &self->base));
 	if (self->base.quarantined || self->base.deferred)
-		SKIP(return, "there is memory that may come back at any time");
+		SKIP(return, "quarantined or deferred memory may return at any time");
 }
 
 FIXTURE_TEARDOWN(fuzz)
@@ -2595,7 +2619,7 @@ FIXTURE_TEARDOWN(fuzz)
 	close(self->watch);
 }
 
-/* A limit that root has set: ALLOC may be refused for it. */
+/* Returns whether root has set a quota, for which ALLOC may be refused. */
 static bool has_quotas(void)
 {
 	static const char * const names[] = {
@@ -2680,7 +2704,7 @@ TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
 	printf("# fuzz: seed %#jx\n", (uintmax_t)board->seed);
 	fflush(stdout);
 
-	/* Children of those that were killed come to this process. */
+	/* Children of killed processes are reparented to this process. */
 	ASSERT_EQ(0, prctl(PR_SET_CHILD_SUBREAPER, 1));
 	for (i = 0; i < SHARED; i++) {
 		open_client(&shared[i]);
@@ -2701,7 +2725,7 @@ TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
 				if (self->pid[i] != pid)
 					continue;
 				self->pid[i] = 0;
-				/* With a complaint all stop. */
+				/* After a complaint all workers exit. */
 				EXPECT_TRUE(!status && board->wrong)
 					TH_LOG("a worker ended by itself, status %#x", status);
 			}
@@ -2721,7 +2745,7 @@ TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
 			EXPECT_TRUE(status == 128 + SIGKILL || (!status && board->wrong))
 				TH_LOG("a worker ended with %d before it was killed", status);
 			self->kills++;
-			/* A shared client goes with the last process that has it. */
+			/* A shared client is released with its last descriptor. */
 			if (rnd(&seed) % 2) {
 				n = rnd(&seed) % SHARED;
 				close(shared[n].fd);
@@ -2734,7 +2758,7 @@ TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
 		next_kill = calls + 1 + rnd(&seed) % (2 * KILL_EVERY);
 	}
 
-	/* One ends in the middle of it, the others tidy up. */
+	/* One worker is killed at the end; the rest free their buffers and exit. */
 	if (self->pid[0] > 0 && !kill(self->pid[0], SIGKILL))
 		self->kills++;
 	__atomic_store_n(&board->stop, 1, __ATOMIC_RELAXED);
@@ -2754,7 +2778,7 @@ TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
 	EXPECT_EQ(0U, board->wrong);
 	EXPECT_EQ(found, audit_faults());
 
-	/* Every byte comes back, also what was pinned by those that were killed. */
+	/* All memory returns, including that which killed processes had pinned. */
 	for (n = 0; n < 600; n++) {
 		ASSERT_EQ(0, rb_pool_info(self->watch, 0, &pool));
 		if (!pool.quarantined && !pool.deferred)
@@ -2767,7 +2791,7 @@ TEST_F_TIMEOUT(fuzz, every_call_from_every_side, LONGEST)
 	diff = pool_settles(self->watch, &self->base);
 	EXPECT_STREQ("", diff);
 
-	/* All of it was really done. */
+	/* Each kind of call was made. */
 	EXPECT_LE(seconds ? 1 : target, calls_made());
 	for (i = 0; i < COUNTS && calls >= 50000; i++) {
 		EXPECT_LT(0ULL, counted(i))
