@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The ABI as such: what a struct may look like, what is refused, with which
- * errno and reason, in which order, and that a refusal changes nothing. Also
- * built for 32 bits, where every struct must have the same layout.
+ * The ABI itself: which struct sizes are valid, which errors and reasons calls report, in which
+ * order, and that a refused call changes nothing. The program is also built for 32 bits, where each
+ * struct must have the same layout.
  */
 #include "rb_test.h"
 
 #define USER_DATA	0x0123456789abcdefULL
 #define GARBAGE		0xa5
-/* What fits the size of a command. */
+/* The largest size that a command can encode. */
 #define LONGEST		((1U << _IOC_SIZEBITS) - 1)
 
 enum {
@@ -56,7 +56,7 @@ union request {
 	struct rust_buddy_batch batch;
 };
 
-/* Once published, no number may ever change. */
+/* Released programs depend on these numbers, so they never change. */
 TEST(layout)
 {
 	EXPECT_EQ(16U, sizeof(struct rust_buddy_hdr));
@@ -109,14 +109,14 @@ TEST(layout)
 }
 
 /*
- * What holds for every call, whatever it does: one variant a call, each with a
- * request that is right but for what the test breaks.
+ * Properties of all calls. Each call has a variant with a valid request, of which each test breaks
+ * one aspect.
  */
 FIXTURE(call) {
 	int fd;
 	uint64_t sentinel;
-	uint64_t subject;	/* the buffer that the call could change */
-	uint64_t reserved;	/* or the range */
+	uint64_t subject;	/* the buffer that the call may change */
+	uint64_t reserved;	/* the range that the call may change */
 	struct rust_buddy_alloc batch[2];
 	int dmabuf;
 	struct state base;
@@ -126,10 +126,10 @@ FIXTURE(call) {
 
 /*
  * @nr:	     the call
- * @shortest: bytes that hold all that the call needs to be done and undone
- * @stable:   two calls in a row say the same
- * @bare_err: what a request that is nothing but a header gets
- * @bare_reason: and why
+ * @shortest: the struct size that suffices to make the call and to undo it
+ * @stable:   two calls in a row return the same result
+ * @bare_err: the errno if the struct is only a header
+ * @bare_reason: the reason in that case
  */
 FIXTURE_VARIANT(call) {
 	unsigned int nr;
@@ -194,7 +194,7 @@ FIXTURE_VARIANT_ADD(call, export) {
 	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
-/* Nothing but a header imports descriptor 0, which is no dma-buf. */
+/* With only a header, the descriptor is 0, which is no dma-buf. */
 FIXTURE_VARIANT_ADD(call, import) {
 	.nr = NR_IMPORT,
 	.shortest = offsetof(struct rust_buddy_import, size),
@@ -224,7 +224,7 @@ FIXTURE_VARIANT_ADD(call, resize) {
 	.bare_reason = RUST_BUDDY_REASON_UNKNOWN_HANDLE,
 };
 
-/* Nothing but a header wants one block of order 0, which there is. */
+/* With only a header, the request is for one free block of order 0, which exists. */
 FIXTURE_VARIANT_ADD(call, compact) {
 	.nr = NR_COMPACT,
 	.shortest = sizeof(struct rust_buddy_hdr),
@@ -273,7 +273,7 @@ FIXTURE_TEARDOWN(call)
 	close(self->fd);
 }
 
-/* A right request at @at, every field that is not read full of @byte. */
+/* Writes a valid request to @at. All fields that the module does not read are filled with @byte. */
 static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		    unsigned int nr, void *at, int byte)
 {
@@ -393,7 +393,7 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 	self->before = state_of(self->fd, self->subject);
 }
 
-/* Back to what was before prepare(), after a call that returned @ret. */
+/* Restores the state before prepare(), after a call that returned @ret. */
 static void settle(struct __test_metadata *_metadata, FIXTURE_DATA(call) *self,
 		   unsigned int nr, const void *at, int ret)
 {
@@ -473,7 +473,7 @@ TEST_F(call, succeeds)
 	settle(_metadata, self, variant->nr, self->area, ret);
 }
 
-/* What is only written may hold anything before, and holds the same after. */
+/* The module does not read its output fields, so their contents before the call have no effect. */
 TEST_F(call, garbage_in_out_fields)
 {
 	static const int bytes[] = { 0x00, 0xff, GARBAGE };
@@ -497,7 +497,7 @@ TEST_F(call, garbage_in_out_fields)
 	}
 }
 
-/* A struct needs no alignment in the caller's memory. */
+/* A struct needs no alignment in user memory. */
 TEST_F(call, unaligned_struct)
 {
 	unsigned char *at = self->area + 3;
@@ -509,7 +509,7 @@ TEST_F(call, unaligned_struct)
 	settle(_metadata, self, variant->nr, at, ret);
 }
 
-/* As a caller that was built before the last fields were thought of. */
+/* A caller built before the last fields were added works, and gets no byte beyond its struct. */
 TEST_F(call, shorter_struct)
 {
 	const size_t size = sizes[variant->nr];
@@ -539,7 +539,10 @@ TEST_F(call, shorter_struct)
 	}
 }
 
-/* A handle that could not be told would stay until the client goes: refused. */
+/*
+ * ALLOC is refused if the struct has no field for the handle: the client could never free the
+ * buffer.
+ */
 TEST_F(call, no_room_for_the_handle)
 {
 	struct rust_buddy_alloc *req = (void *)self->area;
@@ -557,7 +560,7 @@ TEST_F(call, no_room_for_the_handle)
 	}
 }
 
-/* What is missing counts as zero: a size, a handle of 0. */
+/* The module takes missing fields for zero, here a size or a handle of 0. */
 TEST_F(call, nothing_but_a_header)
 {
 	struct rust_buddy_hdr hdr[3];
@@ -591,7 +594,7 @@ TEST_F(call, less_than_a_header)
 	}
 }
 
-/* As a caller that was built for a module to come, and asks for nothing new. */
+/* A caller built for a later ABI works as long as all fields beyond this one's struct are zero. */
 TEST_F(call, longer_struct_with_zeroes)
 {
 	const size_t size = sizes[variant->nr];
@@ -688,7 +691,7 @@ TEST_F(call, no_memory_there)
 	bad[0] = NULL;
 	bad[1] = gone;
 	bad[2] = none;
-	/* No user address at all, or the very end of them. */
+	/* No user address on 64 bits, and the end of the address space on 32 bits. */
 	bad[3] = (void *)-(uintptr_t)page;
 	for (i = 0; i < ARRAY_SIZE(bad); i++) {
 		prepare(_metadata, self, variant->nr, self->area, 0);
@@ -700,10 +703,7 @@ TEST_F(call, no_memory_there)
 	EXPECT_EQ(0, munmap(none, page));
 }
 
-/*
- * Readable, so that only the way out can fail: whatever the call did by then
- * has to be undone.
- */
+/* The memory is readable, so that only writing the result fails, and the call has to be undone. */
 TEST_F(call, read_only_memory)
 {
 	const unsigned long cmd = RB_CMD(variant->nr, sizes[variant->nr]);
@@ -725,7 +725,7 @@ TEST_F(call, read_only_memory)
 		settle(_metadata, self, variant->nr, ro, -EFAULT);
 	}
 
-	/* A refusal that cannot be told either. */
+	/* A refusal whose errno and reason can't be written either. */
 	if (variant->bare_err) {
 		ASSERT_EQ(0, mprotect(ro, page, PROT_READ | PROT_WRITE));
 		memset(ro, 0, page);
@@ -737,7 +737,7 @@ TEST_F(call, read_only_memory)
 	EXPECT_EQ(0, munmap(ro, page));
 }
 
-/* The first bytes are there, the others are not, or may not be written. */
+/* The struct starts in a writable page, and ends in one that is inaccessible or read-only. */
 TEST_F(call, straddling_struct)
 {
 	const size_t size = sizes[variant->nr], page = sysconf(_SC_PAGESIZE);
@@ -766,7 +766,7 @@ TEST_F(call, straddling_struct)
 		}
 	}
 
-	/* A surplus that cannot be read cannot be taken for zero. */
+	/* A surplus that can't be read is EFAULT, as it may not be zero. */
 	at = pages + page - size;
 	prepare(_metadata, self, variant->nr, at, 0);
 	ASSERT_EQ(0, munmap(pages + page, page));
@@ -776,16 +776,14 @@ TEST_F(call, straddling_struct)
 	EXPECT_EQ(0, munmap(pages, page));
 }
 
-/*
- * What single calls refuse, and what they answer, on both nodes.
- */
+/* Errors and results of single calls, on both nodes. */
 FIXTURE(node) {
 	int fd;
 	uint64_t sentinel;
 	struct state base;
 	struct rust_buddy_info info;
 	struct rust_buddy_pool_info pool;
-	struct rust_buddy_alloc ok;	/* an ALLOC with nothing wrong */
+	struct rust_buddy_alloc ok;	/* a valid ALLOC */
 };
 
 FIXTURE_VARIANT(node) {
@@ -876,7 +874,7 @@ static void taken(struct __test_metadata *_metadata, FIXTURE_DATA(node) *self,
 	EXPECT_UNCHANGED(self->fd, self->sentinel, &self->base);
 }
 
-/* ALLOC, all right but for @change, is refused; or is granted in spite of it. */
+/* BAD expects that a valid ALLOC with @change is refused, GOOD that it succeeds. */
 #define BAD(err, why, change) do {						\
 	struct rust_buddy_alloc req = self->ok;					\
 	change;									\
@@ -946,7 +944,7 @@ TEST_F(node, pool_info)
 		EXPECT_EQ(RUST_BUDDY_NO_ADDRESS, pool->phys_base);
 	}
 
-	/* The default pool under its own name. */
+	/* The default pool by its id. */
 	ASSERT_EQ(0, rb_pool_info(self->fd, pool->pool, &one));
 	EXPECT_EQ(0, memcmp(pool, &one, sizeof(one)));
 }
@@ -989,7 +987,10 @@ TEST_F(node, alloc_answers)
 	EXPECT_NE(self->sentinel, req.handle);
 	EXPECT_NE(0U, req.offset);
 	EXPECT_EQ(0U, req.offset % self->info.page_size);
-	/* What mmap2() of a 32-bit caller can say; other callers leave that alone. */
+	/*
+	 * 32-bit callers get offsets that mmap2() can encode, 64-bit callers get offsets above
+	 * these.
+	 */
 	if (sizeof(long) == 4) {
 		EXPECT_LE(req.offset + req.granted, 1ULL << 44);
 	} else {
@@ -1025,7 +1026,7 @@ TEST_F(node, alloc_answers)
 	EXPECT_EQ(0, rb_free(self->fd, req.handle));
 }
 
-TEST_F(node, alloc_keeps_what_was_asked)
+TEST_F(node, alloc_is_recorded)
 {
 	struct rust_buddy_buffer_info buf;
 	struct rust_buddy_alloc req = self->ok;
@@ -1077,7 +1078,7 @@ TEST_F(node, alloc_flag_combinations)
 	const __u32 at = RUST_BUDDY_ALLOC_AT, window = RUST_BUDDY_ALLOC_RANGE;
 	__u32 flags;
 
-	/* Every combination of the known ones. */
+	/* All combinations of the flags up to AT. */
 	for (flags = 0; flags < 32; flags++) {
 		bool wrong = (flags & lowest && flags & highest) ||
 			     (flags & at && flags & (lowest | highest | window));
@@ -1119,11 +1120,11 @@ TEST_F(node, alloc_name)
 	}
 	GOOD(memset(req.name, 'a', 31); req.name[31] = 0);
 	GOOD(memset(req.name, 0, 32));
-	/* What follows the NUL is nobody's business. */
+	/* The module ignores the bytes after the NUL. */
 	GOOD(memset(req.name, 0xff, 32); req.name[0] = 0);
 	GOOD(memset(req.name, 0xff, 32); req.name[0] = ' '; req.name[1] = 0);
 
-	/* And comes back as it was. */
+	/* BUFFER_INFO returns the name unchanged. */
 	for (i = 0x20; i < 0x7f; i += 31) {
 		struct rust_buddy_alloc req = self->ok;
 		struct rust_buddy_buffer_info buf;
@@ -1161,7 +1162,7 @@ TEST_F(node, alloc_size)
 	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = 0; req.flags = RUST_BUDDY_ALLOC_EXACT);
 	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = ~0ULL; req.flags = RUST_BUDDY_ALLOC_EXACT);
 	BAD(-EINVAL, RUST_BUDDY_REASON_SIZE, req.size = 0; req.flags = RUST_BUDDY_ALLOC_AT);
-	/* Not more than the pool, but more than is left. */
+	/* At most the size of the pool, and more than is free. */
 	BAD(-ENOSPC, RUST_BUDDY_REASON_NO_SPACE, req.size = self->pool.size);
 	BAD(-ENOSPC, RUST_BUDDY_REASON_NO_SPACE, req.size = self->pool.size - self->pool.unit + 1;
 	    req.flags = RUST_BUDDY_ALLOC_EXACT);
@@ -1193,7 +1194,7 @@ TEST_F(node, alloc_window)
 	const __u64 unit = self->pool.unit, size = self->pool.size;
 	const __u32 window = RUST_BUDDY_ALLOC_RANGE, at = RUST_BUDDY_ALLOC_AT;
 
-	/* Not asked for. */
+	/* A range without the flag. */
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo = unit);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.lo = 1);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.hi = size);
@@ -1202,31 +1203,31 @@ TEST_F(node, alloc_window)
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.hi = size;
 	    req.flags = RUST_BUDDY_ALLOC_BOTTOMUP);
 
-	/* Unaligned. */
+	/* A range that is not aligned to units. */
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = 1; req.hi = size);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = unit + 1; req.hi = size);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = size - 1);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = 8 * unit + 1);
-	/* Outside. */
+	/* A range that exceeds the pool. */
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = size + unit);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = size;
 	    req.hi = size + 4 * unit);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = -unit);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = -2 * unit;
 	    req.hi = -unit);
-	/* Empty. */
+	/* An empty range. */
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = unit; req.hi = unit);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = 8 * unit; req.hi = unit);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = size; req.hi = size);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = -unit; req.hi = size);
-	/* Too short. */
+	/* A range that is too short for the size. */
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.hi = unit;
 	    req.size = unit + 1);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = window; req.lo = unit; req.hi = 3 * unit;
 	    req.size = 2 * unit + 1);
 
-	/* AT knows no end, and has to end inside the pool. */
+	/* AT takes no end, and the buffer has to end inside the pool. */
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.hi = unit);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.hi = size);
 	BAD(-EINVAL, RUST_BUDDY_REASON_RANGE, req.flags = at; req.lo = 1);
@@ -1251,7 +1252,7 @@ TEST_F(node, alloc_max_size)
 	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = 1);
 	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = 2 * unit - 1);
 	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.size = unit + 1; req.max_size = unit + 1);
-	/* The granted size counts, not the one asked for. */
+	/* The limit applies to the granted size, not to the requested one. */
 	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.size = 3 * unit; req.max_size = 3 * unit);
 	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.size = 3 * unit; req.max_size = 2 * unit;
 	    req.flags = RUST_BUDDY_ALLOC_EXACT);
@@ -1262,7 +1263,7 @@ TEST_F(node, alloc_max_size)
 	BAD(-EINVAL, RUST_BUDDY_REASON_MAX_SIZE, req.max_size = -unit);
 }
 
-/* The things that can be wrong with an ALLOC, in the order in which they are reported. */
+/* The possible errors of an ALLOC, in the order in which they are checked. */
 #define STEPS	9
 
 static void spoil(struct rust_buddy_alloc *req, unsigned int step,
@@ -1294,7 +1295,7 @@ static void spoil(struct rust_buddy_alloc *req, unsigned int step,
 		req->max_size = ~0ULL;
 		break;
 	case 8:
-		/* The last thing, and the only one that is not wrong but too much. */
+		/* The last step: the request is valid, and fails for lack of space. */
 		if (req->size)
 			req->size = pool->size;
 		break;
@@ -1327,7 +1328,7 @@ TEST_F(node, alloc_order_of_checks)
 	unsigned int first, other;
 
 	for (first = 0; first < STEPS; first++) {
-		/* With any single later one, and with all of them. */
+		/* Together with each later error, and with all of them. */
 		for (other = first; other < STEPS; other++)
 			BAD(steps[first].err, steps[first].why,
 			    spoil(&req, first, &self->pool); spoil(&req, other, &self->pool));
@@ -1452,10 +1453,10 @@ TEST_F_TIMEOUT(node, pin_depth, SLOW)
 		       &unpin.hdr, -EINVAL, RUST_BUDDY_REASON_NOT_PINNED);
 }
 
-/* A descriptor that may not write may look, and nothing else. */
+/* A descriptor opened for reading allows queries only. */
 TEST_F(node, read_only_descriptor)
 {
-	/* On the plain node the missing right to addresses is what counts. */
+	/* On the plain node, the missing access to addresses is reported first. */
 	int err = variant->phys ? -EACCES : -EPERM;
 	__u32 why = variant->phys ? RUST_BUDDY_REASON_READ_ONLY_FILE :
 		RUST_BUDDY_REASON_PHYS_ACCESS;
@@ -1499,7 +1500,7 @@ TEST_F(node, read_only_descriptor)
 	close(fd);
 }
 
-/* Writing is what counts: nobody has to be able to read. */
+/* ALLOC and FREE need the right to write, and do without the right to read. */
 TEST_F(node, write_only_descriptor)
 {
 	struct rust_buddy_alloc req;
@@ -1549,10 +1550,10 @@ TEST_F(node, mmap_refusals)
 		EXPECT_EQ(0U, buf.mappings);
 	}
 
-	/* Nothing is at 0, where everybody's first attempt goes. */
+	/* No buffer has offset 0, which a naive caller would try first. */
 	EXPECT_NO_MAP(EACCES, mmap(NULL, page, PROT_READ, MAP_SHARED, self->fd, 0));
 
-	/* The same window is as closed to a reader of another client. */
+	/* Another client can't map that offset, even for reading. */
 	fd = open(variant->path, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, fd);
 	EXPECT_NO_MAP(EACCES, mmap(NULL, page, PROT_READ, MAP_SHARED, fd, req.offset));
@@ -1570,7 +1571,10 @@ TEST_F(node, mmap_refusals)
 #define PASSED	"RB_PASSED"	/* client, handle and dma-buf for a 32-bit program */
 
 #if __SIZEOF_POINTER__ == 4
-/* What a 64-bit program passed on: its windows can't be named here, and no call says they could. */
+/*
+ * Offsets of a 64-bit program's buffers do not fit mmap2(), so calls that return offsets are
+ * refused.
+ */
 TEST(passed_file)
 {
 	struct rust_buddy_buffer_info info = {};
@@ -1598,7 +1602,10 @@ TEST(passed_file)
 	ASSERT_TRUE(mem != MAP_FAILED);
 	EXPECT_EQ('x', mem[KiB(4)]);
 	EXPECT_EQ(0, munmap(mem, KiB(64)));
-	/* What is left of the buffer is not what the next one is made of. */
+	/*
+	 * The module must not recycle the freed buffers for this program, as their offsets do not
+	 * fit.
+	 */
 	close(dmabuf);
 	EXPECT_EQ(0, rb_free(fd, handle));
 	EXPECT_EQ(0, rb_free(fd, plain));
@@ -1636,14 +1643,14 @@ TEST(file_passed_to_32_bits)
 	EXPECT_EQ(0, munmap(mem, KiB(64)));
 	export.handle = req.handle;
 	ASSERT_EQ(0, rb_ioctl(fd, RUST_BUDDY_IOC_EXPORT, &export));
-	/* Neither mapped nor exported: what is left of it could be used again. */
+	/* Freed without having been mapped or exported, this buffer could be recycled. */
 	ASSERT_EQ(0, rb_alloc(fd, KiB(64), 0, "plain", &plain));
 	snprintf(passed, sizeof(passed), "%d %llu %d %llu", fd, (unsigned long long)req.handle,
 		 export.fd, (unsigned long long)plain.handle);
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {
-		/* Its report is not a part of this one. */
+		/* The output of the 32-bit program would corrupt the report of this one. */
 		setenv(PASSED, passed, 1);
 		dup2(open("/dev/null", O_WRONLY), 1);
 		execl(path, path, "-t", "passed_file", NULL);

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What ALLOC gives and where: sizes, alignment, placement, the pool's books,
- * and what is left when nothing is left. Places are learnt through PIN, so all
- * of this needs the phys node.
+ * Sizes, alignment and placement of ALLOC, the counters of the pool, and a full pool. PIN reports
+ * the places, so the tests need the phys node.
  */
 #include "rb_test.h"
 
@@ -12,7 +11,7 @@
 #define RANGE	RUST_BUDDY_ALLOC_RANGE
 #define AT	RUST_BUDDY_ALLOC_AT
 
-/* Beyond this a test that takes every page one by one takes too long. */
+/* In a larger pool, a test that allocates each page separately takes too long. */
 #define MANY_UNITS	(1U << 17)
 
 static int get(int fd, uint64_t size, uint32_t flags, uint64_t lo, uint64_t hi,
@@ -36,7 +35,7 @@ static int get_aligned(int fd, uint64_t size, uint32_t flags, uint64_t align,
 	return rb_alloc_req(fd, req);
 }
 
-/* The books agree with themselves: "" or what does not. */
+/* Returns "" if the counters are consistent, or a description of the inconsistency. */
 static const char *inconsistent(const struct rust_buddy_pool_info *pool)
 {
 	uint64_t free = 0, largest = 0;
@@ -67,7 +66,7 @@ static const char *inconsistent(const struct rust_buddy_pool_info *pool)
 	EXPECT_STREQ("", inconsistent(&__pool));				\
 } while (0)
 
-/* ENOSPC, and it says what is there. */
+/* Expects ENOSPC with the correct largest_free. */
 #define EXPECT_FULL(fd, call, req) do {						\
 	struct rust_buddy_pool_info __pool;					\
 	EXPECT_EQ(0, rb_pool_info(fd, 0, &__pool));				\
@@ -77,7 +76,7 @@ static const char *inconsistent(const struct rust_buddy_pool_info *pool)
 	EXPECT_POOL(fd, &__pool);						\
 } while (0)
 
-/* AT, on a place that is not free. */
+/* Expects that AT is refused as the range is busy. */
 #define EXPECT_TAKEN(fd, size, lo) do {						\
 	struct rust_buddy_pool_info __pool;					\
 	struct rust_buddy_alloc __req;						\
@@ -89,7 +88,7 @@ static const char *inconsistent(const struct rust_buddy_pool_info *pool)
 
 #define EXPECT_FREE(fd, req)	EXPECT_EQ(0, rb_free(fd, (req)->handle))
 
-/* Sizes, one variant each. */
+/* Sizes, with one variant for each. */
 FIXTURE(size) {
 	int fd;
 	struct rust_buddy_pool_info base;
@@ -220,13 +219,13 @@ TEST_F(size, granted)
 		pin.handle = req.handle;
 		ASSERT_EQ(0, rb_ioctl(self->fd, RUST_BUDDY_IOC_PIN, &pin));
 		EXPECT_EQ(variant->granted, pin.size);
-		/* Also an exact run starts where its covering block does. */
+		/* An exact run starts at the same alignment as the block that would cover it. */
 		EXPECT_EQ(0U, pin.address % block);
 		EXPECT_LE(self->base.phys_base, pin.address);
 		EXPECT_LE(pin.address + pin.size, self->base.phys_base + self->base.size);
 		EXPECT_EQ(0, rb_unpin(self->fd, req.handle));
 
-		/* All that was granted can be used, not only what was asked for. */
+		/* All granted bytes are usable, beyond the requested ones too. */
 		mem = rb_map(self->fd, &req, PROT_READ | PROT_WRITE);
 		ASSERT_TRUE(mem != MAP_FAILED);
 		mem[0] = 1;
@@ -240,8 +239,8 @@ TEST_F(size, granted)
 }
 
 /*
- * The rest: a pool with an area of 64 pages that is known to be free, between
- * whatever else there is.
+ * Tests on a pool with an area of 64 pages that is known to be free. The rest of the pool may be in
+ * use.
  */
 #define AREA	64
 
@@ -279,7 +278,7 @@ FIXTURE_TEARDOWN(pool)
 	close(self->fd);
 }
 
-/* Bytes from the pool's start, ~0 if it is not in there. */
+/* Returns the offset in bytes from the pool's start, or ~0 outside of the pool. */
 static uint64_t where(const FIXTURE_DATA(pool) *self, const struct rust_buddy_alloc *req)
 {
 	uint64_t place = place_of(self->fd, req->handle);
@@ -306,7 +305,7 @@ TEST_F(pool, walk)
 	EXPECT_EQ(self->info.pools, pools);
 }
 
-/* What powers of two cost: 272 KiB for 197, and what EXACT saves of that. */
+/* Rounding up to powers of two grants 272 KiB for 197 KiB; EXACT grants 204 KiB. */
 TEST_F(pool, internal_fragmentation)
 {
 	static const struct {
@@ -346,7 +345,7 @@ TEST_F(pool, internal_fragmentation)
 	}
 }
 
-/* A block of half the size or more has its alignment somewhere inside. */
+/* An alignment above the size takes a larger free block, in which an aligned block exists. */
 TEST_F(pool, align)
 {
 	static const uint32_t flags[] = { 0, EXACT, BOTTOMUP, TOPDOWN, EXACT | TOPDOWN };
@@ -366,7 +365,7 @@ TEST_F(pool, align)
 					TH_LOG("size %ju align %ju flags %u", (uintmax_t)sizes[j],
 					       (uintmax_t)align, flags[i]);
 				EXPECT_EQ(0U, place_of(self->fd, req.handle) % align);
-				/* Alignment costs nothing. */
+				/* Alignment does not increase the granted size. */
 				EXPECT_EQ(flags[i] & EXACT ? round_up_to(sizes[j], self->unit) :
 					  next_power(round_up_to(sizes[j], self->unit)),
 					  req.granted);
@@ -377,7 +376,9 @@ TEST_F(pool, align)
 	EXPECT_POOL(self->fd, &self->base);
 }
 
-/* With one page at every start of 2 MiB the pool has no more of such starts. */
+/*
+ * Once one page is allocated at each multiple of 2 MiB, no further request of that alignment fits.
+ */
 TEST_F(pool, align_until_none_is_left)
 {
 	struct rust_buddy_alloc req[256], one;
@@ -400,7 +401,7 @@ TEST_F(pool, align_until_none_is_left)
 	EXPECT_EQ(-ENOSPC, ret);
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NO_SPACE, one.hdr.reason);
 	EXPECT_LE(1U, n);
-	/* No aligned page is left, so no block of 2 MiB is, and any page still is. */
+	/* No aligned page is free, so no block of 2 MiB is. Single pages are. */
 	EXPECT_GT(align, one.largest_free);
 	EXPECT_FULL(self->fd, get(self->fd, align, 0, 0, 0, &one), &one);
 	ASSERT_EQ(0, get(self->fd, 1, 0, 0, 0, &one));
@@ -432,7 +433,7 @@ TEST_F(pool, lowest_and_highest)
 					  get(self->fd, size, exact[j] | BOTTOMUP, 0, 0, &low[k]));
 				at = where(self, &low[k]);
 				EXPECT_LE(last_low, at);
-				/* Nothing fits that ends before this one's block does. */
+				/* No free block ends before the allocated one. */
 				if (!exact[j] && at + block - unit >= size)
 					EXPECT_FULL(self->fd, get(self->fd, size, RANGE, 0,
 								  at + block - unit, &req), &req);
@@ -490,7 +491,7 @@ TEST_F(pool, window)
 	const uint64_t u = self->unit, b = self->area, e = b + AREA * u;
 	struct rust_buddy_alloc req, stone;
 
-	/* All of it, at its edges, in its middle. */
+	/* The whole range, a page at either end, and a page in the middle. */
 	ASSERT_EQ(0, get(self->fd, AREA * u, RANGE, b, e, &req));
 	EXPECT_EQ(b, where(self, &req));
 	EXPECT_FULL(self->fd, get(self->fd, 1, RANGE, b, e, &stone), &stone);
@@ -510,7 +511,7 @@ TEST_F(pool, window)
 	EXPECT_EQ(b + 7 * u, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
 
-	/* The ends of a window. */
+	/* Blocks at the ends of an unaligned range. */
 	ASSERT_EQ(0, get(self->fd, 2 * u, RANGE | BOTTOMUP, b + 3 * u, e, &req));
 	EXPECT_EQ(b + 4 * u, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
@@ -518,20 +519,20 @@ TEST_F(pool, window)
 	EXPECT_EQ(e - 4 * u, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
 
-	/* Two pages, but none of the two is where a block of two can start. */
+	/* The range has two free pages, but no aligned block of two pages. */
 	EXPECT_FULL(self->fd, get(self->fd, 2 * u, RANGE, b + u, b + 3 * u, &req), &req);
 	ASSERT_EQ(0, get(self->fd, 2 * u, RANGE, b + u, b + 4 * u, &req));
 	EXPECT_EQ(b + 2 * u, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
 
-	/* Room for what is asked for, not for what would be granted. */
+	/* The range has room for the requested size, and not for the granted size. */
 	EXPECT_FULL(self->fd, get(self->fd, 3 * u, RANGE, b, b + 3 * u, &req), &req);
 	ASSERT_EQ(0, get(self->fd, 3 * u, RANGE, b, b + 4 * u, &req));
 	EXPECT_EQ(b, where(self, &req));
 	EXPECT_FREE(self->fd, &req);
 }
 
-/* What is granted has to be inside, and of an exact run that is not its whole block. */
+/* The run has to be inside the range; the block that would cover it need not be. */
 TEST_F(pool, window_of_an_exact_run)
 {
 	const uint64_t u = self->unit, b = self->area;
@@ -541,7 +542,7 @@ TEST_F(pool, window_of_an_exact_run)
 	EXPECT_EQ(b, where(self, &req));
 	EXPECT_EQ(3 * u, req.granted);
 	EXPECT_FULL(self->fd, get(self->fd, 1, RANGE, b, b + 3 * u, &more), &more);
-	/* The block's tail was given back. */
+	/* The tail of the block is free. */
 	ASSERT_EQ(0, get(self->fd, u, RANGE, b + 3 * u, b + 4 * u, &more));
 	EXPECT_EQ(b + 3 * u, where(self, &more));
 	EXPECT_FREE(self->fd, &more);
@@ -553,7 +554,7 @@ TEST_F(pool, window_with_something_in_it)
 	const uint64_t u = self->unit, b = self->area;
 	struct rust_buddy_alloc stone, req, more;
 
-	/* 16 pages, one of them taken: the largest blocks around it are left. */
+	/* Of 16 pages one is taken, which leaves a block of 8 pages, and one of 4. */
 	ASSERT_EQ(0, get(self->fd, u, AT, b + 7 * u, 0, &stone));
 	EXPECT_FULL(self->fd, get(self->fd, 16 * u, RANGE, b, b + 16 * u, &req), &req);
 	ASSERT_EQ(0, get(self->fd, 8 * u, RANGE, b, b + 16 * u, &req));
@@ -575,7 +576,7 @@ TEST_F(pool, window_and_align)
 	uint64_t at[4];
 	size_t i;
 
-	/* Four places for 16 in 64 pages. */
+	/* 64 pages have four places with an alignment of 16 pages. */
 	for (i = 0; i < ARRAY_SIZE(req); i++) {
 		memset(&req[i], 0, sizeof(req[i]));
 		req[i].size = u;
@@ -626,7 +627,7 @@ TEST_F(pool, edges_of_the_pool)
 	EXPECT_FREE(self->fd, &req);
 }
 
-/* Every single page of the pool in one run, whatever blocks those are. */
+/* One buffer takes all pages of the pool, which may be several blocks. */
 TEST_F(pool, at_takes_the_whole_pool)
 {
 	struct rust_buddy_pool_info pool;
@@ -655,7 +656,7 @@ TEST_F(pool, at)
 	struct rust_buddy_pool_info pool;
 	unsigned int i;
 
-	/* Neither aligned nor a power of two, and not a page more than needed. */
+	/* AT grants a run that is not aligned and no power of two, and not a page more. */
 	ASSERT_EQ(0, get(self->fd, 5 * u - 1, AT, b + 11 * u, 0, &req));
 	EXPECT_EQ(b + 11 * u, where(self, &req));
 	EXPECT_EQ(5 * u, req.granted);
@@ -664,7 +665,10 @@ TEST_F(pool, at)
 	EXPECT_EQ(self->base.free - 5 * u, pool.free);
 	EXPECT_EQ(self->base.requested + 5 * u - 1, pool.requested);
 
-	/* The very same, parts of it, more than it, over either end. */
+	/*
+	 * Requests for the same range, for parts of it, for a larger one, and for ones across
+	 * either end.
+	 */
 	EXPECT_TAKEN(self->fd, 5 * u - 1, b + 11 * u);
 	EXPECT_TAKEN(self->fd, 5 * u, b + 11 * u);
 	for (i = 11; i < 16; i++)
@@ -676,7 +680,7 @@ TEST_F(pool, at)
 	EXPECT_TAKEN(self->fd, 16 * u, b);
 	EXPECT_TAKEN(self->fd, AREA * u, b);
 
-	/* The neighbours touch it and are free. */
+	/* Buffers directly before and behind it. */
 	ASSERT_EQ(0, get(self->fd, 11 * u, AT | EXACT, b, 0, &left));
 	EXPECT_EQ(b, where(self, &left));
 	EXPECT_EQ(11 * u, left.granted);
@@ -684,7 +688,7 @@ TEST_F(pool, at)
 	EXPECT_EQ(b + 16 * u, where(self, &right));
 	EXPECT_TAKEN(self->fd, AREA * u, b);
 
-	/* Only the middle comes back, and nothing of the neighbours with it. */
+	/* Freeing the middle one frees none of the adjacent pages. */
 	EXPECT_FREE(self->fd, &req);
 	EXPECT_TAKEN(self->fd, 6 * u, b + 10 * u);
 	EXPECT_TAKEN(self->fd, 6 * u, b + 11 * u);
@@ -697,7 +701,7 @@ TEST_F(pool, at)
 	EXPECT_FREE(self->fd, &req);
 }
 
-/* A window that AT could not get is not given to anybody else either. */
+/* AT at each start, aligned or not, with each length. */
 TEST_F(pool, at_every_length)
 {
 	const uint64_t u = self->unit, b = self->area;
@@ -715,7 +719,7 @@ TEST_F(pool, at_every_length)
 	}
 }
 
-/* Without its first page the pool is many blocks, and one run of pages all the same. */
+/* Without its first page the pool consists of many blocks, but its free pages are one run. */
 TEST_F(pool, exact_beyond_the_largest_block)
 {
 	const uint64_t u = self->unit;
@@ -744,14 +748,14 @@ TEST_F(pool, exact_beyond_the_largest_block)
 		EXPECT_LE(u, where(self, &req));
 		EXPECT_LE(where(self, &req) + req.granted, self->base.size);
 		EXPECT_FREE(self->fd, &req);
-		/* The lowest: next to the page that is taken. */
+		/* The lowest place is next to the page that is taken. */
 		ASSERT_EQ(0, get(self->fd, sizes[i], EXACT | BOTTOMUP, 0, 0, &req));
 		EXPECT_EQ(u, where(self, &req));
 		EXPECT_FREE(self->fd, &req);
 		EXPECT_POOL(self->fd, &pool);
 	}
 	EXPECT_FULL(self->fd, get(self->fd, self->base.size, EXACT, 0, 0, &req), &req);
-	/* A block that large there is none. */
+	/* No single free block is that large. */
 	EXPECT_FULL(self->fd, get(self->fd, sizes[0], 0, 0, 0, &req), &req);
 	EXPECT_FREE(self->fd, &first);
 }
@@ -780,8 +784,8 @@ TEST_F(pool, largest_free)
 }
 
 /*
- * Everything the pool has, page by page. As many clients as the limit on each
- * one's buffers makes necessary.
+ * Allocates all pages of the pool one by one. Several clients take part if the limit of buffers per
+ * client requires that.
  */
 #define CLIENTS	64
 
@@ -845,7 +849,7 @@ TEST_F_TIMEOUT(pool, exhaustion, SLOW)
 	if (ret == -EMFILE)
 		SKIP(goto out, "too few buffers per client: see the parameter max_buffers");
 
-	/* Full means full: not one page was left out. */
+	/* All free pages were allocated. */
 	EXPECT_EQ(-ENOSPC, ret);
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NO_SPACE, req.hdr.reason);
 	EXPECT_EQ(0U, req.largest_free);
@@ -862,7 +866,7 @@ TEST_F_TIMEOUT(pool, exhaustion, SLOW)
 	EXPECT_FULL(self->fd, get(self->fd, 1, RANGE, 0, self->base.size, &more), &more);
 	EXPECT_TAKEN(self->fd, 1, self->area);
 
-	/* Half of it is free, and still there is nothing for two pages. */
+	/* Half of the pages are free, but no two of them are adjacent. */
 	for (i = 0; i < h.n; i++) {
 		if (h.page[i].unit & 1)
 			continue;
@@ -879,7 +883,7 @@ TEST_F_TIMEOUT(pool, exhaustion, SLOW)
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_NO_SPACE, more.hdr.reason);
 	EXPECT_EQ(self->unit, more.largest_free);
 	EXPECT_FULL(self->fd, get(self->fd, 2 * self->unit, EXACT, 0, 0, &more), &more);
-	/* But for one there is. */
+	/* A single page fits. */
 	ASSERT_EQ(0, get(self->fd, self->unit, 0, 0, 0, &more));
 	EXPECT_FREE(self->fd, &more);
 out:
@@ -894,8 +898,8 @@ out:
 }
 
 /*
- * Alloc and free at random, with a map of our own at hand that says which page
- * is whose, and so what the answer to every request has to be.
+ * Random allocations and frees. A model of the pool records which pages are in use and predicts the
+ * result of each request.
  */
 #define LIVE	400
 
@@ -907,7 +911,7 @@ struct live {
 };
 
 struct model {
-	unsigned char *used;	/* one per unit */
+	unsigned char *used;	/* one byte per unit */
 	uint64_t units;
 	uint64_t base;		/* the first physical unit */
 	struct live live[LIVE];
@@ -921,7 +925,7 @@ static bool run_is_free(const struct model *m, uint64_t first, uint64_t units)
 	return !memchr(m->used + first, 1, units);
 }
 
-/* Are there so many free units side by side inside [lo, hi)? */
+/* Returns whether [lo, hi) has a run of @units free units. */
 static bool has_run(const struct model *m, uint64_t units, uint64_t lo, uint64_t hi)
 {
 	uint64_t at, free = 0;
@@ -931,7 +935,9 @@ static bool has_run(const struct model *m, uint64_t units, uint64_t lo, uint64_t
 	return free == units;
 }
 
-/* The lowest or highest free block of so many units inside [lo, hi), ~0 for none. */
+/*
+ * Returns the lowest or highest free block of @units units inside [lo, hi), or ~0 if there is none.
+ */
 static uint64_t find_block(const struct model *m, uint64_t units, uint64_t lo, uint64_t hi,
 			   bool highest)
 {
@@ -1046,7 +1052,7 @@ TEST_F_TIMEOUT(pool, random, SLOW)
 			req.flags = EXACT;
 			break;
 		}
-		/* Where no block is free that covers it, EXACT takes free blocks side by side. */
+		/* If no free block covers the request, EXACT takes adjacent free blocks. */
 		run = (req.flags & EXACT) && !(req.flags & AT) &&
 		      find_block(m, covering, lo, hi, false) == ~0ULL;
 		if (run)
@@ -1118,7 +1124,7 @@ TEST_F_TIMEOUT(pool, random, SLOW)
 		ASSERT_EQ(m->granted, pool.granted);
 	}
 	TH_LOG("%u given, %u times full, %u times taken", given, full, busy);
-	/* Else it was no test of what it claims. */
+	/* Fails if the random requests did not exercise both outcomes. */
 	EXPECT_LT(1000U, given);
 	EXPECT_LT(0U, busy);
 
@@ -1154,20 +1160,20 @@ TEST_F_TIMEOUT(pool, max_buffers, SLOW)
 	EXPECT_EQ(-EMFILE, get(self->fd, 1, 0, 0, 0, &req));
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_HANDLE_LIMIT, req.hdr.reason);
 	EXPECT_UNCHANGED(self->fd, handles[0], &before);
-	/* It is looked at after what is wrong, and before what is full. */
+	/* The limit is checked after the arguments, and before the free space. */
 	EXPECT_EQ(-EINVAL, get(self->fd, 0, 0, 0, 0, &req));
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_SIZE, req.hdr.reason);
 	EXPECT_EQ(-EMFILE, get(self->fd, self->base.size, 0, 0, 0, &req));
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_HANDLE_LIMIT, req.hdr.reason);
 	EXPECT_UNCHANGED(self->fd, handles[0], &before);
 
-	/* Another client has a limit of its own. */
+	/* The limit is per client. */
 	OPEN_OR_SKIP(other, RB_DEV_PHYS);
 	EXPECT_EQ(0, get(other, 1, 0, 0, 0, &req));
 	EXPECT_EQ(0, rb_free(other, req.handle));
 	close(other);
 
-	/* One less, one more. */
+	/* After one FREE, one ALLOC succeeds. */
 	EXPECT_EQ(0, rb_free(self->fd, handles[0]));
 	EXPECT_EQ(0, get(self->fd, 1, 0, 0, 0, &req));
 	handles[0] = req.handle;

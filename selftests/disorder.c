@@ -670,7 +670,7 @@ TEST_F_TIMEOUT(disorder, lost_in_a_cycle_of_sockets, SLOW)
 	close(b[0]);
 	close(b[1]);
 	/*
-	 * The kernel's garbage collector looks for such cycles when a descriptor of a socket is
+	 * The kernel's garbage collector looks for these cycles when a descriptor of a socket is
 	 * queued or closed. A collection that is already running may have started too early.
 	 */
 	for (tries = 0; tries < 10; tries++) {
