@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Answers that can't be written. The fixture's variants are the list of all calls, each with the
- * policy that it follows: a call that creates an object is undone, a call that changes objects is
- * not, since other threads, processes and devices may have acted on the change by then.
+ * Calls whose result can't be written. The variants of the fixture list all calls. A call that
+ * creates an object is undone. A call that changes objects is not undone, since other threads,
+ * processes and devices may have acted on the change by then.
  *
- * The request lies on two pages, its header at the end of the first. The first page is write-
- * protected by userfaultfd, so the write of the header stops the call. While it stands still, this
- * program makes the second page read-only; then it lets the call go on, whose answer has no place.
+ * The request spans two pages, with its header at the end of the first. userfaultfd write-protects
+ * the first page, so the call stops when it writes the header. Then a thread of this program makes
+ * the second page read-only and lets the call continue, which can't write its result.
  */
 #include <linux/userfaultfd.h>
 #include <pthread.h>
@@ -40,7 +40,7 @@ union request {
 	struct rust_buddy_release release;
 };
 
-/* What the thread that lets the call go on needs, and what it saw. */
+/* Data of the thread that lets the call continue, and the state that it observed. */
 struct gate {
 	int fd;
 	int uffd;
@@ -71,13 +71,13 @@ FIXTURE_VARIANT(answers)
 	bool creates;
 };
 
-/* Undone: the object is in no table, no descriptor stands for it, and no page is mapped. */
+/* These calls are undone: the object has no handle, no descriptor, and no mapped page. */
 FIXTURE_VARIANT_ADD(answers, alloc) { .op = ALLOC, .creates = true };
 FIXTURE_VARIANT_ADD(answers, export) { .op = EXPORT, .creates = true };
 FIXTURE_VARIANT_ADD(answers, import) { .op = IMPORT, .creates = true };
 FIXTURE_VARIANT_ADD(answers, reserve) { .op = RESERVE, .creates = true };
 FIXTURE_VARIANT_ADD(answers, batch_of_allocs) { .op = BATCH_ALLOC, .creates = true };
-/* Never undone. */
+/* These calls are never undone. */
 FIXTURE_VARIANT_ADD(answers, free) { .op = FREE, .creates = false };
 FIXTURE_VARIANT_ADD(answers, pin) { .op = PIN, .creates = false };
 FIXTURE_VARIANT_ADD(answers, unpin) { .op = UNPIN, .creates = false };
@@ -124,20 +124,20 @@ FIXTURE_TEARDOWN(answers)
 	munmap(self->gate.pages, 2 * self->gate.page);
 	close(self->gate.uffd);
 	close(self->gate.fd);
-	/* All of it comes back with the client, whatever the call has done. */
+	/* Closing the client returns all memory, in each variant. */
 	fd = rb_open(RB_DEV);
 	ASSERT_LE(0, fd);
 	EXPECT_STREQ("", pool_settles(fd, &self->base));
 	close(fd);
 }
 
-/* The buffer, or what is left of it. */
+/* Returns the state of the buffer and of the pool. */
 static struct state now(FIXTURE_DATA(answers) *self)
 {
 	return state_of(self->gate.fd, self->buf.handle);
 }
 
-/* Makes what the call is about, and the request. */
+/* Creates the objects that the call works on, and fills in the request. */
 static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *self, enum op op)
 {
 	union request *req = &self->req;
@@ -210,7 +210,7 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *se
 		req->migrate.lo = FAR;
 		break;
 	case MOVE_AND_GROW:
-		/* At an odd place: the block that it is in has no upper buddy. */
+		/* At an odd multiple of its size, the block has no upper buddy to grow into. */
 	case GROW:
 		self->cmd = RUST_BUDDY_IOC_RESIZE;
 		req->resize.handle = self->buf.handle;
@@ -252,7 +252,9 @@ static void prepare(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *se
 	}
 }
 
-/* Waits for the call to stop at the header, takes it the second page, and lets it go on. */
+/*
+ * Waits until the call stops at the header, makes the second page read-only, and resumes the call.
+ */
 static void *let_go_on(void *arg)
 {
 	struct gate *gate = arg;
@@ -271,7 +273,7 @@ static void *let_go_on(void *arg)
 	return NULL;
 }
 
-/* Makes the call, whose answer loses its place; gives what it returned. */
+/* Makes the call, whose result can't be written. Returns the errno. */
 static int call(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *self,
 		union request *answer)
 {
@@ -285,7 +287,7 @@ static int call(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *self,
 	int ret;
 
 	self->size = _IOC_SIZE(self->cmd);
-	/* No call answers that, so an answer that stays behind is seen. */
+	/* No call returns 77, so a header that was not written is recognizable. */
 	self->req.hdr.ret = 77;
 	memcpy(at, &self->req, self->size);
 	gate->handle = self->buf.handle;
@@ -301,7 +303,7 @@ static int call(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *self,
 	return ret;
 }
 
-/* What a call that acts has changed, by what other calls say of it. */
+/* Checks the effect of a call that took effect, as other calls report it. */
 static void expect_done(struct __test_metadata *_metadata, FIXTURE_DATA(answers) *self, enum op op,
 			const struct state *was)
 {
@@ -342,12 +344,12 @@ static void expect_done(struct __test_metadata *_metadata, FIXTURE_DATA(answers)
 	case BATCH_FREE:
 		EXPECT_EQ(-ENOENT, is.buffer_ret);
 		EXPECT_EQ(-ENOENT, rb_buffer_info(self->gate.fd, self->next.handle, &info));
-		/* The entries have a place, and say so. */
+		/* The entries are writable, and hold their results. */
 		EXPECT_EQ(0, self->frees[0].hdr.ret);
 		EXPECT_EQ(0, self->frees[1].hdr.ret);
 		break;
 	default:
-		/* SYNC and COMPACT leave nothing to be seen here. */
+		/* SYNC and COMPACT have no effect that is visible here. */
 		EXPECT_STREQ("", state_diff(was, &is));
 	}
 }
@@ -361,13 +363,16 @@ TEST_F(answers, unwritable_during_the_call)
 	was = now(self);
 	EXPECT_EQ(-EFAULT, call(_metadata, self, &answer));
 	if (variant->creates) {
-		/* Nothing has happened, and the request is as it was. */
+		/* The call had no effect, and the request is unchanged. */
 		EXPECT_EQ(0, memcmp(&self->req, &answer, self->size));
 		EXPECT_UNCHANGED(self->gate.fd, self->buf.handle, &was);
 		EXPECT_EQ(0ULL, self->allocs[0].handle);
 		EXPECT_EQ(0ULL, self->allocs[1].handle);
 	} else {
-		/* It stopped before it acted, then acted, and the header says how far it came. */
+		/*
+		 * The call stopped before it took effect, and the header says that it was in
+		 * progress.
+		 */
 		EXPECT_STREQ("", state_diff(&was, &self->gate.seen));
 		EXPECT_EQ(-EINPROGRESS, answer.hdr.ret);
 		EXPECT_EQ((__u32)RUST_BUDDY_REASON_NONE, answer.hdr.reason);
@@ -375,7 +380,7 @@ TEST_F(answers, unwritable_during_the_call)
 	}
 }
 
-/* A refusal is the call's result, whether or not the struct can say so. */
+/* A refusal is the call's result, even if it can't be written to the struct. */
 TEST_F(answers, refused_during_the_call)
 {
 	union request answer;
@@ -396,7 +401,7 @@ TEST_F(answers, refused_during_the_call)
 		self->req.batch.flags = RUST_BUDDY_BATCH_ATOMIC;
 		break;
 	default:
-		/* The first field of all the others. */
+		/* The handle is the first field of the remaining structs. */
 		handle = ~0ULL;
 		memcpy((char *)&self->req + sizeof(self->req.hdr), &handle, sizeof(handle));
 	}
@@ -410,7 +415,7 @@ TEST_F(answers, refused_during_the_call)
 	}
 }
 
-/* A batch of FREEs, none of whose entries can be told: none of them has happened. */
+/* A batch of FREEs frees nothing if it can't write its entries. */
 TEST(batch_entries)
 {
 	struct rust_buddy_alloc bufs[2];
@@ -438,11 +443,11 @@ TEST(batch_entries)
 	close(fd);
 }
 
-/* What two threads do to a buffer's PINs until they are told to stop. */
+/* A buffer, and requests to pin and unpin it, for threads that run until stop is set. */
 struct rival {
 	int fd;
 	uint64_t handle;
-	/* In memory that can't be written. */
+	/* in read-only memory */
 	void *pin, *unpin;
 	bool stop;
 };
@@ -456,7 +461,7 @@ static void *pin_untold(void *arg)
 	return NULL;
 }
 
-/* Takes back only what it has pinned itself. */
+/* Each explicit UNPIN of this thread undoes its own PIN. */
 static void *unpin_untold(void *arg)
 {
 	struct rival *rival = arg;
@@ -470,7 +475,7 @@ static void *unpin_untold(void *arg)
 	return NULL;
 }
 
-/* However the halves of PINs and UNPINs of many threads cross, what is pinned does not move. */
+/* A pinned buffer does not move, however incomplete PINs and UNPINs of other threads interleave. */
 TEST(pinned_among_rivals)
 {
 	struct rust_buddy_buffer_info info;
@@ -487,7 +492,7 @@ TEST(pinned_among_rivals)
 	ASSERT_TRUE(requests != MAP_FAILED);
 	ASSERT_EQ(0, rb_alloc(rival.fd, SIZE, 0, "pinned", &buf));
 	ASSERT_EQ(0, rb_pin(rival.fd, buf.handle, &address));
-	/* The handle is the first field of both. */
+	/* Both structs have the handle as first field. */
 	requests[0].handle = buf.handle;
 	requests[1].handle = buf.handle;
 	ASSERT_EQ(0, mprotect(requests, KiB(4), PROT_READ));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Many ALLOCs and FREEs in one call: as if each had come alone, or all or none; and
- * nothing has happened when the caller can't be told.
+ * Many ALLOCs or FREEs in one call: with the results of single calls, or all or none. A batch that
+ * can't write its results has no effect.
  */
 #include <signal.h>
 #include <sys/time.h>
@@ -57,7 +57,7 @@ static int allocs(FIXTURE_DATA(batch) *self, uint32_t count, uint32_t flags)
 			&self->req);
 }
 
-/* FREEs all that was served. */
+/* Frees all buffers that were allocated. */
 static int frees(FIXTURE_DATA(batch) *self, uint32_t count, uint32_t flags)
 {
 	uint32_t i, n = 0;
@@ -90,7 +90,7 @@ TEST_F(batch, as_if_each_had_come_alone)
 			ASSERT_EQ(self->allocs[i].offset, info.offset);
 			ASSERT_EQ(self->allocs[i].epoch, info.epoch);
 		}
-		/* Each a buffer of its own. */
+		/* All entries are separate buffers. */
 		for (i = 0; i < MANY; i += 100) {
 			uint64_t *mem = rb_map(self->fd, &self->allocs[i], PROT_READ | PROT_WRITE);
 
@@ -105,7 +105,7 @@ TEST_F(batch, as_if_each_had_come_alone)
 	}
 }
 
-/* Sizes of all kinds; what the struct is short of is as in the single call. */
+/* Entries may be shorter than the struct, with the same rules as in a single call. */
 TEST_F(batch, shorter_structs)
 {
 	const uint32_t stride = offsetof(struct rust_buddy_alloc, granted);
@@ -125,12 +125,12 @@ TEST_F(batch, shorter_structs)
 	}
 	for (i = 0; i < (int)stride; i++)
 		EXPECT_EQ(0x55, entries[3 * stride + i]);
-	/* No room for the handle. */
+	/* The entries have no field for the handle. */
 	EXPECT_EQ(-EINVAL, rb_batch(self->fd, NR_ALLOC, entries, 1, stride - 8, 0, &self->req));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_STRUCT_SIZE, self->req.hdr.reason);
 }
 
-/* The third and the fifth can't be: the others can. */
+/* Requests eight buffers, of which the third and the fifth are invalid. */
 static void two_that_cannot(FIXTURE_DATA(batch) *self)
 {
 	ask(self, 8, KiB(64));
@@ -155,7 +155,7 @@ TEST_F(batch, as_many_as_can_be)
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_SIZE, self->allocs[2].hdr.reason);
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_ALIGN, self->allocs[4].hdr.reason);
 	EXPECT_EQ(0, frees(self, 8, 0));
-	/* Once more: there are none of these. */
+	/* The handles are unknown now. */
 	EXPECT_EQ(-ENOENT, frees(self, 8, 0));
 	EXPECT_EQ(0U, self->req.done);
 	EXPECT_EQ(0U, self->req.first_failed);
@@ -183,18 +183,18 @@ TEST_F(batch, all_or_none)
 	}
 	EXPECT_POOL(self->fd, &before);
 
-	/* More than the pool has, though each fits. */
+	/* Each buffer fits, but all of them exceed the pool. */
 	ask(self, MANY, MiB(1));
 	EXPECT_EQ(-ENOSPC, allocs(self, MANY, ATOMIC));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_NO_SPACE, self->req.hdr.reason);
 	EXPECT_EQ(self->base.size / MiB(1), (uint64_t)self->req.first_failed);
 	EXPECT_POOL(self->fd, &before);
-	/* And what there is of it. */
+	/* Without ATOMIC, as many as fit are allocated. */
 	EXPECT_EQ(0, allocs(self, MANY, 0));
 	EXPECT_EQ(self->base.size / MiB(1), (uint64_t)self->req.done);
 	EXPECT_EQ(self->base.size / MiB(1), (uint64_t)self->req.first_failed);
 
-	/* One of them twice: then none is given back. */
+	/* One handle occurs twice, so no buffer is freed. */
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &before));
 	for (i = 0; i < 4; i++)
 		self->frees[i] = (struct rust_buddy_free){ .handle = self->allocs[i % 3].handle };
@@ -212,7 +212,7 @@ static void on_alarm(int number)
 	alarms += number == SIGALRM;
 }
 
-/* Requests before the signal are served, and the rest have its reason; with ATOMIC none is. */
+/* Entries before the signal succeed, the rest fail with REASON_SIGNAL. With ATOMIC, all fail. */
 TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
 {
 	const struct itimerval soon = { .it_value.tv_usec = 500 };
@@ -244,7 +244,7 @@ TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
 				  self->allocs[i].hdr.reason);
 		}
 		ended += self->req.done < MANY;
-		/* The timer is over, or comes to a call that it can't end. */
+		/* Wait for the timer, so that it does not end the next call. */
 		while (alarms <= tries)
 			usleep(100);
 		ASSERT_EQ(0, frees(self, MANY, ATOMIC));
@@ -252,7 +252,7 @@ TEST_F_TIMEOUT(batch, a_signal_ends_it, SLOW)
 	EXPECT_EQ(20U, ended);
 }
 
-/* What is odd is refused as a whole, and changes nothing. */
+/* An invalid batch is refused as a whole, without any effect. */
 TEST_F(batch, refusals)
 {
 	const uint32_t size = sizeof(*self->allocs);
@@ -274,16 +274,16 @@ TEST_F(batch, refusals)
 	REFUSED(-EINVAL, BATCH_COMMAND, _IOC_NR(RUST_BUDDY_IOC_BATCH), self->allocs, 2, size, 0);
 	REFUSED(-EFAULT, BATCH_ENTRIES, NR_ALLOC, NULL, 2, size, 0);
 	REFUSED(-EFAULT, BATCH_ENTRIES, NR_ALLOC, (void *)-4096L, 2, size, 0);
-	/* What this module does not know has to be zero. */
+	/* Bytes beyond the struct that the module knows have to be zero. */
 	memset((char *)self->allocs + size, 1, 1);
 	REFUSED(-E2BIG, BATCH_ENTRIES, NR_ALLOC, self->allocs, 1, size + 8, 0);
 	ask(self, 2, KiB(4));
 	EXPECT_EQ(0, rb_batch(self->fd, NR_ALLOC, self->allocs, 1, size + 8, 0, req));
 	EXPECT_EQ(0, frees(self, 1, 0));
-	/* One client waits for one thing. */
+	/* A client can wait for one ALLOC at a time, so WAIT is refused in a batch. */
 	self->allocs[1].flags = RUST_BUDDY_ALLOC_WAIT;
 	REFUSED(-EINVAL, FLAGS, NR_ALLOC, self->allocs, 2, size, ATOMIC);
-	/* The struct itself. */
+	/* Errors in the struct of BATCH. */
 	memset(req, 0, sizeof(*req));
 	req->entries = (uintptr_t)self->allocs;
 	req->count = 1;
@@ -302,7 +302,7 @@ TEST_F(batch, refusals)
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_READ_ONLY_FILE, req->hdr.reason);
 	close(ro);
 
-	/* The last answer has no place to go to; then the call's own has none. */
+	/* First the last entry can't be written, then the struct of BATCH. */
 	page = mmap(NULL, 3 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_TRUE(page != MAP_FAILED);
 	for (i = 0; i < 2; i++) {

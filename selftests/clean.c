@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What was never written is not cleared again, all that may have been is, and where
- * there is time before anybody asks. That it is zero at first sight is for zero.c.
+ * Zeroing: memory that was never writable is not zeroed again, dirty memory is, and if the worker
+ * has time, it zeroes before the next ALLOC. zero.c checks that new buffers are zero.
  */
 #include <pthread.h>
 #include <sys/wait.h>
@@ -36,7 +36,7 @@ static int get_at(int fd, uint64_t size, uint64_t lo, struct rust_buddy_alloc *b
 	return rb_alloc_req(fd, buf);
 }
 
-/* Waits for the worker to leave so much dirty; how much is, all the same. */
+/* Waits until @want bytes are dirty. Returns the dirty bytes, also if the wait timed out. */
 static uint64_t settled(int fd, uint64_t want)
 {
 	uint64_t dirty = pool_of(fd).dirty;
@@ -49,7 +49,7 @@ static uint64_t settled(int fd, uint64_t want)
 	return dirty;
 }
 
-/* What nobody is to clear stays as it is; how much is dirty then. */
+/* Gives the worker time for pages that it must leave alone. Returns the dirty bytes. */
 static uint64_t later(int fd)
 {
 	usleep(500000);
@@ -67,9 +67,9 @@ FIXTURE_SETUP(clean)
 	ASSERT_LT(0, read(fd, share, sizeof(share) - 1));
 	close(fd);
 	self->ahead = atoi(share) > 0;
-	/* All of the pool is clear once somebody had all of it. */
+	/* One ALLOC of the whole pool leaves all of it clear. */
 	if (get_at(self->fd, pool_of(self->fd).size, 0, &buf))
-		SKIP(return, "somebody has buffers");
+		SKIP(return, "other clients have buffers");
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	self->base = pool_of(self->fd);
 	ASSERT_EQ(0ULL, self->base.dirty);
@@ -81,7 +81,7 @@ FIXTURE_TEARDOWN(clean)
 	close(self->fd);
 }
 
-TEST_F(clean, what_nobody_wrote_is_not_cleared)
+TEST_F(clean, unwritten_memory_is_not_zeroed)
 {
 	struct rust_buddy_alloc buf;
 	struct rust_buddy_pool_info pool;
@@ -97,7 +97,7 @@ TEST_F(clean, what_nobody_wrote_is_not_cleared)
 	EXPECT_EQ(self->base.prezeroed + 10 * SIZE, pool.prezeroed);
 }
 
-/* Each way in which somebody can come to write: whether he did, nobody knows. */
+/* Ways in which the memory may be written. The module can't know whether a write happened. */
 static void only_mapped(struct __test_metadata *_metadata, int fd, struct rust_buddy_alloc *buf)
 {
 	void *mem = rb_map(fd, buf, PROT_READ);
@@ -142,7 +142,7 @@ static void moved(struct __test_metadata *_metadata, int fd, struct rust_buddy_a
 	munmap(mem, buf->granted);
 }
 
-TEST_F(clean, what_may_have_been_written_is_dirty)
+TEST_F(clean, writable_memory_is_dirty)
 {
 	static void (*const ways[])(struct __test_metadata *_metadata, int fd,
 				    struct rust_buddy_alloc *buf) = {
@@ -157,7 +157,7 @@ TEST_F(clean, what_may_have_been_written_is_dirty)
 		ways[i](_metadata, self->fd, &buf);
 		before = pool_of(self->fd);
 		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-		/* The worker may have begun, but what it does it counts. */
+		/* The worker may have begun, but it counts the bytes that it zeroes. */
 		if (!self->ahead)
 			EXPECT_EQ(SIZE, pool_of(self->fd).dirty) TH_LOG("way %u", i);
 		ASSERT_EQ(0, get_at(self->fd, SIZE, 0, &buf));
@@ -169,8 +169,8 @@ TEST_F(clean, what_may_have_been_written_is_dirty)
 	}
 }
 
-/* Both where it was and where it went to. */
-TEST_F(clean, what_moved_leaves_two_places_dirty)
+/* Both the source and the target of a migration are dirty. */
+TEST_F(clean, migration_leaves_two_places_dirty)
 {
 	struct rust_buddy_pool_info pool;
 	struct rust_buddy_alloc buf;
@@ -188,7 +188,7 @@ TEST_F(clean, what_moved_leaves_two_places_dirty)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-TEST_F(clean, only_what_is_dirty_is_cleared)
+TEST_F(clean, only_dirty_memory_is_zeroed)
 {
 	struct rust_buddy_pool_info before, after;
 	struct rust_buddy_alloc buf;
@@ -196,7 +196,10 @@ TEST_F(clean, only_what_is_dirty_is_cleared)
 
 	if (self->ahead)
 		SKIP(return, "zero_cpu_percent is not 0");
-	/* Pages here and there: at both ends of what a word of bits tells of, and across. */
+	/*
+	 * Some of the dirty pages are at either end of a word of the bitmap, and some span two
+	 * words.
+	 */
 	for (at = 0; at < SIZE; at += at / 2 / 4096 * 4096 + KiB(12)) {
 		ASSERT_EQ(0, get_at(self->fd, KiB(8), at, &buf));
 		mem = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
@@ -220,7 +223,7 @@ TEST_F(clean, only_what_is_dirty_is_cleared)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* The tail that a buffer gives up is dirty, and clear when it has it again. */
+/* Shrinking leaves the tail dirty, and growing zeroes it again. */
 TEST_F(clean, resized)
 {
 	struct rust_buddy_alloc buf = { .size = SIZE, .max_size = SIZE };
@@ -242,8 +245,8 @@ TEST_F(clean, resized)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* Dirty while it is in use: nothing of it is counted, and the place that it left is cleared. */
-TEST_F_TIMEOUT(clean, what_a_buffer_leaves_is_cleared_ahead, SLOW)
+/* Memory of a buffer does not count as dirty. The memory that the buffer has left is zeroed. */
+TEST_F_TIMEOUT(clean, vacated_memory_is_zeroed, SLOW)
 {
 	struct rust_buddy_alloc buf = { .size = SIZE, .max_size = SIZE };
 	struct rust_buddy_migrate to;
@@ -252,7 +255,7 @@ TEST_F_TIMEOUT(clean, what_a_buffer_leaves_is_cleared_ahead, SLOW)
 
 	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
 		SKIP(return, "this pool's buffers never move");
-	/* Where it is going to be somebody has written to, too. */
+	/* The target of the migration is dirty before. */
 	ASSERT_EQ(0, get_at(self->fd, SIZE, MiB(8), &buf));
 	page_mapped(_metadata, self->fd, &buf);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
@@ -277,8 +280,8 @@ TEST_F_TIMEOUT(clean, what_a_buffer_leaves_is_cleared_ahead, SLOW)
 }
 
 /*
- * With a share of 1 % the worker rests 99 times as long as it works. To clear 48 MiB takes
- * a millisecond at the very least, where memory is as fast as it gets.
+ * With 1 % of a CPU, the worker sleeps 99 times as long as it works. Even the fastest memory takes
+ * more than a millisecond for 48 MiB.
  */
 TEST_F_TIMEOUT(clean, no_more_than_its_share, SLOW)
 {
@@ -306,7 +309,7 @@ TEST_F_TIMEOUT(clean, no_more_than_its_share, SLOW)
 	close(fd);
 }
 
-TEST_F_TIMEOUT(clean, the_worker_clears_it_ahead, SLOW)
+TEST_F_TIMEOUT(clean, freed_memory_is_zeroed, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
 	struct rust_buddy_alloc buf;
@@ -317,7 +320,7 @@ TEST_F_TIMEOUT(clean, the_worker_clears_it_ahead, SLOW)
 	ASSERT_TRUE(mem != MAP_FAILED);
 	fill(mem, SIZE, 7);
 	munmap(mem, SIZE);
-	/* What is still in use stays as it is. */
+	/* Memory in use is not zeroed. */
 	EXPECT_EQ(0ULL, later(self->fd));
 	before = pool_of(self->fd);
 	EXPECT_EQ(self->base.zeroed_background, before.zeroed_background);
@@ -338,10 +341,11 @@ TEST_F_TIMEOUT(clean, the_worker_clears_it_ahead, SLOW)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* A device may still write to what a dead client had pinned: what was cleared ahead of time may
- * not be clear any more when somebody gets it.
+/*
+ * A device may still write to memory that a dead client had pinned. Memory that was zeroed in the
+ * background might not be zero any more when it is allocated, so ALLOC zeroes it.
  */
-TEST_F_TIMEOUT(clean, what_a_device_may_write_to_is_cleared_last, SLOW)
+TEST_F_TIMEOUT(clean, device_memory_is_zeroed_on_demand, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
 	struct rust_buddy_alloc buf;
@@ -360,12 +364,12 @@ TEST_F_TIMEOUT(clean, what_a_device_may_write_to_is_cleared_last, SLOW)
 	after = pool_of(self->fd);
 	EXPECT_EQ(before.zeroed_on_demand + SIZE, after.zeroed_on_demand);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-	/* And that was that. */
+	/* Zeroed once, the memory is clear. */
 	EXPECT_EQ(0ULL, pool_of(self->fd).dirty);
 }
 
-/* What is got ready for the next ALLOCs is not there for the worker: so it must be clear. */
-TEST_F_TIMEOUT(clean, what_is_got_ready_is_clear, SLOW)
+/* The worker does not see blocks in a magazine, so they have to be clear before they get there. */
+TEST_F_TIMEOUT(clean, cached_blocks_are_clear, SLOW)
 {
 	struct rust_buddy_alloc buf;
 	void *mem;
@@ -378,14 +382,17 @@ TEST_F_TIMEOUT(clean, what_is_got_ready_is_clear, SLOW)
 	memset(mem, 1, SIZE);
 	munmap(mem, SIZE);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-	/* On this node from the pool's end, before the worker has begun. */
+	/* This node takes the block from the pool's end, before the worker has begun. */
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), 0, "", &buf));
 	usleep(300000);
 	EXPECT_EQ(0ULL, settled(self->fd, 0));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* Two clients write to all that they get, while the worker clears what they give back. */
+/*
+ * Two clients write to all memory that they allocate, while the worker zeroes memory that they
+ * free.
+ */
 struct writer {
 	int fd;
 	uint64_t seed;
@@ -444,10 +451,10 @@ TEST_F_TIMEOUT(clean, under_two_writers, SLOW)
 }
 
 /*
- * Frames of a camera and its like, every 30 ms: twelve of 2 MiB, each written, and given
- * back twelve frames later, with a small buffer of control data. The next one is asked for
- * at once, which gets the very frame that was just given back, or at the next tick. How
- * much of what is handed out is clear already? A figure; but there must be a difference.
+ * Frames of a camera, one every 30 ms: twelve buffers of 2 MiB, each written, and freed twelve
+ * frames later, with a small buffer of control data. The next frame is allocated at once, which
+ * returns the memory that was just freed, or one tick later. The figure is how much of the granted
+ * memory was clear. The test checks only that the two cases differ.
  */
 static uint64_t frames(struct __test_metadata *_metadata, int fd, bool at_once, bool ahead)
 {
@@ -502,7 +509,7 @@ TEST_F_TIMEOUT(clean, frames, SLOW)
 	uint64_t at_once, later;
 
 	if (!self->ahead) {
-		/* Nothing that nobody has had yet may be at hand. */
+		/* The whole pool is dirty, so no block in a magazine is clear by chance. */
 		ASSERT_EQ(0, get_at(self->fd, self->base.size, 0, &all));
 		page_mapped(_metadata, self->fd, &all);
 		ASSERT_EQ(0, rb_free(self->fd, all.handle));

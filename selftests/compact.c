@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Large blocks out of a pool in pieces: COMPACT, ALLOC with COMPACT, and what is
- * done in the background. Every buffer has its pattern, so that what was moved
- * is known to be what it was.
+ * Large blocks from a fragmented pool: COMPACT, ALLOC with COMPACT, and background compaction. Each
+ * buffer has a pattern, which shows that migration preserves its contents.
  */
 #include <pthread.h>
 #include <time.h>
@@ -12,7 +11,7 @@
 #define LARGE		9
 #define MANY		16384
 
-/* What one program has of the pool. */
+/* A buffer of the test. */
 struct tenant {
 	uint64_t handle;
 	uint64_t place;
@@ -63,7 +62,9 @@ static struct rust_buddy_pool_info pool_of(int fd)
 	return pool;
 }
 
-/* Free blocks of an order, with larger ones counted as often as they hold it. */
+/*
+ * Returns the number of free blocks of an order. Larger blocks count as the blocks that they hold.
+ */
 static uint64_t blocks_of(const struct rust_buddy_pool_info *pool, unsigned int order)
 {
 	uint64_t n = 0;
@@ -74,7 +75,7 @@ static uint64_t blocks_of(const struct rust_buddy_pool_info *pool, unsigned int 
 	return n;
 }
 
-/* A buffer more, mapped and with a mark in it; false if there is no room. */
+/* Allocates and maps one more buffer, and marks it. Returns false if there is no room. */
 static bool fill_one(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * self,
 		     uint64_t size, uint32_t flags)
 {
@@ -97,7 +98,7 @@ static bool fill_one(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * 
 	return true;
 }
 
-/* As many of them as there is room for, but at most so many. */
+/* Allocates buffers until the pool is full, but at most @most. */
 static void fill_up(struct __test_metadata *_metadata, FIXTURE_DATA(compact) * self, uint64_t size,
 		    size_t most)
 {
@@ -119,7 +120,7 @@ static void leave(FIXTURE_DATA(compact) * self, size_t i)
 	t->pinned = false;
 }
 
-/* Of every @of tenants that are there only @keep stay, whichever. */
+/* Keeps a random @keep of each @of buffers, and frees the rest. */
 static void thin_out(FIXTURE_DATA(compact) * self, unsigned int keep, unsigned int of)
 {
 	size_t i;
@@ -139,7 +140,7 @@ static void expect_all_there(struct __test_metadata *_metadata, FIXTURE_DATA(com
 	EXPECT_EQ((size_t)0, lost);
 }
 
-/* One block after the other, for as few bytes as possible, and nothing is lost. */
+/* COMPACT gains one block at a time, copies no more than necessary, and preserves all contents. */
 TEST_F_TIMEOUT(compact, gains_blocks, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
@@ -163,13 +164,13 @@ TEST_F_TIMEOUT(compact, gains_blocks, SLOW)
 	EXPECT_EQ(before.migrated - before.compact_copied, after.migrated - after.compact_copied);
 	EXPECT_EQ(before.free, after.free);
 	expect_all_there(_metadata, self);
-	/* Once they are there they cost nothing. */
+	/* Blocks that are free already cost nothing. */
 	ASSERT_EQ(0, rb_compact(self->fd, LARGE, had + 4, 0, &got));
 	EXPECT_EQ(0ULL, got.evacuated);
 	EXPECT_EQ(0ULL, got.copied);
 }
 
-/* The block that costs least is the one that is emptied. */
+/* COMPACT evacuates the block with the fewest pages in use. */
 TEST_F_TIMEOUT(compact, takes_the_cheapest, SLOW)
 {
 	struct rust_buddy_compact got;
@@ -178,7 +179,7 @@ TEST_F_TIMEOUT(compact, takes_the_cheapest, SLOW)
 
 	fill_up(_metadata, self, KiB(64), MANY);
 	per_block = MiB(2) / KiB(64);
-	/* Every other one leaves, but of one block all but two. */
+	/* Every other buffer is freed; in one block, all but two are. */
 	for (i = 0; i < self->n; i++)
 		self->all[i].place = place_of(self->fd, self->all[i].handle);
 	start = round_up_to(self->base.phys_base, MiB(2)) + 5 * MiB(2);
@@ -205,7 +206,7 @@ TEST_F_TIMEOUT(compact, small_orders, SLOW)
 	unsigned int order;
 	size_t i;
 
-	/* So that there is nothing large to begin with, whatever the pool's size. */
+	/* First use up the large blocks of a pool of any size. */
 	fill_up(_metadata, self, self->base.size / 2, 1);
 	fill_up(_metadata, self, self->base.size / 4, 1);
 	fill_up(_metadata, self, self->base.size / 8, 1);
@@ -227,7 +228,7 @@ TEST_F_TIMEOUT(compact, small_orders, SLOW)
 	expect_all_there(_metadata, self);
 }
 
-/* What may not be moved is not, and what that costs is said exactly. */
+/* COMPACT moves no unmovable buffer, and reports the exact reason. */
 TEST_F_TIMEOUT(compact, refusals, SLOW)
 {
 	struct rust_buddy_pool_info pool;
@@ -258,7 +259,7 @@ TEST_F_TIMEOUT(compact, refusals, SLOW)
 		RUST_BUDDY_REASON_RESERVED_FIELD);
 	REFUSED(rb_compact(self->fd, LARGE, self->base.size / MiB(2) + 1, 0, &got), -EINVAL,
 		RUST_BUDDY_REASON_SIZE);
-	/* Nothing is gained by moving a page. */
+	/* Moving single pages gains no free page. */
 	REFUSED(rb_compact(self->fd, 0, self->base.size / self->base.unit, 0, &got),
 		self->base.granted ? -ENOSPC : 0,
 		self->base.granted ? RUST_BUDDY_REASON_NO_SPACE : RUST_BUDDY_REASON_NONE);
@@ -266,7 +267,7 @@ TEST_F_TIMEOUT(compact, refusals, SLOW)
 	got.pool = 77;
 	REFUSED(rb_ioctl(self->fd, RUST_BUDDY_IOC_COMPACT, &got), -ENOENT,
 		RUST_BUDDY_REASON_UNKNOWN_POOL);
-	/* The boundaries are those of physical memory. */
+	/* Blocks are aligned to physical addresses. */
 	first = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base;
 	REFUSED(rb_compact_at(self->fd, LARGE, first + self->base.unit, &got), -EINVAL,
 		RUST_BUDDY_REASON_RANGE);
@@ -279,17 +280,17 @@ TEST_F_TIMEOUT(compact, refusals, SLOW)
 	REFUSED(rb_compact(ro, LARGE, 1, 0, &got), -EACCES, RUST_BUDDY_REASON_READ_ONLY_FILE);
 	close(ro);
 
-	/* Not enough free anywhere else. */
+	/* There is no free memory outside of any block. */
 	fill_up(_metadata, self, KiB(64), MANY);
 	REFUSED(rb_compact(self->fd, LARGE, 1, 0, &got), -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
-	/* Then there is; but it may cost only so much. */
+	/* Now there is, but the copy limit is too low. */
 	thin_out(self, 1, 2);
 	pool = pool_of(self->fd);
 	ASSERT_EQ(0ULL, blocks_of(&pool, LARGE));
 	REFUSED(rb_compact(self->fd, LARGE, 1, 1, &got), -ENOSPC, RUST_BUDDY_REASON_COPY_LIMIT);
 	EXPECT_EQ(0ULL, got.copied);
 	EXPECT_EQ(pool.compact_fail_copy_limit + 1, pool_of(self->fd).compact_fail_copy_limit);
-	/* One that does not move in every block. */
+	/* Each block has a pinned buffer. */
 	for (i = in; i < self->n; i++) {
 		struct tenant *t = &self->all[i];
 
@@ -310,12 +311,12 @@ TEST_F_TIMEOUT(compact, refusals, SLOW)
 			t->pinned = false;
 		}
 	}
-	/* Now it does. */
+	/* Without the pins it succeeds. */
 	EXPECT_EQ(0, rb_compact(self->fd, LARGE, 1, 0, &got));
 	expect_all_there(_metadata, self);
 }
 
-/* This block and no other: for who knows which one it has to be. */
+/* COMPACT_AT evacuates the given block. */
 TEST_F_TIMEOUT(compact, this_block, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
@@ -338,7 +339,7 @@ TEST_F_TIMEOUT(compact, this_block, SLOW)
 	expect_all_there(_metadata, self);
 }
 
-/* An ALLOC that has others moved out of its way, for as much as it says. */
+/* ALLOC with COMPACT migrates buffers to get a block, within its copy limit. */
 TEST_F_TIMEOUT(compact, on_demand, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
@@ -347,7 +348,7 @@ TEST_F_TIMEOUT(compact, on_demand, SLOW)
 
 	fill_up(_metadata, self, KiB(64), MANY);
 	thin_out(self, 1, 4);
-	/* What is large is taken, so that only the rest counts. */
+	/* Use up the large free blocks, so that only compaction can provide one. */
 	while (!rb_alloc(self->fd, MiB(2), 0, "large", &buf))
 		;
 	before = pool_of(self->fd);
@@ -368,7 +369,7 @@ TEST_F_TIMEOUT(compact, on_demand, SLOW)
 	EXPECT_EQ(before.compact_copied + buf.copied, after.compact_copied);
 	expect_all_there(_metadata, self);
 
-	/* Exactly there: what is there goes, pinned or not at all. */
+	/* AT with COMPACT migrates the buffer that is in the way. */
 	first = self->all[self->n / 2].map ? self->n / 2 : 0;
 	while (!self->all[first].map)
 		first++;
@@ -382,10 +383,10 @@ TEST_F_TIMEOUT(compact, on_demand, SLOW)
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
 	EXPECT_EQ(KiB(64), buf.copied);
 	EXPECT_EQ(buf.lo, place_of(self->fd, buf.handle) - self->base.phys_base);
-	/* It stays where it was asked to be. */
+	/* A buffer that was allocated with AT is not moved by it. */
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &buf), &buf.hdr, -EBUSY,
 		       RUST_BUDDY_REASON_UNMOVABLE_RANGE);
-	/* A bound without the flag means nothing. */
+	/* A copy limit without COMPACT is invalid. */
 	memset(&buf, 0, sizeof(buf));
 	buf.size = KiB(4);
 	buf.max_copy = 1;
@@ -395,8 +396,8 @@ TEST_F_TIMEOUT(compact, on_demand, SLOW)
 }
 
 /*
- * What can't be moved grows from the end of the pool, what can from its start:
- * so blocks stay that can be emptied, with a third of it pinned.
+ * Unmovable buffers come from the end of the pool, movable ones from its start. So blocks without
+ * unmovable pages remain, although a third of the memory is pinned.
  */
 TEST_F_TIMEOUT(compact, opposite_ends, SLOW)
 {
@@ -415,19 +416,22 @@ TEST_F_TIMEOUT(compact, opposite_ends, SLOW)
 			if (address < lowest_pinned)
 				lowest_pinned = address;
 		} else {
-			/* Seen as what has moved out when its block was emptied. */
+			/*
+			 * Not checked by address: compaction below shows that these buffers are
+			 * movable.
+			 */
 			highest_movable += KiB(32);
 		}
 	}
-	/* 90 x 32 KiB at one end, 210 x 32 KiB at the other. */
+	/* The pinned 90 x 32 KiB are at one end, the movable 210 x 32 KiB at the other. */
 	EXPECT_LE(self->base.phys_base + self->base.size - MiB(8), lowest_pinned);
 	EXPECT_EQ(0, rb_compact(self->fd, LARGE, (self->base.size - MiB(16)) / MiB(2), 0, &got));
 	close(plain);
 }
 
 /*
- * Pools in pieces, with 30 % of what is there pinned: by cost, and whichever block
- * comes. What is pinned is where the pool puts it, at the other end; or anywhere.
+ * Fragmented pools, of which 30 % are pinned. The target is chosen by cost or at random. Pinned
+ * buffers are where the pool places them, at the other end, or scattered.
  */
 #define POOLS	((int)env_number("RB_POOLS", 12))
 
@@ -463,7 +467,7 @@ static int compact_random(FIXTURE_DATA(compact) * self, uint64_t *copied)
 	struct rust_buddy_compact got;
 	int ret = rb_compact_at(self->fd, LARGE, first + rnd(&self->seed) % n * MiB(2), &got);
 
-	/* One that was free already is none gained. */
+	/* A block that was free before is not gained. */
 	if (!ret && !got.evacuated)
 		ret = -EALREADY;
 	*copied += got.copied;
@@ -482,7 +486,7 @@ static struct score compete(struct __test_metadata *_metadata, FIXTURE_DATA(comp
 
 		self->seed = 100 + round;
 		fragment(_metadata, self, scattered);
-		/* Four blocks more, each within four tries. */
+		/* Gain four more blocks, with up to four tries for each. */
 		for (i = 0; i < 4; i++) {
 			struct rust_buddy_pool_info pool = pool_of(self->fd);
 			uint64_t free = blocks_of(&pool, LARGE);
@@ -535,13 +539,13 @@ TEST_F_TIMEOUT(compact, against_random_victims, SLOW)
 		EXPECT_LE(randomly.pools, cheapest.pools);
 		if (randomly.blocks)
 			EXPECT_LT(per_block(cheapest), per_block(randomly));
-		/* The pool's own placement is what makes it sure. */
+		/* With the pool's own placement, every try succeeds. */
 		if (!scattered)
 			EXPECT_EQ(POOLS, cheapest.pools);
 	}
 }
 
-/* Writers, allocators and compaction at once. */
+/* Threads that write and threads that allocate, while the pool is compacted. */
 static volatile bool stop;
 
 static void *allocator(void *arg)
@@ -626,8 +630,8 @@ TEST_F_TIMEOUT(compact, under_load, SLOW)
 }
 
 /*
- * Two free places for who takes two at a time: one of them is in a block that is
- * being emptied into the other all the while. That is nothing the taker may feel.
+ * One thread allocates two blocks at a time, and there are two free places. One of these is in a
+ * block that is evacuated into the other again and again. The allocating thread must not notice.
  */
 static volatile uint64_t emptied;
 
@@ -646,7 +650,7 @@ static void *empty_again(void *arg)
 	return (void *)bad;
 }
 
-TEST_F_TIMEOUT(compact, nobody_else_is_refused, SLOW)
+TEST_F_TIMEOUT(compact, no_alloc_is_refused, SLOW)
 {
 	uint64_t block = round_up_to(self->base.phys_base, MiB(2)) - self->base.phys_base + MiB(4);
 	struct rust_buddy_alloc buf[2];
@@ -675,7 +679,7 @@ TEST_F_TIMEOUT(compact, nobody_else_is_refused, SLOW)
 	stop = false;
 	emptied = 0;
 	ASSERT_EQ(0, pthread_create(&thread, NULL, empty_again, &block));
-	/* Until they have met, and for a while. */
+	/* Run until an evacuation met an allocation, and for a minimum of rounds. */
 	for (rounds = 0; rounds < 3000 || (rounds < 100000 && !met); rounds++) {
 		if (rounds % 1000 == 0)
 			met = emptied && pool_of(self->fd).compact_fail_contended >
@@ -685,7 +689,7 @@ TEST_F_TIMEOUT(compact, nobody_else_is_refused, SLOW)
 		for (i = 0; i < 2; i++)
 			if (buf[i].handle)
 				ASSERT_EQ(0, rb_free(self->fd, buf[i].handle));
-		/* So that the other gets to something, too. */
+		/* Leave room for evacuations that succeed. */
 		if (rounds % 4 == 0)
 			usleep(100);
 	}
@@ -696,11 +700,11 @@ TEST_F_TIMEOUT(compact, nobody_else_is_refused, SLOW)
 	after = pool_of(self->fd);
 	EXPECT_LT(0ULL, emptied);
 	EXPECT_LT(before.compact_fail_contended, after.compact_fail_contended);
-	TH_LOG("%llu KiB moved meanwhile", (unsigned long long)emptied >> 10);
+	TH_LOG("%llu KiB moved during the allocations", (unsigned long long)emptied >> 10);
 	expect_all_there(_metadata, self);
 }
 
-/* When nothing else goes on, large blocks come back by themselves. */
+/* An idle pool is compacted in the background. */
 TEST_F_TIMEOUT(compact, in_the_background, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
@@ -714,14 +718,14 @@ TEST_F_TIMEOUT(compact, in_the_background, SLOW)
 	before = pool_of(self->fd);
 	if (before.unusable_index <= 500)
 		SKIP(return, "the pool is not in pieces");
-	/* As long as somebody takes and gives there is something else going on. */
+	/* While buffers are allocated and freed, the pool is not idle. */
 	for (tries = 0; tries < 40; tries++) {
 		ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), 0, "", &buf));
 		clock_gettime(CLOCK_MONOTONIC, &from);
 		usleep(50000);
 		clock_gettime(CLOCK_MONOTONIC, &to);
 		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-		/* Who did not run for so long was idle. */
+		/* If this thread did not run for that long, the pool was idle. */
 		stalled |= (to.tv_sec - from.tv_sec) * 1000 +
 			   (to.tv_nsec - from.tv_nsec) / 1000000 > 250;
 	}

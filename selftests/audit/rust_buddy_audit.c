@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Walks the user page tables of all processes, for rust_buddy's oracle: memory
- * that is free can be reached by no process. For tests only.
+ * Walks the user page tables of all processes. With it, rust_buddy checks that no process can reach
+ * free memory. For tests only.
  *
- * The walk takes no mmap_lock: like GUP-fast it reads page tables with
- * interrupts off, which keeps tables from being freed, one table at a time. So
- * it may run wherever an mmap_lock is held, the caller's own included. What it
- * sees of a range that changes at the same time is of any moment.
+ * The walk takes no mmap_lock. Like GUP-fast, it reads one table at a time with interrupts off,
+ * which keeps page tables from being freed. So it may run while any mmap_lock is held, the caller's
+ * own included. If a range changes during the walk, each entry is reported as it was when it was
+ * read.
  */
 #include <linux/export.h>
 #include <linux/mm.h>
@@ -45,7 +45,9 @@ static unsigned long next_boundary(unsigned long addr, unsigned long size, unsig
 	return next && next < end ? next : end;
 }
 
-/* Looks at what one table of the last level shows, or at a larger hole or entry; gives its end. */
+/*
+ * Reports the entries of one last-level table, or one larger entry. Returns the address behind it.
+ */
 static unsigned long audit_step(struct audit *a, unsigned long addr, unsigned long end)
 {
 	pgd_t *pgdp = pgd_offset(a->mm, addr), pgd = pgdp_get(pgdp);
@@ -101,9 +103,9 @@ static void audit_walk(struct audit *a, unsigned long addr, unsigned long end)
 }
 
 /*
- * The next process that has memory of its own, from pid *nr on; *nr is then
- * beyond it. With @users what it has stays until mmput(), else the tables'
- * root does until mmdrop().
+ * Returns the mm of the next user process from pid *nr on, and sets *nr to the pid behind it. With
+ * @users the reference is one of mmget(), and keeps the address space until mmput(). Otherwise it
+ * is one of mmgrab(), and keeps only the root of the page tables until mmdrop().
  */
 static struct mm_struct *audit_next(int *nr, bool users)
 {
@@ -120,7 +122,7 @@ static struct mm_struct *audit_next(int *nr, bool users)
 		task = pid_task(pid, PIDTYPE_TGID);
 		if (!task || task->flags & PF_KTHREAD)
 			continue;
-		/* The first thread may be gone, and others go on. */
+		/* The first thread may have exited while more threads run. */
 		for_each_thread(task, thread) {
 			task_lock(thread);
 			mm = thread->mm;
@@ -139,14 +141,14 @@ static struct mm_struct *audit_next(int *nr, bool users)
 }
 
 /**
- * rust_buddy_audit_pfns() - finds page frames in the page tables of all processes
- * @first: the first frame
- * @nr: how many frames
- * @fn: called with interrupts off for each entry that shows any of them, or NULL
- * @data: for @fn
+ * rust_buddy_audit_pfns() - Finds page frames in the page tables of all processes.
+ * @first: First page frame.
+ * @nr: Number of page frames.
+ * @fn: Called with interrupts off for each entry that maps any of the frames, or NULL.
+ * @data: First argument of @fn.
  *
- * Context: process context, under any sleeping lock.
- * Return: how many entries were found.
+ * Context: Process context. The caller may hold any sleeping lock.
+ * Return: The number of entries that map any of the frames.
  */
 unsigned long rust_buddy_audit_pfns(unsigned long first, unsigned long nr,
 				    rust_buddy_audit_fn fn, void *data)
@@ -163,16 +165,16 @@ unsigned long rust_buddy_audit_pfns(unsigned long first, unsigned long nr,
 EXPORT_SYMBOL_GPL(rust_buddy_audit_pfns);
 
 /**
- * rust_buddy_audit_range() - finds page frames in a part of one process
- * @mm: its memory, which the caller keeps from going
- * @start: the first address
- * @end: where the part ends
- * @first: the first frame
- * @nr: how many frames
- * @fn: as for rust_buddy_audit_pfns()
- * @data: for @fn
+ * rust_buddy_audit_range() - Finds page frames in an address range of one process.
+ * @mm: Address space, on which the caller holds a reference.
+ * @start: First address.
+ * @end: Address behind the range.
+ * @first: First page frame.
+ * @nr: Number of page frames.
+ * @fn: As for rust_buddy_audit_pfns().
+ * @data: First argument of @fn.
  *
- * Return: how many entries were found.
+ * Return: The number of entries that map any of the frames.
  */
 unsigned long rust_buddy_audit_range(struct mm_struct *mm, unsigned long start, unsigned long end,
 				     unsigned long first, unsigned long nr,
@@ -186,12 +188,12 @@ unsigned long rust_buddy_audit_range(struct mm_struct *mm, unsigned long start, 
 EXPORT_SYMBOL_GPL(rust_buddy_audit_range);
 
 /**
- * rust_buddy_audit_vmas() - shows all VMAs of all processes
- * @fn: called with the mmap_lock held for reading
- * @data: for @fn
+ * rust_buddy_audit_vmas() - Calls a function for each VMA of each process.
+ * @fn: Called with the mmap_lock held for reading.
+ * @data: First argument of @fn.
  *
- * Context: process context, no locks that come after an mmap_lock.
- * Return: how many processes could not be looked at, or -EINTR.
+ * Context: Process context. The caller holds no mmap_lock, and no lock that is taken inside one.
+ * Return: 0, or -EINTR if a fatal signal ended the walk.
  */
 long rust_buddy_audit_vmas(void (*fn)(void *data, struct vm_area_struct *vma), void *data)
 {

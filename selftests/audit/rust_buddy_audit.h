@@ -7,7 +7,7 @@
 struct mm_struct;
 struct vm_area_struct;
 
-/* An entry at @addr of @mm shows @nr frames from @pfn on. Called with interrupts off. */
+/* Called with interrupts off for an entry at @addr of @mm that maps @nr frames from @pfn on. */
 typedef void (*rust_buddy_audit_fn)(void *data, struct mm_struct *mm, unsigned long addr,
 				    unsigned long pfn, unsigned long nr);
 
