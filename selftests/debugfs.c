@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What debugfs shows of the pool is what POOL_INFO says, and the picture has its
- * marks where the buffers are.
+ * The debugfs files of the pool report the same as POOL_INFO, and the map marks the places of
+ * buffers.
  */
 #include "rb_test.h"
 
 #define FILES	"/sys/kernel/debug/rust_buddy/pool1/"
 
-/* Reads a whole file; -1 if it is not there. */
+/* Reads a whole file. Returns -1 if it can't be opened. */
 static int slurp(const char *path, char *text, size_t size)
 {
 	FILE *file = fopen(path, "r");
@@ -31,7 +31,7 @@ FIXTURE_SETUP(files)
 {
 	OPEN_OR_SKIP(self->fd, RB_DEV);
 	if (access(FILES "status", R_OK))
-		SKIP(return, "no " FILES "status: CONFIG_DEBUG_FS, and who is root?");
+		SKIP(return, "no " FILES "status: CONFIG_DEBUG_FS=y, and root");
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->pool));
 }
 
@@ -73,7 +73,7 @@ TEST_F(files, splits_and_joins_are_counted)
 
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_BOTTOMUP, "split", &buf));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-	/* As many of the one as of the other, when all is as it was. */
+	/* Back in the initial state, there were as many splits as merges. */
 	EXPECT_LT(splits, status_of("splits"));
 	EXPECT_EQ(status_of("splits") - splits, status_of("merges") - merges);
 }
@@ -95,7 +95,7 @@ TEST_F(files, free_blocks_are_pool_infos)
 	EXPECT_EQ(self->pool.max_order + 1, lines);
 }
 
-/* The first quarter of the pool is taken, all but its last 4 KiB: marks, then one digit. */
+/* The first quarter of the pool is used, except for its last 4 KiB: used marks, then one digit. */
 TEST_F(files, picture_shows_the_place)
 {
 	struct rust_buddy_alloc buf = { .flags = RUST_BUDDY_ALLOC_AT, .name = "picture" };
@@ -124,7 +124,7 @@ TEST_F(files, picture_shows_the_place)
 	}
 }
 
-/* What is free, what could be moved, and what could not: each 2 MiB has its mark. */
+/* Each 2 MiB have a mark for free, movable or unmovable. */
 TEST_F(files, picture_of_areas)
 {
 	struct rust_buddy_alloc buf = { .flags = RUST_BUDDY_ALLOC_TOPDOWN, .name = "picture" };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The main job, told step by step: a pool, buffers of it, and a device that
- * reads and writes them. Exits 0 only if everything was seen to be as told.
+ * A tour of the main use: a pool, buffers of it, and a device that reads and writes them. The exit
+ * status is 0 only if each step had the announced result.
  */
 #include <stdarg.h>
 
@@ -59,7 +59,7 @@ static void put(int fd, const struct rust_buddy_alloc *buf)
 		give_up("FREE", err);
 }
 
-/* Four requests as blocks, then as exact runs; what stays behind is for the picture. */
+/* Four requests. The buffers stay allocated, so that they show in the map. */
 static void show_classic(int fd, uint32_t flags, struct rust_buddy_alloc *bufs)
 {
 	uint64_t asked = 0, granted = 0;
@@ -78,7 +78,9 @@ static void show_classic(int fd, uint32_t flags, struct rust_buddy_alloc *bufs)
 	       100.0 * (granted - asked) / granted);
 }
 
-/* Writes a pattern in one command, reads it into the cleared buffer in another. */
+/*
+ * Writes a pattern to the disk with one command, and reads it into the zeroed buffer with another.
+ */
 static void show_transfer(struct nvme *disk, int fd, uint64_t size)
 {
 	struct rust_buddy_alloc buf = get(fd, size, 0, "nvme transfer");
@@ -100,7 +102,7 @@ static void show_transfer(struct nvme *disk, int fd, uint64_t size)
 		give_up(disk->why, err);
 	wrong = nvme_compare(mem, off, size, nvme_written_word);
 	if (wrong != size)
-		give_up("the disk gave back other bytes", -EIO);
+		give_up("the disk returned other bytes", -EIO);
 	printf("  %5d KiB: one descriptor, one command each way, every byte compared.\n",
 	       (int)(size >> 10));
 	munmap(mem, buf.granted);
@@ -145,13 +147,13 @@ int main(void)
 	printf("ALLOC gave handle %llu: %llu KiB (order %u), zeroed, ",
 	       dma.handle, dma.granted >> 10, dma.order);
 	printf("to be mapped at offset 0x%llx.\n", dma.offset);
-	printf("PIN, on the phys node only, told its device address: 0x%llx.\n",
+	printf("PIN, on the phys node only, returned its device address: 0x%llx.\n",
 	       (unsigned long long)address);
 
 	step("An NVMe disk reads and writes buffers");
 	err = nvme_open(&disk, phys);
 	if (err) {
-		printf("No disk to show it with: %s\n", disk.why);
+		printf("There is no disk to use: %s\n", disk.why);
 	} else {
 		printf("A user-space driver, its queues in pool buffers, on \"%s\":\n", disk.model);
 		show_transfer(&disk, phys, KiB(64));
@@ -166,10 +168,10 @@ int main(void)
 	show_classic(fd, 0, blocks);
 
 	step("The same four as exact runs");
-	puts("With the EXACT flag the tail of each block goes back at once:");
+	puts("With the EXACT flag the tail of each block is freed at once:");
 	show_classic(fd, RUST_BUDDY_ALLOC_EXACT, runs);
 
-	step("A 2 MiB block, as a huge page wants it");
+	step("A 2 MiB block, as a huge page needs it");
 	huge = get(phys, MiB(2), 0, "huge page");
 	err = rb_pin(phys, huge.handle, &address);
 	if (err)
@@ -177,7 +179,7 @@ int main(void)
 	printf("Order %u at 0x%llx: a multiple of 2 MiB, since a block of order k always lies on\n"
 	       "a boundary of its own size.\n", huge.order, (unsigned long long)address);
 	if (address % MiB(2))
-		give_up("it is not aligned", -EINVAL);
+		give_up("the block is not aligned", -EINVAL);
 	show_pool(fd, "during");
 	puts("    (. free, # used, 1-9 tenths used; each character is an equal share)");
 
@@ -193,7 +195,7 @@ int main(void)
 	show_pool(fd, "after");
 	if (rb_pool_info(phys, 0, &after) || memcmp(after.free_blocks, before.free_blocks,
 						    sizeof(after.free_blocks)))
-		give_up("the free blocks are not those from before", -EIO);
-	puts("All buddies found each other again: the free blocks are those from before.");
+		give_up("the free blocks differ from those before", -EIO);
+	puts("All buddies have merged again: the free blocks are the same as before.");
 	return 0;
 }

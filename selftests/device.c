@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * PIN for one device, with and without an IOMMU: what is refused, how it counts,
- * what becomes of it when the device or the client goes; and the ceiling of
- * devices that can't reach all memory.
+ * PIN for one device, with and without an IOMMU: refusals, counts, and the removal of the device or
+ * the client; and max_address, for devices that can't reach all memory.
  */
 #include "edu.h"
 #include "rb_test.h"
@@ -43,7 +42,7 @@ FIXTURE_TEARDOWN(device)
 
 	close(self->fd);
 	ASSERT_LE(0, watch);
-	/* Pinned or not, nothing waits: the tests run without quarantine. */
+	/* No pinned memory is quarantined: the tests run without quarantine. */
 	EXPECT_STREQ("", pool_settles(watch, &self->base));
 	close(watch);
 }
@@ -85,7 +84,7 @@ static struct rust_buddy_unpin unpin_req(uint64_t handle, const char *device)
 	EXPECT_REFUSED(fd, h, rb_ioctl(fd, UNPIN, &__unpin), &__unpin.hdr, err, why); \
 } while (0)
 
-/* Fills all of the field: no NUL. */
+/* Fills the whole field, without a NUL. */
 #define UNENDED	"pci/0000:00:04.0------------------------------------------------"
 
 TEST_F(device, names)
@@ -108,14 +107,14 @@ TEST_F(device, names)
 		EXPECT_NO_UNPIN(self->fd, handle, unknown[i], -EINVAL,
 				RUST_BUDDY_REASON_NOT_PINNED);
 	}
-	/* What follows the NUL is not looked at. */
+	/* The module ignores the bytes after the NUL. */
 	pin = pin_req(handle, self->edu);
 	pin.device[sizeof(pin.device) - 1] = '\x80';
 	EXPECT_EQ(0, rb_ioctl(self->fd, PIN, &pin));
 	EXPECT_EQ(0, rb_unpin_device(self->fd, handle, self->edu));
 }
 
-/* The first thing wrong is the one reported. */
+/* The first error found is the one reported. */
 TEST_F(device, order_of_refusals)
 {
 	struct rust_buddy_pin pin = pin_req(0, UNENDED);
@@ -148,7 +147,7 @@ TEST_F(device, read_only)
 	close(fd);
 }
 
-/* Each device has pins of its own, and the physical address too. */
+/* Each device has a pin count of its own, and so has the physical address. */
 TEST_F(device, counts)
 {
 	const uint64_t handle = self->req.handle;
@@ -163,7 +162,7 @@ TEST_F(device, counts)
 			RUST_BUDDY_REASON_NOT_PINNED);
 	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
 
-	/* One mapping: the same address for as long as anybody pins. */
+	/* A device has one mapping: the address is the same as long as it is pinned. */
 	ASSERT_EQ(0, rb_pin_device(self->fd, handle, self->edu, &again));
 	EXPECT_EQ(first.address, again.address);
 	EXPECT_EQ(first.size, again.size);
@@ -189,7 +188,7 @@ TEST_F(device, counts)
 	EXPECT_EQ(0, rb_free(self->fd, handle));
 }
 
-/* Callers of before there were devices, whose structs end earlier. */
+/* Callers with the shorter structs of an earlier ABI. */
 TEST_F(device, short_structs)
 {
 	struct rust_buddy_unpin unpin = { .handle = self->req.handle };
@@ -205,7 +204,7 @@ TEST_F(device, short_structs)
 	EXPECT_PINS(0);
 }
 
-/* An answer that can't be written changes nothing: neither is a device left with the buffer. */
+/* If the result can't be written, no count changes and the device keeps no mapping. */
 TEST_F(device, undelivered)
 {
 	const uint64_t handle = self->req.handle;
@@ -244,8 +243,8 @@ static int pci_rescan(void)
 }
 
 /*
- * A device that is removed takes its mapping along. What it was pinned for still
- * has to be unpinned, and the device that comes back is another.
+ * Removing a device removes its mapping. The pins remain until UNPIN, and do not count for the
+ * device that comes back under the same name.
  */
 TEST_F_TIMEOUT(device, removed, SLOW)
 {
@@ -259,7 +258,7 @@ TEST_F_TIMEOUT(device, removed, SLOW)
 	EXPECT_NO_PIN(self->fd, handle, self->edu, -ENODEV, RUST_BUDDY_REASON_UNKNOWN_DEVICE);
 	EXPECT_PINS(1);
 	EXPECT_NO_FREE(self->fd, handle, -EBUSY, RUST_BUDDY_REASON_PINNED);
-	/* There is nobody left to make it the same for. */
+	/* The removed device needs no sync. */
 	EXPECT_EQ(0, rb_sync(self->fd, handle, 0, 0, RUST_BUDDY_SYNC_FOR_CPU,
 			     RUST_BUDDY_SYNC_BIDIRECTIONAL));
 	ASSERT_EQ(0, pci_rescan());
@@ -272,7 +271,7 @@ TEST_F_TIMEOUT(device, removed, SLOW)
 	EXPECT_EQ(0, rb_free(self->fd, handle));
 }
 
-/* The same, but the client is gone first. */
+/* The client is closed before the device comes back. */
 TEST_F_TIMEOUT(device, removed_and_closed, SLOW)
 {
 	char path[PCI_PATH_LEN];
@@ -288,7 +287,7 @@ TEST_F_TIMEOUT(device, removed_and_closed, SLOW)
 	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
 }
 
-/* Two threads' worth of calls at once, from two processes that share the client. */
+/* Two processes that share the client pin and unpin at once. */
 TEST_F_TIMEOUT(device, race, SLOW)
 {
 	const uint64_t handle = self->req.handle;
@@ -312,7 +311,7 @@ TEST_F_TIMEOUT(device, race, SLOW)
 	EXPECT_EQ(0, rb_free(self->fd, handle));
 }
 
-/* A client that dies leaves nothing behind that the next one with that memory could trip over. */
+/* The mapping of a killed client does not disturb the next user of the memory. */
 TEST_F_TIMEOUT(device, killed, SLOW)
 {
 	struct rust_buddy_pin pin;
@@ -375,7 +374,7 @@ TEST_F(ceiling, plain_node)
 	int plain = rb_open(RB_DEV);
 
 	ASSERT_LE(0, plain);
-	/* The first thing that is looked at: it must not depend on where the pool is. */
+	/* This error comes first, so that it reveals nothing about the pool's place. */
 	for (int i = 0; i < 64; i++) {
 		CEILING(1ULL << i, i % 2 ? 0 : self->unit);
 
@@ -405,7 +404,7 @@ TEST_F(ceiling, below_the_pool)
 	}
 }
 
-/* All of it, and nothing else: what is full below the ceiling is full. */
+/* Allocates all memory below the ceiling, and gets ENOSPC then. */
 TEST_F_TIMEOUT(ceiling, wholly_below, SLOW)
 {
 	static const uint32_t flags[] = { 0, RUST_BUDDY_ALLOC_BOTTOMUP, RUST_BUDDY_ALLOC_TOPDOWN };
@@ -433,7 +432,7 @@ TEST_F_TIMEOUT(ceiling, wholly_below, SLOW)
 	}
 }
 
-/* A ceiling that is no multiple of the unit, and one that leaves exactly one unit. */
+/* A ceiling that leaves exactly one unit, and one that is no multiple of a unit. */
 TEST_F(ceiling, edges)
 {
 	const uint64_t unit = self->unit;
@@ -446,7 +445,7 @@ TEST_F(ceiling, edges)
 		EXPECT_EQ(self->start, place_of(self->fd, req.handle));
 		EXPECT_EQ(0, rb_free(self->fd, req.handle));
 	}
-	/* The size fits, the block that covers it does not; its pages alone do. */
+	/* The size fits, the block that would cover it does not. With EXACT, the pages fit. */
 	CEILING(self->start + 3 * unit, 3 * unit);
 	EXPECT_NO_ALLOC(req, -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 	req.flags = RUST_BUDDY_ALLOC_EXACT;
@@ -470,12 +469,12 @@ TEST_F(ceiling, with_window_and_place)
 		EXPECT_LE(self->start + MiB(1), place);
 		EXPECT_LE(place + KiB(64), ceiling);
 		EXPECT_EQ(0, rb_free(self->fd, req.handle));
-		/* A window that is all above it, and one of which too little is below. */
+		/* A range above the ceiling, and one with too little below the ceiling. */
 		req.lo = MiB(2);
 		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_REASON_MAX_ADDRESS);
 		req.lo = MiB(2) - KiB(60);
 		EXPECT_NO_ALLOC(req, -ERANGE, RUST_BUDDY_REASON_MAX_ADDRESS);
-		/* The window's own faults come first. */
+		/* Errors of the range come first. */
 		req.hi = req.lo;
 		EXPECT_NO_ALLOC(req, -EINVAL, RUST_BUDDY_REASON_RANGE);
 	}

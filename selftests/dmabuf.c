@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Buffers as dma-bufs: what other processes and other drivers get of them, and
- * that the memory stays exactly as long as somebody has it.
+ * Buffers as dma-bufs: their use by other processes and drivers, and the lifetime of their memory.
  */
 #include <linux/dma-buf.h>
 #include <linux/videodev2.h>
@@ -27,7 +26,7 @@ static int descriptors(void)
 
 FIXTURE(dmabuf) {
 	int fd;
-	int watch;	/* another client, which sees the pool */
+	int watch;	/* another client, to query the pool */
 	int open_before;
 	struct rust_buddy_pool_info before;
 	struct rust_buddy_alloc req;
@@ -108,7 +107,7 @@ TEST_F(dmabuf, export_refusals)
 	close(ro);
 }
 
-/* An answer that can't be told leaves no descriptor behind. */
+/* If the result can't be written, EXPORT leaves no descriptor. */
 TEST_F(dmabuf, export_into_read_only_memory)
 {
 	struct rust_buddy_export *req;
@@ -158,7 +157,7 @@ TEST_F(dmabuf, import_refusals)
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_RESERVED_FIELD, req.hdr.reason);
 }
 
-/* The file itself: size, name, mapping, and what it allows. */
+/* The dma-buf file: size, name, mappings, and access rights. */
 TEST_F(dmabuf, file)
 {
 	struct dma_buf_sync sync = { .flags = DMA_BUF_SYNC_START | DMA_BUF_SYNC_RW };
@@ -208,7 +207,7 @@ TEST_F(dmabuf, file)
 	close(ro);
 }
 
-/* What has the buffer, and in which order it lets go: all of them, in every order. */
+/* The references to a buffer, which the test drops in each possible order. */
 enum { HANDLE, CLIENT, FD, FD_MAP, IMPORTED, HOLDERS };
 
 TEST_F_TIMEOUT(dmabuf, every_order, SLOW)
@@ -238,7 +237,7 @@ TEST_F_TIMEOUT(dmabuf, every_order, SLOW)
 
 			code /= n;
 			left[pick] = left[n - 1];
-			/* The handle needs its client, the client alone holds nothing. */
+			/* The handle counts only as long as its client is open. */
 			held = (!gone[HANDLE] && !gone[CLIENT]) || !gone[FD] || !gone[FD_MAP] ||
 			       !gone[IMPORTED];
 			ASSERT_TRUE(settles_at(self->watch, base + held));
@@ -266,7 +265,7 @@ TEST_F_TIMEOUT(dmabuf, every_order, SLOW)
 	}
 }
 
-/* Another process, by a descriptor that is passed: the same memory, a handle of its own. */
+/* A process that receives the descriptor gets the same memory, with a handle of its own. */
 TEST_F(dmabuf, into_another_process)
 {
 	int dmabuf = rb_export(self->fd, self->req.handle, 0, 0, RW);
@@ -291,7 +290,7 @@ TEST_F(dmabuf, into_another_process)
 		if (theirs == MAP_FAILED || !filled(theirs, SIZE, 6))
 			_exit(3);
 		fill(theirs, SIZE, 7);
-		/* Twice is two handles; either may go first. */
+		/* A second import is a second handle, and either can be freed first. */
 		if (rb_import(fd, dmabuf, &again) || again.handle == in.handle)
 			_exit(4);
 		if (rb_free(fd, in.handle) || rb_free(fd, again.handle))
@@ -306,7 +305,7 @@ TEST_F(dmabuf, into_another_process)
 	close(dmabuf);
 }
 
-/* A part is all that there is of it, for who has no more. */
+/* An importer of a part can reach no more than that part. */
 TEST_F(dmabuf, part)
 {
 	int dmabuf = rb_export(self->fd, self->req.handle, KiB(16), KiB(8), RW);
@@ -335,7 +334,7 @@ TEST_F(dmabuf, part)
 	EXPECT_EQ(KiB(8), info.granted);
 	EXPECT_EQ(KiB(8), info.max_size);
 	EXPECT_EQ(in.offset, info.offset);
-	/* Every other offset of the buffer's window is closed. */
+	/* All other offsets of the buffer can't be mapped. */
 	for (at = -(int64_t)KiB(16); at < (int64_t)KiB(48); at += 4096) {
 		page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, self->watch, in.offset + at);
 		if (at < 0 || at >= (int64_t)KiB(8)) {
@@ -347,7 +346,7 @@ TEST_F(dmabuf, part)
 		EXPECT_EQ(0, munmap(page, 4096));
 	}
 	EXPECT_NO_MAP(EINVAL, mmap(NULL, KiB(12), PROT_READ, MAP_SHARED, self->watch, in.offset));
-	/* Nor is there more to be had by exporting it. */
+	/* The importer can't export more than its part. */
 	EXPECT_EQ(-EINVAL, rb_export(self->watch, in.handle, 0, KiB(12), RW));
 	EXPECT_EQ(-EINVAL, rb_export(self->watch, in.handle, KiB(8), 0, RW));
 	again = rb_export(self->watch, in.handle, KiB(4), 0, RW);
@@ -357,7 +356,7 @@ TEST_F(dmabuf, part)
 	EXPECT_EQ(0, memcmp(theirs, mem + KiB(20), KiB(4)));
 	EXPECT_EQ(0, munmap(theirs, KiB(4)));
 
-	/* The whole and the part in one client: each has its own. */
+	/* A client that has the whole and the part has a handle for each. */
 	ASSERT_EQ(0, rb_import(self->fd, dmabuf, &whole));
 	EXPECT_EQ(0, rb_free(self->fd, whole.handle));
 	theirs = rb_map(self->fd, &self->req, PROT_READ);
@@ -388,7 +387,7 @@ TEST_F(dmabuf, part)
 	close(dmabuf);
 }
 
-/* What was given to be read can't be written, however it is passed on. */
+/* Memory exported read-only can't be written, through any further export or import. */
 TEST_F(dmabuf, read_only)
 {
 	int ro = rb_export(self->fd, self->req.handle, 0, 0, O_CLOEXEC);
@@ -421,7 +420,7 @@ TEST_F(dmabuf, read_only)
 	close(ro);
 }
 
-/* A file open for reading only can import, and then only read. */
+/* A file opened for reading can import, but not write. */
 TEST_F(dmabuf, into_a_read_only_file)
 {
 	int fd = open(RB_DEV, O_RDONLY | O_CLOEXEC);
@@ -441,7 +440,7 @@ TEST_F(dmabuf, into_a_read_only_file)
 	close(fd);
 }
 
-/* Killed while others have it, and while it has what others gave. */
+/* The exporting process is killed while this process has its dma-buf. */
 TEST_F(dmabuf, killed)
 {
 	int line[2], dmabuf, got, pidfd;
@@ -487,7 +486,7 @@ TEST_F(dmabuf, killed)
 	close(line[1]);
 }
 
-/* The module stays as long as a dma-buf does. */
+/* A dma-buf keeps the module loaded. */
 TEST_F(dmabuf, module_stays)
 {
 	int dmabuf = rb_export(self->fd, self->req.handle, 0, 0, RW);
@@ -505,10 +504,7 @@ TEST_F(dmabuf, module_stays)
 	close(dmabuf);
 }
 
-/*
- * A video driver that makes up its pictures, with memory of its own choosing
- * (vmap) or by DMA (a segment list): it streams into our buffer.
- */
+/* The vivid driver generates frames, and writes them into a dma-buf through vmap or by DMA. */
 #define FRAMES	3
 
 static int open_vivid(uint32_t caps)
@@ -539,7 +535,7 @@ FIXTURE(video) {
 
 FIXTURE_VARIANT(video) {
 	const char *load;
-	/* What the queue says when it can't have a buffer, whatever the reason. */
+	/* The errno of the queue if it can't use a buffer, for any reason. */
 	int no;
 };
 
@@ -597,7 +593,7 @@ TEST_F_TIMEOUT(video, frames, SLOW)
 		mem[i] = mmap(NULL, req[i].granted, PROT_READ, MAP_SHARED, dmabuf[i], 0);
 		ASSERT_TRUE(mem[i] != MAP_FAILED);
 		EXPECT_TRUE(zeroed(mem[i], req[i].granted));
-		/* The driver keeps it from here on; handle and descriptor may go. */
+		/* From here on the driver has a reference; handle and descriptor are not needed. */
 		buf.m.fd = dmabuf[i];
 		buf.length = req[i].granted;
 		ASSERT_EQ(0, ioctl(video, VIDIOC_QBUF, &buf))
@@ -611,13 +607,13 @@ TEST_F_TIMEOUT(video, frames, SLOW)
 		ASSERT_EQ(0, ioctl(video, VIDIOC_DQBUF, &buf));
 		EXPECT_EQ(size, buf.bytesused);
 		EXPECT_FALSE(zeroed(mem[buf.index], size & ~7ULL));
-		/* Nothing beyond the picture. */
+		/* Nothing is written behind the frame. */
 		EXPECT_TRUE(zeroed(mem[buf.index] + round_up_to(size, 4096),
 				   req[buf.index].granted - round_up_to(size, 4096)));
 		buf.m.fd = dmabuf[buf.index];
 		ASSERT_EQ(0, ioctl(video, VIDIOC_QBUF, &buf));
 	}
-	/* Mappings and descriptors go while the stream is on. */
+	/* Mappings and descriptors are closed while the stream is on. */
 	for (i = 0; i < 2; i++) {
 		EXPECT_EQ(0, munmap(mem[i], req[i].granted));
 		close(dmabuf[i]);
@@ -630,7 +626,7 @@ TEST_F_TIMEOUT(video, frames, SLOW)
 	EXPECT_EQ(0, system("modprobe -r vivid"));
 }
 
-/* One buffer with a picture of @size bytes for a queue of the video driver: 0, or the errno. */
+/* Queues a buffer with a frame of @size bytes. Returns 0 or an errno. */
 static int queue_one(int video, uint32_t type, int dmabuf, uint64_t size)
 {
 	struct v4l2_buffer buf = {
@@ -641,7 +637,7 @@ static int queue_one(int video, uint32_t type, int dmabuf, uint64_t size)
 	return ioctl(video, VIDIOC_QBUF, &buf) ? errno : 0;
 }
 
-/* The size of a picture that one buffer was asked for, 0 for none. */
+/* Requests one buffer of the queue. Returns the size of its frame, 0 on failure. */
 static uint64_t request_one(int video, uint32_t type)
 {
 	struct v4l2_requestbuffers queue = {
@@ -655,9 +651,9 @@ static uint64_t request_one(int video, uint32_t type)
 }
 
 /*
- * A capture queue would write: it does not get what was exported read-only, nor
- * that imported and exported again. An output queue reads by DMA, and gets both;
- * what asks for an address in the kernel gets none, since it could write.
+ * A capture queue needs write access, so it gets no dma-buf that is read-only, and none that was
+ * exported again after an import. An output queue that reads by DMA gets both. One that needs an
+ * address in the kernel (vmap) gets neither, as it could write there.
  */
 TEST_F_TIMEOUT(video, read_only, SLOW)
 {
@@ -689,12 +685,12 @@ TEST_F_TIMEOUT(video, read_only, SLOW)
 	ASSERT_LE(0, ro[1]);
 	for (i = 0; i < 2; i++)
 		EXPECT_EQ(variant->no, queue_one(capture, in, ro[i], size));
-	/* The queue itself is fine. */
+	/* The queue accepts a writable dma-buf. */
 	rw = rb_export(self->fd, req.handle, 0, 0, RW);
 	ASSERT_LE(0, rw);
 	EXPECT_EQ(0, queue_one(capture, in, rw, size));
 
-	/* Queued is mapped for the device; it need not run for that. */
+	/* Queueing a buffer maps it for the device; the stream need not be on. */
 	for (i = 0; i < 2; i++) {
 		ASSERT_EQ(shown, request_one(output, out));
 		EXPECT_EQ(variant->no == EFAULT ? EFAULT : 0,
@@ -734,9 +730,9 @@ static void *grow_elsewhere(void *arg)
 }
 
 /*
- * A driver that maps a buffer while RESIZE clears its new place waits for that.
- * It is not refused: the driver would fail for a reason that its user can't see,
- * and the kernel warns when vmap fails (which the run of the tests looks for).
+ * A driver that maps a buffer while RESIZE zeroes the new place has to wait. If it were refused,
+ * the driver would fail for a reason unknown to its user, and the kernel would warn that vmap
+ * failed. The test run fails on warnings.
  */
 TEST_F_TIMEOUT(video, changing, SLOW)
 {
@@ -757,7 +753,7 @@ TEST_F_TIMEOUT(video, changing, SLOW)
 	capture = open_vivid(V4L2_CAP_VIDEO_CAPTURE);
 	ASSERT_LE(0, capture);
 	for (round = 0; round < 4; round++) {
-		/* Memory that has to be cleared, and a buffer that can't grow where it is. */
+		/* Dirty memory, which RESIZE has to zero, and a buffer that can't grow in place. */
 		ASSERT_EQ(0, rb_alloc(self->fd, large, 0, "dirty", &dirty));
 		mem = rb_map(self->fd, &dirty, PROT_READ | PROT_WRITE);
 		ASSERT_TRUE(mem != MAP_FAILED);
@@ -783,7 +779,7 @@ TEST_F_TIMEOUT(video, changing, SLOW)
 		usleep(1000);
 		EXPECT_EQ(0, queue_one(capture, in, dmabuf, size));
 		ASSERT_EQ(0, pthread_join(thread, NULL));
-		/* If the driver came first, the buffer stayed where it was. */
+		/* If the driver came first, the buffer did not move. */
 		EXPECT_TRUE(!growth.ret || growth.ret == -EBUSY);
 		ASSERT_EQ(0, ioctl(capture, VIDIOC_REQBUFS, &none));
 		close(dmabuf);

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * QEMU's edu device copies between buffers of the pool and 4096 bytes of its
- * own. Every byte that it should write is checked, and every one that it should
- * not: at the start, across the middle and at the very end of buffers of three
- * orders, and between buffers with no gap between them.
+ * QEMU's edu device copies between buffers of the pool and 4096 bytes of its own memory. The tests
+ * check the bytes that it should write and all other bytes: at the start, across the middle and at
+ * the end of buffers of three orders, and between adjacent buffers.
  */
 #include <inttypes.h>
 
 #include "edu.h"
 #include "rb_test.h"
 
-/* Unlike any byte of the pattern. */
+/* A value that the pattern never has. */
 #define EDU_GUARD		0xEE
 
-/* A period that is no power of two, so that no shifted copy passes for the right one. */
+/* The period is no power of two, so that a shifted copy does not match. */
 static uint8_t edu_pattern(uint64_t i)
 {
 	return (i * 37 + i / 127 * 11 + 1) & 0x7f;
@@ -36,7 +35,7 @@ static void edu_fill(struct dma_buffer *buf, uint64_t at, uint64_t bytes)
 		buf->map[at + i] = edu_pattern(i);
 }
 
-/* The first byte that is not as edu_fill() leaves it, or the size of the buffer. */
+/* Returns the first byte that differs from the contents by edu_fill(), or the buffer's size. */
 static uint64_t edu_first_wrong(const struct dma_buffer *buf, uint64_t at, uint64_t bytes)
 {
 	uint64_t i;
@@ -100,7 +99,7 @@ FIXTURE_SETUP(edu)
 	ASSERT_EQ(0, err);
 }
 
-/* The device first: it must not reach a buffer that is given back. */
+/* Close the device first, so that it can't access freed buffers. */
 FIXTURE_TEARDOWN(edu)
 {
 	pci_close(&self->pci);
@@ -110,8 +109,8 @@ FIXTURE_TEARDOWN(edu)
 }
 
 /*
- * Out of one place of a buffer and into another: nothing else of it changes. The
- * middle is a border of two pages where there are two; one byte lies before it.
+ * Copies from one place of a buffer to another and checks that the rest is unchanged. The
+ * middle is a border of two pages if the buffer has several. A single byte lies before that border.
  */
 TEST_F(edu, places)
 {
@@ -137,7 +136,10 @@ TEST_F(edu, places)
 		EXPECT_EQ(size, edu_first_wrong(buf, from, bytes)) {
 			TH_LOG("after %" PRIu64 " bytes were read from %" PRIu64, bytes, from);
 		}
-		/* The two places may overlap: what comes back is all the device's. */
+		/*
+		 * The two places may overlap, so the buffer is overwritten before the device writes
+		 * it.
+		 */
 		edu_fill(buf, 0, 0);
 		ASSERT_EQ(0, edu_give(&self->pci, buf->address + to, bytes));
 		EXPECT_EQ(size, edu_first_wrong(buf, to, bytes)) {
@@ -147,8 +149,8 @@ TEST_F(edu, places)
 }
 
 /*
- * Five buffers side by side; the device takes from the second and gives to the
- * fourth, up to its very last byte. The others are not touched.
+ * Five adjacent buffers. The device reads from the end of the second and writes to the end of the
+ * fourth. The three other ones stay unchanged.
  */
 TEST_F(edu, between_neighbours)
 {
@@ -160,7 +162,7 @@ TEST_F(edu, between_neighbours)
 	ASSERT_EQ(0, rb_info(self->phys_fd, &info));
 	if (!(info.features & RUST_BUDDY_FEAT_PLACEMENT))
 		SKIP(return, "this module cannot place buffers");
-	/* A block that has room for all five says where they can go. */
+	/* A block that covers all five buffers determines their places. */
 	err = dma_alloc(&self->buf[0], self->phys_fd, 8 * self->size, "edu place");
 	if (dma_no_room(err))
 		SKIP(return, "no room for %" PRIu64 " bytes", 8 * self->size);
@@ -180,7 +182,7 @@ TEST_F(edu, between_neighbours)
 
 		err = dma_take(&self->buf[i], self->phys_fd, &req);
 		if (err == -EBUSY)
-			SKIP(return, "somebody else took the place in between");
+			SKIP(return, "another client took the place in between");
 		ASSERT_EQ(0, err);
 		ASSERT_EQ(base + i * self->size, self->buf[i].address);
 		edu_fill(&self->buf[i], at, i == 1 ? bytes : 0);
@@ -195,8 +197,8 @@ TEST_F(edu, between_neighbours)
 }
 
 /*
- * A device of the administrator's writes to a range that is reserved. The next buffer
- * there shows nothing of it, however the reservation ends.
+ * A device of the administrator writes to a reserved range. The next buffer there is zero, however
+ * the reservation ends.
  */
 FIXTURE(edu_reserved) {
 	int phys_fd;
@@ -232,7 +234,7 @@ FIXTURE_TEARDOWN(edu_reserved)
 	close(self->phys_fd);
 }
 
-TEST_F(edu_reserved, what_a_device_wrote_is_cleared)
+TEST_F(edu_reserved, device_writes_are_zeroed)
 {
 	uint64_t lo = self->pool.size / 2, handle;
 	struct rust_buddy_alloc req = {
@@ -247,9 +249,9 @@ TEST_F(edu_reserved, what_a_device_wrote_is_cleared)
 	edu_fill(buf, 0, EDU_BYTES);
 	ASSERT_EQ(0, edu_take(&self->pci, buf->address, EDU_BYTES));
 	dma_free(buf);
-	/* Clear before: so that nothing but the reservation can have made it dirty. */
+	/* Make the range clear, so that only the reservation can make it dirty. */
 	if (rb_alloc_req(self->phys_fd, &req))
-		SKIP(return, "somebody has the middle of the pool");
+		SKIP(return, "the middle of the pool is in use");
 	ASSERT_EQ(0, rb_free(self->phys_fd, req.handle));
 
 	admin = rb_open(RB_DEV_PHYS);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The DMA engine of QEMU's edu device: copies between memory and 4096 bytes of
- * its own, 100 ms after it was told to.
+ * The DMA engine of QEMU's edu device. It copies between memory and 4096 bytes of its own, 100 ms
+ * after the command.
  *
  *	-device edu,dma_mask=0xffffffffffffffff
  *
- * The mask is a must: the device cuts what lies beyond its mask off an address,
- * without a word, and then writes to memory that is not ours.
+ * The mask is required: the device silently clears the address bits outside of its mask, and would
+ * then write to memory that does not belong to the test.
  */
 #ifndef SELFTESTS_EDU_H
 #define SELFTESTS_EDU_H
@@ -16,7 +16,7 @@
 #define EDU_VENDOR	0x1234
 #define EDU_DEVICE	0x11e8
 
-/* Registers. Those of the DMA take 8 bytes at once. */
+/* Registers. Those of the DMA engine take accesses of 8 bytes. */
 #define EDU_ID		0x00
 #define EDU_DMA_FROM	0x80
 #define EDU_DMA_TO	0x88
@@ -34,21 +34,23 @@ static_assert(sizeof(long) == 8, "a register of 8 bytes takes one access of 8 by
 #define EDU_TIMEOUT_NS	(10 * 1000000000ULL)
 
 /*
- * Its own memory, as it addresses it. QEMU before 8.2.1 aborts when a transfer
- * ends at the end of this; later ones, and so those that have the tools for the
- * kernels that this module needs, allow it.
+ * The device's memory, in its own addresses. QEMU before 8.2.1 aborts when a transfer ends at the
+ * end of this memory. Versions that come with the tools for this module's kernels are later.
  */
 #define EDU_MEMORY	0x40000
 #define EDU_BYTES	4096
 
-/* Waits for the end of the transfer: its bit is cleared when all has been copied. */
+/* Waits until the transfer has ended: the device then clears the bit EDU_RUN. */
 static inline int edu_wait(struct pci_dev *pci)
 {
 	uint64_t start = pci_now();
 
 	while (pci_read32(pci, EDU_DMA_COMMAND) & EDU_RUN) {
 		if (pci_now() - start > EDU_TIMEOUT_NS) {
-			/* It might still come and write to memory that others have then. */
+			/*
+			 * A late transfer could write to memory that is allocated to another client
+			 * by then.
+			 */
 			pci_master_off(pci);
 			return -ETIMEDOUT;
 		}
@@ -57,7 +59,7 @@ static inline int edu_wait(struct pci_dev *pci)
 	return 0;
 }
 
-/* Tells the device to; returns at once. */
+/* Starts a transfer, and returns at once. */
 static inline void edu_start(struct pci_dev *pci, uint64_t from, uint64_t to, uint64_t bytes,
 			     uint64_t direction)
 {
@@ -78,7 +80,7 @@ static inline int edu_copy(struct pci_dev *pci, uint64_t from, uint64_t to, uint
 	return edu_wait(pci);
 }
 
-/* Finds and opens it; -ENODEV if there is none. */
+/* Finds and opens the device. Returns -ENODEV if there is none. */
 static inline int edu_open(struct pci_dev *pci)
 {
 	static const struct pci_match match = { .vendor = EDU_VENDOR, .device = EDU_DEVICE };

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Every call with the 1st, 2nd, ... nth allocation or user copy of the kernel
- * failing in turn (/proc/self/fail-nth), until a call is through before its turn
- * comes. After each failure: a documented errno, the pool as it was, and the same
- * call works.
+ * Fault injection: the 1st, 2nd, ... nth allocation or user copy in a call fails
+ * (/proc/self/fail-nth), until the call ends before the nth. After each failure the errno is a
+ * documented one, the pool is unchanged, and the same call succeeds.
  *
- * Needs CONFIG_FAULT_INJECTION with failslab, fail_page_alloc and fail_usercopy;
- * the fault attributes in debugfs are set here.
+ * Needs CONFIG_FAULT_INJECTION with failslab, fail_page_alloc and fail_usercopy. The test sets the
+ * fault attributes in debugfs.
  */
 #include <sched.h>
 #include <sys/stat.h>
@@ -22,7 +21,7 @@
 #define HEAP_NODE	"/dev/dma_heap/rust_buddy"
 #define MEMTYPE		DEBUGFS "rust_buddy/pool1/memtype"
 #define FAR_AWAY	((void *)0x300000000000)
-/* No call of ours allocates as often; a runaway is a failure. */
+/* No call of the module makes that many allocations; more are reported as a failure. */
 #define MOST		2000
 
 static unsigned long injected, survived;
@@ -39,8 +38,8 @@ static void arm(int nth)
 }
 
 /*
- * Ends it; true if the fault was injected by then. Asking and ending are user
- * copies too: where one of them fails, the fault was still to come, and is over.
+ * Disables the injection. Returns whether the fault was injected. Reading and writing fail-nth are
+ * user copies too: if one of them fails, the fault had not been injected before, and is used up.
  */
 static bool disarm(void)
 {
@@ -53,7 +52,7 @@ static bool disarm(void)
 	return hit;
 }
 
-/* The attributes that every fault needs: nothing but the nth, whatever asks, quietly. */
+/* Sets the fault attributes: all kinds of allocations may fail, without a message. */
 static int prepare_faults(void)
 {
 	static const char * const dirs[] = { "failslab", "fail_page_alloc", "fail_usercopy" };
@@ -63,7 +62,7 @@ static int prepare_faults(void)
 		snprintf(path, sizeof(path), DEBUGFS "%s/verbose", dirs[i]);
 		if (put_text(path, "0"))
 			return -ENOENT;
-		/* Allocations that may wait are what a driver makes. */
+		/* The allocations of a driver may sleep, so these must be able to fail. */
 		snprintf(path, sizeof(path), DEBUGFS "%s/ignore-gfp-wait", dirs[i]);
 		put_text(path, "N");
 	}
@@ -113,14 +112,14 @@ FIXTURE(fault)
 	uint64_t imported;
 	uint64_t reserved;
 	struct rust_buddy_alloc batch[3];
-	/* The call ended in EFAULT after it had acted: only its answer is missing. */
+	/* The call ended in EFAULT after it took effect: only writing its result failed. */
 	bool acted;
 };
 
 FIXTURE_VARIANT(fault)
 {
 	enum call call;
-	/* What a failed allocation may say, beside the EFAULT of a user copy. */
+	/* The errno of a failed allocation. A failed user copy is EFAULT. */
 	int err;
 };
 
@@ -135,9 +134,9 @@ FIXTURE_VARIANT_ADD(fault, pin) { .call = PIN };
 FIXTURE_VARIANT_ADD(fault, unpin) { .call = UNPIN };
 FIXTURE_VARIANT_ADD(fault, buffer_info) { .call = BUFFER_INFO };
 FIXTURE_VARIANT_ADD(fault, mmap) { .call = MMAP, .err = -ENOMEM };
-/* Memory that mmap finds no page tables for is filled in as it is touched. */
+/* If mmap has no memory for page tables, the mapping is populated by faults. */
 FIXTURE_VARIANT_ADD(fault, mmap_filled) { .call = MMAP_FILLED, .err = -ENOMEM };
-/* read(2) into a page that is not there yet: no memory for its table is EFAULT. */
+/* read(2) into an unmapped page: without memory for a page table it returns EFAULT. */
 FIXTURE_VARIANT_ADD(fault, touch) { .call = TOUCH, .err = -EFAULT };
 FIXTURE_VARIANT_ADD(fault, fdinfo) { .call = FDINFO, .err = -ENOMEM };
 FIXTURE_VARIANT_ADD(fault, alloc_gup) { .call = ALLOC_GUP, .err = -ENOMEM };
@@ -177,7 +176,7 @@ FIXTURE_TEARDOWN(fault)
 	close(self->fd);
 }
 
-/* Far from everything, or the page tables are there already. */
+/* Maps at an address that has no page tables yet. */
 static int map_far_away(FIXTURE_DATA(fault) *self)
 {
 	self->map = mmap(FAR_AWAY, self->buf.granted, PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -185,7 +184,7 @@ static int map_far_away(FIXTURE_DATA(fault) *self)
 	return self->map == MAP_FAILED ? -errno : 0;
 }
 
-/* Parts of the pool that the kernel does not map cached; -1 if it does not say. */
+/* Returns the number of parts of the pool that the kernel maps uncached, or -1 if unknown. */
 static int uncached_runs(void)
 {
 	FILE *f = fopen(MEMTYPE, "re");
@@ -199,7 +198,7 @@ static int uncached_runs(void)
 	return lines;
 }
 
-/* What the call needs to have been done before, and is undone after it. */
+/* Prepares the state that the call needs. The call, or after_failure(), reverts it. */
 static int before_call(FIXTURE_DATA(fault) *self, enum call call)
 {
 	struct rust_buddy_migrate to;
@@ -209,7 +208,7 @@ static int before_call(FIXTURE_DATA(fault) *self, enum call call)
 		return rb_pin(self->fd, self->buf.handle, &address);
 	if (call == RELEASE)
 		return rb_reserve(self->fd, MiB(1), MiB(2), 0, "fault", &self->reserved);
-	/* Something has to be in the way. */
+	/* Put a buffer into the range that is evacuated. */
 	if (call == COMPACT || call == RESERVE)
 		return rb_migrate(self->fd, self->buf.handle, RUST_BUDDY_ALLOC_TOPDOWN, 0, 0, &to);
 	if (call == IMPORT) {
@@ -221,7 +220,7 @@ static int before_call(FIXTURE_DATA(fault) *self, enum call call)
 	return 0;
 }
 
-/* The call itself; *why is the reason that the module gave. */
+/* Makes the call. *why is the module's reason. */
 static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_alloc *got,
 		   uint32_t *why)
 {
@@ -281,8 +280,8 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 		return ret;
 	case ALLOC_WC:
 		/*
-		 * A large page of the kernel's map as a whole, and then one that has to be split,
-		 * in another place each time: what was split once is split for good.
+		 * The buffer covers a large page of the kernel's mapping, and splits another one.
+		 * Each round takes another place, as a split page stays split.
 		 */
 		memset(got, 0, sizeof(*got));
 		got->size = MiB(2) + KiB(4);
@@ -357,7 +356,7 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 	case HEAP:
 		ret = raw_ioctl(self->heap, DMA_HEAP_IOCTL_ALLOC, &data);
 		self->dmabuf = data.fd;
-		/* Heaps give no reasons. */
+		/* Heaps report no reason. */
 		*why = ret == -ENOMEM ? RUST_BUDDY_REASON_KERNEL_MEMORY : 0;
 		return ret;
 	case MMAP:
@@ -383,7 +382,7 @@ static int do_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_
 	return ret;
 }
 
-/* Undoes what a call that worked has done. */
+/* Undoes the effect of a call that succeeded. */
 static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_buddy_alloc *got)
 {
 	struct rust_buddy_resize size;
@@ -430,7 +429,7 @@ static int after_call(FIXTURE_DATA(fault) *self, enum call call, struct rust_bud
 	}
 }
 
-/* And what was done for a call that failed. */
+/* Reverts before_call() for a call that failed. */
 static int after_failure(FIXTURE_DATA(fault) *self, enum call call)
 {
 	struct rust_buddy_migrate to;
@@ -463,13 +462,13 @@ TEST_F_TIMEOUT(fault, nth, 600)
 		ret = do_call(self, variant->call, &got, &why);
 		hit = disarm();
 		if (!hit) {
-			ASSERT_EQ(0, ret) TH_LOG("nothing failed, and still");
+			ASSERT_EQ(0, ret) TH_LOG("an error without a fault");
 			ASSERT_EQ(0, after_call(self, variant->call, &got));
 			break;
 		}
 		injected++;
 		if (!ret) {
-			/* The kernel helped itself. */
+			/* The kernel recovered from the fault. */
 			survived++;
 			ASSERT_EQ(0, after_call(self, variant->call, &got));
 		} else {
@@ -483,22 +482,22 @@ TEST_F_TIMEOUT(fault, nth, 600)
 				EXPECT_EQ(0, uncached_runs()) TH_LOG("the %dth failed", nth);
 		}
 		EXPECT_POOL(self->fd, &self->before);
-		/* The same, undisturbed. */
+		/* The same call succeeds without a fault. */
 		ASSERT_EQ(0, before_call(self, variant->call));
 		ASSERT_EQ(0, do_call(self, variant->call, &got, &why));
 		ASSERT_EQ(0, after_call(self, variant->call, &got));
 		EXPECT_POOL(self->fd, &self->before);
 	}
 	ASSERT_LT(nth, MOST);
-	/* A sweep that met nothing to fail would be none. */
+	/* A sweep without any fault would test nothing. */
 	EXPECT_LT(0UL, injected);
 	TH_LOG("{\"sweep\": %d, \"faults\": %lu, \"survived\": %lu}", variant->call, injected,
 	       survived);
 }
 
 /*
- * A dirty block whose ALLOC fails before it is cleared goes back to where the worker
- * finds it. Memory that is kept at hand for the next ALLOC is hidden from the worker.
+ * If ALLOC fails before it has zeroed a dirty block, the block has to return to where the worker
+ * finds it. Blocks in a magazine are hidden from the worker.
  */
 #define SHARE	"/sys/module/rust_buddy/parameters/zero_cpu_percent"
 
@@ -519,7 +518,7 @@ FIXTURE_SETUP(dirty)
 	share = open(SHARE, O_RDONLY | O_CLOEXEC);
 	ASSERT_LT(0, read(share, self->share, sizeof(self->share) - 1));
 	close(share);
-	/* Memory is at hand on one CPU. */
+	/* Magazines are per CPU, so use one CPU only. */
 	CPU_ZERO(&set);
 	CPU_SET(0, &set);
 	ASSERT_EQ(0, sched_setaffinity(0, sizeof(set), &set));
@@ -532,7 +531,7 @@ FIXTURE_TEARDOWN(dirty)
 	close(self->fd);
 }
 
-/* A block of 32 KiB at the pool's end, with a window that has to be allocated. */
+/* Allocates 32 KiB at the pool's end. With PREFAULT the mmap space has to be allocated. */
 static int get_filled(int fd, struct rust_buddy_alloc *buf)
 {
 	memset(buf, 0, sizeof(*buf));
@@ -541,7 +540,7 @@ static int get_filled(int fd, struct rust_buddy_alloc *buf)
 	return raw_ioctl(fd, RUST_BUDDY_IOC_ALLOC, buf);
 }
 
-/* Allocates a block, has it count as written, and frees it. */
+/* Allocates a block, makes it dirty, and frees it. */
 static int soil(int fd, uint32_t place)
 {
 	struct rust_buddy_alloc buf;
@@ -564,7 +563,7 @@ TEST_F_TIMEOUT(dirty, alloc_that_fails, 300)
 	uint64_t cleared, ahead;
 	int nth, ret, failed = 0;
 
-	/* Nothing is dirty but what the test soils. */
+	/* First zero the whole pool, so that only the test makes memory dirty. */
 	ASSERT_EQ(0, put_text(SHARE, "100"));
 	ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_BOTTOMUP));
 	do {
@@ -574,7 +573,7 @@ TEST_F_TIMEOUT(dirty, alloc_that_fails, 300)
 	for (nth = 1; nth < MOST; nth++) {
 		ASSERT_EQ(0, put_text(SHARE, "0"));
 		ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_TOPDOWN));
-		/* Counting empties what is at hand: the next ALLOC takes the dirty block. */
+		/* POOL_INFO drains the magazines, so that the next ALLOC takes the dirty block. */
 		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &info));
 		arm(nth);
 		ret = get_filled(self->fd, &buf);
@@ -588,7 +587,7 @@ TEST_F_TIMEOUT(dirty, alloc_that_fails, 300)
 			continue;
 		}
 		failed++;
-		/* The worker, which memory that was written wakes, clears all that it finds. */
+		/* Dirty memory wakes the worker, which zeroes all dirty memory that it finds. */
 		ASSERT_EQ(0, put_text(SHARE, "100"));
 		ASSERT_EQ(0, soil(self->fd, RUST_BUDDY_ALLOC_BOTTOMUP));
 		usleep(300000);
@@ -623,7 +622,7 @@ FIXTURE_SETUP(module)
 		SKIP(return, "the kernel injects no faults: %s", NO_FAULTS);
 	if (!access(RB_DEV, F_OK))
 		SKIP(return, "the module is loaded already");
-	/* Given as bytes: a kernel that can't read a module's file says so with a call trace. */
+	/* Load from memory: if reading a module's file fails, the kernel logs a call trace. */
 	fd = open(ko, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, fstat(fd, &st));
@@ -640,12 +639,13 @@ FIXTURE_TEARDOWN(module)
 }
 
 /*
- * Loading: whatever fails, the module is either in or leaves nothing, and all the
- * memory is back. The path comes from the runner, which has the module unloaded.
+ * Loading the module. After any failure it is either loaded, or leaves nothing behind. RB_KO is the
+ * path of the module, which the runner has unloaded.
  */
 /*
- * As large as the lowest zone, so that no place in there is tried: it does not begin on a
- * pageblock, and a kernel with CONFIG_DEBUG_VM then dumps the page before its first, for ever.
+ * As large as the lowest zone, so that no range inside that zone is tried. The zone does not begin
+ * on a pageblock, and with CONFIG_DEBUG_VM the kernel would dump the page before its first one
+ * forever.
  */
 #define LOADED	"size_mb=16"
 
@@ -654,7 +654,7 @@ TEST_F_TIMEOUT(module, load_nth, 1500)
 	bool full = getenv("RB_SWEEP") && !strcmp(getenv("RB_SWEEP"), "full");
 	int nth, ret;
 
-	/* Most of these allocations are the loader's own: all of them takes RB_SWEEP=full. */
+	/* Most of these allocations are the loader's own. RB_SWEEP=full lets each of them fail. */
 	for (nth = 1; nth < 100000; nth += full ? 1 : 1 + nth / 16) {
 		bool hit;
 

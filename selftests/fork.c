@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * fork and mappings by large entries. The kernel copies such an entry without a
- * lock, so the module has the parent's taken out before: neither process has one
- * after fork, and both fault it in again. Faults are counted to see that.
+ * fork() and mappings by large entries. The kernel copies a large entry without a lock, so the
+ * module removes the parent's large entries first. After fork() neither process has one, and both
+ * fault them in again. The tests count these faults.
  */
 #define _GNU_SOURCE
 #include <sys/resource.h>
@@ -16,7 +16,7 @@
 #define SIZE	(4 * BLOCK)
 #define RW	(PROT_READ | PROT_WRITE)
 
-/* How many mappings the race has, and how long it takes. */
+/* Number of mappings in the race, and its duration in ms. */
 #define WINDOWS	64
 #define RACE_MS	env_number("RB_FORK_MS", 3000)
 
@@ -29,9 +29,9 @@ static long faults(void)
 }
 
 /*
- * Compares the first word of each page with the stamps of @seed, and writes those
- * of @next: the number of faults, or -1 if something else is there. The first
- * round is for the pages of the program itself.
+ * Compares the first word of each page with the stamps of @seed, and writes those of @next. Returns
+ * the number of faults, or -1 if a word differs. The first round faults in the pages of this
+ * program.
  */
 static long touch(char *mem, uint64_t bytes, uint64_t page, uint64_t seed, uint64_t next)
 {
@@ -58,8 +58,8 @@ static long touch(char *mem, uint64_t bytes, uint64_t page, uint64_t seed, uint6
 }
 
 /*
- * Was each block of so many bytes faulted in again? The program's own pages, or a
- * buffer that the pool moves meanwhile, may add to that.
+ * Returns whether each block of the mapping was faulted in again. Faults on the program's own
+ * pages, and migrations of the buffer at the same time, may add to @count.
  */
 static bool again(uint64_t bytes, long count)
 {
@@ -76,7 +76,7 @@ static void stamp(char *mem, uint64_t bytes, uint64_t seed)
 		*(uint64_t *)(mem + at) = pattern(seed, at / PAGE);
 }
 
-/* Addresses that nothing is at: as many, and the first a multiple of 2 MiB. */
+/* Returns an unused range of addresses that starts at a multiple of 2 MiB. */
 static char *place(uint64_t bytes)
 {
 	char *all = mmap(NULL, bytes + BLOCK, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -147,7 +147,7 @@ FIXTURE_TEARDOWN(fork)
 	close(self->fd);
 }
 
-/* Neither process has an entry, and both see what the other writes. */
+/* Neither process has an entry, and each sees the writes of the other one. */
 TEST_F(fork, large_entries_are_not_copied)
 {
 	int line[2];
@@ -185,14 +185,14 @@ TEST_F(fork, fork_of_a_fork)
 			_exit(again(SIZE, touch(self->mem, SIZE, 0, 2, 3)) ? 0 : 2);
 		if (pid < 0 || verdict(pid))
 			_exit(3);
-		/* What it had from the first fork went with the second. */
+		/* The second fork() has removed the entries that followed the first. */
 		_exit(again(SIZE, touch(self->mem, SIZE, 0, 3, 4)) ? 0 : 4);
 	}
 	EXPECT_EQ(0, verdict(pid));
 	EXPECT_TRUE(again(SIZE, touch(self->mem, SIZE, 0, 4, 1)));
 }
 
-/* A hole in the middle of a block, a protected block: each piece is a VMA that fork copies. */
+/* The mapping has a hole inside a block and a protected block: fork() copies several VMAs. */
 TEST_F(fork, parent_in_pieces)
 {
 	char *hole = self->mem + BLOCK + KiB(64);
@@ -207,7 +207,7 @@ TEST_F(fork, parent_in_pieces)
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {
-		/* The first block by one entry, then 16 pages. */
+		/* The first block takes one entry, the rest 16 pages. */
 		if (touch(self->mem, BLOCK + KiB(64), 0, 1, 2) != 1 + 16)
 			_exit(1);
 		if (touch(self->mem + at, rest, at / PAGE, 1, 2) < 2)
@@ -219,7 +219,7 @@ TEST_F(fork, parent_in_pieces)
 	EXPECT_LE(2, touch(self->mem + at, rest, at / PAGE, 2, 2));
 }
 
-/* Only fork takes entries out: the other copies of a VMA are in the same address space. */
+/* Only fork() removes entries: the other copies of a VMA stay in the same address space. */
 TEST_F(fork, split_and_mremap_keep_entries)
 {
 	char *to = place(SIZE);
@@ -235,7 +235,7 @@ TEST_F(fork, split_and_mremap_keep_entries)
 	EXPECT_EQ(0, munmap(to, 2 * BLOCK));
 }
 
-/* Less than what one entry shows is copied as ever: single pages, under both locks. */
+/* A mapping smaller than a large entry is copied as usual: by single pages, under both locks. */
 TEST_F(fork, small_mappings_are_copied)
 {
 	char *small = mmap(place(BLOCK), MiB(1), RW, MAP_SHARED | MAP_FIXED, self->fd,
@@ -253,7 +253,7 @@ TEST_F(fork, small_mappings_are_copied)
 	EXPECT_EQ(0, munmap(small, MiB(1)));
 }
 
-/* What never moves nor shrinks keeps what it was filled with, in both. */
+/* A buffer that never moves nor shrinks keeps its populated entries, in both processes. */
 TEST_F(fork, filled_mappings_are_copied)
 {
 	struct rust_buddy_alloc req;
@@ -274,7 +274,7 @@ TEST_F(fork, filled_mappings_are_copied)
 	EXPECT_EQ(0, rb_free(self->fd, req.handle));
 }
 
-/* A shrunk buffer is out of reach of a child that was forked before. */
+/* A child that was forked before can't reach the part by which the buffer shrinks. */
 TEST_F(fork, shrinks_after_fork)
 {
 	struct rust_buddy_resize req;
@@ -282,7 +282,7 @@ TEST_F(fork, shrinks_after_fork)
 	pid_t pid;
 
 	if (variant->dmabuf)
-		SKIP(return, "what others have a part of does not shrink");
+		SKIP(return, "an exported buffer does not shrink");
 	ASSERT_EQ(0, socketpair(AF_UNIX, SOCK_STREAM, 0, line));
 	pid = fork();
 	ASSERT_LE(0, pid);
@@ -305,7 +305,7 @@ TEST_F(fork, shrinks_after_fork)
 	close(line[1]);
 }
 
-/* What a fork of 64 MiB, or of as much as there is, costs both processes. */
+/* Measures fork() with 64 MiB mapped, or with as much as fits. */
 TEST_F(fork, cost)
 {
 	uint64_t size = MiB(64);
@@ -338,7 +338,7 @@ TEST_F(fork, cost)
 	EXPECT_EQ(0, rb_free(self->fd, req.handle));
 }
 
-/* Moves the buffer from one place to another and back, until it is told to stop. */
+/* A thread that moves the buffer back and forth until stop is set. */
 struct mover {
 	int fd;
 	uint64_t handle;
@@ -372,9 +372,9 @@ static double seconds(void)
 }
 
 /*
- * The race itself: a buffer that many mappings show moves all the time while the
- * process forks. Each child then sees one memory through all of them, the one that
- * the parent writes to. Whatever the kernel copied of an old place would show here.
+ * A buffer with many mappings moves all the time while the process forks. Each child has to see the
+ * same memory through all mappings, namely the memory that the parent writes to. An entry that the
+ * kernel had copied from an old place would show as a difference.
  */
 TEST_F_TIMEOUT(fork, moves_meanwhile, SLOW)
 {

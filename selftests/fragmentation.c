@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Internal fragmentation: what was granted beyond what was asked for, with and
- * without EXACT, and whether all that show it say the same.
+ * Internal fragmentation: the bytes granted beyond the requested ones, with and without EXACT.
+ * POOL_INFO, fdinfo and debugfs have to report the same.
  */
 #include <dirent.h>
 
@@ -28,7 +28,7 @@ FIXTURE_TEARDOWN(fragmentation)
 	close(self->fd);
 }
 
-/* The line of a file that begins with @key, without that. */
+/* Finds the line of a file that begins with @key, and returns its rest in @value. */
 static void line_of(const char *path, const char *key, char *value, size_t size)
 {
 	FILE *file = fopen(path, "r");
@@ -45,7 +45,7 @@ static void line_of(const char *path, const char *key, char *value, size_t size)
 		fclose(file);
 }
 
-/* Bytes and per cent as fdinfo and debugfs have them. */
+/* Checks the bytes and the percentage in POOL_INFO, fdinfo and debugfs. */
 static void expect_shown(struct __test_metadata *_metadata, int fd, uint64_t requested,
 			 uint64_t granted)
 {
@@ -83,7 +83,7 @@ static uint64_t ask(struct __test_metadata *_metadata, int fd, uint64_t size, ui
 	return buf.granted;
 }
 
-/* 62, 90, 35 and 10 KiB: 272 KiB as blocks, 200 KiB as runs. */
+/* 62, 90, 35 and 10 KiB: 272 KiB as blocks, 204 KiB as runs. */
 TEST_F(fragmentation, four_requests)
 {
 	static const uint64_t sizes[] = { KiB(62), KiB(90), KiB(35), KiB(10) };
@@ -104,7 +104,7 @@ TEST_F(fragmentation, four_requests)
 	}
 }
 
-/* A buffer that grows and shrinks is counted as it is. */
+/* RESIZE updates the counters. */
 TEST_F(fragmentation, resized)
 {
 	struct rust_buddy_alloc buf = { .size = KiB(10), .max_size = KiB(64) };
@@ -122,7 +122,7 @@ TEST_F(fragmentation, resized)
 	expect_shown(_metadata, self->fd, 0, 0);
 }
 
-/* Two clients: each its own, the pool both. */
+/* Each client has its own counters, and the pool has the sum. */
 TEST_F(fragmentation, per_client)
 {
 	struct rust_buddy_pool_info pool;
@@ -143,7 +143,7 @@ TEST_F(fragmentation, per_client)
 	close(other);
 }
 
-/* What all processes of this machine have mapped: sizes that somebody really wanted. */
+/* Collects the sizes of all mappings of all processes, as a sample of sizes that programs use. */
 static size_t trace(uint64_t *sizes, size_t room, uint64_t most)
 {
 	DIR *proc = opendir("/proc");
@@ -172,7 +172,7 @@ static size_t trace(uint64_t *sizes, size_t room, uint64_t most)
 	return n;
 }
 
-/* As many at a time as the pool has room for; the oldest goes first. */
+/* Keeps 48 buffers allocated, and frees the oldest one first. */
 TEST_F_TIMEOUT(fragmentation, real_trace, SLOW)
 {
 	const size_t room = 65536, live = 48;
@@ -184,7 +184,7 @@ TEST_F_TIMEOUT(fragmentation, real_trace, SLOW)
 	ASSERT_TRUE(sizes && handles);
 	n = trace(sizes, room, self->base.size / 128);
 	if (n < 4 * live)
-		SKIP(return, "there is too little going on here");
+		SKIP(return, "too few processes have mappings");
 	for (exact = 0; exact < 2; exact++) {
 		for (i = 0; i < n; i++) {
 			if (i >= live)
@@ -196,7 +196,7 @@ TEST_F_TIMEOUT(fragmentation, real_trace, SLOW)
 		for (i = n - live; i < n; i++)
 			ASSERT_EQ(0, rb_free(self->fd, handles[i]));
 	}
-	/* Mappings are of whole pages. */
+	/* Mappings consist of whole pages. */
 	EXPECT_EQ(requested[1], granted[1]);
 	EXPECT_LT(requested[0], granted[0]);
 	figure_begin("fragmentation");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Buffers that are mapped by struct page: what other drivers and system calls
- * take pages of, and what becomes of the memory while they still have them.
+ * Buffers that are mapped by struct page: drivers and system calls can pin their pages, and memory
+ * with pinned pages is freed later.
  */
 #define _GNU_SOURCE
 #include <linux/io_uring.h>
@@ -60,7 +60,7 @@ static uint64_t deferred(int fd)
 	return rb_pool_info(fd, 0, &pool) ? ~0ULL : pool.deferred;
 }
 
-/* Where the buffer lies in the pool: the only place that is taken. */
+/* Returns whether exactly @size bytes of the pool are in use, by trying each page. */
 static bool taken(int fd, const struct rust_buddy_pool_info *pool, uint64_t size)
 {
 	struct rust_buddy_alloc req = { .flags = RUST_BUDDY_ALLOC_AT, .size = pool->unit };
@@ -76,7 +76,7 @@ static bool taken(int fd, const struct rust_buddy_pool_info *pool, uint64_t size
 	return busy == size;
 }
 
-/* All that is free, filled with a pattern of somebody else. */
+/* Allocates all free memory, and fills it with the pattern of @seed. */
 static int fill_the_rest(int fd, const struct rust_buddy_pool_info *pool, uint64_t seed)
 {
 	struct rust_buddy_alloc req;
@@ -113,7 +113,7 @@ TEST(refused_where_pages_cannot_be_pinned)
 	close(fd);
 }
 
-/* One process reads and writes another's buffer, as a debugger or a server does. */
+/* One process reads and writes the memory of another, as a debugger does. */
 TEST_F(gup, process_vm)
 {
 	char there[4096] = "what is copied into the buffer", back[4096];
@@ -127,7 +127,7 @@ TEST_F(gup, process_vm)
 	EXPECT_EQ(4096, process_vm_readv(getpid(), &local, 1, &remote, 1, 0));
 	EXPECT_EQ(0, memcmp(there, back, sizeof(back)));
 
-	/* What did not ask for it can't be taken. */
+	/* Pages of a buffer without the flag can't be pinned. */
 	ASSERT_EQ(0, rb_alloc(self->fd, SIZE, 0, "plain", &plain));
 	mem = rb_map(self->fd, &plain, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE(mem != MAP_FAILED);
@@ -166,7 +166,7 @@ TEST_F(gup, direct_io)
 	close(disk);
 }
 
-/* The mapping behaves as any other. */
+/* The mapping behaves like one of ordinary memory. */
 TEST_F(gup, mappings)
 {
 	struct rust_buddy_buffer_info info;
@@ -215,7 +215,7 @@ static int ring_with(void *mem, size_t size)
 	return ring;
 }
 
-/* A registered buffer of io_uring is a pin without an end: the memory waits for it. */
+/* A registered buffer of io_uring is pinned until the ring is closed. Its memory is freed then. */
 TEST_F_TIMEOUT(gup, registered_buffer, SLOW)
 {
 	struct rust_buddy_alloc first;
@@ -228,7 +228,7 @@ TEST_F_TIMEOUT(gup, registered_buffer, SLOW)
 	EXPECT_EQ(SIZE, deferred(self->fd));
 	close(self->fd);
 
-	/* Without its client too; nobody can have it. */
+	/* The memory stays allocated after its client is closed. */
 	usleep(500000);
 	other = rb_open(RB_DEV);
 	ASSERT_LE(0, other);
@@ -242,7 +242,7 @@ TEST_F_TIMEOUT(gup, registered_buffer, SLOW)
 	close(other);
 }
 
-/* Pages in a pipe keep what they held, whoever has the rest of the pool. */
+/* Pages in a pipe keep their contents while another client writes all of the free memory. */
 TEST_F_TIMEOUT(gup, pages_in_a_pipe, SLOW)
 {
 	struct iovec iov = { self->mem + KiB(32), KiB(16) };
@@ -271,7 +271,7 @@ TEST_F_TIMEOUT(gup, pages_in_a_pipe, SLOW)
 	close(self->fd);
 }
 
-/* A client that is killed leaves them just so. The module stays as long. */
+/* The pages stay after their client was killed, and so does the module. */
 TEST_F_TIMEOUT(gup, killed_client, SLOW)
 {
 	int pipes[2];
@@ -308,7 +308,7 @@ TEST_F_TIMEOUT(gup, killed_client, SLOW)
 	close(self->fd);
 }
 
-/* An ALLOC that needs the memory finds it as soon as the last reference is gone. */
+/* A last reference that is gone is noticed by an ALLOC that needs the memory. */
 TEST_F_TIMEOUT(gup, looked_for_before_enospc, SLOW)
 {
 	struct iovec iov = { self->mem, KiB(4) };
@@ -327,7 +327,7 @@ TEST_F_TIMEOUT(gup, looked_for_before_enospc, SLOW)
 		EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, self->before.largest_free, 0, "all", &all));
 		close(pipes[0]);
 		close(pipes[1]);
-		/* At once, and not when the worker looks. */
+		/* At once, without waiting for the worker. */
 		if (!rb_alloc(self->fd, self->before.largest_free, 0, "all", &all)) {
 			served++;
 			EXPECT_EQ(0, rb_free(self->fd, all.handle));
@@ -338,7 +338,10 @@ TEST_F_TIMEOUT(gup, looked_for_before_enospc, SLOW)
 	close(self->fd);
 }
 
-/* Nanoseconds of the fastest of @n refusals while page @page of @size bytes is in a pipe. */
+/*
+ * Returns the time of the fastest of @n refused ALLOCs in ns, while page @page of @size freed bytes
+ * is in a pipe.
+ */
 static uint64_t refused_while_deferred(int fd, uint64_t size, uint64_t page, unsigned int n,
 				       uint64_t all)
 {
@@ -375,8 +378,8 @@ static uint64_t refused_while_deferred(int fd, uint64_t size, uint64_t page, uns
 }
 
 /*
- * A look at memory that lingers costs the same wherever the page is that is still in use: whoever
- * keeps one page of a large buffer does not make the kernel read all its pages, over and over.
+ * Checking deferred frees costs the same for each place of the pinned page. A client that keeps one
+ * page of a large buffer pinned must not make each refused ALLOC read all of its pages.
  */
 TEST_F_TIMEOUT(gup, looks_are_cheap, SLOW)
 {
@@ -392,7 +395,7 @@ TEST_F_TIMEOUT(gup, looks_are_cheap, SLOW)
 	last = refused_while_deferred(self->fd, size, size / 4096 - 1, rounds, self->before.size);
 	EXPECT_LT(0ULL, first);
 	EXPECT_LT(0ULL, last);
-	/* Reading 8192 pages takes many times as long as being refused. */
+	/* Reading 8192 pages takes many times as long as a refused ALLOC. */
 	EXPECT_GT(2 * first, last);
 	TH_LOG("a refusal takes %llu ns, or %llu with the last page in use",
 	       (unsigned long long)first, (unsigned long long)last);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The dma-heap of the pool, beyond what the kernel's own test of heaps looks at:
- * every refusal, quotas, and how long the memory stays.
+ * The dma-heap of the pool, beyond the kernel's own test of heaps: all errors, quotas, and the
+ * lifetime of the memory.
  */
 #include <linux/dma-heap.h>
 #include <sys/stat.h>
@@ -35,7 +35,7 @@ FIXTURE_TEARDOWN(heap)
 	close(self->watch);
 }
 
-/* A descriptor, or a negative errno. */
+/* Returns a descriptor, or a negative errno. */
 static int take(int fd, uint64_t len, uint32_t flags)
 {
 	struct dma_heap_allocation_data data = { .len = len, .fd_flags = flags };
@@ -70,7 +70,7 @@ TEST_F(heap, refusals)
 	EXPECT_POOL(self->watch, &self->before);
 }
 
-/* To the page, cleared, and there for as long as the dma-buf is. */
+/* The memory is rounded up to pages, zeroed, and exists as long as the dma-buf does. */
 TEST_F(heap, memory)
 {
 	int dmabuf = take(self->fd, SIZE - 1000, O_RDWR | O_CLOEXEC);
@@ -99,7 +99,7 @@ TEST_F(heap, memory)
 	EXPECT_EQ(0, munmap(mem, SIZE));
 }
 
-/* What it gives is a buffer like any other: our own clients can import it. */
+/* A client of the module can import the dma-buf of the heap. */
 TEST_F(heap, import)
 {
 	int dmabuf = take(self->fd, SIZE, O_RDWR | O_CLOEXEC);
@@ -116,7 +116,7 @@ TEST_F(heap, import)
 	EXPECT_EQ(0, rb_free(self->watch, in.handle));
 }
 
-/* All of the pool and not a page more; then it is refused and nothing is lost. */
+/* The heap gives out all of the pool and then fails, without losing memory. */
 TEST_F(heap, exhaustion)
 {
 	int fds[64], count = 0, last;
@@ -135,7 +135,7 @@ TEST_F(heap, exhaustion)
 		close(fds[--count]);
 }
 
-/* Charged as any client is. */
+/* The heap's memory is charged like that of a client. */
 TEST_F(heap, quota)
 {
 	int limit = open(LIMIT, O_WRONLY | O_CLOEXEC), dmabuf;
@@ -147,7 +147,7 @@ TEST_F(heap, quota)
 	EXPECT_LE(0, dmabuf);
 	EXPECT_EQ(-EDQUOT, take(self->fd, 1, O_RDWR));
 	close(dmabuf);
-	/* The kernel drops a file when its last user returns from the call. */
+	/* The kernel drops a file when its last user returns from a system call. */
 	dmabuf = take(self->fd, KiB(128), O_RDWR | O_CLOEXEC);
 	EXPECT_LE(0, dmabuf);
 	close(dmabuf);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Hibernation with a pool of source=range, which the image does not save: refused
- * while a buffer is there; afterwards all of it is dirty. Goes as far as frozen
- * processes (pm_test), so that the guest needs no swap.
+ * Hibernation with a pool of source=range, which the image does not contain. It is refused while a
+ * buffer exists, and leaves the whole pool dirty. The tests stop after freezing the processes
+ * (pm_test), so that the guest needs no swap.
  */
 #include <pthread.h>
 
@@ -28,7 +28,7 @@ FIXTURE_TEARDOWN(hibernation)
 	close(self->fd);
 }
 
-/* The kernel's other reasons, before it asks any driver. */
+/* Returns whether the kernel failed for another reason, before it asked any driver. */
 static bool never_goes(int error)
 {
 	return error && error != -EBUSY;
@@ -46,13 +46,13 @@ TEST_F_TIMEOUT(hibernation, is_refused_over_a_buffer, SLOW)
 	if (never_goes(error))
 		SKIP(return, "this kernel can't hibernate: %s", strerror(-error));
 	EXPECT_EQ(saved ? 0 : -EBUSY, error);
-	/* The refusal took nothing. */
+	/* The refusal leaves the free memory as it was. */
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
 	EXPECT_EQ(self->base.free - KiB(4), pool.free);
 	EXPECT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* A reserved range counts as in use: its owner may rely on its contents. */
+/* A reserved range counts as in use, as its owner may rely on its contents. */
 TEST_F_TIMEOUT(hibernation, is_refused_over_a_reserved_range, SLOW)
 {
 	uint64_t handle;
@@ -78,7 +78,7 @@ TEST_F_TIMEOUT(hibernation, leaves_all_of_it_dirty, SLOW)
 
 	if (self->base.source != RUST_BUDDY_SOURCE_RANGE)
 		SKIP(return, "source=range is needed");
-	/* As clean as it gets in a second, then nobody clears any more. */
+	/* Let the worker zero for up to a second, then stop it. */
 	for (i = 0; i < 100; i++) {
 		ASSERT_EQ(0, rb_pool_info(self->fd, 0, &pool));
 		if (pool.dirty < pool.size)
@@ -93,7 +93,7 @@ TEST_F_TIMEOUT(hibernation, leaves_all_of_it_dirty, SLOW)
 		SKIP(return, "this kernel can't hibernate: %s", strerror(-error));
 	ASSERT_EQ(0, error);
 	EXPECT_EQ(pool.size, pool.dirty);
-	/* And there again. */
+	/* All memory is available again. */
 	EXPECT_EQ(self->base.free, pool.free);
 	EXPECT_EQ(self->base.largest_free, pool.largest_free);
 }
@@ -101,8 +101,8 @@ TEST_F_TIMEOUT(hibernation, leaves_all_of_it_dirty, SLOW)
 static volatile bool over;
 
 /*
- * Asks for more than it may have until the pool says that it has nothing, which is so from before
- * processes are frozen until after they run again. Returns whether it has said so.
+ * Requests more than low priority may have, until the pool reports that it has no space. It does so
+ * from before processes are frozen until they run again. Returns NULL if it never did.
  */
 static void *ask(void *fd)
 {
@@ -120,7 +120,7 @@ static void *ask(void *fd)
 	return NULL;
 }
 
-/* While it has nothing to give, nobody has anything to give back. */
+/* A pool without space for hibernation reports no pressure, as clients could not relieve it. */
 TEST_F_TIMEOUT(hibernation, is_no_pressure, SLOW)
 {
 	struct pollfd client = { .fd = self->fd, .events = POLLPRI };

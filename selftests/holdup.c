@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A client can make the work on its own buffer last: by its size, its memory type, or the number of
- * its mappings. Calls of other clients do not wait for that, or can be killed while they do.
+ * A client can make operations on its own buffer slow: by its size, its memory type, or the number
+ * of its mappings. Calls of other clients do not wait for these, or can be killed while they wait.
  *
- * No time is measured: a call that has not waited returns before the pool's counters say that the
- * work is done.
+ * No test measures time: a call that did not wait returns before the pool's counters report the end
+ * of the slow operation.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -15,10 +15,10 @@
 #include "rb_test.h"
 
 #define SHARE	"/sys/module/rust_buddy/parameters/zero_cpu_percent"
-/* The work may be over too soon, where CPUs are shared. */
+/* On shared CPUs the slow operation may end too early, so the tests repeat. */
 #define TRIES	40
 
-/* The bounds in src/buffer/backing.rs. */
+/* The limits in src/buffer/backing.rs. */
 #define MOVED_UNCACHED	MiB(4)
 #define MOVED_MAPPINGS	1024
 #define MAPPINGS	65536
@@ -53,7 +53,7 @@ FIXTURE_SETUP(holdup)
 	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
 	self->base = pool_of(self->fd);
 	if (self->base.free != self->base.size)
-		SKIP(return, "somebody has buffers");
+		SKIP(return, "other clients have buffers");
 	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
 		SKIP(return, "the pool's buffers never move");
 	fd = open(SHARE, O_RDONLY | O_CLOEXEC);
@@ -87,7 +87,7 @@ static void *map_it(FIXTURE_DATA(holdup) *self, uint64_t size)
 	return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, self->buf.offset);
 }
 
-/* Does the thread sleep where no signal but a fatal one ends that? */
+/* Returns whether the thread is in an uninterruptible or killable sleep. */
 static bool waits(pid_t tid)
 {
 	char path[64], text[256] = "", *state;
@@ -114,7 +114,7 @@ static void *migrate(void *arg)
 	return NULL;
 }
 
-/* Waits for the buffer's lock while its owner has that. */
+/* Faults on the buffer, which waits for the buffer's lock while its owner holds it. */
 static void *touch(void *arg)
 {
 	FIXTURE_DATA(holdup) *self = arg;
@@ -127,7 +127,7 @@ static void *touch(void *arg)
 	return (void *)(uintptr_t)word;
 }
 
-/* While a client's buffer is locked for long, COMPACT leaves it where it is. */
+/* While a client's buffer is locked for long, COMPACT does not move it. */
 TEST_F_TIMEOUT(holdup, locked_buffer, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
@@ -177,7 +177,7 @@ TEST_F_TIMEOUT(holdup, locked_buffer, SLOW)
 	TH_LOG("early in try %d", tries);
 }
 
-/* A call that waits for what moves, to be refused, ends when it is killed. */
+/* A call that waits for a migration before it is refused can be killed. */
 TEST_F_TIMEOUT(holdup, killed_waiter, SLOW)
 {
 	struct rust_buddy_pool_info before, after;
@@ -210,7 +210,10 @@ TEST_F_TIMEOUT(holdup, killed_waiter, SLOW)
 
 			_exit(!!rb_compact_at(self->fd, 0, place, &got));
 		}
-		/* The copy has a place by now, and the turn. */
+		/*
+		 * Wait until the copy has its target. The mover then holds the lock that serializes
+		 * migrations.
+		 */
 		do
 			after = pool_of(self->fd);
 		while (after.free == before.free && after.migrations == before.migrations);
@@ -233,126 +236,7 @@ TEST_F_TIMEOUT(holdup, killed_waiter, SLOW)
 	TH_LOG("early in try %d", tries);
 }
 
-/* The time that a thread has run, which a tick updates, and how often it began to run. */
-struct runs {
-	unsigned long long ns;
-	unsigned long long times;
-};
-
-static struct runs runs_of(pid_t tid)
-{
-	struct runs runs = { 0 };
-	char path[64];
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/%d/schedstat", tid);
-	f = fopen(path, "re");
-	if (f) {
-		if (fscanf(f, "%llu %*u %llu", &runs.ns, &runs.times) != 2)
-			runs.times = 0;
-		fclose(f);
-	}
-	return runs;
-}
-
-static void run_on(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	if (sched_setaffinity(0, sizeof(set), &set))
-		_exit(90);
-}
-
-/*
- * A client that gets no CPU is in the middle of a search, in a pool in many pieces. A call that
- * waits for it ends when it is killed, without one more instruction of that client.
- */
-TEST_F_TIMEOUT(holdup, killed_beside_a_search, SLOW)
-{
-	const uint64_t page = self->base.unit, end = MiB(16);
-	struct rust_buddy_alloc req = {
-		.size = page, .flags = RUST_BUDDY_ALLOC_AT, .name = "pieces",
-	};
-	struct rust_buddy_alloc rest = {
-		.size = self->base.size - end,
-		.lo = end,
-		.flags = RUST_BUDDY_ALLOC_AT | RUST_BUDDY_ALLOC_EXACT,
-		.name = "rest",
-	};
-	int tries, early = 0, owner = rb_open(RB_DEV);
-	pid_t searcher, hogs[2];
-	size_t i;
-
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		SKIP(return, "there is one CPU");
-	ASSERT_LE(0, owner);
-	ASSERT_EQ(0, rb_alloc_req(owner, &rest));
-	for (req.lo = 0; req.lo < end; req.lo += 2 * page)
-		ASSERT_EQ(0, rb_alloc_req(owner, &req));
-	searcher = fork();
-	ASSERT_LE(0, searcher);
-	if (!searcher) {
-		const struct sched_param idle = { 0 };
-		struct rust_buddy_alloc buf;
-		int fd = rb_open(RB_DEV);
-
-		run_on(0);
-		if (sched_setscheduler(0, SCHED_IDLE, &idle))
-			_exit(91);
-		for (;;)
-			rb_alloc(fd, 2 * page, RUST_BUDDY_ALLOC_EXACT, "", &buf);
-	}
-	for (i = 0; i < ARRAY_SIZE(hogs); i++) {
-		hogs[i] = fork();
-		ASSERT_LE(0, hogs[i]);
-		if (!hogs[i]) {
-			run_on(0);
-			for (;;)
-				;
-		}
-	}
-	for (tries = 0; tries < TRIES && !early; tries++) {
-		pid_t waiter = fork();
-		struct runs before, later;
-		bool held;
-		int status;
-
-		ASSERT_LE(0, waiter);
-		if (!waiter) {
-			int fd = rb_open(RB_DEV);
-
-			run_on(1);
-			for (;;)
-				pool_of(fd);
-		}
-		do
-			held = waits(waiter);
-		while (!held && runs_of(waiter).ns < 2000000000ULL);
-		/* Ticks later its time is the same: the searcher does not run. */
-		before = runs_of(searcher);
-		usleep(30000);
-		later = runs_of(searcher);
-		held = held && waits(waiter) && before.ns == later.ns &&
-		       before.times == later.times;
-		kill(waiter, SIGKILL);
-		ASSERT_EQ(waiter, waitpid(waiter, &status, 0));
-		EXPECT_TRUE(WIFSIGNALED(status));
-		early = held && runs_of(searcher).times == before.times;
-	}
-	for (i = 0; i < ARRAY_SIZE(hogs); i++) {
-		kill(hogs[i], SIGKILL);
-		EXPECT_EQ(128 + SIGKILL, verdict(hogs[i]));
-	}
-	kill(searcher, SIGKILL);
-	EXPECT_EQ(128 + SIGKILL, verdict(searcher));
-	close(owner);
-	EXPECT_TRUE(early);
-	TH_LOG("early in try %d", tries);
-}
-
-/* A buffer that takes long to copy is moved by its owner only. */
+/* COMPACT does not move an uncached buffer above the limit; its owner can. */
 TEST_F(holdup, uncached)
 {
 	static const uint32_t modes[] = { RUST_BUDDY_ALLOC_UC, RUST_BUDDY_ALLOC_WC };
@@ -378,7 +262,7 @@ TEST_F(holdup, uncached)
 	}
 }
 
-/* A buffer that takes long to unmap is moved by its owner only. */
+/* COMPACT does not move a buffer with too many mappings; its owner can. */
 TEST_F(holdup, mapped_often)
 {
 	static char *maps[MOVED_MAPPINGS + 1];
@@ -401,7 +285,10 @@ TEST_F(holdup, mapped_often)
 		munmap(maps[i], KiB(4));
 }
 
-/* No buffer has more mappings than a bound, but by fork; then its owner can't move it, either. */
+/*
+ * The number of mappings is limited. Only fork() can exceed the limit, and then even the owner
+ * can't move the buffer.
+ */
 TEST_F_TIMEOUT(holdup, mapped_out, 600)
 {
 	const uint64_t size = KiB(8);

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Mappings by large entries: how many faults it takes to touch all of one, what
- * makes them fall back to single pages, and that every way of cutting, moving and
- * sharing them shows the right memory. Mappings that are filled at mmap(), and
- * what a debugger reads and writes.
+ * Mappings by large entries: the number of faults that touching them takes, the cases that fall
+ * back to single pages, and the contents after each way of cutting, moving and sharing them. Also
+ * mappings that mmap() populates, and accesses by a debugger.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -28,7 +27,7 @@ static void caught(int sig)
 	siglongjmp(on_signal, sig);
 }
 
-/* Reads or writes a word: 0, or the signal that it got. */
+/* Reads or writes a word. Returns 0, or the signal that the access caused. */
 static int try_word(void *at, bool write)
 {
 	struct sigaction act = { .sa_handler = caught }, old_bus, old_segv;
@@ -72,9 +71,9 @@ static bool work(char *mem, uint64_t bytes, uint64_t page, uint64_t seed, enum h
 }
 
 /*
- * Touches every page of a mapping, which shows the buffer from its page @page on:
- * the number of faults, or -1 if it shows something else. The round before the
- * one that counts is for what the program itself has not touched yet.
+ * Touches each page of a mapping, which starts at page @page of the buffer. Returns the number of
+ * faults, or -1 if a page has other contents. The first round is not counted, and faults in the
+ * pages of this program.
  */
 static long touch(void *mem, uint64_t bytes, uint64_t page, uint64_t seed, enum how how)
 {
@@ -93,7 +92,7 @@ static long touch(void *mem, uint64_t bytes, uint64_t page, uint64_t seed, enum 
 	return right ? after.ru_minflt - before.ru_minflt : -1;
 }
 
-/* Addresses that nothing is at: as many, and the first a multiple of @align. */
+/* Returns an unused range of addresses that starts at a multiple of @align. */
 static char *place(uint64_t bytes, uint64_t align)
 {
 	char *all = mmap(NULL, bytes + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -105,7 +104,7 @@ static char *place(uint64_t bytes, uint64_t align)
 	return start;
 }
 
-/* A part of a buffer; @at for anywhere, or exactly there. */
+/* Maps a part of a buffer at @at, or anywhere if @at is NULL. */
 static char *map(int fd, const struct rust_buddy_alloc *req, uint64_t from, uint64_t bytes,
 		 int prot, void *at)
 {
@@ -114,7 +113,7 @@ static char *map(int fd, const struct rust_buddy_alloc *req, uint64_t from, uint
 	return mmap(at, bytes, prot, flags, fd, req->offset + from);
 }
 
-/* A page beside where large entries could show it. */
+/* Maps the buffer one page off the alignment that large entries need. */
 static char *map_small(int fd, const struct rust_buddy_alloc *req, uint64_t bytes)
 {
 	return map(fd, req, 0, bytes, RW, place(bytes + PAGE, BLOCK) + PAGE);
@@ -124,7 +123,7 @@ FIXTURE(huge) {
 	int fd;
 	struct rust_buddy_pool_info base;
 	struct rust_buddy_alloc req;
-	/* All of it by single pages: what is really in the buffer. */
+	/* The whole buffer mapped by single pages, to check its contents. */
 	char *small;
 };
 
@@ -152,7 +151,7 @@ FIXTURE_TEARDOWN(huge)
 	close(self->fd);
 }
 
-/* All of a buffer of so many bytes, mapped where mmap() puts it. */
+/* Allocates a buffer and maps all of it where mmap() chooses. */
 #define MAP_NEW(bytes, flags, req, mem) do {					\
 	ASSERT_EQ(0, rb_alloc(self->fd, bytes, flags, "huge", req));		\
 	(mem) = rb_map(self->fd, req, RW);					\
@@ -193,7 +192,7 @@ TEST_F_TIMEOUT(huge, faults_of_64_mib, SLOW)
 	TH_LOG("{\"figure\": \"faults_64mib\", \"huge\": %ld, \"single\": %ld}", large, single);
 }
 
-/* Any part of a buffer goes where its blocks can be shown whole, and the rest by pages. */
+/* mmap() aligns any part of a buffer so that its whole blocks get large entries, the rest pages. */
 TEST_F_TIMEOUT(huge, parts, SLOW)
 {
 	static const struct {
@@ -231,7 +230,7 @@ TEST_F_TIMEOUT(huge, parts, SLOW)
 	EXPECT_EQ(0, touch(self->small, SIZE, 0, 1, READ));
 }
 
-/* What was granted ends in the middle of a block. */
+/* The granted size ends in the middle of a block. */
 TEST_F(huge, tail)
 {
 	struct rust_buddy_alloc req;
@@ -244,8 +243,11 @@ TEST_F(huge, tail)
 	UNMAP_NEW(&req, mem);
 }
 
-/* The window has room for more than was granted: beyond it nothing is shown, also by no block. */
-TEST_F(huge, beyond_what_is_granted)
+/*
+ * The mapping is larger than the granted size. Accesses behind that fail, within the last block
+ * too.
+ */
+TEST_F(huge, beyond_the_granted_size)
 {
 	struct rust_buddy_alloc req = {
 		.size = BLOCK + PAGE,
@@ -265,7 +267,7 @@ TEST_F(huge, beyond_what_is_granted)
 	EXPECT_EQ(0, rb_free(self->fd, req.handle));
 }
 
-/* The smallest block that has an entry of its own, and the largest that has none. */
+/* The smallest block that gets a large entry, and the largest that does not. */
 TEST_F(huge, one_block_and_half_a_block)
 {
 	struct rust_buddy_alloc req;
@@ -280,7 +282,7 @@ TEST_F(huge, one_block_and_half_a_block)
 	UNMAP_NEW(&req, mem);
 }
 
-/* Pages that begin anywhere in the pool are lined up too, as far as they hold a whole block. */
+/* A buffer at any place of the pool is aligned, as far as it contains whole blocks. */
 TEST_F(huge, anywhere_in_the_pool)
 {
 	struct rust_buddy_pool_info pool;
@@ -305,7 +307,7 @@ TEST_F(huge, anywhere_in_the_pool)
 	UNMAP_NEW(&req, mem);
 }
 
-/* Where the caller says. */
+/* The caller chooses the address. */
 TEST_F_TIMEOUT(huge, fixed_and_hinted, SLOW)
 {
 	char *at = place(SIZE + BLOCK, BLOCK), *mem;
@@ -318,7 +320,7 @@ TEST_F_TIMEOUT(huge, fixed_and_hinted, SLOW)
 	mem = map(self->fd, &self->req, 0, SIZE, RW, at + PAGE);
 	ASSERT_TRUE(mem == at + PAGE);
 	EXPECT_EQ(2048, touch(mem, SIZE, 0, 1, READ));
-	/* Over it, and again in line. */
+	/* Mapped over the misaligned mapping, aligned this time. */
 	mem = map(self->fd, &self->req, 0, SIZE, RW, at);
 	ASSERT_TRUE(mem == at);
 	EXPECT_LE(0, touch(mem, SIZE, 0, 1, READ));
@@ -331,8 +333,8 @@ TEST_F_TIMEOUT(huge, fixed_and_hinted, SLOW)
 }
 
 /*
- * Entries are single pages where there are some already: those that come along
- * when a mapping is moved to where large entries could show it.
+ * Entries are single pages where a page table exists. Here mremap() moves one to an aligned
+ * address.
  */
 TEST_F(huge, once_had_a_table)
 {
@@ -341,7 +343,10 @@ TEST_F(huge, once_had_a_table)
 	touch(self->small, SIZE, 0, 1, STAMP);
 	mem = map(self->fd, &self->req, 0, SIZE, RW, at + SIZE + PAGE);
 	ASSERT_TRUE(mem != MAP_FAILED);
-	/* It was in a table with pages of the block before, and brings one along for each. */
+	/*
+	 * The page shares a table with pages of the block before, so the move creates a table for
+	 * each.
+	 */
 	EXPECT_EQ(1, touch(mem + BLOCK, PAGE, 512, 1, READ));
 	mem = mremap(mem, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, at);
 	ASSERT_TRUE(mem == at);
@@ -351,7 +356,7 @@ TEST_F(huge, once_had_a_table)
 	EXPECT_EQ(0, munmap(mem, SIZE));
 }
 
-/* What switches transparent huge pages off says nothing of memory that can't be taken apart. */
+/* Disabling transparent huge pages does not apply to this memory, which is never split. */
 TEST_F(huge, transparent_huge_pages_are_off)
 {
 	char *mem;
@@ -390,9 +395,9 @@ static void *race_to_touch(void *arg)
 }
 
 /*
- * The same switched on and off while two threads write to each block for the first
- * time: the kernel asks for a page where it asks the other thread for a block, and
- * takes it for a bug if it gets both.
+ * Transparent huge pages are enabled and disabled while two threads write to each block for the
+ * first time. The kernel then asks for a page in one thread and for a block in the other, and
+ * treats it as a bug if it gets both.
  */
 TEST_F_TIMEOUT(huge, asked_for_pages_and_blocks_at_once, SLOW)
 {
@@ -426,7 +431,7 @@ TEST_F_TIMEOUT(huge, asked_for_pages_and_blocks_at_once, SLOW)
 		EXPECT_EQ(2U * ROUNDS, *(uint64_t *)(self->small + at));
 }
 
-/* A page of another mapping has made the table, and may be there still. */
+/* Another mapping had a page in the block, and its page table may still exist. */
 TEST_F(huge, neighbour_in_the_block)
 {
 	char *at = place(2 * BLOCK, BLOCK), *mem;
@@ -438,7 +443,9 @@ TEST_F(huge, neighbour_in_the_block)
 	mem = map(self->fd, &self->req, 0, BLOCK, RW, at);
 	ASSERT_TRUE(mem == at);
 	EXPECT_LT(0, touch(mem, BLOCK, 0, 1, READ));
-	/* Half of the block is another's: none of it is shown at once. */
+	/*
+	 * The other half of the block belongs to another mapping, so the block gets no large entry.
+	 */
 	ASSERT_TRUE(map(self->fd, &self->req, 0, BLOCK / 2, RW, at) == at);
 	EXPECT_EQ(256, touch(mem, BLOCK / 2, 0, 1, READ));
 	EXPECT_LE(0, touch(mem, BLOCK, 0, 1, READ));
@@ -447,7 +454,7 @@ TEST_F(huge, neighbour_in_the_block)
 	EXPECT_EQ(0, munmap(mem, BLOCK));
 }
 
-/* The page in the middle of the second block. */
+/* A page in the middle of the second block. */
 #define HOLE	(BLOCK + MiB(1))
 
 TEST_F(huge, munmap_in_a_block)
@@ -462,7 +469,7 @@ TEST_F(huge, munmap_in_a_block)
 	EXPECT_EQ(255, touch(mem + HOLE + PAGE, SIZE - HOLE - PAGE, HOLE / PAGE + 1, 1, READ));
 	EXPECT_EQ(0, touch(mem, HOLE, 0, 2, STAMP));
 	EXPECT_LE(0, touch(self->small, HOLE, 0, 2, READ));
-	/* Whole blocks in between. */
+	/* Unmap a whole block. */
 	EXPECT_EQ(0, munmap(mem + 2 * BLOCK, BLOCK));
 	EXPECT_EQ(SIGSEGV, try_word(mem + 2 * BLOCK, false));
 	EXPECT_EQ(0, touch(mem + 3 * BLOCK, BLOCK, 3 * 512, 1, READ));
@@ -513,7 +520,7 @@ TEST_F(huge, mprotect_of_all)
 	EXPECT_EQ(0, munmap(mem, SIZE));
 }
 
-/* The kernel wants to know of first writes: large entries come in read-only, and then change. */
+/* With soft-dirty tracking, large entries are read-only until the first write. */
 TEST_F(huge, first_writes_are_watched)
 {
 	char *mem;
@@ -540,13 +547,13 @@ TEST_F_TIMEOUT(huge, mremap, SLOW)
 	mem = rb_map(self->fd, &self->req, RW);
 	ASSERT_TRUE(mem != MAP_FAILED);
 	EXPECT_EQ(4, touch(mem, SIZE, 0, 1, STAMP));
-	/* In line: the entries come along. */
+	/* Aligned: mremap() moves the large entries. */
 	moved = mremap(mem, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, at);
 	ASSERT_TRUE(moved == at);
 	EXPECT_EQ(SIGSEGV, try_word(mem, false));
 	EXPECT_LE(0, touch(moved, SIZE, 0, 1, READ));
 	EXPECT_LE(0, touch(moved, SIZE, 0, 2, STAMP));
-	/* Out of line. */
+	/* Not aligned. */
 	mem = at + SIZE + BLOCK + PAGE;
 	moved = mremap(moved, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, mem);
 	ASSERT_TRUE(moved == mem);
@@ -556,7 +563,7 @@ TEST_F_TIMEOUT(huge, mremap, SLOW)
 	moved = mremap(mem, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, at);
 	ASSERT_TRUE(moved == at);
 	EXPECT_LE(0, touch(moved, SIZE, 0, 3, READ));
-	/* A part, cut out of blocks. */
+	/* A part that is cut out of blocks. */
 	mem = at + 2 * SIZE;
 	moved = mremap(at + HOLE, BLOCK, BLOCK, MREMAP_MAYMOVE | MREMAP_FIXED, mem);
 	ASSERT_TRUE(moved == mem);
@@ -564,7 +571,7 @@ TEST_F_TIMEOUT(huge, mremap, SLOW)
 	EXPECT_LE(0, touch(mem, BLOCK, HOLE / PAGE, 3, READ));
 	EXPECT_LE(0, touch(at, HOLE, 0, 3, READ));
 	EXPECT_LE(0, touch(at + after, SIZE - after, after / PAGE, 3, READ));
-	/* Shorter, in place. */
+	/* Shortened in place. */
 	moved = mremap(mem, BLOCK, BLOCK - PAGE, 0);
 	ASSERT_TRUE(moved == mem);
 	EXPECT_EQ(SIGSEGV, try_word(mem + BLOCK - PAGE, false));
@@ -580,7 +587,7 @@ TEST_F(huge, fork_sees_the_same)
 	pid_t pid;
 
 	ASSERT_TRUE(mem != MAP_FAILED);
-	/* Two blocks before the fork, two after it. */
+	/* Two blocks are touched before the fork, two after it. */
 	EXPECT_EQ(2, touch(mem, SIZE / 2, 0, 1, STAMP));
 	pid = fork();
 	ASSERT_LE(0, pid);
@@ -589,7 +596,7 @@ TEST_F(huge, fork_sees_the_same)
 			_exit(1);
 		if (touch(mem + SIZE / 2, SIZE / 2, SIZE / 2 / PAGE, 1, STAMP) != 2)
 			_exit(2);
-		/* What the child cuts is the child's. */
+		/* The child's cuts do not affect the parent. */
 		if (munmap(mem + HOLE, PAGE) || touch(mem, HOLE, 0, 1, READ) < 0)
 			_exit(3);
 		if (mprotect(mem, BLOCK, PROT_READ) || try_word(mem, true) != SIGSEGV)
@@ -603,7 +610,7 @@ TEST_F(huge, fork_sees_the_same)
 	EXPECT_EQ(0, munmap(mem, SIZE));
 }
 
-/* The same client in two processes, each with mappings of its own. */
+/* Two processes share the client and have separate mappings. */
 TEST_F(huge, two_processes)
 {
 	char *mem = rb_map(self->fd, &self->req, RW);
@@ -624,12 +631,12 @@ TEST_F(huge, two_processes)
 		_exit(0);
 	}
 	EXPECT_EQ(0, verdict(pid));
-	/* fork took the entries out, see fork.c. */
+	/* fork() has removed the large entries, see fork.c. */
 	EXPECT_EQ(4, touch(mem, SIZE, 0, 2, READ));
 	EXPECT_EQ(0, munmap(mem, SIZE));
 }
 
-/* The memory stays as long as the last piece of a block is mapped. */
+/* The memory stays allocated until the last piece of a block is unmapped. */
 TEST_F(huge, freed_while_a_piece_is_mapped)
 {
 	struct rust_buddy_pool_info before, now;
@@ -651,7 +658,7 @@ TEST_F(huge, freed_while_a_piece_is_mapped)
 	EXPECT_POOL(self->fd, &before);
 }
 
-/* Buffers whose pages others may take are shown by single pages. */
+/* Buffers with pages that other drivers can pin are mapped by single pages. */
 TEST_F(huge, by_struct_page)
 {
 	struct rust_buddy_alloc req;
@@ -671,7 +678,7 @@ TEST_F(huge, by_struct_page)
 	UNMAP_NEW(&req, mem);
 }
 
-/* One entry for 1 GiB. */
+/* One entry maps 1 GiB. */
 TEST_F_TIMEOUT(huge, gib, 600)
 {
 	struct rust_buddy_alloc req;
@@ -700,7 +707,7 @@ TEST_F_TIMEOUT(huge, gib, 600)
 	EXPECT_LE(0, touch(mem, BLOCK, 0, 2, READ));
 	EXPECT_LE(0, touch(mem, BLOCK, 0, 1, STAMP));
 
-	/* A page out of it, then a page that may only be read, then all somewhere else. */
+	/* Unmap a page, make another one read-only, and then move the whole mapping. */
 	cut = mem + GiB(1) / 2 + MiB(1);
 	EXPECT_EQ(0, munmap(cut, PAGE));
 	EXPECT_EQ(SIGSEGV, try_word(cut, false));
@@ -714,7 +721,10 @@ TEST_F_TIMEOUT(huge, gib, 600)
 	EXPECT_EQ(0, mprotect(mem + MiB(3), PAGE, PROT_READ));
 	EXPECT_EQ(SIGSEGV, try_word(mem + MiB(3), true));
 	EXPECT_EQ(0, try_word(mem + MiB(3) + PAGE, true));
-	/* One block by pages, two of which are there, the others by an entry each. */
+	/*
+	 * One block has pages, of which two are mapped already. The remaining blocks get an entry
+	 * each.
+	 */
 	EXPECT_EQ(510 + (entries ? 511 : 510), touch(mem, GiB(1), 0, 1, READ));
 	EXPECT_EQ(0, munmap(mem, GiB(1)));
 
@@ -723,7 +733,7 @@ TEST_F_TIMEOUT(huge, gib, 600)
 	EXPECT_EQ(0, try_word(mem, true));
 	at = place(GiB(2), GiB(1));
 	ASSERT_TRUE(mremap(mem, GiB(1), GiB(1), MREMAP_MAYMOVE | MREMAP_FIXED, at) == at);
-	/* Not even by what this CPU remembers of the page table. */
+	/* The access must fail, so no stale TLB entry of this CPU maps the old place. */
 	EXPECT_EQ(SIGSEGV, try_word(mem, false));
 	EXPECT_LE(0, touch(at, GiB(1), 0, 1, READ));
 	cut = at + GiB(1) + BLOCK;
@@ -763,7 +773,7 @@ static void *read_on(void *arg)
 	return NULL;
 }
 
-/* A page is taken out of 1 GiB while another thread brings the entry back as fast as it can. */
+/* munmap() removes a page from 1 GiB while another thread faults the entry in again and again. */
 TEST_F_TIMEOUT(huge, gib_cut_while_touched, 600)
 {
 	struct rust_buddy_alloc req;
@@ -800,7 +810,7 @@ FIXTURE(prefault) {
 FIXTURE_VARIANT(prefault) {
 	uint64_t size;
 	__u32 flags;
-	/* The part that is mapped, and how. */
+	/* The mapped part, and how it is mapped. */
 	uint64_t from, bytes;
 	int prot;
 	bool out_of_line;
@@ -886,7 +896,7 @@ TEST_F(prefault, touching_it_takes_no_fault)
 	EXPECT_EQ(0, munmap(mem, variant->bytes));
 }
 
-/* What no access is allowed to is not filled, and works when it is. */
+/* A mapping without access is not populated, and works once access is allowed. */
 TEST_F(prefault, nothing_allowed_yet)
 {
 	char *mem = map(self->fd, &self->req, variant->from, variant->bytes, PROT_NONE, NULL);
@@ -921,8 +931,8 @@ TEST_F(filled, is_a_feature)
 	EXPECT_NE(0U, info.features & RUST_BUDDY_FEAT_PREFAULT);
 }
 
-/* As far as there is memory. */
-TEST_F(filled, up_to_what_is_granted)
+/* mmap() populates up to the granted size. */
+TEST_F(filled, up_to_the_granted_size)
 {
 	struct rust_buddy_alloc req = {
 		.size = KiB(12),
@@ -940,7 +950,7 @@ TEST_F(filled, up_to_what_is_granted)
 	EXPECT_EQ(0, touch(mem, KiB(12), 0, 0, READ));
 	EXPECT_EQ(SIGBUS, try_word(mem + KiB(12), false));
 	EXPECT_EQ(0, munmap(mem, KiB(64)));
-	/* Nothing of it is there. */
+	/* This part has no memory. */
 	mem = map(self->fd, &req, KiB(16), KiB(16), RW, NULL);
 	ASSERT_TRUE(mem != MAP_FAILED);
 	EXPECT_EQ(SIGBUS, try_word(mem, false));
@@ -949,8 +959,8 @@ TEST_F(filled, up_to_what_is_granted)
 }
 
 /*
- * A process that shows a buffer and waits, and somebody who traces it. The child
- * maps [0, shown) writable, a page of it read-only, and a page not at all.
+ * A process that maps a buffer and stops, and a debugger that traces it. The child maps [0, SHOWN)
+ * writable, except for a page that is read-only and one that is inaccessible.
  */
 FIXTURE(debugger) {
 	int fd;
@@ -959,7 +969,7 @@ FIXTURE(debugger) {
 	struct rust_buddy_alloc req;
 	pid_t pid;
 	char *at;	/* in both processes */
-	char *own;	/* the same buffer, here */
+	char *own;	/* the same buffer in this process */
 };
 
 #define GRANTED	(2 * BLOCK + KiB(64))
@@ -993,7 +1003,7 @@ FIXTURE_SETUP(debugger)
 		    mprotect(self->at + CONST, PAGE, PROT_READ) ||
 		    mprotect(self->at + NONE, PAGE, PROT_NONE))
 			_exit(1);
-		/* Some of it is there already, most is not. */
+		/* A page of the first block is mapped already, the rest is not. */
 		try_word(self->at, false);
 		raise(SIGSTOP);
 		_exit(filled(self->at, KiB(16), 2) ? 0 : 2);
@@ -1050,11 +1060,11 @@ TEST_F(debugger, ptrace_words)
 		EXPECT_EQ(~want, word);
 		EXPECT_EQ(0, poke(self, places[i], want));
 	}
-	/* Nothing beside it. */
+	/* No adjacent bytes changed. */
 	EXPECT_TRUE(filled(self->own, GRANTED, 1));
 }
 
-TEST_F(debugger, what_the_mapping_forbids)
+TEST_F(debugger, forbidden_accesses)
 {
 	uint64_t word;
 
@@ -1062,7 +1072,7 @@ TEST_F(debugger, what_the_mapping_forbids)
 	EXPECT_EQ(-EIO, poke(self, CONST, 0));
 	EXPECT_EQ(-EIO, peek(self, NONE, &word));
 	EXPECT_EQ(-EIO, poke(self, NONE, 0));
-	/* What the window has room for, but nothing is there. */
+	/* Addresses behind the granted size. */
 	EXPECT_EQ(-EIO, peek(self, GRANTED, &word));
 	EXPECT_EQ(-EIO, poke(self, GRANTED, 0));
 	EXPECT_EQ(-EIO, peek(self, GRANTED - 4, &word));
@@ -1079,21 +1089,21 @@ TEST_F(debugger, proc_mem)
 	/* From the middle of a page to the middle of another. */
 	EXPECT_EQ((ssize_t)KiB(64), pread(self->mem, buf, KiB(64), at + 1001));
 	EXPECT_EQ(0, memcmp(buf, self->own + 1001, KiB(64)));
-	/* Over the end of a block, up to the first page that may not be read. */
+	/* Across the end of a block, up to the first inaccessible page. */
 	EXPECT_EQ((ssize_t)(KiB(40) + 7), pread(self->mem, buf, KiB(128), at + BLOCK - 7));
 	EXPECT_EQ(0, memcmp(buf, self->own + BLOCK - 7, KiB(40) + 7));
-	/* Up to the end of what is granted. */
+	/* Up to the end of the granted size. */
 	EXPECT_EQ((ssize_t)KiB(64), pread(self->mem, buf, KiB(128), at + 2 * BLOCK));
 	EXPECT_EQ(0, memcmp(buf, self->own + 2 * BLOCK, KiB(64)));
 	errno = 0;
 	EXPECT_EQ(-1, pread(self->mem, buf, 1, at + GRANTED));
 	EXPECT_EQ(EIO, errno);
 
-	/* Writing, which the child sees. */
+	/* Writes, which the child sees. */
 	fill(buf, KiB(16), 2);
 	if (pwrite(self->mem, buf, KiB(16), at) != (ssize_t)KiB(16)) {
 		free(buf);
-		SKIP(return, "this kernel lets nobody write to /proc/PID/mem");
+		SKIP(return, "this kernel allows no writes to /proc/PID/mem");
 	}
 	EXPECT_TRUE(filled(self->own, KiB(16), 2));
 	EXPECT_EQ(pattern(1, KiB(16) / 8), *(uint64_t *)(self->own + KiB(16)));
@@ -1106,7 +1116,7 @@ TEST_F(debugger, proc_mem)
 	self->pid = 0;
 }
 
-/* What takes pages, instead of asking, gets none. */
+/* process_vm_readv() pins pages instead of calling the VMA's access(), so it fails. */
 TEST_F(debugger, process_vm_readv)
 {
 	char buf[64];
