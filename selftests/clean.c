@@ -451,10 +451,11 @@ TEST_F_TIMEOUT(clean, under_two_writers, SLOW)
 }
 
 /*
- * Frames of a camera, one every 30 ms: twelve buffers of 2 MiB, each written, and freed twelve
- * frames later, with a small buffer of control data. The next frame is allocated at once, which
- * returns the memory that was just freed, or one tick later. The figure is how much of the granted
- * memory was clear. The test checks only that the two cases differ.
+ * Frames of a camera, one every 30 ms: twelve buffers of 2 MiB, with a small buffer of control data
+ * for each. Each frame is written, and freed twelve frames later. The next frame is allocated at
+ * once, which returns the memory that was just freed, or one tick later. The figure is how much of
+ * the granted memory was clear. If the worker runs, the later ALLOCs have to get
+ * more of it.
  */
 static uint64_t frames(struct __test_metadata *_metadata, int fd, bool at_once, bool ahead)
 {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * PIN for one device, with and without an IOMMU: refusals, counts, and the removal of the device or
- * the client; and max_address, for devices that can't reach all memory.
+ * the client. Also max_address, for devices that can't reach all memory.
  */
 #include "edu.h"
 #include "rb_test.h"

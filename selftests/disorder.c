@@ -802,7 +802,7 @@ TEST_F_TIMEOUT(disorder, stopped_at_any_point, SLOW)
 	int fd, status;
 	char *mem;
 
-	/* A client that this process keeps, next to those of the workers. */
+	/* The workers inherit this client, so that this process shares one with each of them. */
 	fd = rb_open(RB_DEV);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "shared", &req));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * QEMU's edu device copies between buffers of the pool and 4096 bytes of its own memory. The tests
- * check the bytes that it should write and all other bytes: at the start, across the middle and at
- * the end of buffers of three orders, and between adjacent buffers.
+ * check the bytes that it should write and all other bytes. They copy at the start, across the
+ * middle and at the end of buffers of three orders, and between adjacent buffers.
  */
 #include <inttypes.h>
 

@@ -5,7 +5,7 @@
  *
  *	-device edu,dma_mask=0xffffffffffffffff
  *
- * The mask is required: the device silently clears the address bits outside of its mask, and would
+ * The mask is required: the device silently clears the address bits outside of its mask. It would
  * then write to memory that does not belong to the test.
  */
 #ifndef SELFTESTS_EDU_H

@@ -147,7 +147,7 @@ struct complaint {
 };
 
 /*
- * Shared by all processes. Each access is a single atomic operation, so that the contents are
+ * Shared by all processes, which change it by single atomic operations only. So the contents are
  * consistent whenever a process is killed.
  */
 struct board {
@@ -361,8 +361,8 @@ static int touch(struct actor *a, void *at, bool write, uint64_t value)
 }
 
 /*
- * Maps one memory for structs in several ways: writable up to a hole, read-only, writable in its
- * first page only, and with a first page that flip() makes read-only at times.
+ * Maps one memory for structs four times: writable up to a hole, read-only, and writable in its
+ * first page only. In the fourth mapping, flip() makes the first page read-only at times.
  */
 static bool set_up(struct actor *a)
 {
@@ -663,8 +663,8 @@ static uint32_t batch_reason(const struct rust_buddy_batch *r, size_t size)
 }
 
 /*
- * Returns the reason to refuse a call, 0 if the call must succeed, or ANYTHING if the outcome
- * depends on other threads or on the pool.
+ * Returns the reason to refuse a call, or 0 if the call must succeed. Returns ANYTHING if the
+ * outcome depends on other threads or on the pool.
  */
 static uint32_t reason_for(struct actor *a, const struct client *client, int nr,
 			   const union request *req, size_t size)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Buffers that are mapped by struct page: drivers and system calls can pin their pages, and memory
- * with pinned pages is freed later.
+ * Buffers that are mapped by struct page: drivers and system calls can pin their pages. The
+ * memory returns to the pool after the last pin.
  */
 #define _GNU_SOURCE
 #include <linux/io_uring.h>
@@ -308,7 +308,7 @@ TEST_F_TIMEOUT(gup, killed_client, SLOW)
 	close(self->fd);
 }
 
-/* A last reference that is gone is noticed by an ALLOC that needs the memory. */
+/* An ALLOC that needs the memory notices that the last reference is gone. */
 TEST_F_TIMEOUT(gup, looked_for_before_enospc, SLOW)
 {
 	struct iovec iov = { self->mem, KiB(4) };

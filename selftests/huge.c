@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Mappings by large entries: the number of faults that touching them takes, the cases that fall
- * back to single pages, and the contents after each way of cutting, moving and sharing them. Also
- * mappings that mmap() populates, and accesses by a debugger.
+ * Mappings by large entries: the number of faults, and the cases that fall back to single pages.
+ * The contents are checked after each way of cutting, moving and sharing mappings. Also mappings
+ * that mmap() populates, and accesses by a debugger.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -72,8 +72,8 @@ static bool work(char *mem, uint64_t bytes, uint64_t page, uint64_t seed, enum h
 
 /*
  * Touches each page of a mapping, which starts at page @page of the buffer. Returns the number of
- * faults, or -1 if a page has other contents. The first round is not counted, and faults in the
- * pages of this program.
+ * faults, or -1 if a page has other contents. A first round, which is not counted, faults in the
+ * pages of this program itself.
  */
 static long touch(void *mem, uint64_t bytes, uint64_t page, uint64_t seed, enum how how)
 {
@@ -396,8 +396,8 @@ static void *race_to_touch(void *arg)
 
 /*
  * Transparent huge pages are enabled and disabled while two threads write to each block for the
- * first time. The kernel then asks for a page in one thread and for a block in the other, and
- * treats it as a bug if it gets both.
+ * first time. The kernel then asks for a page in one thread and for a block in the other.
+ * It treats it as a bug if it gets both.
  */
 TEST_F_TIMEOUT(huge, asked_for_pages_and_blocks_at_once, SLOW)
 {
