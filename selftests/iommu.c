@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * edu behind an IOMMU: what PIN tells for it reaches exactly the buffer, for as
- * long as it is pinned, and nothing else does. Then the same by way of VFIO,
- * where the IOMMU is user space's own.
+ * Tests with QEMU's edu device behind an IOMMU. The address that PIN returns for the device reaches
+ * exactly the buffer, and only while it is pinned. The tests are repeated with VFIO, where user
+ * space sets up the IOMMU's mappings.
  *
- * Boot with an IOMMU that translates and forgets at once:
+ * Boot with an IOMMU that translates addresses and invalidates its cache at once:
  *
- *	-M q35 -device intel-iommu, and intel_iommu=on iommu.strict=1
+ *   -M q35 -device intel-iommu, and intel_iommu=on iommu.strict=1
  */
 #include <sys/klog.h>
 
@@ -24,7 +24,7 @@ static uint8_t iommu_pattern(uint64_t i)
 	return (i * 29 + i / 113 * 7 + 3) & 0x7f;
 }
 
-/* The guard everywhere but in [at, at + bytes), which has the pattern. */
+/* Returns whether [at, at + bytes) has the pattern, and all other bytes the guard value. */
 static bool guarded(const uint8_t *mem, uint64_t size, uint64_t at, uint64_t bytes)
 {
 	for (uint64_t i = 0; i < size; i++)
@@ -40,7 +40,7 @@ static void prepare(uint8_t *mem, uint64_t size, uint64_t at, uint64_t bytes)
 		mem[at + i] = iommu_pattern(i);
 }
 
-/* How often the IOMMU has complained of that page. */
+/* Returns how many faults the kernel has logged for the page. */
 static int faults_logged(uint64_t address)
 {
 	static char log[1 << 20];
@@ -61,8 +61,8 @@ static int faults_logged(uint64_t address)
 }
 
 /*
- * The device writes a byte to an address that it must not reach, until the log
- * says so: the kernel limits how many faults it logs in a time.
+ * Makes the device write a byte to an address that it must not reach. Repeats this until the log
+ * has the fault, since the kernel limits the rate at which it logs faults.
  */
 #define EXPECT_FAULT(pci, address) do {						\
 	uint64_t __at = (address);						\
@@ -126,11 +126,11 @@ TEST_F(iommu, address)
 	EXPECT_NE(self->plain.address, self->pin.address);
 	EXPECT_EQ((__u64)SIZE, self->pin.size);
 	EXPECT_EQ(0U, self->pin.caveats);
-	/* The pool's place is the CPU's, and stays what POOL_INFO says. */
+	/* POOL_INFO reports a physical address, which differs from the device's address. */
 	EXPECT_LE(self->base.phys_base, self->plain.address);
 }
 
-/* Out of one place and into another, each time with every byte compared. */
+/* Copies out of one place and into another, and compares every byte each time. */
 TEST_F_TIMEOUT(iommu, reaches_exactly, SLOW)
 {
 	const uint64_t places[] = { 0, SIZE / 2 - BYTES / 2 - 1, SIZE - BYTES };
@@ -148,7 +148,7 @@ TEST_F_TIMEOUT(iommu, reaches_exactly, SLOW)
 	}
 }
 
-/* Before it, behind it, where it really is: nothing of that is the device's. */
+/* The device can't reach the bytes before or behind its mapping, nor the physical address. */
 TEST_F_TIMEOUT(iommu, outside_faults, SLOW)
 {
 	prepare(self->mem, SIZE, 0, 0);
@@ -156,7 +156,7 @@ TEST_F_TIMEOUT(iommu, outside_faults, SLOW)
 	EXPECT_FAULT(&self->pci, self->pin.address + SIZE);
 	EXPECT_FAULT(&self->pci, self->plain.address);
 	EXPECT_TRUE(guarded(self->mem, SIZE, 0, 0));
-	/* And it still has what it was given. */
+	/* The device's own mapping still works. */
 	ASSERT_EQ(0, edu_copy(&self->pci, EDU_MEMORY, self->pin.address, 1, EDU_FROM_EDU));
 	EXPECT_NE(GUARD, self->mem[0]);
 }
@@ -181,7 +181,9 @@ TEST_F_TIMEOUT(iommu, until_the_last_unpin, SLOW)
 	EXPECT_TRUE(guarded(self->mem, SIZE, 0, 0));
 }
 
-/* A mapping of one device is none of another; that the kernel drives that one is no hindrance. */
+/*
+ * A mapping for one device does not serve another. A device that a kernel driver uses can have one.
+ */
 TEST_F_TIMEOUT(iommu, two_devices, SLOW)
 {
 	static const struct pci_match any;
@@ -213,7 +215,7 @@ TEST_F_TIMEOUT(iommu, two_devices, SLOW)
 	EXPECT_EQ(0, rb_free(self->fd, handle));
 }
 
-/* The device of a client that died can't write to who has the memory next. */
+/* The device of a killed client can't write to the next owner of the memory. */
 TEST_F_TIMEOUT(iommu, death, SLOW)
 {
 	struct rust_buddy_alloc req = { .size = SIZE, .flags = RUST_BUDDY_ALLOC_AT };
@@ -254,7 +256,7 @@ TEST_F_TIMEOUT(iommu, death, SLOW)
 	close(pipe_fd[1]);
 }
 
-/* Where VFIO's own mapping starts: no place that the DMA API would choose. */
+/* The start of VFIO's mapping, at an address that the DMA API would not choose. */
 #define IOVA	0x200000000ULL
 
 FIXTURE(vfio) {
@@ -271,12 +273,12 @@ FIXTURE_VARIANT(vfio) {
 	uint32_t flags;
 };
 
-/* By page frame: VFIO takes what the kernel has no pages of. */
+/* By page frame: VFIO maps memory that has no struct page. */
 FIXTURE_VARIANT_ADD(vfio, by_frame) {
 	.flags = 0,
 };
 
-/* By struct page: VFIO pins them. */
+/* By struct page: VFIO pins the pages. */
 FIXTURE_VARIANT_ADD(vfio, by_page) {
 	.flags = RUST_BUDDY_ALLOC_GUP,
 };
@@ -291,7 +293,7 @@ static void override(const char *name, const char *driver)
 	pci_write_text("/sys/bus/pci/drivers_probe", name);
 }
 
-/* The number of the device's group, -1 if it is in none. */
+/* Returns the number of the device's IOMMU group, or -1 if it is in none. */
 static int group_of(const char *name)
 {
 	char path[PCI_PATH_LEN], link[PATH_MAX];
@@ -305,7 +307,7 @@ static int group_of(const char *name)
 	return atoi(strrchr(link, '/') + 1);
 }
 
-/* Registers by VFIO's mapping of the BAR, and the device allowed to do DMA. */
+/* Maps BAR 0 through VFIO, and lets the device do DMA. */
 static int vfio_registers(struct pci_dev *pci, int device)
 {
 	struct vfio_region_info bar = { .argsz = sizeof(bar), .index = VFIO_PCI_BAR0_REGION_INDEX };
@@ -389,7 +391,7 @@ FIXTURE_SETUP(vfio)
 	override(name, "vfio-pci");
 	self->bound = true;
 	snprintf(path, sizeof(path), "/dev/vfio/%d", group);
-	/* udev, or the kernel's own devtmpfs, may take its time. */
+	/* The node appears some time later, made by udev or by devtmpfs. */
 	for (int i = 0; i < 500 && self->group < 0; i++) {
 		self->group = open(path, O_RDWR | O_CLOEXEC);
 		if (self->group < 0)
@@ -459,7 +461,7 @@ TEST_F_TIMEOUT(vfio, outside_faults, SLOW)
 	EXPECT_EQ(0, rb_unpin(self->fd, self->req.handle));
 }
 
-/* The DMA API's mapping is not what a device of VFIO's sees: not to be told. */
+/* A device of VFIO's does not see mappings of the DMA API, so PIN has no address to report. */
 TEST_F(vfio, pin_is_refused)
 {
 	struct rust_buddy_pin pin = { .handle = self->req.handle };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What one client may not know of another, what nobody may know without the
- * phys node, and numbers that never come twice.
+ * Isolation of clients: a client learns nothing of another client's buffers, addresses are reported
+ * on the phys node only, and numbers never repeat.
  */
 #include <inttypes.h>
 #include <sys/prctl.h>
@@ -17,7 +17,7 @@ FIXTURE(two) {
 	int a;
 	int b;
 	struct rust_buddy_pool_info base;
-	struct rust_buddy_alloc req;	/* of a */
+	struct rust_buddy_alloc req;	/* allocated by a */
 };
 
 FIXTURE_VARIANT(two) {
@@ -82,7 +82,7 @@ TEST_F(two, handles)
 	EXPECT_EQ(err, rb_ioctl(self->b, RUST_BUDDY_IOC_UNPIN, &unpin));
 	EXPECT_EQ(why, unpin.hdr.reason);
 
-	/* Not even that there is one, let alone its name. */
+	/* The refusal does not reveal that the buffer exists, let alone its name. */
 	memset(&info, 0, sizeof(info));
 	info.handle = handle;
 	want = info;
@@ -104,14 +104,19 @@ TEST_F(two, offsets)
 	EXPECT_NO_MAP(EACCES, rb_map(self->b, &self->req, PROT_READ));
 	EXPECT_NO_MAP(EACCES, rb_map(self->b, &self->req, PROT_READ | PROT_WRITE));
 
-	/* All around it, with one of its own that must be all that it finds. */
+	/*
+	 * Tries the offsets around a's buffer. The only ones that b can map are those of its own
+	 * buffer.
+	 */
 	ASSERT_EQ(0, rb_alloc(self->b, SIZE, 0, "of b", &own));
 	EXPECT_TRUE(own.offset >= self->req.offset + SIZE || own.offset + SIZE <= self->req.offset);
 	for (i = 0; i < 4096; i++) {
 		offset = self->req.offset - 2048 * (uint64_t)page + i * (uint64_t)page;
 		mem = mmap(NULL, page, PROT_READ, MAP_SHARED, self->b, offset);
 		if (mem == MAP_FAILED) {
-			/* Below zero there is nothing to ask the module about. */
+			/*
+			 * A negative offset is refused by the kernel before it reaches the module.
+			 */
 			if (offset < 1ULL << 63)
 				EXPECT_EQ(EACCES, errno)
 					TH_LOG("at 0x%jx", (uintmax_t)offset);
@@ -126,7 +131,7 @@ TEST_F(two, offsets)
 	EXPECT_EQ(0, rb_free(self->b, own.handle));
 }
 
-/* As the kernel gets it: the C library refuses some offsets itself. */
+/* Calls the kernel directly, since the C library refuses some offsets itself. */
 static int map_errno(int fd, uint64_t length, uint64_t offset)
 {
 	long at = syscall(SYS_mmap, NULL, length, PROT_READ, MAP_SHARED, fd, offset);
@@ -137,7 +142,7 @@ static int map_errno(int fd, uint64_t length, uint64_t offset)
 	return 0;
 }
 
-/* Mappings of either node in this process. */
+/* Counts the mappings of either node in this process. */
 static unsigned int own_mappings(void)
 {
 	FILE *maps = fopen("/proc/self/maps", "r");
@@ -152,9 +157,9 @@ static unsigned int own_mappings(void)
 }
 
 /*
- * Every offset that there is a window at, and every one around: one client has all
- * of the pool and a window as large again, and the other maps none of it. Where a
- * mmap takes a millisecond, RB_OFFSETS says how many are tried, evenly spread.
+ * Tries every offset that belongs to a buffer, and those around. One client has all of the pool and
+ * mmap space for as much again, and the other client can map none of it. RB_OFFSETS limits the
+ * number of offsets tried, evenly spread, where an mmap takes a millisecond.
  */
 TEST_F_TIMEOUT(two, every_offset, SLOW)
 {
@@ -187,7 +192,7 @@ TEST_F_TIMEOUT(two, every_offset, SLOW)
 		if (first > req[i].offset)
 			first = req[i].offset;
 	}
-	/* The one page of the first buffer is no window of its own. */
+	/* The other buffers cover all free pages but the one that the first buffer has. */
 	EXPECT_LE(self->base.size + self->base.free - page, end - first);
 
 	end += margin * page;
@@ -201,7 +206,10 @@ TEST_F_TIMEOUT(two, every_offset, SLOW)
 	}
 	EXPECT_EQ(0U, mapped);
 	EXPECT_EQ(0U, other);
-	/* Longer ones, that end or start in somebody's window, or hold it all. */
+	/*
+	 * Mappings of several pages that start or end in a foreign buffer's offsets, or cover all
+	 * of them.
+	 */
 	for (i = 0; i < n; i++) {
 		EXPECT_EQ(EACCES, map_errno(self->b, req[i].granted, req[i].offset));
 		EXPECT_EQ(EACCES, map_errno(self->b, 2 * page, req[i].offset - page));
@@ -213,7 +221,10 @@ TEST_F_TIMEOUT(two, every_offset, SLOW)
 		EXPECT_EQ(EACCES, map_errno(self->b, page, far[i]))
 			TH_LOG("0x%jx", (uintmax_t)far[i]);
 	}
-	/* The kernel's own checks: the very end, and between two pages. */
+	/*
+	 * Refused by the kernel itself: an overflow at the end, and offsets that are not
+	 * page-aligned.
+	 */
 	EXPECT_EQ(EOVERFLOW, map_errno(self->b, page, -page));
 	for (i = 1; i < page; i += 511)
 		EXPECT_EQ(EINVAL, map_errno(self->b, page, self->req.offset + i));
@@ -232,7 +243,7 @@ TEST_F_TIMEOUT(two, every_offset, SLOW)
 	fflush(stdout);
 }
 
-/* The content of one is out of reach of who writes all of another. */
+/* A client that writes all of its own buffer does not change the other client's buffer. */
 TEST_F(two, neighbours)
 {
 	struct rust_buddy_alloc more[16];
@@ -266,7 +277,7 @@ TEST_F(two, neighbours)
 	EXPECT_POOL(self->b, &before);
 }
 
-/* One client's end is not another's. */
+/* Closing one client does not affect the other. */
 TEST_F(two, close_of_the_other)
 {
 	struct rust_buddy_buffer_info info;
@@ -312,7 +323,7 @@ static int compare(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-/* Sorted in passing: the number of values that are there more than once. */
+/* Returns the number of repeated values. Sorts the array. */
 static unsigned int repeated(uint64_t *values, unsigned int n)
 {
 	unsigned int i, twice = 0;
@@ -340,7 +351,7 @@ TEST_F(two, numbers_never_come_twice)
 		handles[i] = req.handle;
 		epochs[i] = req.epoch;
 		ASSERT_EQ(0, rb_free(fds[i % 2], req.handle));
-		/* Whose it was cannot use it any more, nor can the other. */
+		/* A stale handle is refused to its former owner and to the other client alike. */
 		if (i % 64 == 0) {
 			EXPECT_EQ(-ENOENT, rb_free(self->a, req.handle));
 			EXPECT_EQ(-ENOENT, rb_free(self->b, req.handle));
@@ -350,7 +361,7 @@ TEST_F(two, numbers_never_come_twice)
 	EXPECT_EQ(0U, repeated(epochs, ARRAY_SIZE(epochs)));
 }
 
-/* Also a client that comes when another is gone gets new ones. */
+/* A client that is opened after another was closed gets new numbers, too. */
 TEST_F(two, numbers_of_the_dead)
 {
 	static uint64_t handles[200], epochs[200];
@@ -370,9 +381,7 @@ TEST_F(two, numbers_of_the_dead)
 	EXPECT_EQ(0U, repeated(epochs, ARRAY_SIZE(epochs)));
 }
 
-/*
- * What the plain node says, judged by what the phys node knows.
- */
+/* Compares the values that the plain node reports with addresses that the phys node knows. */
 FIXTURE(secret) {
 	int fd;
 	int phys;
@@ -407,7 +416,7 @@ static bool tells(const FIXTURE_DATA(secret) *self, uint64_t value)
 	return value >= self->base && value - self->base < self->size;
 }
 
-/* A size may be any number, and so happen to look like an address. */
+/* A size may equal an address by chance, so these fields are judged by their range only. */
 static bool is_size(const FIXTURE_DATA(secret) *self, uint64_t value)
 {
 	return value <= self->size;
@@ -468,8 +477,8 @@ TEST_F(secret, no_address_in_any_field)
 }
 
 /*
- * Buffers at known places in no order at all: were the offset, the handle or
- * the epoch made of the place, one difference would follow the other.
+ * Buffers at known places in shuffled order. If the offset, the handle or the epoch were derived
+ * from the place, their differences would follow those of the places.
  */
 TEST_F(secret, nothing_follows_from_the_place)
 {
@@ -503,7 +512,7 @@ TEST_F(secret, nothing_follows_from_the_place)
 			pages += req[i].handle - req[j].handle == far / self->unit;
 		}
 	}
-	/* Windows in the order of the calls agree with one in STEP or so. */
+	/* mmap offsets in the order of the calls match the places in about one of STEP pairs. */
 	EXPECT_GT(pairs / 2, offsets);
 	EXPECT_GT(pairs / 2, handles);
 	EXPECT_GT(pairs / 2, epochs);
@@ -512,9 +521,7 @@ TEST_F(secret, nothing_follows_from_the_place)
 		EXPECT_EQ(0, rb_free(self->fd, req[i].handle));
 }
 
-/*
- * /proc/self/fdinfo
- */
+/* The content of /proc/self/fdinfo. */
 struct shown {
 	char node[32];
 	uint64_t buffers;
@@ -522,7 +529,7 @@ struct shown {
 	uint64_t granted;
 	unsigned int heads;	/* lines of the four keys above */
 	unsigned int lines;	/* lines of single buffers */
-	unsigned int unread;	/* lines of ours that are not as documented */
+	unsigned int unread;	/* lines of this module that do not have the documented form */
 	struct {
 		uint64_t handle, size, granted, mappings, epoch;
 		unsigned int pool, order, pins;
@@ -538,7 +545,9 @@ static void read_buffer_line(struct shown *shown, const char *line)
 
 	if (n >= ARRAY_SIZE(shown->buffer))
 		return;
-	/* A name may hold whatever prints; its end is the line's. */
+	/*
+	 * A name may contain any printable character, a quote included, so it ends with the line.
+	 */
 	if (sscanf(line, "handle=%" SCNu64 " pool=%u size=%" SCNu64 " granted=%" SCNu64
 		   " order=%u pins=%u mappings=%" SCNu64 " epoch=%" SCNu64 " name=\"%n",
 		   &shown->buffer[n].handle, &shown->buffer[n].pool, &shown->buffer[n].size,
@@ -662,7 +671,7 @@ TEST_F(two, fdinfo)
 	}
 	EXPECT_EQ(3U, found);
 
-	/* The other has none, and knows of none. */
+	/* The other client has no buffers, and sees none. */
 	ASSERT_EQ(0, read_fdinfo(self->b, b));
 	EXPECT_EQ(0U, b->unread);
 	EXPECT_EQ(4U, b->heads);
@@ -672,7 +681,7 @@ TEST_F(two, fdinfo)
 	EXPECT_EQ(0U, b->granted);
 	EXPECT_TRUE(!strstr(b->text, "of a"));
 
-	/* What is freed is gone from it at once. */
+	/* A freed buffer disappears from fdinfo at once. */
 	EXPECT_EQ(0, rb_free(self->a, second.handle));
 	ASSERT_EQ(0, read_fdinfo(self->a, a));
 	EXPECT_EQ(1U, a->buffers);
@@ -685,7 +694,7 @@ TEST_F(two, fdinfo)
 
 #define UNLISTED	"rust_buddy-unlisted:"
 
-/* A reader of fdinfo gets all totals, and no more lines than any client's take. */
+/* fdinfo reports all totals, and lists a bounded number of buffers. */
 TEST_F(two, fdinfo_is_bounded)
 {
 	const unsigned int most = 256, all = most + 50;
@@ -696,7 +705,7 @@ TEST_F(two, fdinfo_is_bounded)
 
 	if (access("/proc/self/fdinfo", R_OK))
 		SKIP(return, NO_FDINFO);
-	/* With the fixture's: as many as are listed. */
+	/* Together with the fixture's buffer, as many buffers as fdinfo lists. */
 	for (i = 1; i < most; i++)
 		ASSERT_EQ(0, rb_alloc(self->a, 1, 0, "one of many", &req[i]));
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", self->a);
@@ -751,7 +760,7 @@ TEST_F(two, fdinfo_counts_pins)
 	free(b);
 }
 
-/* No number in there is an address, neither as it stands nor read as hexadecimal. */
+/* No number in fdinfo is an address, neither in decimal nor read as hexadecimal. */
 TEST_F(secret, no_address_in_fdinfo)
 {
 	struct shown *shown = calloc(1, sizeof(*shown));
@@ -788,17 +797,15 @@ TEST_F(secret, no_address_in_fdinfo)
 	free(shown);
 }
 
-/*
- * A process that maps a buffer, and what others find by looking into the process.
- */
+/* One process maps a buffer. The tests access it through the process's memory and descriptors. */
 #define WORD	0x7768617420776173ULL
 
 FIXTURE(peek) {
 	int fd;
 	int line;
 	pid_t owner;
-	int owner_fd;		/* its number there */
-	uint64_t *mem;		/* its place there */
+	int owner_fd;		/* its number in the owner */
+	uint64_t *mem;		/* its address in the owner */
 	struct rust_buddy_alloc req;
 	struct rust_buddy_pool_info base;
 };
@@ -811,7 +818,10 @@ FIXTURE_SETUP(peek)
 	if (geteuid())
 		SKIP(return, "only root can be two users");
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->base));
-	/* The parent has a client of its own, the child maps at the same place. */
+	/*
+	 * Opens the client in the parent, so that descriptor and address are known. The child
+	 * inherits both.
+	 */
 	self->owner_fd = rb_open(RB_DEV);
 	ASSERT_LE(0, self->owner_fd);
 	ASSERT_EQ(0, rb_alloc(self->owner_fd, SIZE, 0, "peek", &self->req));
@@ -827,7 +837,10 @@ FIXTURE_SETUP(peek)
 			self->mem[i] = WORD;
 		say(line[1]);
 		hear(line[1]);
-		/* Nobody wrote to it either. */
+		/*
+		 * The content is still the child's, so no access through the other ways wrote to
+		 * it.
+		 */
 		for (size_t i = 0; i < SIZE / 8; i++)
 			if (self->mem[i] != WORD)
 				_exit(1);
@@ -856,7 +869,7 @@ static int open_of(pid_t pid, const char *what, int flags)
 	return open(path, flags | O_CLOEXEC);
 }
 
-/* The ways into another's memory: each 0 and the word that it got, or an errno. */
+/* Ways to access the memory of another process. Each returns 0 and the word read, or an errno. */
 static int by_ptrace(pid_t pid, uint64_t *at, uint64_t *word)
 {
 	int ret = 0, status;
@@ -894,7 +907,7 @@ static int by_process_vm_readv(pid_t pid, uint64_t *at, uint64_t *word)
 	return process_vm_readv(pid, &here, 1, &there, 1, 0) < 0 ? errno : 0;
 }
 
-/* The file behind a mapping is the node: whoever opens it is a client of his own. */
+/* The file behind a mapping is the device node, so opening it creates a new client. */
 static int by_map_files(pid_t pid, uint64_t *at, uint64_t *word, uint64_t offset)
 {
 	char name[64];
@@ -929,7 +942,7 @@ static int get_fd(pid_t pid, int number)
 	return fd;
 }
 
-/* Who may trace a process sees what it sees. */
+/* A tracer sees the memory of the process that it traces. */
 TEST_F(peek, by_root)
 {
 	uint64_t word = 0;
@@ -939,16 +952,16 @@ TEST_F(peek, by_root)
 	word = 0;
 	EXPECT_EQ(0, by_proc_mem(self->owner, self->mem, &word));
 	EXPECT_EQ(WORD, word);
-	/* These take references to pages, which there are none of in any case. */
+	/* process_vm_readv() takes references to pages, which a PFN mapping does not have. */
 	word = 0;
 	EXPECT_EQ(EFAULT, by_process_vm_readv(self->owner, self->mem, &word));
 	EXPECT_EQ(0U, word);
-	/* A new client, whoever opens it. */
+	/* Opening the file creates a new client, even for root. */
 	EXPECT_EQ(EACCES, by_map_files(self->owner, self->mem, &word, self->req.offset));
 	EXPECT_EQ(0U, word);
 }
 
-/* Somebody else gets no byte, by no way, and no way in. */
+/* Another user reads no byte by any of these ways, and can open none of the files. */
 TEST_F(peek, by_another_user)
 {
 	pid_t pid = fork();
@@ -983,7 +996,7 @@ TEST_F(peek, by_another_user)
 	EXPECT_EQ(0, verdict(pid));
 }
 
-/* Nothing of another client, and with O_RDONLY nothing that changes anything. */
+/* A new client reaches no buffer of another client, and with O_RDONLY it can't change anything. */
 static void expect_stranger(struct __test_metadata *_metadata, int fd,
 			    const struct rust_buddy_alloc *req, bool writes)
 {
@@ -1001,7 +1014,7 @@ static void expect_stranger(struct __test_metadata *_metadata, int fd,
 	free(shown);
 }
 
-/* Opening what a descriptor is a descriptor of makes a client, it doesn't share one. */
+/* Opening /proc/PID/fd/N creates a new client, and does not share the one of the descriptor. */
 TEST_F(peek, reopened)
 {
 	static const int modes[] = { O_RDWR, O_RDONLY };
@@ -1026,7 +1039,9 @@ TEST_F(peek, reopened)
 	EXPECT_EQ(0, rb_free(self->fd, own.handle));
 }
 
-/* Who was handed a client has it, and still may not open a node of root's. */
+/*
+ * A process that was handed a client can use it, and still may not open a node that only root may.
+ */
 TEST_F(peek, reopened_by_another_user)
 {
 	pid_t pid = fork();
@@ -1038,7 +1053,10 @@ TEST_F(peek, reopened_by_another_user)
 
 		if (become_nobody(0))
 			_exit(10);
-		/* Else its own /proc is closed to it, whatever the node's mode. */
+		/*
+		 * A process that is not dumpable can't access its own /proc, independent of the
+		 * node's mode.
+		 */
 		if (prctl(PR_SET_DUMPABLE, 1))
 			_exit(11);
 		if (rb_pool_info(self->fd, 0, &pool))
@@ -1053,7 +1071,7 @@ TEST_F(peek, reopened_by_another_user)
 	EXPECT_EQ(0, verdict(pid));
 }
 
-/* A descriptor that was taken out of a process, by who may, is the same client. */
+/* A descriptor that pidfd_getfd() has copied refers to the same client. */
 TEST_F(peek, taken_by_root)
 {
 	struct rust_buddy_buffer_info info;

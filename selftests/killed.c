@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A task that is killed in the middle of a long copy or clearing dies at once, not when
- * all is done: work is counted here, not time. A buffer that was about to move or grow is
- * where it was, with its contents, and all memory is back.
+ * A task that is killed during a long copy or while memory is zeroed ends at once. The tests count
+ * the work that was done, and measure no time. The buffer that the call was to move or grow is
+ * where it was, with its contents, and all other memory is free again.
  */
 #include <signal.h>
 #include <sys/wait.h>
@@ -10,7 +10,7 @@
 #include "rb_test.h"
 
 #define SHARE	"/sys/module/rust_buddy/parameters/zero_cpu_percent"
-/* The kill comes too late now and then, where CPUs are shared. */
+/* The kill may come too late where CPUs are shared. */
 #define TRIES	20
 
 enum call {
@@ -89,7 +89,7 @@ FIXTURE_TEARDOWN(killed)
 	close(self->fd);
 }
 
-/* All of the pool counts as written. */
+/* Writes to all free memory of the pool, so that it counts as dirty. */
 static int soil(int fd)
 {
 	struct rust_buddy_alloc buf;
@@ -105,7 +105,7 @@ static int soil(int fd)
 	return rb_free(fd, buf.handle);
 }
 
-/* What the call is made on; the pattern is what must not be lost. */
+/* Allocates the buffer that the call is made on, with a pattern that has to survive. */
 static int prepare(FIXTURE_DATA(killed) *self, enum call call)
 {
 	uint64_t size = self->size;
@@ -131,7 +131,7 @@ static int prepare(FIXTURE_DATA(killed) *self, enum call call)
 	return 0;
 }
 
-/* The smallest that covers @bytes. */
+/* Returns the smallest order that covers @bytes. */
 static uint32_t order_of(uint64_t bytes)
 {
 	uint32_t order = 0;
@@ -168,7 +168,7 @@ static int make_call(FIXTURE_DATA(killed) *self, enum call call)
 	return -EINVAL;
 }
 
-/* Kills @pid when the call has begun its work; true if it died of that. */
+/* Kills @pid once its call has begun to work. Returns whether the process died of the signal. */
 static bool kill_at_work(int fd, pid_t pid, const struct rust_buddy_pool_info *before,
 			 enum call call)
 {
@@ -211,7 +211,7 @@ TEST_F_TIMEOUT(killed, ends_at_once, 120)
 		if (call == ALLOC || call == GROW) {
 			work = after.zeroed_on_demand - before.zeroed_on_demand;
 			cut = died && work && work < all;
-			/* What was not cleared is dirty still. */
+			/* Memory that was not zeroed before the kill is still dirty. */
 			EXPECT_EQ(before.dirty - work, after.dirty);
 		} else {
 			cut = died && after.migrations == before.migrations;
@@ -228,7 +228,10 @@ TEST_F_TIMEOUT(killed, ends_at_once, 120)
 		}
 		if (call == RESIZE)
 			ASSERT_EQ(0, rb_free(self->fd, wall.handle));
-		/* One that was not cut has what it asked for. */
+		/*
+		 * An ALLOC that completed has zeroed all of its buffer, so the next try starts with
+		 * a new client.
+		 */
 		if (call == ALLOC && !cut) {
 			close(self->fd);
 			self->fd = rb_open(RB_DEV_PHYS);

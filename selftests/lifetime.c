@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * How long memory stays whose: handles, mappings of every kind, descriptors on
- * their way between processes, and processes that end at the wrong moment.
+ * How long memory belongs to a buffer: handles, mappings of every kind, descriptors in transit
+ * between processes, and processes that end at an inopportune moment.
  */
 #include <setjmp.h>
 
@@ -9,7 +9,7 @@
 
 #define SIZE	KiB(64)
 
-/* Told to this program's own main() after an exec. */
+/* The argument that makes this program's main() run as the target of an exec. */
 #define AFTER_EXEC	"--after-exec"
 
 static sigjmp_buf on_signal;
@@ -19,7 +19,7 @@ static void caught(int sig)
 	siglongjmp(on_signal, sig);
 }
 
-/* Reads or writes a word: 0, or the signal that it got. */
+/* Reads or writes a word. Returns 0 or the signal that the access raised. */
 static int touch(void *at, bool write)
 {
 	struct sigaction act = { .sa_handler = caught }, old_bus, old_segv;
@@ -42,7 +42,7 @@ static int touch(void *at, bool write)
 
 FIXTURE(life) {
 	int fd;
-	int watch;	/* another client, that only looks at the pool */
+	int watch;	/* another client, which only reads the pool's counters */
 	size_t page;
 	struct rust_buddy_pool_info base;
 	struct rust_buddy_alloc req;
@@ -74,7 +74,7 @@ FIXTURE_SETUP(life)
 	ASSERT_EQ(SIZE, self->req.granted);
 }
 
-/* Whatever a test did, in the end every byte is back. */
+/* Every test ends with all memory free again. */
 FIXTURE_TEARDOWN(life)
 {
 	if (self->fd >= 0)
@@ -93,7 +93,7 @@ static int64_t mappings_of(int fd, uint64_t handle)
 
 #define EXPECT_MAPPINGS(n)	EXPECT_EQ((int64_t)(n), mappings_of(self->fd, self->req.handle))
 
-/* The buffer is out of the pool: exactly it, as one that lives. */
+/* Expects that the pool counts the buffer like one that has a handle. */
 #define EXPECT_HELD() do {							\
 	struct rust_buddy_pool_info __now;					\
 	EXPECT_EQ(0, rb_pool_info(self->watch, 0, &__now));			\
@@ -123,7 +123,7 @@ TEST_F(life, free_twice)
 	EXPECT_RETURNED();
 }
 
-/* Everything that is free, filled with a pattern: what is not free must not show it. */
+/* Fills all free memory with a pattern, which a buffer that is not free must not show. */
 static void trample(struct __test_metadata *_metadata, size_t page)
 {
 	struct rust_buddy_pool_info pool;
@@ -161,12 +161,12 @@ TEST_F_TIMEOUT(life, free_while_mapped, SLOW)
 	EXPECT_MAPPINGS(1);
 	EXPECT_EQ(0, rb_free(self->fd, self->req.handle));
 
-	/* The handle goes at once, and with it what it opened. */
+	/* The handle is invalid at once, and no longer gives access to the buffer. */
 	EXPECT_EQ(-ENOENT, rb_buffer_info(self->fd, self->req.handle, &info));
 	EXPECT_NO_FREE(self->fd, self->req.handle, -ENOENT, RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 	EXPECT_NO_MAP(EACCES, rb_map(self->fd, &self->req, PROT_READ));
 
-	/* The memory does not: it is nobody else's as long as it is seen here. */
+	/* The memory is not free as long as it is mapped. */
 	EXPECT_HELD();
 	EXPECT_TRUE(filled(mem, SIZE, 1));
 	trample(_metadata, self->page);
@@ -175,14 +175,14 @@ TEST_F_TIMEOUT(life, free_while_mapped, SLOW)
 	EXPECT_TRUE(filled(mem, SIZE, 2));
 	EXPECT_HELD();
 
-	/* Also in parts. */
+	/* Also if it is unmapped in parts. */
 	EXPECT_EQ(0, munmap(mem, SIZE / 2));
 	EXPECT_HELD();
 	EXPECT_EQ(0, munmap(mem + SIZE / 2, SIZE / 2));
 	EXPECT_RETURNED();
 }
 
-/* Pages that were not touched before FREE come in after it. */
+/* Pages that were not touched before FREE can still be faulted in afterwards. */
 TEST_F(life, first_touch_after_free)
 {
 	char *mem = rb_map(self->fd, &self->req, PROT_READ | PROT_WRITE);
@@ -196,7 +196,7 @@ TEST_F(life, first_touch_after_free)
 	EXPECT_RETURNED();
 }
 
-/* A window is not given anew while something still maps it. */
+/* mmap offsets are not reused while a mapping of them exists. */
 TEST_F(life, window_of_a_freed_buffer)
 {
 	struct rust_buddy_alloc more[64];
@@ -254,7 +254,7 @@ TEST_F(life, part_of_a_buffer)
 	EXPECT_EQ(0x11, (int)all[7 * page - 1]);
 	EXPECT_NE(0x11, (int)all[7 * page]);
 
-	/* One page too many, from the middle on. */
+	/* A mapping that starts inside the buffer and exceeds its end by one page. */
 	EXPECT_NO_MAP(EINVAL, map_part(self->fd, &self->req, 5 * page, SIZE - 4 * page));
 	EXPECT_NO_MAP(EINVAL, map_part(self->fd, &self->req, SIZE - page, 2 * page));
 	EXPECT_NO_MAP(EINVAL, map_part(self->fd, &self->req, 0, SIZE + page));
@@ -283,7 +283,7 @@ TEST_F(life, hole_in_a_mapping)
 	EXPECT_TRUE(filled(mem, 4 * page, 6));
 	EXPECT_EQ(pattern(6, page), *(uint64_t *)(mem + 8 * page));
 
-	/* A hole in one of the parts, then what is left of the first one. */
+	/* Makes a hole in one of the parts, then unmaps the rest of the first one. */
 	EXPECT_EQ(0, munmap(mem + 10 * page, page));
 	EXPECT_MAPPINGS(3);
 	EXPECT_EQ(0, munmap(mem, 4 * page));
@@ -302,7 +302,7 @@ TEST_F(life, close_with_a_mapping)
 	struct rust_buddy_alloc other;
 	char *mem;
 
-	/* A second buffer that nobody maps: it stays for as long as its client. */
+	/* Without a mapping, the second buffer lives until its client is closed. */
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(16), 0, "other", &other));
 	ASSERT_EQ(0, rb_pool_info(self->watch, 0, &before));
 	mem = rb_map(self->fd, &self->req, PROT_READ | PROT_WRITE);
@@ -330,7 +330,7 @@ TEST_F(life, close_without_a_mapping)
 	EXPECT_RETURNED();
 }
 
-/* FREE before close lets go of what is not mapped, and only of that. */
+/* FREE before close frees buffers that are not mapped, and only those. */
 TEST_F(life, free_then_close_with_a_mapping)
 {
 	struct rust_buddy_alloc other;
@@ -393,7 +393,7 @@ TEST_F(life, duplicated_descriptor)
 
 	dup_fd = fcntl(self->fd, F_DUPFD_CLOEXEC, 0);
 	ASSERT_LE(0, dup_fd);
-	/* The same client under two numbers. */
+	/* Both descriptors refer to the same client. */
 	EXPECT_EQ(0, rb_buffer_info(dup_fd, self->req.handle, &info));
 	ASSERT_EQ(0, rb_alloc(dup_fd, 1, 0, "", &more));
 	EXPECT_EQ(0, rb_free(self->fd, more.handle));
@@ -422,7 +422,7 @@ TEST_F(life, fork_shares_the_client)
 	if (!pid) {
 		close(line[0]);
 		hear(line[1]);
-		/* The parent's descriptor is closed, this one is the last. */
+		/* The parent has closed its descriptor, so this is the last one. */
 		if (rb_alloc(self->fd, 1, 0, "child", &more))
 			_exit(1);
 		if (rb_free(self->fd, more.handle))
@@ -465,7 +465,7 @@ TEST_F(life, fork_copies_mappings)
 		close(self->fd);
 		say(line[1]);
 		hear(line[1]);
-		/* The parent has freed and unmapped it by now. */
+		/* The parent has freed and unmapped the buffer by now. */
 		if (!filled(mem, SIZE, 10))
 			_exit(1);
 		fill(mem, SIZE, 11);
@@ -491,7 +491,7 @@ TEST_F(life, fork_copies_mappings)
 	close(line[0]);
 }
 
-/* The memory is shared, not copied on write. */
+/* A mapping in the child shares the memory, without copy-on-write. */
 TEST_F(life, fork_shares_memory)
 {
 	uint64_t *mem;
@@ -516,7 +516,10 @@ TEST_F(life, fork_shares_memory)
 	EXPECT_MAPPINGS(0);
 }
 
-/* Who allocated, mapped and forked is gone; who was forked still has it. */
+/*
+ * The process that allocated, mapped and forked has ended, and its grandchild still has the
+ * mapping.
+ */
 TEST_F(life, grandchild_outlives_its_parent)
 {
 	int line[2];
@@ -595,7 +598,7 @@ TEST_F(life, passed_to_another_process)
 	EXPECT_EQ(0, kill(pid, SIGKILL));
 	EXPECT_EQ(128 + SIGKILL, verdict(pid));
 
-	/* The client lives on, with what the dead process left in it. */
+	/* The client lives on with the buffers that the dead process left in it. */
 	EXPECT_HELD();
 	ASSERT_EQ(0, rb_buffer_info(fd, req.handle, &info));
 	EXPECT_EQ(0U, info.mappings);
@@ -607,7 +610,7 @@ TEST_F(life, passed_to_another_process)
 	EXPECT_EQ(0, rb_free(fd, req.handle));
 	EXPECT_RETURNED();
 
-	/* And dies with the receiver's descriptor. */
+	/* The client ends with the receiver's descriptor. */
 	ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "", &req));
 	EXPECT_HELD();
 	EXPECT_EQ(0, close(fd));
@@ -615,7 +618,7 @@ TEST_F(life, passed_to_another_process)
 	close(line[0]);
 }
 
-/* A descriptor that is in a socket and nowhere else is still one. */
+/* A descriptor that is in a socket's queue only still holds its client. */
 TEST_F(life, on_its_way)
 {
 	struct rust_buddy_alloc req;
@@ -632,7 +635,7 @@ TEST_F(life, on_its_way)
 	EXPECT_RETURNED();
 	close(fd);
 
-	/* Never received: it goes with the socket. */
+	/* A descriptor that is never received is closed with the socket. */
 	fd = rb_open(variant->path);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, rb_alloc(fd, SIZE, 0, "", &req));
@@ -644,7 +647,7 @@ TEST_F(life, on_its_way)
 	EXPECT_STREQ("", pool_settles(self->watch, &self->base));
 }
 
-/* After the exec this program says so on descriptor 1 and waits on 0. */
+/* Starts this program by exec. It reports on descriptor 1 and waits on descriptor 0. */
 static void exec_holding(const char *path, int line, bool keep)
 {
 	struct rust_buddy_alloc req;
@@ -688,7 +691,7 @@ TEST_F(life, exec)
 			exec_holding(variant->path, line[1], keep);
 		close(line[1]);
 		hear(line[0]);
-		/* The mapping is gone in any case, the descriptor only with O_CLOEXEC. */
+		/* The exec removes the mapping in any case, the descriptor only with O_CLOEXEC. */
 		if (keep)
 			EXPECT_HELD();
 		else
@@ -709,7 +712,7 @@ TEST_F(life, mremap)
 	ASSERT_TRUE(mem != MAP_FAILED);
 	fill(mem, SIZE, 14);
 
-	/* No growth: neither elsewhere nor in place, nor as a copy. */
+	/* A mapping can't grow, be it elsewhere or in place, and can't be duplicated. */
 	EXPECT_NO_MAP(EFAULT, mremap(mem, SIZE, SIZE + page, MREMAP_MAYMOVE));
 	EXPECT_NO_MAP(EFAULT, mremap(mem, SIZE, 2 * SIZE, 0));
 	EXPECT_NO_MAP(EFAULT, mremap(mem, 0, SIZE, MREMAP_MAYMOVE));
@@ -722,7 +725,7 @@ TEST_F(life, mremap)
 	EXPECT_EQ(SIGSEGV, touch(mem + SIZE / 2, false));
 	EXPECT_NO_MAP(EFAULT, mremap(mem, SIZE / 2, SIZE, MREMAP_MAYMOVE));
 
-	/* Elsewhere it is the same memory. */
+	/* A moved mapping shows the same memory. */
 	place = mmap(NULL, SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	ASSERT_TRUE(place != MAP_FAILED);
 	moved = mremap(mem, SIZE / 2, SIZE / 2, MREMAP_MAYMOVE | MREMAP_FIXED, place);
@@ -733,7 +736,7 @@ TEST_F(life, mremap)
 	fill(place, SIZE / 2, 15);
 	EXPECT_TRUE(filled(place, SIZE / 2, 15));
 
-	/* And counts the same. */
+	/* A moved mapping keeps the memory like the original one. */
 	EXPECT_EQ(0, rb_free(self->fd, self->req.handle));
 	EXPECT_HELD();
 	EXPECT_TRUE(filled(place, SIZE / 2, 15));
@@ -741,7 +744,7 @@ TEST_F(life, mremap)
 	EXPECT_RETURNED();
 }
 
-/* Moved before it was touched: pages have to come in at the right place. */
+/* A mapping that is moved before its first access faults in the right pages. */
 TEST_F(life, mremap_untouched_part)
 {
 	const size_t page = self->page;
@@ -785,7 +788,7 @@ TEST_F(life, mprotect)
 	fill(mem, SIZE, 18);
 	EXPECT_TRUE(filled(mem, SIZE, 18));
 
-	/* A part only: that makes three. */
+	/* Changing a part splits the mapping into three. */
 	ASSERT_EQ(0, mprotect(mem + 4 * page, page, PROT_READ));
 	EXPECT_MAPPINGS(3);
 	EXPECT_EQ(0, touch(mem + 4 * page - 8, true));
@@ -807,7 +810,7 @@ TEST_F(life, read_only_mapping)
 	ASSERT_TRUE(rw != MAP_FAILED);
 	fill(rw, SIZE, 19);
 	EXPECT_TRUE(filled(ro, SIZE, 19));
-	/* The descriptor may write, so the mapping may learn to. */
+	/* The descriptor was opened for writing, so the mapping may become writable. */
 	EXPECT_EQ(0, mprotect(ro, SIZE, PROT_READ | PROT_WRITE));
 	EXPECT_EQ(0, touch(ro, true));
 	EXPECT_EQ(0x7777U, *(uint64_t *)rw);
@@ -873,7 +876,7 @@ TEST_F(life, window_larger_than_the_buffer)
 	EXPECT_EQ(SIGBUS, touch(mem + max - 8, true));
 	EXPECT_TRUE(filled(mem, SIZE, 21));
 
-	/* All of it is beyond, and allowed: it may be there one day. */
+	/* A mapping beyond the buffer's end is allowed, since the buffer may grow into it. */
 	beyond = map_part(self->fd, &req, SIZE, page);
 	ASSERT_TRUE(beyond != MAP_FAILED);
 	EXPECT_EQ(SIGBUS, touch(beyond, false));
@@ -883,7 +886,7 @@ TEST_F(life, window_larger_than_the_buffer)
 	EXPECT_EQ(SIGBUS, touch(beyond, true));
 	EXPECT_EQ(0, munmap(beyond, page));
 
-	/* The window itself ends. */
+	/* No mapping may exceed the buffer's mmap space. */
 	EXPECT_NO_MAP(EINVAL, map_part(self->fd, &req, 0, max + page));
 	EXPECT_NO_MAP(EINVAL, map_part(self->fd, &req, page, max));
 	EXPECT_NO_MAP(EINVAL, map_part(self->fd, &req, max - page, 2 * page));
@@ -893,7 +896,7 @@ TEST_F(life, window_larger_than_the_buffer)
 	EXPECT_RETURNED();
 }
 
-/* The kernel's memory may forget what a page table knew, never what was in it. */
+/* The advice may remove page-table entries, and never the content. */
 TEST_F(life, madvise)
 {
 	static const int advices[] = { MADV_DONTNEED, MADV_FREE, MADV_PAGEOUT, MADV_COLD };
@@ -915,7 +918,7 @@ TEST_F(life, madvise)
 	EXPECT_EQ(0, munmap(mem, SIZE));
 }
 
-/* The kernel copies from and to it as from and to any memory. */
+/* System calls copy from and to a buffer like any other memory. */
 TEST_F(life, system_calls_use_it)
 {
 	uint64_t words[64];
@@ -938,7 +941,7 @@ TEST_F(life, system_calls_use_it)
 	EXPECT_EQ(0, munmap(mem, SIZE));
 }
 
-/* The struct of a call may lie in a buffer: no lock is held while it is read or written. */
+/* The struct of a call may lie in a buffer, since no lock is held while user memory is accessed. */
 TEST_F(life, struct_in_a_buffer)
 {
 	struct rust_buddy_buffer_info *info;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Files that are opened while the module is being loaded. One that is let in when a node
- * is still to be registered would outlive the module if that failed: so none is let in
- * before all nodes are there. The same goes for the files in debugfs.
+ * Files that are opened while the module is being loaded. If an open succeeded before the last node
+ * is registered, and registering that one failed, the file would outlive the module. So open fails
+ * until all nodes are registered. The same holds for the files in debugfs.
  *
- * Loads the module itself, again and again, and leaves it unloaded: RB_KO names it, or
- * it is where the build has put it, beside this program's folder.
+ * The test loads the module repeatedly, and leaves it unloaded. RB_KO is the module's path. The
+ * default is the path of the build, beside this program's folder.
  */
 #include <dirent.h>
 #include <libgen.h>
@@ -24,7 +24,7 @@
 
 #define STATUS	"/sys/kernel/debug/rust_buddy/pool1/status"
 
-/* The first node that is registered, and then the others. */
+/* The first node that is registered, then the other ones. */
 static const char * const nodes[] = { HEAP, RB_DEV_PHYS, RB_DEV };
 
 struct opener {
@@ -36,14 +36,14 @@ struct opener {
 	int err;
 };
 
-/* What is opened while the module is being loaded: the last one if there is debugfs. */
+/* Files that are opened while the module is being loaded. The last one requires debugfs. */
 static const struct opener early[] = {
 	{ .node = HEAP, .flags = O_RDWR },
 	{ .node = RB_DEV_PHYS, .flags = O_RDWR },
 	{ .node = STATUS, .flags = O_RDONLY },
 };
 
-/* Opens a file as soon as it can be opened; then all nodes must be there. */
+/* Opens a file as soon as it can be opened. All nodes must exist then. */
 static void *open_early(void *arg)
 {
 	struct opener *opener = arg;
@@ -56,7 +56,7 @@ static void *open_early(void *arg)
 		else if (first < 0 && errno != ENOENT && errno != ENODEV && errno != ENXIO)
 			opener->err = errno;
 	} while (first < 0 && !opener->err);
-	/* An open waits while a node is registered, and would find it there afterwards. */
+	/* Looks for the nodes first, since an open waits for a registration in progress. */
 	for (size_t i = ARRAY_SIZE(nodes); i > 0; i--)
 		opener->early += !!access(nodes[i - 1], F_OK);
 	for (size_t i = 0; i < ARRAY_SIZE(nodes); i++) {
@@ -72,9 +72,9 @@ static void *open_early(void *arg)
 }
 
 /*
- * Threads that keep all CPUs busy, and the kernel's thread that makes nodes in /dev, which runs
- * only where nothing else wants to. Each registration waits for that thread. So a load takes long
- * between any two of them, and an opener sees each step.
+ * Threads that keep all CPUs busy, and devtmpfs's kernel thread with the lowest priority. Each
+ * registration of a node waits for that thread. So a load takes long between two registrations, and
+ * an opener observes each intermediate state.
  */
 #define HOGS	16
 
@@ -94,7 +94,7 @@ static void *hog(void *arg)
 	return NULL;
 }
 
-/* The thread of that name, or 0. */
+/* Returns the PID of the kernel thread of that name, or 0. */
 static pid_t kernel_thread(const char *name)
 {
 	struct dirent *entry;
@@ -124,7 +124,7 @@ static bool set_policy(pid_t pid, int policy)
 	return !sched_setscheduler(pid, policy, &param);
 }
 
-/* Says whether loads are slow now. */
+/* Returns whether loads are slow now. */
 static bool slow_down(struct slow *slow)
 {
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
@@ -196,7 +196,7 @@ TEST_F_TIMEOUT(load, no_file_before_all_nodes_are_there, 300)
 		kinds = 3;
 	if (!slow_down(&self->slow))
 		TH_LOG("loads are not slowed down");
-	/* A load takes seconds in a kernel that watches itself. */
+	/* A load takes seconds in a kernel with debug options. */
 	for (round = 0; round < 24 && time(NULL) - begin < 60; round++) {
 		struct opener opener = early[round % kinds];
 

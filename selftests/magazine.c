@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What is kept at hand: blocks for each CPU, and what is left of freed buffers for
- * each client. Neither may be seen by who counts, is refused otherwise, or comes after.
+ * Magazines and recycled buffers. Cached blocks and recycled buffers must not change counters,
+ * cause refusals, or show in the next buffer.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -25,7 +25,7 @@ static struct rust_buddy_pool_info pool_of(int fd)
 	return pool;
 }
 
-/* Of the calling thread; says if there is such a CPU. */
+/* Moves the calling thread to a CPU. Returns false if there is none of that number. */
 static bool run_on(int cpu)
 {
 	cpu_set_t set;
@@ -49,7 +49,7 @@ FIXTURE_TEARDOWN(magazine)
 	close(self->fd);
 }
 
-/* Takes and gives, a few blocks of each size at a time, until it is told to stop. */
+/* Allocates and frees a few blocks of each size at a time until told to stop. */
 struct churn {
 	pthread_t thread;
 	int fd;
@@ -94,7 +94,7 @@ TEST_F(magazine, each_page_is_counted_once)
 		pool = pool_of(self->fd);
 		EXPECT_EQ(pool.size, pool.free + pool.granted);
 		EXPECT_GE(pool.granted, pool.requested);
-		/* No more than 48 buffers each, of which 8 have 2 MiB and 8 12 KiB. */
+		/* Each thread has at most 48 buffers, of which 8 have 2 MiB and 8 have 12 KiB. */
 		EXPECT_GE(CPUS * 48ULL, pool.buffers);
 		EXPECT_GE(CPUS * (8 * MiB(2) + 8 * KiB(256) + 8 * KiB(64) + 24 * KiB(12)),
 			  pool.granted);
@@ -113,7 +113,7 @@ TEST_F(magazine, each_page_is_counted_once)
 	EXPECT_EQ(self->base.largest_free, pool.largest_free);
 }
 
-/* So many are given back on one CPU, and were asked for on the other. */
+/* Allocates @many pages on the other CPU, and frees them on @cpu, whose magazine gets them. */
 static void leave_at_hand(struct __test_metadata *_metadata, int fd, int cpu, int many)
 {
 	struct rust_buddy_alloc bufs[200];
@@ -127,7 +127,7 @@ static void leave_at_hand(struct __test_metadata *_metadata, int fd, int cpu, in
 		ASSERT_EQ(0, rb_free(fd, bufs[i].handle));
 }
 
-/* Takes all blocks of that size, and says how many there were. */
+/* Allocates all blocks of a size, and returns their number. */
 static int take_all(struct __test_metadata *_metadata, int fd, uint64_t size,
 		    struct rust_buddy_alloc *bufs, int most)
 {
@@ -150,9 +150,9 @@ TEST_F(magazine, what_is_at_hand_elsewhere_is_there_for_all)
 	for (i = 0; i < 20; i++) {
 		for (many = all; many--;)
 			ASSERT_EQ(0, rb_free(self->fd, bufs[many].handle));
-		/* More than one CPU keeps to itself. */
+		/* More pages than one magazine holds. */
 		leave_at_hand(_metadata, self->fd, i & 1, 200);
-		/* One of the largest blocks takes all of these. */
+		/* A single cached page would make one of the largest blocks unavailable. */
 		ASSERT_TRUE(run_on(~i & 1));
 		many = take_all(_metadata, self->fd, self->base.largest_free, bufs, 16);
 		ASSERT_EQ(all, many);
@@ -173,7 +173,7 @@ TEST_F(magazine, the_last_page_can_be_had)
 		SKIP(return, "one CPU");
 	leave_at_hand(_metadata, self->fd, 0, 150);
 	ASSERT_TRUE(run_on(1));
-	/* All but the last MiB, or less. */
+	/* Allocates all but the last MiB, or less. */
 	while (pool_of(self->fd).free > MiB(1)) {
 		pool = pool_of(self->fd);
 		for (large.size = pool.largest_free; large.size > pool.free - KiB(64);)
@@ -189,7 +189,7 @@ TEST_F(magazine, the_last_page_can_be_had)
 	}
 	EXPECT_EQ(0ULL, pool_of(self->fd).free);
 	EXPECT_EQ(-ENOSPC, rb_alloc(self->fd, KiB(4), RUST_BUDDY_ALLOC_PRIO_HIGH, "", &large));
-	/* One that comes back on one CPU is for the next on the other. */
+	/* A page that is freed on one CPU can be allocated on the other. */
 	ASSERT_TRUE(run_on(0));
 	ASSERT_EQ(0, rb_free(self->fd, bufs[--many].handle));
 	ASSERT_TRUE(run_on(1));
@@ -199,7 +199,7 @@ TEST_F(magazine, the_last_page_can_be_had)
 	free(bufs);
 }
 
-/* Much is free, but the one page that is in the way must not end up at hand. */
+/* Much memory is free, but the page that splits the largest block must not go to a magazine. */
 TEST_F(magazine, who_waits_is_told_of_the_last_page)
 {
 	struct rust_buddy_alloc page, large[16];
@@ -215,7 +215,10 @@ TEST_F(magazine, who_waits_is_told_of_the_last_page)
 	EXPECT_EQ(0, rb_poll(waiting, 0));
 	run_on(1);
 	ASSERT_EQ(0, rb_free(self->fd, page.handle));
-	/* Before an idle pool is looked at, which would bring it back, too. */
+	/*
+	 * The timeout ends before an idle pool's magazines are drained, which would free the page,
+	 * too.
+	 */
 	EXPECT_EQ(POLLIN, rb_poll(waiting, 200));
 	ASSERT_EQ(0, rb_alloc(waiting, size, RUST_BUDDY_ALLOC_WAIT, "", &large[many]));
 	ASSERT_EQ(0, rb_free(waiting, large[many].handle));
@@ -224,7 +227,7 @@ TEST_F(magazine, who_waits_is_told_of_the_last_page)
 	close(waiting);
 }
 
-/* What is left of a freed buffer is made the next one of: nothing of it may show. */
+/* A recycled buffer must not show the name of its predecessor. */
 TEST_F(magazine, nothing_is_left_of_a_name)
 {
 	struct rust_buddy_buffer_info info;
@@ -263,7 +266,7 @@ TEST_F(magazine, what_is_mapped_is_nobody_elses)
 	munmap(old, KiB(4));
 	munmap(new, KiB(4));
 	ASSERT_EQ(0, rb_free(self->fd, b.handle));
-	/* That of the mapping came back with it, and is clear for whoever gets it. */
+	/* The memory of the mapping was freed with it, and the next buffer has zeroes there. */
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), 0, "", &a));
 	old = rb_map(self->fd, &a, PROT_READ);
 	ASSERT_TRUE(old != MAP_FAILED);
@@ -272,7 +275,10 @@ TEST_F(magazine, what_is_mapped_is_nobody_elses)
 	ASSERT_EQ(0, rb_free(self->fd, a.handle));
 }
 
-/* Windows of all sizes come back, more of them than are kept; each request gets its own size. */
+/*
+ * Buffers with mmap spaces of all sizes are freed, more of them than are kept for reuse. Each new
+ * buffer gets the mmap space that it requests.
+ */
 TEST_F(magazine, a_window_fits_its_buffer)
 {
 	struct rust_buddy_alloc bufs[2 * KEPT];

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the kernel's other calls do with mappings and descriptors of buffers: one
- * test for each row of the table in docs/mappings.md.
+ * The effect of other system calls on mappings and descriptors of buffers: one test for each row of
+ * the table in docs/mappings.md.
  */
 #define _GNU_SOURCE
 #include <linux/userfaultfd.h>
@@ -32,7 +32,10 @@
 #define UFFD_USER_MODE_ONLY	1
 #endif
 
-/* The number in the line of /proc/self/smaps of this mapping, or its flags; -1 for none. */
+/*
+ * Returns a number of this mapping's entry in /proc/self/smaps, or copies its flags. -1 if not
+ * found.
+ */
 static long smaps_field(const void *mem, const char *field, char *flags, size_t room)
 {
 	FILE *file = fopen("/proc/self/smaps", "r");
@@ -90,7 +93,7 @@ FIXTURE_VARIANT(mappings) {
 	uint32_t flags;
 };
 
-/* By page tables only, and by struct page. */
+/* Mapped by page frame, and by struct page. */
 FIXTURE_VARIANT_ADD(mappings, frames) {
 	.flags = 0,
 };
@@ -113,7 +116,7 @@ FIXTURE_SETUP(mappings)
 	self->mem = rb_map(self->fd, &self->req, RW);
 	ASSERT_TRUE(self->mem != MAP_FAILED);
 	fill(self->mem, SIZE, 1);
-	/* So that no test needs more memory for this, which mlockall() would lock. */
+	/* Makes these functions allocate their memory before a test calls mlockall(). */
 	locked_kib();
 	smaps_field(self->mem, "Size", NULL, 0);
 }
@@ -129,8 +132,8 @@ FIXTURE_TEARDOWN(mappings)
 }
 
 /*
- * Neither locked nor counted: the memory can't be swapped anyway, and the limit of
- * a process is no reason to refuse it a buffer.
+ * The memory is neither locked nor counted. It can't be swapped anyway, and RLIMIT_MEMLOCK is no
+ * reason to refuse a buffer.
  */
 TEST_F(mappings, mlock)
 {
@@ -143,7 +146,7 @@ TEST_F(mappings, mlock)
 
 		if (setrlimit(RLIMIT_MEMLOCK, &none))
 			_exit(1);
-		/* Only the holder of CAP_IPC_LOCK may say so without a limit. */
+		/* With a limit of 0, mlockall() requires CAP_IPC_LOCK. */
 		if (mlockall(MCL_FUTURE))
 			_exit(geteuid() ? 0 : 2);
 		mem = rb_map(self->fd, &self->req, RW);
@@ -158,7 +161,7 @@ TEST_F(mappings, mlock)
 	EXPECT_EQ(0, verdict(pid));
 }
 
-/* With the limit in force: what counts against it is refused, a buffer is not. */
+/* With a limit, ordinary memory beyond it is refused, and a buffer is not. */
 TEST_F(mappings, memlock_limit)
 {
 	struct rlimit small = { KiB(64), KiB(64) };
@@ -178,7 +181,10 @@ TEST_F(mappings, memlock_limit)
 		mem = mmap(NULL, MiB(1), RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (mem != MAP_FAILED || errno != EAGAIN)
 			_exit(3);
-		/* The check counts lengths, before it is known what is mapped. */
+		/*
+		 * mmap checks the length against the limit, before it is known that the mapping is
+		 * not counted.
+		 */
 		mem = mmap(NULL, SIZE, RW, MAP_SHARED, self->fd, self->req.offset);
 		if (mem == MAP_FAILED)
 			_exit(4);
@@ -200,13 +206,13 @@ static uint64_t page_entry(const void *mem)
 	return entry;
 }
 
-/* Frames are never told; that a page is there, for what is mapped by struct page. */
+/* pagemap never reports a frame. It reports presence for pages that are mapped by struct page. */
 TEST_F(mappings, pagemap)
 {
 	uint64_t entry = page_entry(self->mem);
 
 	if (!variant->flags) {
-		/* "Soft dirty" is said of every new mapping. */
+		/* Every new mapping is soft-dirty. */
 		EXPECT_EQ(0ULL, entry & ~(1ULL << 55));
 		return;
 	}
@@ -226,7 +232,7 @@ TEST_F(mappings, smaps)
 	EXPECT_TRUE(has_flag(self->mem, " dd"));
 }
 
-/* Never in a core dump, and can't be put there. */
+/* Buffers are never in a core dump, and MADV_DODUMP can't include them. */
 TEST_F(mappings, core_dump)
 {
 	EXPECT_EQ(-1, madvise(self->mem, SIZE, MADV_DODUMP));
@@ -235,7 +241,7 @@ TEST_F(mappings, core_dump)
 	EXPECT_TRUE(has_flag(self->mem, " dd"));
 }
 
-/* A child has none of it, and its parent all. The kernel does not let that be taken back. */
+/* A child does not inherit the mapping, and the parent keeps it. MADV_DOFORK is refused. */
 TEST_F(mappings, dont_fork)
 {
 	pid_t pid;
@@ -253,7 +259,7 @@ TEST_F(mappings, dont_fork)
 	EXPECT_EQ(EINVAL, errno);
 }
 
-/* Advice on memory that the kernel would have to give back, or find again, is refused. */
+/* Advice that would have the kernel reclaim the memory, or find its pages, is refused. */
 TEST_F(mappings, advice)
 {
 	static const struct {
@@ -286,7 +292,7 @@ TEST_F(mappings, advice)
 	}
 }
 
-/* Nobody can have pages of a pool marked as broken this way that are known by page tables only. */
+/* madvise() can't mark pages of a pool as hwpoisoned that are mapped by page frame. */
 TEST_F(mappings, hwpoison)
 {
 	if (geteuid() || variant->flags)
@@ -298,7 +304,7 @@ TEST_F(mappings, hwpoison)
 	EXPECT_TRUE(filled(self->mem, SIZE, 1));
 }
 
-/* No faults for user space to serve, in any mode. */
+/* userfaultfd can't be registered, in any mode. */
 TEST_F(mappings, userfaultfd)
 {
 	static const uint64_t modes[] = {
@@ -329,7 +335,7 @@ TEST_F(mappings, userfaultfd)
 	close(uffd);
 }
 
-/* A sealed mapping stays until its process ends, and with it the memory, whatever is freed. */
+/* A sealed mapping, and the memory with it, stays until its process ends, even if all is freed. */
 TEST_F(mappings, mseal)
 {
 	pid_t pid = fork();
@@ -352,14 +358,14 @@ TEST_F(mappings, mseal)
 	if (pid == 42)
 		SKIP(return, "the kernel has no mseal");
 	EXPECT_EQ(0, pid);
-	/* The seal was the child's. */
+	/* The seal applied to the child's mapping. */
 	EXPECT_TRUE(filled(self->mem, SIZE, 2));
 	EXPECT_EQ(0, munmap(self->mem, SIZE));
 	self->mem = rb_map(self->fd, &self->req, RW);
 	ASSERT_TRUE(self->mem != MAP_FAILED);
 }
 
-/* Moved whole or cut; never grown, and never twice in one process. */
+/* A mapping can be moved whole or in parts. It can't grow, and can't be duplicated in a process. */
 TEST_F(mappings, mremap)
 {
 	char *room = mmap(NULL, SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -374,8 +380,8 @@ TEST_F(mappings, mremap)
 }
 
 /*
- * Two neighbours in one call: not those of a node, whose file has a say in where
- * mappings go, but those of dma-bufs.
+ * Moves two neighbouring mappings in one call. These are mappings of dma-bufs, since the node's
+ * file chooses the addresses of its own mappings.
  */
 TEST_F(mappings, mremap_of_several)
 {
@@ -391,7 +397,7 @@ TEST_F(mappings, mremap_of_several)
 		off_t offset = pass ? 0 : self->req.offset;
 		void *got;
 
-		/* Twice the same, so that they are no neighbours in the buffer. */
+		/* Maps the same offset twice, so that the two mappings can't be merged. */
 		ASSERT_TRUE(mmap(room, SIZE, RW, MAP_SHARED | MAP_FIXED, fd, offset) == room);
 		ASSERT_TRUE(mmap(room + SIZE, SIZE, RW, MAP_SHARED | MAP_FIXED, fd, offset) ==
 			    room + SIZE);
@@ -418,7 +424,7 @@ TEST_F(mappings, msync)
 	EXPECT_TRUE(filled(self->mem, SIZE, 1));
 }
 
-/* As programs do that open whatever they are given as a stream (Python's "r+b"). */
+/* Programs that open any file as a stream do this (Python's "r+b"). */
 FIXTURE(stream) {
 	const char *node;
 };
@@ -454,14 +460,14 @@ TEST_F(stream, opened_seekable_and_flushed)
 	char byte = 0;
 
 	ASSERT_LE(0, fd);
-	/* There is no position: it stays 0. */
+	/* There is no file position: it stays 0. */
 	EXPECT_EQ(0, lseek(fd, 0, SEEK_CUR));
 	EXPECT_EQ(0, lseek(fd, KiB(4), SEEK_SET));
 	EXPECT_EQ(0, lseek(fd, 0, SEEK_END));
 	EXPECT_EQ(0, lseek(fd, 0, SEEK_CUR));
 	EXPECT_EQ(0, fsync(fd));
 	EXPECT_EQ(0, fdatasync(fd));
-	/* Nothing can be read or written, as ever. */
+	/* read() and write() are refused as before. */
 	EXPECT_EQ(-1, read(fd, &byte, 1));
 	EXPECT_EQ(EINVAL, errno);
 	EXPECT_EQ(-1, pwrite(fd, &byte, 1, 0));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Memory types, as they are and not as they were asked for. Three witnesses: the
- * entries of the kernel's page table and of ours (the module's debugfs files read
- * them), and the kernel's own record of each page's type (/proc/kpageflags for
- * RAM, x86/pat_memtype_list for ranges). What an entry's bits stand for is looked
- * up in the CPU (the PAT register) where /dev/cpu/0/msr is there.
+ * Memory types as they are in effect, and not only as requested. The tests read the entries of the
+ * kernel's page table and of this process's page table, through the module's debugfs files. They
+ * also read the kernel's record of each page's type: /proc/kpageflags for RAM, x86/pat_memtype_list
+ * for ranges. The meaning of an entry's bits is read from the CPU (the PAT register) if
+ * /dev/cpu/0/msr exists.
  */
 #include <pthread.h>
 #include <time.h>
@@ -20,7 +20,7 @@
 #define PTDUMP		"/sys/kernel/debug/page_tables/current_user"
 #define HEAP		"/dev/dma_heap/rust_buddy"
 #define PAT_MSR		0x277
-/* Bits of /proc/kpageflags in which the kernel keeps a page's type. */
+/* Bits of /proc/kpageflags that hold a page's memory type. */
 #define KPF_ARCH	38
 #define KPF_ARCH_2	41
 
@@ -28,9 +28,9 @@ struct memtype {
 	const char *name;
 	uint32_t flag;
 	uint64_t cap;
-	/* Its number in the PAT register. */
+	/* Index into the PAT register. */
 	unsigned int pat;
-	/* In pat_memtype_list. */
+	/* Name in pat_memtype_list. */
 	const char *type;
 };
 
@@ -51,7 +51,7 @@ static const struct memtype *memtype_of(uint64_t cap)
 	return NULL;
 }
 
-/* The eight types that an entry's three bits select from; 0 if it can't be known. */
+/* Returns the PAT register, the eight memory types that an entry selects from. 0 if unreadable. */
 static uint64_t pat_register(void)
 {
 	static uint64_t value;
@@ -73,8 +73,8 @@ static uint64_t pat_register(void)
 }
 
 /*
- * The one memory type that a file of runs ("place bytes memtype pat_index") has for all of
- * [at, at + bytes); @none if it has nothing of it.
+ * Returns the memory type that a file with lines "place bytes memtype pat_index" has for all of
+ * [at, at + bytes), or @none if the file has no line for it.
  */
 static const char *memtype_in(const char *file, uint64_t at, uint64_t bytes, const char *none)
 {
@@ -124,7 +124,7 @@ static const char *memtype_in(const char *file, uint64_t at, uint64_t bytes, con
 	return covered == bytes ? seen->name : "partly";
 }
 
-/* What the kernel's page table has for a place in the pool: only what is not cached is listed. */
+/* Returns the memory type of a place in the kernel's page table. The file omits cached memory. */
 static const char *kernel_memtype(uint64_t place, uint64_t bytes)
 {
 	return memtype_in(MEMTYPE, place, bytes, "wb");
@@ -135,7 +135,7 @@ static const char *user_memtype(const void *map, uint64_t bytes)
 	return memtype_in(MEMTYPE_MAPPED, (uintptr_t)map, bytes, "nothing");
 }
 
-/* What the kernel has on record for RAM; NULL if that can't be read. */
+/* Returns the kernel's record for RAM; NULL if it can't be read. */
 static const char *ram_type(uint64_t address, uint64_t bytes)
 {
 	static const struct memtype * const of[] = { &WB, &WC, &UC, NULL };
@@ -165,7 +165,7 @@ static const char *ram_type(uint64_t address, uint64_t bytes)
 	return what ? what : seen->name;
 }
 
-/* The same for what is no RAM. */
+/* Returns the kernel's record for memory that is not RAM. */
 static const char *range_type(uint64_t address, uint64_t bytes)
 {
 	FILE *f = fopen(PAT_LIST, "re");
@@ -199,8 +199,8 @@ static const char *recorded(const struct rust_buddy_pool_info *pool, uint64_t pl
 }
 
 /*
- * The same as the kernel's own dump of page tables has it, @unknown where it has
- * none (CONFIG_PTDUMP_DEBUGFS).
+ * Returns the memory type in the kernel's own dump of page tables, or @unknown without a dump
+ * (CONFIG_PTDUMP_DEBUGFS).
  */
 static const char *dumped(const void *map, uint64_t bytes, const char *unknown)
 {
@@ -236,14 +236,16 @@ static const char *dumped(const void *map, uint64_t bytes, const char *unknown)
 	return covered == bytes ? seen->name : "partly";
 }
 
-/* Both of the kernel's witnesses for a place in the pool. */
+/* Expects a memory type in the kernel's page table and in its record, for a place in the pool. */
 #define EXPECT_MEMTYPE(m, place, bytes) do {					\
 	const struct memtype *__m = (m);						\
 	EXPECT_STREQ(__m->name, kernel_memtype(place, bytes));			\
 	EXPECT_STREQ(__m->name, recorded(&self->before, place, bytes, __m->name)); \
 } while (0)
 
-/* And those of our own page table, for what was touched. */
+/*
+ * Expects a memory type in this process's page table and in the kernel's dump, for touched memory.
+ */
 #define EXPECT_MAPPED(m, map, bytes) do {					\
 	EXPECT_STREQ((m)->name, user_memtype(map, bytes));				\
 	EXPECT_STREQ((m)->name, dumped(map, bytes, (m)->name));			\
@@ -254,7 +256,7 @@ FIXTURE(memtype)
 	int fd;
 	struct rust_buddy_info info;
 	struct rust_buddy_pool_info before;
-	/* What memory is in that nobody has. */
+	/* The memory type of free memory. */
 	const struct memtype *rest;
 };
 
@@ -271,7 +273,7 @@ FIXTURE_SETUP(memtype)
 	ASSERT_NE(NULL, self->rest);
 }
 
-/* Whatever a test did: all is back, and in the memory type in which the pool keeps it. */
+/* All memory is free again after a test, and has the pool's default memory type. */
 FIXTURE_TEARDOWN(memtype)
 {
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
@@ -282,7 +284,7 @@ FIXTURE_TEARDOWN(memtype)
 #define MEMTYPE_ARGS	struct __test_metadata *_metadata, FIXTURE_DATA(memtype) *self, \
 			const struct memtype *m
 
-/* A test that is done for every memory type that the pool has. */
+/* Defines a test that runs for every memory type that the pool has. */
 #define TEST_MEMTYPES(name)							\
 	static void name(MEMTYPE_ARGS);						\
 	TEST_F_TIMEOUT(memtype, name, SLOW)					\
@@ -309,7 +311,7 @@ static int alloc_at(int fd, uint64_t place, uint64_t size, uint32_t flags,
 	return rb_alloc_req(fd, req);
 }
 
-/* Right from ALLOC on, in every mapping, until the last of them is gone. */
+/* The memory type holds from ALLOC on, in every mapping, until the last mapping is gone. */
 TEST_MEMTYPES(is_what_it_is_called)
 {
 	static const uint64_t sizes[] = { KiB(4), KiB(64), MiB(2), MiB(4) + KiB(12) };
@@ -334,14 +336,14 @@ TEST_MEMTYPES(is_what_it_is_called)
 		EXPECT_TRUE(zeroed(map, size));
 		EXPECT_MAPPED(m, map, size);
 		fill(map, size, 3 + i);
-		/* A second mapping has the same, and sees the same. */
+		/* A second mapping has the same memory type and content. */
 		again = rb_map(self->fd, &buf, PROT_READ);
 		ASSERT_TRUE(again != MAP_FAILED);
 		EXPECT_TRUE(filled(again, size, 3 + i));
 		EXPECT_MAPPED(m, again, size);
 		EXPECT_EQ(0, munmap(again, size));
 
-		/* The handle is not what keeps it. */
+		/* The memory type does not depend on the handle. */
 		ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 		EXPECT_MEMTYPE(m, place, size);
 		EXPECT_MAPPED(m, map, size);
@@ -351,7 +353,7 @@ TEST_MEMTYPES(is_what_it_is_called)
 	}
 }
 
-/* Memory that was in this memory type comes back zero, and cached unless the pool is not. */
+/* Memory that had another type is zero in the next buffer, and has the pool's default type. */
 TEST_MEMTYPES(is_as_it_was_for_the_next)
 {
 	struct rust_buddy_alloc buf;
@@ -377,7 +379,7 @@ TEST_MEMTYPES(is_as_it_was_for_the_next)
 	EXPECT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* The other node has it too, and close() brings it back. */
+/* The plain node has the memory type, too, and close() restores the default. */
 TEST_MEMTYPES(ends_with_close)
 {
 	struct rust_buddy_pool_info pool;
@@ -402,7 +404,7 @@ TEST_MEMTYPES(ends_with_a_kill)
 	pid_t pid;
 	char c;
 
-	/* The lowest place that is free is what the child gets. */
+	/* The child gets the lowest free place. */
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_BOTTOMUP | m->flag,
 			      "where", &buf));
 	place = place_in_pool(&self->before, self->fd, buf.handle);
@@ -438,7 +440,10 @@ TEST_MEMTYPES(ends_with_a_kill)
 	close(ready[0]);
 }
 
-/* A part of a buffer, what is left of a mapping, another protection, another process. */
+/*
+ * The memory type holds in a mapping of a part, in the rest of a split mapping, with another
+ * protection, and in another process.
+ */
 TEST_MEMTYPES(holds_in_every_kind_of_mapping)
 {
 	struct rust_buddy_alloc buf;
@@ -456,7 +461,7 @@ TEST_MEMTYPES(holds_in_every_kind_of_mapping)
 	EXPECT_TRUE(filled(map + KiB(12), KiB(8), 21));
 	EXPECT_STREQ("nothing", user_memtype(map, KiB(12)));
 
-	/* A hole in the middle, and the rest read-only, and writable again. */
+	/* Makes a hole in the middle, and changes the rest to read-only and back. */
 	memset(map, 1, KiB(64));
 	ASSERT_EQ(0, munmap(map + KiB(24), KiB(8)));
 	ASSERT_EQ(0, mprotect(map, KiB(24), PROT_READ));
@@ -484,8 +489,8 @@ TEST_MEMTYPES(holds_in_every_kind_of_mapping)
 }
 
 /*
- * A dma-buf's mapping has the buffer's memory type, and the dma-buf keeps it when handle and client
- * go.
+ * A dma-buf's mapping has the buffer's memory type. The dma-buf keeps it when handle and client are
+ * gone.
  */
 TEST_MEMTYPES(holds_in_a_dma_buf)
 {
@@ -514,7 +519,7 @@ TEST_MEMTYPES(holds_in_a_dma_buf)
 	EXPECT_MEMTYPE(self->rest, place, KiB(16));
 }
 
-/* By struct page it is the VMA that says it: only the kernel's dump shows what came of it. */
+/* A mapping by struct page takes the type from the VMA, which only the kernel's dump shows. */
 TEST_MEMTYPES(holds_by_struct_page)
 {
 	struct rust_buddy_alloc buf;
@@ -541,7 +546,7 @@ TEST_F(memtype, says_what_it_can)
 	uint64_t caps = self->before.caps & CAP_ANY;
 
 	if (self->before.source == RUST_BUDDY_SOURCE_RANGE) {
-		/* Exactly one. */
+		/* Exactly one default. */
 		EXPECT_EQ(0ULL, caps & (caps - 1));
 		EXPECT_NE(0ULL, caps);
 	} else {
@@ -668,7 +673,7 @@ TEST_F_TIMEOUT(memtype, neighbours_differ, SLOW)
 		EXPECT_MAPPED(of[i], map[i], buf[i].granted);
 		EXPECT_TRUE(filled(map[i], buf[i].granted, i + 1));
 	}
-	/* They go in no order, and the others stay what they are. */
+	/* Frees them in random order. The rest keep their types. */
 	for (i = NEIGHBOURS - 1; i > 0; i--) {
 		int j = rnd(&seed) % (i + 1), swap = order[i];
 
@@ -697,7 +702,7 @@ struct storm {
 	const char *wrong;
 };
 
-/* Allocates, fills, judges and frees in a random memory type; an error is left in ->wrong. */
+/* Allocates, fills, checks and frees with a random memory type. Reports an error in ->wrong. */
 static void *storming(void *arg)
 {
 	struct storm *s = arg;
@@ -731,7 +736,7 @@ static void *storming(void *arg)
 			s->wrong = "memtype";
 		if (!filled(map, size, s->seed & 0xffff))
 			s->wrong = "contents";
-		/* In both orders. */
+		/* Unmaps before FREE or after it. */
 		if (i % 2)
 			munmap(map, size);
 		if (rb_free(fd, buf.handle))
@@ -766,7 +771,7 @@ static uint64_t now_ns(void)
 	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
 }
 
-/* The quickest ALLOC and FREE of so many, in nanoseconds. */
+/* Returns the duration of the fastest of @times pairs of ALLOC and FREE, in nanoseconds. */
 static uint64_t cost(int fd, uint64_t size, uint32_t flags, int times)
 {
 	uint64_t best = ~0ULL;
@@ -784,7 +789,7 @@ static uint64_t cost(int fd, uint64_t size, uint32_t flags, int times)
 	return best;
 }
 
-/* No judgement, but figures. */
+/* Prints figures, and has no limits. */
 TEST_F_TIMEOUT(memtype, costs, SLOW)
 {
 	static const uint64_t sizes[] = { KiB(4), MiB(2) };

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Buffers that move and change their size under those who use them. Where one is
- * can be seen on the phys node (PIN and UNPIN again); that what was written is
- * still there is seen through mappings of every kind.
+ * Buffers that migrate and change their size while they are in use. PIN and UNPIN on the phys node
+ * report where a buffer is. Mappings of every kind show that its content is preserved.
  */
 #include <pthread.h>
 #include <sys/stat.h>
 
 #include "rb_test.h"
 
-/* How often the hammered buffer is moved. */
+/* The number of migrations while other threads write to the buffer. */
 #define MOVES	env_number("RB_MOVES", 3000)
 
 FIXTURE(move) {
@@ -31,7 +30,7 @@ FIXTURE_TEARDOWN(move)
 	close(self->fd);
 }
 
-/* A refusal has its errno and reason, and changes nothing. */
+/* A refused call has the expected errno and reason, and changes nothing. */
 #define EXPECT_REASON(handle, call, hdr, err, why) do {				\
 	struct state __was = state_of(self->fd, handle);			\
 	EXPECT_EQ(err, call);							\
@@ -72,14 +71,14 @@ TEST_F(move, contents_and_names_stay)
 		EXPECT_EQ(before.migrated + buf.granted, after.migrated);
 		EXPECT_NE(from, place_of(self->fd, buf.handle));
 		EXPECT_TRUE(filled(map, buf.granted, 7 + i));
-		/* What is written now is there, too. */
+		/* Data that is written after the migration is preserved by the next one, too. */
 		fill(map, buf.granted, 8 + i);
 		EXPECT_EQ(0,
 			  rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_BOTTOMUP, 0, 0, &to));
 		EXPECT_EQ(from, place_of(self->fd, buf.handle));
 		EXPECT_TRUE(filled(map, buf.granted, 8 + i));
 		EXPECT_EQ(2ULL, to.generation);
-		/* All else is as it was. */
+		/* Everything else about the buffer is unchanged. */
 		ASSERT_EQ(0, rb_buffer_info(self->fd, buf.handle, &is));
 		EXPECT_EQ(2ULL, is.generation);
 		is.generation = was.generation;
@@ -89,7 +88,7 @@ TEST_F(move, contents_and_names_stay)
 	}
 }
 
-/* Exactly there, or in a window; what is taken is refused. */
+/* A migration to an exact place or into a range. A place that is taken is refused. */
 TEST_F(move, goes_where_it_is_told)
 {
 	struct rust_buddy_migrate to;
@@ -99,7 +98,7 @@ TEST_F(move, goes_where_it_is_told)
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_BOTTOMUP, "moves", &buf));
 	EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT, half, 0, &to));
 	EXPECT_EQ(base + half, place_of(self->fd, buf.handle));
-	/* Also where no block starts. */
+	/* To a place that is not aligned to the buffer's size. */
 	EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT, KiB(4), 0, &to));
 	EXPECT_EQ(base + KiB(4), place_of(self->fd, buf.handle));
 	EXPECT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_RANGE, half,
@@ -115,7 +114,7 @@ TEST_F(move, goes_where_it_is_told)
 	EXPECT_REASON(buf.handle, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT,
 					     MiB(1) - KiB(32), 0, &to),
 		      to.hdr, -EBUSY, RUST_BUDDY_REASON_RANGE_BUSY);
-	/* Half of it lies where it is itself. */
+	/* The target overlaps the buffer itself. */
 	EXPECT_REASON(buf.handle, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT,
 					     place_of(self->fd, buf.handle) - base + KiB(32), 0,
 					     &to),
@@ -170,14 +169,17 @@ TEST_F(move, refusals)
 		      -ENOENT,
 		      RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 
-	/* Somebody was told where it is. */
+	/* A pinned buffer can't move, since its address was reported. */
 	ASSERT_EQ(0, rb_pin(self->fd, buf.handle, &address));
 	EXPECT_REASON(buf.handle, MOVE(0, 0, 0), to.hdr, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	EXPECT_REASON(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EBUSY, RUST_BUDDY_REASON_PINNED);
 	ASSERT_EQ(0, rb_unpin(self->fd, buf.handle));
 	EXPECT_EQ(0, MOVE(0, 0, 0));
 
-	/* Others count on its size; they don't mind where it is, and don't say. */
+	/*
+	 * An importer relies on the size, so RESIZE is refused. Migration is not, as no device maps
+	 * it.
+	 */
 	dmabuf = rb_export(self->fd, buf.handle, 0, 0, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, dmabuf);
 	EXPECT_REASON(buf.handle, RESIZE(KiB(4), 0), size.hdr, -EBUSY, RUST_BUDDY_REASON_SHARED);
@@ -193,7 +195,7 @@ TEST_F(move, refusals)
 	EXPECT_EQ(0, RESIZE(KiB(4), 0));
 	EXPECT_EQ(KiB(4), size.granted);
 
-	/* No room: all that is free is in one buffer. */
+	/* No free block is as large as the buffer, unless the pool has more than one. */
 	ASSERT_EQ(0, rb_alloc(self->fd, self->base.largest_free / 2, 0, "half", &all));
 	memset(&to, 0, sizeof(to));
 	to.handle = all.handle;
@@ -203,7 +205,7 @@ TEST_F(move, refusals)
 	}
 	ASSERT_EQ(0, rb_free(self->fd, all.handle));
 
-	/* Not open for writing. */
+	/* A client that was opened read-only. */
 	ro = open(RB_DEV_PHYS, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, ro);
 	EXPECT_EQ(-EACCES, rb_migrate(ro, buf.handle, 0, 0, 0, &to));
@@ -212,7 +214,10 @@ TEST_F(move, refusals)
 	close(ro);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 
-	/* What mmap fills is in page tables before anybody can find it there. */
+	/*
+	 * mmap fills the page tables of PREFAULT before the mapping can be found, so the buffer
+	 * can't move.
+	 */
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_PREFAULT, "filled", &buf));
 	EXPECT_REASON(buf.handle, MOVE(0, 0, 0), to.hdr, -EOPNOTSUPP,
 		      RUST_BUDDY_REASON_UNMOVABLE_BUFFER);
@@ -220,7 +225,7 @@ TEST_F(move, refusals)
 		      RUST_BUDDY_REASON_UNMOVABLE_BUFFER);
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 
-	/* Pages that others may have references of. */
+	/* Pages of GUP buffers may have references that the module does not know of. */
 	if (!(self->base.caps & RUST_BUDDY_CAP_LONGTERM_PIN))
 		return;
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(64), RUST_BUDDY_ALLOC_GUP, "gup", &buf));
@@ -232,13 +237,13 @@ TEST_F(move, refusals)
 }
 
 /*
- * Two threads write as fast as they can, each its own words, and each looks at every
- * word before it writes it again; meanwhile the buffer is moved.
+ * Two threads write continuously, each to its own words, and each checks every word before it
+ * writes it again. The buffer is migrated in the meantime.
  */
 #define WORDS	512
 
 struct writer {
-	volatile uint64_t *words;	/* every second one from here */
+	volatile uint64_t *words;	/* every second word from here on */
 	volatile bool *stop;
 	uint64_t rounds;
 	uint64_t lost;
@@ -252,7 +257,7 @@ static void *hammer(void *arg)
 
 	while (!*w->stop) {
 		for (i = 0; i < WORDS; i++) {
-			/* Spread over all pages. */
+			/* Spreads the accesses over all pages. */
 			volatile uint64_t *at = w->words + 2 * 61 * i;
 
 			if (*at != value)
@@ -309,7 +314,9 @@ TEST_F_TIMEOUT(move, no_store_is_lost, 600)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* Every mapping of it: of a child, of a dma-buf, and of another client by another node. */
+/*
+ * A migration changes every mapping: a child's, a dma-buf's, and another client's on another node.
+ */
 TEST_F(move, every_mapping_moves)
 {
 	const uint64_t bytes = KiB(64);
@@ -335,7 +342,7 @@ TEST_F(move, every_mapping_moves)
 	ASSERT_LE(0, dmabuf);
 	shown = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, dmabuf, 0);
 	ASSERT_TRUE((void *)shown != MAP_FAILED);
-	/* A node of another inode. */
+	/* A device node with another inode. */
 	snprintf(node, sizeof(node), "/tmp/rust_buddy.%d", getpid());
 	ASSERT_EQ(0, stat(RB_DEV, &stat_buf));
 	ASSERT_EQ(0, mknod(node, S_IFCHR | 0600, stat_buf.st_rdev));
@@ -355,7 +362,7 @@ TEST_F(move, every_mapping_moves)
 	pid = fork();
 	ASSERT_LE(0, pid);
 	if (!pid) {
-		/* Touched before the move, and after it. */
+		/* Was touched before the migration, and is touched after it. */
 		bool good = map[0] == 1;
 
 		if (write(done[1], "x", 1) != 1 || read(go[0], &byte, 1) != 1)
@@ -366,7 +373,7 @@ TEST_F(move, every_mapping_moves)
 	}
 	ASSERT_EQ(1, read(done[0], &byte, 1));
 	ASSERT_EQ(0, rb_migrate(self->fd, buf.handle, RUST_BUDDY_ALLOC_AT, MiB(8), 0, &to));
-	/* A mapping that still shows the old place shows what is there now. */
+	/* A mapping that still shows the old place would show this buffer's content. */
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &next));
 	left = rb_map(self->fd, &next, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE((void *)left != MAP_FAILED);
@@ -397,7 +404,7 @@ out:
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* Processes map, fork and unmap a buffer while it moves. */
+/* Processes map, fork and unmap a buffer while it migrates. */
 TEST_F_TIMEOUT(move, while_processes_come_and_go, 600)
 {
 	const uint64_t bytes = KiB(256);
@@ -460,7 +467,7 @@ static int alloc_with_room(int fd, uint64_t bytes, uint64_t room, uint32_t flags
 	return rb_alloc_req(fd, req);
 }
 
-/* In place as long as the neighbour is free, else elsewhere, if that is allowed. */
+/* A buffer grows in place while its neighbour is free. Else it grows elsewhere, if allowed to. */
 TEST_F(move, grows)
 {
 	struct rust_buddy_pool_info before, after;
@@ -469,7 +476,7 @@ TEST_F(move, grows)
 	unsigned char *map;
 	uint64_t at;
 
-	/* At a place from which it can grow to all that its window holds. */
+	/* At a place from which it can grow to the end of its mmap space. */
 	ASSERT_EQ(0, alloc_with_room(self->fd, KiB(64), MiB(1), 0, 0, &buf));
 	EXPECT_EQ(0, rb_resize(self->fd, buf.handle, KiB(64), 0, &size));
 	EXPECT_EQ(KiB(64), size.granted);
@@ -487,7 +494,7 @@ TEST_F(move, grows)
 	EXPECT_EQ(before.granted + KiB(192), after.granted);
 	EXPECT_EQ(before.requested + KiB(136), after.requested);
 
-	/* The right buddy is taken: it can't grow there. */
+	/* The right buddy is taken, so the buffer can't grow in place. */
 	fill(map, KiB(256), 4);
 	at = place_of(self->fd, buf.handle) - self->base.phys_base;
 	if (!alloc_with_room(self->fd, KiB(4), 0, RUST_BUDDY_ALLOC_AT, at + KiB(256), &next)) {
@@ -521,12 +528,12 @@ TEST_F(move, grows_in_place)
 	unsigned char *map;
 	uint64_t address, again, n;
 
-	/* From a boundary on: with the rest of the pool free, nothing is in the way. */
+	/* Starts at a large boundary in an empty pool, so that no other buffer is in the way. */
 	ASSERT_EQ(0, alloc_with_room(self->fd, KiB(4), MiB(2), RUST_BUDDY_ALLOC_AT,
 				     self->base.size / 2, &buf));
 	map = mmap(NULL, MiB(2), PROT_READ | PROT_WRITE, MAP_SHARED, self->fd, buf.offset);
 	ASSERT_TRUE(map != MAP_FAILED);
-	/* Who was told where it is needs not care. */
+	/* Growing in place keeps the address, so a pinned buffer may do it. */
 	ASSERT_EQ(0, rb_pin(self->fd, buf.handle, &address));
 	counters_of(_metadata, self->fd, &before);
 	for (n = 1; n < 256; n = 2 * n + 1) {
@@ -548,7 +555,7 @@ TEST_F(move, grows_in_place)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* What is cut off is out of every page table before anybody else can have it. */
+/* The pages that shrinking cuts off leave every page table before they can be allocated again. */
 TEST_F(move, shrinks)
 {
 	struct rust_buddy_pool_info before, after;
@@ -584,7 +591,10 @@ TEST_F(move, shrinks)
 	}
 	EXPECT_EQ(128 + SIGBUS, verdict(pid));
 
-	/* Somebody else has it now, and the buffer does not show it when it grows again. */
+	/*
+	 * Another buffer owns the pages now, and the first one does not show them when it grows
+	 * again.
+	 */
 	ASSERT_EQ(0, alloc_with_room(self->fd, KiB(512), 0, RUST_BUDDY_ALLOC_AT,
 				     at - self->base.phys_base + KiB(512), &rest));
 	other = rb_map(self->fd, &rest, PROT_READ | PROT_WRITE);
@@ -602,8 +612,8 @@ TEST_F(move, shrinks)
 }
 
 /*
- * A RESIZE in memory that can't be written does nothing: also where a buffer that moved has
- * other pages than ALLOC would give for its size now.
+ * A RESIZE with a request that can't be written to changes nothing. This includes a migrated buffer
+ * that has more or fewer pages than ALLOC would grant for its size.
  */
 TEST_F(move, unwritable_request)
 {
@@ -622,7 +632,10 @@ TEST_F(move, unwritable_request)
 	for (i = 0; i < 2; i++) {
 		ASSERT_EQ(0, rb_alloc_req(self->fd, &bufs[i]));
 		EXPECT_EQ(i ? KiB(64) : KiB(52), bufs[i].granted);
-		/* The one from its place, the other to one. */
+		/*
+		 * The first buffer was allocated at an exact place, and the second one migrates to
+		 * one.
+		 */
 		ASSERT_EQ(0, rb_migrate(self->fd, bufs[i].handle, i ? RUST_BUDDY_ALLOC_AT : 0,
 					i ? MiB(4) : 0, 0, &to));
 		for (j = 0; j < 2 * ARRAY_SIZE(sizes); j++) {
@@ -638,7 +651,7 @@ TEST_F(move, unwritable_request)
 			EXPECT_UNCHANGED(self->fd, bufs[i].handle, &was);
 		}
 	}
-	/* What was exact still is. */
+	/* A buffer that was granted an exact size keeps that property. */
 	ASSERT_EQ(0, rb_resize(self->fd, bufs[0].handle, 60000, RUST_BUDDY_RESIZE_MAY_MOVE, &size));
 	EXPECT_EQ(KiB(60), size.granted);
 	for (i = 0; i < 2; i++)
@@ -646,7 +659,7 @@ TEST_F(move, unwritable_request)
 	munmap(req, 4096);
 }
 
-/* Large entries go and come with it. */
+/* A buffer with large page-table entries has them after the migration, too. */
 TEST_F(move, by_large_entries)
 {
 	struct rust_buddy_migrate to;
@@ -666,7 +679,7 @@ TEST_F(move, by_large_entries)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* A memory type goes along. */
+/* A migrated buffer keeps its memory type. */
 TEST_F(move, keeps_its_memory_type)
 {
 	struct rust_buddy_migrate to;
@@ -682,7 +695,7 @@ TEST_F(move, keeps_its_memory_type)
 	fill(map, KiB(64), 1);
 	ASSERT_EQ(0, rb_migrate(self->fd, buf.handle, 0, 0, 0, &to));
 	EXPECT_TRUE(filled(map, KiB(64), 1));
-	/* Not in place, where page tables would have to be changed with it mapped. */
+	/* It can't grow in place, since the page tables would have to change while it is mapped. */
 	EXPECT_REASON(buf.handle, rb_resize(self->fd, buf.handle, KiB(128), 0, &size), size.hdr,
 		      -ENOSPC, RUST_BUDDY_REASON_NO_SPACE);
 	EXPECT_REASON(buf.handle, rb_resize(self->fd, buf.handle, KiB(4), 0, &size), size.hdr,
@@ -694,7 +707,9 @@ TEST_F(move, keeps_its_memory_type)
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 }
 
-/* What is known of ranges' pages outside of page tables can't be known here: they stay. */
+/*
+ * The pages of a range may be in use outside of page tables, unknown to the module: no migration.
+ */
 TEST(pools_that_do_not_move)
 {
 	struct rust_buddy_pool_info pool;

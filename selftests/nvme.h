@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * A small NVMe driver in user space, and what the test disk holds.
+ * A small NVMe driver in user space, and the content of the test disk.
  *
- * One command at a time, polled. A transfer is one command with one SGL data
- * block descriptor, however long it is: that is what contiguous memory is good
- * for. The numbers are those of the NVM Express Base and NVM Command Set
- * specifications.
+ * The driver runs one command at a time and polls for its completion. A transfer of any length is
+ * one command with one SGL data block descriptor, which requires contiguous memory. The numbers are
+ * those of the NVM Express Base and NVM Command Set specifications.
  *
  *	struct nvme n;
  *
@@ -14,8 +13,8 @@
  *	nvme_rw(&n, NVME_READ, lba, address, bytes);
  *	nvme_close(&n);
  *
- * It takes QEMU's NVMe controller with the serial number NVME_SERIAL and no
- * other, for the tests write to the disk:
+ * The driver accepts only QEMU's NVMe controller with the serial number NVME_SERIAL, since the
+ * tests write to the disk:
  *
  *	-drive if=none,id=rb,format=raw,file=FILE
  *	-device nvme,serial=rb,drive=rb,mdts=9
@@ -28,9 +27,9 @@
 #include "pci.h"
 
 /*
- * The test disk: 8-byte little-endian words that tell where they belong. The
- * tests read the first half, and write one region of each of nvme_sizes in
- * [NVME_SCRATCH, NVME_FREE). From NVME_FREE on anybody may write anything.
+ * The test disk consists of 8-byte little-endian words that encode their position. The tests read
+ * the first half, and write one region for each of nvme_sizes in [NVME_SCRATCH, NVME_FREE). From
+ * NVME_FREE on the disk may be written freely.
  */
 #define NVME_IMAGE	MiB(64)
 #define NVME_SCRATCH	MiB(32)
@@ -40,25 +39,27 @@
 
 static const uint64_t nvme_sizes[NVME_SIZES] = { KiB(64), MiB(2), MiB(8) };
 
-/* Where the transfer of so many bytes reads: a place per size, all in the first half. */
+/* Returns the disk offset that a transfer of @bytes reads: one for each size, in the first half. */
 static inline uint64_t nvme_read_offset(uint64_t bytes)
 {
 	return bytes;
 }
 
-/* Where the transfer of so many bytes writes; the regions of nvme_sizes are disjoint. */
+/*
+ * Returns the disk offset that a transfer of @bytes writes. The regions of nvme_sizes are disjoint.
+ */
 static inline uint64_t nvme_write_offset(uint64_t bytes)
 {
 	return NVME_SCRATCH + bytes;
 }
 
-/* The word at a byte offset of the disk as it was made. */
+/* Returns the word at a byte offset of the disk as it was created. */
 static inline uint64_t nvme_made_word(uint64_t offset)
 {
 	return offset * 0x9E3779B97F4A7C15ULL + 1;
 }
 
-/* The word there after a test wrote it. */
+/* Returns the word at a byte offset after a test has written it. */
 static inline uint64_t nvme_written_word(uint64_t offset)
 {
 	return (offset ^ 0xA5A5A5A5A5A5A5A5ULL) * 0x9E3779B97F4A7C15ULL + 1;
@@ -66,7 +67,7 @@ static inline uint64_t nvme_written_word(uint64_t offset)
 
 typedef uint64_t nvme_word(uint64_t offset);
 
-/* Makes what the disk has, or shall have, at [offset, offset + bytes). */
+/* Generates the content of [offset, offset + bytes), either as created or as a test writes it. */
 static inline void nvme_fill(void *to, uint64_t offset, uint64_t bytes, nvme_word *word)
 {
 	for (uint64_t at = 0; at < bytes; at += sizeof(uint64_t)) {
@@ -76,7 +77,7 @@ static inline void nvme_fill(void *to, uint64_t offset, uint64_t bytes, nvme_wor
 	}
 }
 
-/* How many bytes from the start of [offset, offset + bytes) are as they should be. */
+/* Returns how many bytes from the start of [offset, offset + bytes) are as expected. */
 static inline uint64_t nvme_compare(const void *from, uint64_t offset, uint64_t bytes,
 				    nvme_word *word)
 {
@@ -90,18 +91,17 @@ static inline uint64_t nvme_compare(const void *from, uint64_t offset, uint64_t 
 	return bytes;
 }
 
-/* What tells the device that may be written to from all others. */
+/* The IDs of the controller that the tests may write to. */
 #define NVME_VENDOR	0x1b36
 #define NVME_DEVICE	0x0010
 #define NVME_CLASS	0x010802
 #define NVME_SERIAL	"rb"
 
 /*
- * What CC.MPS is set to: memory pages of 1 << (12 + 2) = 16 KiB. That is for the
- * sake of transfers of 8 MiB. QEMU 10.0 takes an mdts of 1 to 9 only, and counts
- * MDTS in pages of this size (the specification means CAP.MPSMIN, 4 KiB in QEMU):
- * 16 KiB << 9 is 8 MiB. A controller that goes by the specification refuses that
- * much with status 0x002, and the tests say so.
+ * The value of CC.MPS: memory pages of 1 << (12 + 2) = 16 KiB, which allow transfers of 8 MiB. QEMU
+ * 10.0 takes an mdts of 1 to 9 only, and counts MDTS in pages of this size: 16 KiB << 9 is 8 MiB.
+ * The specification means CAP.MPSMIN, which is 4 KiB in QEMU. A controller that follows the
+ * specification refuses transfers of this size with status 0x002, and the tests report that.
  */
 #define NVME_MPS	2
 #define NVME_PAGE	(4096u << NVME_MPS)
@@ -117,7 +117,7 @@ static inline uint64_t nvme_compare(const void *from, uint64_t offset, uint64_t 
 #define NVME_ACQ	0x30
 #define NVME_DOORBELLS	0x1000
 
-/* The NVM commands, and queue entries of 1 << 6 and 1 << 4 bytes. */
+/* The NVM command set, and queue entries of 1 << 6 and 1 << 4 bytes. */
 #define NVME_CC_ENABLE		1u
 #define NVME_CC_SETTINGS	(NVME_MPS << 7 | 6u << 16 | 4u << 20)
 #define NVME_CC_SHUTDOWN	0x4000u
@@ -142,7 +142,7 @@ enum nvme_dir {
 #define NVME_NSID		1
 #define NVME_NSID_ALL		0xffffffffu
 
-/* Status, as struct nvme.status has it: type << 8 | code. */
+/* Status, as in struct nvme.status: type << 8 | code. */
 #define NVME_STATUS_MASK		0x7ff
 #define NVME_STATUS_LBA_OUT_OF_RANGE	0x080
 
@@ -192,14 +192,14 @@ struct nvme_queue {
 };
 
 /*
- * @model:      as the controller says, without the blanks at the end
+ * @model:      as reported by the controller, without trailing blanks
  * @serial:     likewise
  * @blocks:     of namespace 1
  * @block_size: bytes
- * @max_bytes:  what one command can transfer
- * @commands:   how many the I/O queue was given so far
+ * @max_bytes:  the most that one command can transfer
+ * @commands:   the number of commands given to the I/O queue so far
  * @status:     of the last command: 0, or type << 8 | code
- * @why:        what went wrong, in a sentence, after any error
+ * @why:        after any error, a sentence that describes it
  */
 struct nvme {
 	char model[41];
@@ -211,7 +211,7 @@ struct nvme {
 	uint16_t status;
 	char why[192];
 
-	/* The driver's own. */
+	/* Private to the driver. */
 	struct pci_dev pci;
 	struct dma_buffer queues;
 	struct nvme_queue admin;
@@ -222,7 +222,9 @@ struct nvme {
 	int running;
 };
 
-/* The pages of the one buffer that the controller always knows; queues start on pages. */
+/*
+ * The pages of the only buffer that the controller always knows. A queue starts on a page boundary.
+ */
 enum nvme_page {
 	NVME_PAGE_ADMIN_SQ,
 	NVME_PAGE_ADMIN_CQ,
@@ -232,7 +234,7 @@ enum nvme_page {
 	NVME_PAGES,
 };
 
-/* Says why, and is the error that it was given. */
+/* Stores the description of an error, and evaluates to the error code. */
 #define nvme_fail(n, err, ...) \
 	(snprintf((n)->why, sizeof((n)->why), __VA_ARGS__), (err))
 
@@ -253,7 +255,7 @@ static inline int nvme_wait_csts(struct nvme *n, uint32_t mask, uint32_t value)
 	uint32_t csts;
 
 	while (((csts = pci_read32(&n->pci, NVME_CSTS)) & mask) != value) {
-		/* All ones is what a device that has gone reads as. */
+		/* The registers of a removed device read as all ones. */
 		if (csts == ~0u)
 			return nvme_fail(n, -ENODEV, "the controller %s is gone", n->pci.name);
 		if (pci_now() - start > NVME_TIMEOUT_NS)
@@ -266,8 +268,8 @@ static inline int nvme_wait_csts(struct nvme *n, uint32_t mask, uint32_t value)
 }
 
 /*
- * After this the device will not touch memory. Even a controller that does not
- * answer any more cannot, without bus mastering.
+ * Stops the controller, which does not access memory afterwards. A controller that does not respond
+ * can't access it either, since bus mastering is off.
  */
 static inline void nvme_stop(struct nvme *n)
 {
@@ -286,7 +288,7 @@ static inline void nvme_ring(struct nvme *n, const struct nvme_queue *q, int com
 	pci_write32(&n->pci, NVME_DOORBELLS + (2 * q->id + completion) * n->stride, value);
 }
 
-/* One command from its submission to its completion. */
+/* Runs one command from submission to completion. */
 static inline int nvme_run(struct nvme *n, struct nvme_queue *q, struct nvme_command *cmd)
 {
 	struct nvme_completion *done = &q->cq[q->head];
@@ -305,7 +307,10 @@ static inline int nvme_run(struct nvme *n, struct nvme_queue *q, struct nvme_com
 		if (pci_now() - start > NVME_TIMEOUT_NS) {
 			uint32_t csts = pci_read32(&n->pci, NVME_CSTS);
 
-			/* It might still come and write to memory that others have then. */
+			/*
+			 * The command might complete later, and write to memory that has another
+			 * owner then.
+			 */
 			nvme_stop(n);
 			return nvme_fail(n, -ETIMEDOUT,
 					 "no completion of command 0x%02x in 30 s, CSTS is 0x%x",
@@ -313,7 +318,7 @@ static inline int nvme_run(struct nvme *n, struct nvme_queue *q, struct nvme_com
 		}
 		usleep(20);
 	}
-	/* The rest of the entry, and the data, are younger than the phase bit. */
+	/* Reads the rest of the entry, and the data, after the phase bit. */
 	atomic_thread_fence(memory_order_seq_cst);
 	cid = done->cid;
 	sq_head = done->sq_head;
@@ -332,7 +337,7 @@ static inline int nvme_run(struct nvme *n, struct nvme_queue *q, struct nvme_com
 	return 0;
 }
 
-/* An admin command that fills one page, which is then at NVME_PAGE_DATA. */
+/* Runs an admin command that fills one page, at NVME_PAGE_DATA. */
 static inline int nvme_get_page(struct nvme *n, uint8_t op, uint32_t nsid, uint32_t dw10)
 {
 	struct nvme_command cmd = {
@@ -362,7 +367,7 @@ static inline uint64_t nvme_get64(const uint8_t *from)
 	return value;
 }
 
-/* Fixed-size text that is filled up with blanks. */
+/* Copies text of a fixed size without the blanks that pad it. */
 static inline void nvme_get_text(char *to, const uint8_t *from, size_t size)
 {
 	memcpy(to, from, size);
@@ -382,7 +387,7 @@ static inline void nvme_queue_init(struct nvme *n, struct nvme_queue *q, uint16_
 	q->phase = 1;
 }
 
-/* From any state to one where it takes admin commands. */
+/* Brings the controller from any state to one in which it accepts admin commands. */
 static inline int nvme_enable(struct nvme *n, int phys_fd)
 {
 	uint64_t cap = pci_read64(&n->pci, NVME_CAP);
@@ -423,7 +428,7 @@ static inline int nvme_enable(struct nvme *n, int phys_fd)
 	return err;
 }
 
-/* Who it is, what it can and what it holds. -ENODEV: not the one to be tested. */
+/* Reads the controller's identity, limits and namespace. -ENODEV if it is not the test disk. */
 static inline int nvme_identify(struct nvme *n)
 {
 	const uint8_t *page = nvme_page_map(n, NVME_PAGE_DATA);
@@ -439,7 +444,7 @@ static inline int nvme_identify(struct nvme *n)
 	if (strcmp(n->serial, NVME_SERIAL))
 		return nvme_fail(n, -ENODEV, "%s has the serial number '%s', not '%s'",
 				 n->pci.name, n->serial, NVME_SERIAL);
-	/* 0 is no limit; the 16 bits of NLB are one of their own. */
+	/* 0 means no limit. The 16 bits of NLB limit a transfer, too. */
 	n->max_bytes = page[77] && page[77] < 32 ? (uint64_t)NVME_PAGE << page[77] : UINT64_MAX;
 	sgls = nvme_get32(page + 536);
 	if (!(sgls & 3))
@@ -463,7 +468,9 @@ static inline int nvme_identify(struct nvme *n)
 	return 0;
 }
 
-/* The completion queue first: the submission queue names it. Neither interrupts. */
+/*
+ * Creates the completion queue first, since the submission queue refers to it. Neither interrupts.
+ */
 static inline int nvme_create_queues(struct nvme *n)
 {
 	struct nvme_command cq = {
@@ -484,9 +491,8 @@ static inline int nvme_create_queues(struct nvme *n)
 }
 
 /*
- * The controller is stopped before the memory that it knows is given back.
- * Buffers of the caller can be freed after this too. Fine for one that was not
- * opened, when it is all zero or nvme_open() failed.
+ * Stops the controller before the memory that it knows is freed. Afterwards the caller can free its
+ * own buffers. Does nothing to a struct nvme that is all zero, or that nvme_open() failed on.
  */
 static inline void nvme_close(struct nvme *n)
 {
@@ -504,8 +510,9 @@ static inline void nvme_close(struct nvme *n)
 }
 
 /*
- * Is this what a kernel driver has, and not the disk to be tested? Only the
- * kernel can tell while it drives it; another driver's device is never ours.
+ * Returns whether a kernel driver uses the device and it is not the test disk. While the nvme
+ * driver has the device, only the kernel knows its serial number. A device of another driver is
+ * never the test disk.
  */
 static inline int nvme_is_foreign(const char *name)
 {
@@ -538,16 +545,16 @@ static inline int nvme_is_foreign(const char *name)
 	close(fd);
 	if (got < 0)
 		return 1;
-	/* Filled up with blanks, and a newline. */
+	/* Strips the padding of blanks, and the newline. */
 	while (got && strchr("\n ", serial[got - 1]))
 		serial[--got] = '\0';
 	return !!strcmp(serial, NVME_SERIAL);
 }
 
 /*
- * Takes the test disk. -ENODEV if this machine has none, what rb_alloc() says if
- * the pool has no room for the queues; on every error all is as before, but that
- * a kernel driver which had the disk has lost it.
+ * Opens the test disk. Returns -ENODEV if this machine has none, or the error of rb_alloc() if the
+ * pool has no room for the queues. An error leaves everything as it was, except that a kernel
+ * driver which used the disk is unbound.
  */
 static inline int nvme_open(struct nvme *n, int phys_fd)
 {
@@ -588,12 +595,13 @@ static inline int nvme_open(struct nvme *n, int phys_fd)
 }
 
 /*
- * One command for all of it.
- * @address: physical, any byte or (as the controller says) any 4 bytes
+ * Transfers all of the data with one command.
+ *
+ * @address: physical, of any alignment or, if the controller requires it, of 4 bytes
  * @bytes:   whole blocks
  *
- * -EINVAL for what cannot be said, -EFBIG for more than one command can do, -EIO
- * with n->status for what the controller refused, -ETIMEDOUT after 30 s.
+ * Returns -EINVAL for arguments that a command can't express, -EFBIG for more than one command can
+ * transfer, -EIO with n->status if the controller refuses, -ETIMEDOUT after 30 s.
  */
 static inline int nvme_rw(struct nvme *n, enum nvme_dir dir, uint64_t lba, uint64_t address,
 			  uint32_t bytes)
@@ -622,7 +630,7 @@ static inline int nvme_rw(struct nvme *n, enum nvme_dir dir, uint64_t lba, uint6
 	return nvme_run(n, &n->io, &cmd);
 }
 
-/* How many reads or writes the controller itself has counted. */
+/* Reads the controller's own count of reads or writes. */
 static inline int nvme_counted(struct nvme *n, enum nvme_dir dir, uint64_t *commands)
 {
 	int err = nvme_get_page(n, NVME_ADMIN_LOG_PAGE, NVME_NSID_ALL,

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * As much of a PCI driver in user space as the tests with real device models
- * need: find a device, take it, reach its registers, let it do DMA, and give it
- * buffers out of the pool. All of it through sysfs, as root.
+ * A minimal PCI driver in user space for tests with device models. It finds a device, takes it from
+ * the kernel's driver, accesses its registers, enables DMA, and gives it buffers of the pool. All
+ * of this goes through sysfs, as root.
  *
- * Every function returns 0 or a negative errno. A struct dma_buffer is told to
- * devices by its physical address: with an IOMMU between them and the memory a
- * test has to PIN for the device itself.
+ * Every function returns 0 or a negative errno. The device gets the physical address of a struct
+ * dma_buffer. With an IOMMU between device and memory, a test has to PIN for the device itself.
  */
 #ifndef SELFTESTS_PCI_H
 #define SELFTESTS_PCI_H
@@ -19,7 +18,7 @@
 
 #include "rb.h"
 
-/* Registers, descriptors and test patterns are all used as the CPU has them. */
+/* Registers, descriptors and test patterns are used in the CPU's byte order. */
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "PCI is little-endian");
 
 #define PCI_SYSFS	"/sys/bus/pci/devices"
@@ -33,10 +32,10 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "PCI is little-endian")
 #define PCI_COMMAND_MASTER	0x0004
 #define PCI_COMMAND_NO_INTX	0x0400
 
-/* What a device reads or writes too: exactly one access, here and now. */
+/* Makes exactly one access, at this point, to memory that the device reads or writes, too. */
 #define PCI_ONCE(type, at)	(*(__volatile__ type *)(at))
 
-/* What to look for; 0 stands for any. */
+/* The properties of a device to find. 0 matches any value. */
 struct pci_match {
 	uint32_t vendor;
 	uint32_t device;
@@ -44,7 +43,7 @@ struct pci_match {
 };
 
 /*
- * A device that is ours.
+ * A device that this driver has taken.
  * @name:   its directory in PCI_SYSFS
  * @config: its configuration space
  * @bar:    BAR 0
@@ -62,13 +61,13 @@ static inline void pci_path(char path[PCI_PATH_LEN], const char *name, const cha
 	snprintf(path, PCI_PATH_LEN, PCI_SYSFS "/%.*s/%s", PCI_NAME_LEN - 1, name, file);
 }
 
-/* What PIN calls the device of that name. */
+/* Writes the name that PIN uses for the device. */
 static inline void pci_rb_name(char text[RUST_BUDDY_DEVICE_LEN], const char *name)
 {
 	snprintf(text, RUST_BUDDY_DEVICE_LEN, "pci/%.*s", PCI_NAME_LEN - 1, name);
 }
 
-/* A word into a file of sysfs. */
+/* Writes a word to a file of sysfs. */
 static inline int pci_write_text(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -82,7 +81,7 @@ static inline int pci_write_text(const char *path, const char *text)
 	return err;
 }
 
-/* A sysfs file with one number in it. */
+/* Reads a sysfs file with one number in it. */
 static inline int pci_read_number(const char *name, const char *file, uint32_t *value)
 {
 	char path[PCI_PATH_LEN], text[32] = "";
@@ -105,7 +104,7 @@ static inline int pci_matches(const char *name, const struct pci_match *match)
 {
 	uint32_t vendor = 0, device = 0, class = 0;
 
-	/* A device may go while we look: then it is not the one. */
+	/* The device may be removed at this moment, and does not match then. */
 	if (pci_read_number(name, "vendor", &vendor) ||
 	    pci_read_number(name, "device", &device) ||
 	    pci_read_number(name, "class", &class))
@@ -115,7 +114,7 @@ static inline int pci_matches(const char *name, const struct pci_match *match)
 	       (!match->class || match->class == class);
 }
 
-/* The nth device (from 0) that matches; -ENODEV when there are not so many. */
+/* Finds the nth device (from 0) that matches. -ENODEV if there are not that many. */
 static inline int pci_find(const struct pci_match *match, unsigned int nth,
 			   char name[PCI_NAME_LEN])
 {
@@ -123,7 +122,7 @@ static inline int pci_find(const struct pci_match *match, unsigned int nth,
 	struct dirent *entry;
 	int err = -ENODEV;
 
-	/* A kernel or a machine without PCI has no such device either. */
+	/* A kernel or a machine without PCI has no matching device either. */
 	if (!dir)
 		return errno == ENOENT ? -ENODEV : -errno;
 	while ((entry = readdir(dir))) {
@@ -139,7 +138,7 @@ static inline int pci_find(const struct pci_match *match, unsigned int nth,
 	return err;
 }
 
-/* 1 if a kernel driver has the device, 0 if none has. */
+/* Returns 1 if a kernel driver has the device, else 0. */
 static inline int pci_has_driver(const char *name)
 {
 	char path[PCI_PATH_LEN];
@@ -148,7 +147,7 @@ static inline int pci_has_driver(const char *name)
 	return !access(path, F_OK);
 }
 
-/* Takes the device away from the kernel's driver, if one has it. */
+/* Unbinds the device from the kernel's driver, if it has one. */
 static inline int pci_unbind(const char *name)
 {
 	char path[PCI_PATH_LEN];
@@ -171,21 +170,21 @@ static inline int pci_command(struct pci_dev *pci, uint16_t clear, uint16_t set)
 	return 0;
 }
 
-/* From here on the device may read and write memory. */
+/* Lets the device read and write memory. */
 static inline int pci_master_on(struct pci_dev *pci)
 {
 	return pci_command(pci, 0, PCI_COMMAND_MASTER);
 }
 
-/* From here on it cannot, whatever it still means to do. */
+/* Stops the device's access to memory, even for transfers in progress. */
 static inline int pci_master_off(struct pci_dev *pci)
 {
 	return pci_command(pci, PCI_COMMAND_MASTER, 0);
 }
 
 /*
- * Leaves the device unbound and unable to reach memory: so the buffers that it
- * knows can be freed after this.
+ * Leaves the device unbound and without access to memory. So the buffers that it knows can be freed
+ * afterwards.
  */
 static inline void pci_close(struct pci_dev *pci)
 {
@@ -200,9 +199,9 @@ static inline void pci_close(struct pci_dev *pci)
 }
 
 /*
- * Takes the device of that name. Its registers work then; DMA is off until
- * pci_master_on(), for a firmware may have left it on, with addresses of its
- * own. Interrupts stay off: nobody would handle them.
+ * Takes the device of that name, and enables its registers. DMA is off until pci_master_on(), since
+ * the firmware may have left it on with its own addresses. Interrupts stay off, as they have no
+ * handler.
  */
 static inline int pci_open(struct pci_dev *pci, const char *name)
 {
@@ -248,9 +247,9 @@ close:
 }
 
 /*
- * Registers. What the CPU wrote to memory before a register write is there when
- * the device learns of it; what it reads from memory after a register read is
- * no older than that.
+ * Registers. Memory that the CPU wrote before a register write is visible to the device when it
+ * sees the write. Memory that the CPU reads after a register read is no older than the register's
+ * value.
  */
 static inline uint32_t pci_read32(const struct pci_dev *pci, uint32_t reg)
 {
@@ -274,14 +273,14 @@ static inline uint64_t pci_read64(const struct pci_dev *pci, uint32_t reg)
 	return value;
 }
 
-/* One access of 8 bytes, on machines that have one. */
+/* Makes one access of 8 bytes, on machines that have one. */
 static inline void pci_write64(struct pci_dev *pci, uint32_t reg, uint64_t value)
 {
 	atomic_thread_fence(memory_order_seq_cst);
 	PCI_ONCE(uint64_t, pci->bar + reg) = value;
 }
 
-/* Nanoseconds of a clock that only goes forward, for timeouts. */
+/* Returns the nanoseconds of a monotonic clock, for timeouts. */
 static inline uint64_t pci_now(void)
 {
 	struct timespec ts;
@@ -291,7 +290,7 @@ static inline uint64_t pci_now(void)
 }
 
 /*
- * A buffer that a device can be pointed at: allocated, mapped and pinned.
+ * A buffer for a device: allocated, mapped and pinned.
  * @size: bytes that were granted, all of them mapped
  */
 struct dma_buffer {
@@ -303,7 +302,7 @@ struct dma_buffer {
 	uint8_t *map;
 };
 
-/* Fine for one that is all zero: it was refused, or freed before. */
+/* Frees the buffer. Does nothing if *buf is all zero, after a refusal or an earlier free. */
 static inline void dma_free(struct dma_buffer *buf)
 {
 	if (buf->map)
@@ -315,7 +314,7 @@ static inline void dma_free(struct dma_buffer *buf)
 	memset(buf, 0, sizeof(*buf));
 }
 
-/* What *req asks for; *buf is all zero when it was refused. */
+/* Allocates, maps and pins a buffer as *req requests. *buf is all zero on an error. */
 static inline int dma_take(struct dma_buffer *buf, int phys_fd, struct rust_buddy_alloc *req)
 {
 	void *map;
@@ -323,7 +322,7 @@ static inline int dma_take(struct dma_buffer *buf, int phys_fd, struct rust_budd
 
 	memset(buf, 0, sizeof(*buf));
 	err = rb_alloc_req(phys_fd, req);
-	/* More than the whole pool is no bad argument here: it is no room. */
+	/* A size that exceeds the whole pool counts as lack of space here. */
 	if (err == -EINVAL && req->hdr.reason == RUST_BUDDY_REASON_SIZE && req->size)
 		err = -ENOSPC;
 	if (err)
@@ -344,7 +343,7 @@ static inline int dma_take(struct dma_buffer *buf, int phys_fd, struct rust_budd
 	return err;
 }
 
-/* One block of the allocator that holds so many bytes. */
+/* Allocates one block of at least @size bytes. */
 static inline int dma_alloc(struct dma_buffer *buf, int phys_fd, uint64_t size, const char *name)
 {
 	struct rust_buddy_alloc req = { .size = size };
@@ -353,7 +352,7 @@ static inline int dma_alloc(struct dma_buffer *buf, int phys_fd, uint64_t size, 
 	return dma_take(buf, phys_fd, &req);
 }
 
-/* Refused because there is no room for it now, which is no fault of anybody's. */
+/* Returns whether an error means that there is no space at the moment. */
 static inline int dma_no_room(int err)
 {
 	return err == -ENOSPC || err == -ENOMEM;

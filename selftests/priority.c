@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Watermarks: who may have the last of the pool, who may split the last large
- * block, and who is told that it gets short.
+ * Watermarks: which priority may use the last of the pool, and which may split the last large
+ * block. Also tests which clients are told of pressure.
  */
 #include <pthread.h>
 
@@ -42,7 +42,10 @@ static struct rust_buddy_pool_info pool_of(int fd)
 	return pool;
 }
 
-/* As much as there is to be had with @flags; why there is no more, and how much it was. */
+/*
+ * Allocates with @flags until a refusal. Returns its reason, and stores the bytes allocated in
+ * @got.
+ */
 static uint32_t exhaust(int fd, uint64_t size, uint32_t flags, uint64_t *got)
 {
 	struct rust_buddy_alloc buf;
@@ -59,7 +62,9 @@ static bool pressure(int fd, int timeout)
 	return poll(&client, 1, timeout) == 1 && client.revents == POLLPRI;
 }
 
-/* Low priority leaves what the low watermark says, normal priority what min says, high nothing. */
+/*
+ * Low priority stops at the low watermark, normal priority at min. High priority takes everything.
+ */
 TEST_F_TIMEOUT(priority, who_may_have_how_much, SLOW)
 {
 	struct rust_buddy_pool_info pool;
@@ -86,7 +91,9 @@ TEST_F_TIMEOUT(priority, who_may_have_how_much, SLOW)
 		EXPECT_LT(0ULL, got);
 }
 
-/* What is larger than the pool has at all is not a question of priority. */
+/*
+ * A request that exceeds the pool's size fails for lack of space, and not because of its priority.
+ */
 TEST_F_TIMEOUT(priority, too_much_is_too_much, SLOW)
 {
 	struct rust_buddy_alloc buf;
@@ -107,13 +114,13 @@ TEST_F(priority, high_takes_a_capability)
 		if (rb_alloc(self->fd, PIECE, PRIO_HIGH, "", &buf) != -EPERM ||
 		    buf.hdr.reason != RUST_BUDDY_REASON_CAP_NICE)
 			_exit(1);
-		/* All else is anybody's. */
+		/* The other priorities need no capability. */
 		_exit(rb_alloc(self->fd, PIECE, PRIO_LOW, "", &buf) ? 2 : 0);
 	}
 	EXPECT_EQ(0, verdict(pid));
 }
 
-/* Small requests of low priority use up what is small, and never the last large block. */
+/* Small requests of low priority use up the small blocks, and never the last large block. */
 TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 {
 	struct rust_buddy_alloc buf, keep[4096];
@@ -127,7 +134,7 @@ TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 	if (n == ARRAY_SIZE(keep))
 		SKIP(return, "the pool is too large");
 	exhaust(self->fd, self->base.unit, PRIO_HIGH, &got);
-	/* One large block, and many small ones in the other half of the pool. */
+	/* Makes one large block, and many small ones in the other half of the pool. */
 	for (i = 0; !larges && i < n / 2; i++) {
 		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
 		pool = pool_of(self->fd);
@@ -139,7 +146,7 @@ TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 	pool = pool_of(self->fd);
 	ASSERT_LE(pool.watermark_low + MiB(2), pool.free);
 
-	/* Small ones first, for all priorities, though the large one lies lower. */
+	/* Small blocks are used first for all priorities, although the large one lies lower. */
 	for (i = 0; i < 4; i++) {
 		ASSERT_EQ(0, rb_alloc(self->fd, self->base.unit, 0, "", &buf));
 		EXPECT_EQ(MiB(2), pool_of(self->fd).largest_free);
@@ -151,66 +158,17 @@ TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 	EXPECT_EQ(MiB(2), buf.largest_free);
 	EXPECT_EQ(pool.alloc_fail_last_large_block + 1,
 		  pool_of(self->fd).alloc_fail_last_large_block);
-	/* To wait for it does not help, either. */
+	/* Waiting does not help either. */
 	EXPECT_EQ(-ENOSPC,
 		  rb_alloc(self->fd, 2 * PIECE, PRIO_LOW | RUST_BUDDY_ALLOC_WAIT, "", &buf));
 	EXPECT_EQ(0, rb_poll(self->fd, 0));
-	/* Whole it may be had; and others may split it. */
+	/* Low priority may take the block whole, and normal priority may split it. */
 	ASSERT_EQ(0, rb_alloc(self->fd, MiB(2), PRIO_LOW, "", &buf));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 	EXPECT_EQ(0, rb_alloc(self->fd, 2 * PIECE, 0, "", &buf));
 }
 
-/* Adjacent pages may be pieces of two large blocks: low priority leaves the last two alone. */
-TEST_F_TIMEOUT(priority, pieces_of_the_last_two, SLOW)
-{
-	struct rust_buddy_alloc req = {
-		.size = 2 * self->base.unit,
-		.flags = LOW | RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_WINDOW,
-		.name = "pieces",
-	};
-	struct rust_buddy_alloc buf, keep[4096];
-	struct rust_buddy_pool_info pool;
-	uint64_t got, at;
-	size_t n = 0, i;
-
-	while (n < ARRAY_SIZE(keep) &&
-	       !rb_alloc(self->fd, PIECE, RUST_BUDDY_ALLOC_LOWEST | HIGH, "", &keep[n]))
-		n++;
-	if (n == ARRAY_SIZE(keep))
-		SKIP(return, "the pool is too large");
-	exhaust(self->fd, self->base.unit, HIGH, &got);
-	/* Two large blocks side by side, and small ones in the other half of the pool. */
-	for (i = n / 2; i < n; i += 2)
-		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
-	for (i = 0; i < n / 2; i++)
-		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
-	ASSERT_EQ(0, rb_alloc(self->fd, MiB(4), RUST_BUDDY_ALLOC_LOWEST | HIGH, "", &buf));
-	while (!rb_alloc(self->fd, MiB(2), HIGH, "", &keep[0]))
-		;
-	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
-	pool = pool_of(self->fd);
-	ASSERT_EQ(MiB(4), pool.largest_free);
-	ASSERT_LE(pool.watermark_low + MiB(4), pool.free);
-
-	/* The last page of one and the first of the other: no aligned block, but adjacent. */
-	for (at = MiB(2); at < pool.size; at += MiB(2)) {
-		req.lo = at - self->base.unit;
-		req.hi = at + self->base.unit;
-		EXPECT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
-		EXPECT_EQ(MiB(4), pool_of(self->fd).largest_free);
-	}
-	/* For other priorities they are there. */
-	req.flags &= ~LOW;
-	for (at = MiB(2), got = 0; at < pool.size; at += MiB(2)) {
-		req.lo = at - self->base.unit;
-		req.hi = at + self->base.unit;
-		got += !rb_alloc_req(self->fd, &req);
-	}
-	EXPECT_LT(0ULL, got);
-}
-
-/* Growing is asking for more. */
+/* A buffer that grows is subject to the watermark of its priority. */
 TEST_F_TIMEOUT(priority, growth, SLOW)
 {
 	struct rust_buddy_alloc buf;
@@ -229,7 +187,10 @@ TEST_F_TIMEOUT(priority, growth, SLOW)
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, size.hdr.reason);
 }
 
-/* POLLPRI from below low until high again: at once, and for who waits. */
+/*
+ * POLLPRI is reported from below the low watermark until the high one is reached. A poller sees it
+ * at once, and a process in poll() is woken.
+ */
 TEST_F_TIMEOUT(priority, pressure, SLOW)
 {
 	struct rust_buddy_alloc keep[4096];
@@ -270,7 +231,9 @@ static uint64_t now_ms(void)
 	return ts.tv_sec * 1000ULL + ts.tv_nsec / 1000000;
 }
 
-/* One in poll(), started a while ago: says whether it was told of pressure, or only timed out. */
+/*
+ * Starts a child in poll(). Its exit status tells whether it was woken for pressure or timed out.
+ */
 static pid_t poller(int fd)
 {
 	pid_t pid = fork();
@@ -278,14 +241,17 @@ static pid_t poller(int fd)
 	if (!pid) {
 		uint64_t begin = now_ms();
 
-		/* At the end of its time poll() looks once more: its answer says nothing. */
+		/*
+		 * When poll() times out it reads the state once more, so the result alone proves no
+		 * wake-up.
+		 */
 		_exit(pressure(fd, 10000) && now_ms() - begin < 8000 ? 0 : 1);
 	}
 	usleep(200000);
 	return pid;
 }
 
-/* Memory that is taken out of a part of the pool that was emptied for it counts as any other. */
+/* RESERVE of an evacuated range reports pressure like any other use of memory. */
 TEST_F(priority, reserving_tells_of_pressure)
 {
 	int phys = rb_open(RB_DEV_PHYS), other = rb_open(RB_DEV);
@@ -306,7 +272,7 @@ TEST_F(priority, reserving_tells_of_pressure)
 	close(phys);
 }
 
-/* A move gives back as much as it takes: no watermark is in its way, and it is no pressure. */
+/* A migration frees as much as it allocates, so no watermark applies and it causes no pressure. */
 TEST_F_TIMEOUT(priority, moving_takes_nothing, SLOW)
 {
 	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = PRIO_LOW },
@@ -332,19 +298,19 @@ TEST_F_TIMEOUT(priority, moving_takes_nothing, SLOW)
 		EXPECT_EQ(pool.free, pool_of(self->fd).free);
 		EXPECT_EQ(0U, pool_of(self->fd).pressure);
 	}
-	/* A move below the mark, too. */
+	/* A migration below the watermark succeeds, too. */
 	ASSERT_EQ(0, rb_alloc(self->fd, PIECE, 0, "", &buf));
 	EXPECT_EQ(1U, pool_of(self->fd).pressure);
 	EXPECT_EQ(0, rb_migrate(self->fd, low.handle, 0, 0, 0, &move));
 	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
 
-	/* One that grows takes what it gains. */
+	/* A buffer that grows is charged for the additional bytes. */
 	EXPECT_EQ(-ENOSPC, rb_resize(self->fd, low.handle, MiB(2), RUST_BUDDY_RESIZE_MAY_MOVE,
 				     &size));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, size.hdr.reason);
 }
 
-/* The same for one that grows by moving: only what it gains counts. */
+/* A buffer that grows by moving is charged for the difference only. */
 TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
 {
 	struct rust_buddy_alloc low = { .size = MiB(1), .max_size = MiB(4), .flags = PRIO_LOW };
@@ -356,7 +322,7 @@ TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
 	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
 		SKIP(return, "buffers of this pool do not move");
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &low));
-	/* Its neighbour, so that it can't grow where it is, and what will be free again. */
+	/* A neighbour, so that the buffer can't grow in place. It is freed later. */
 	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &next));
 	ASSERT_EQ(0, rb_alloc(self->fd, MiB(1), 0, "", &buf));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, exhaust(self->fd, PIECE, PRIO_LOW, &got));
@@ -372,7 +338,7 @@ TEST_F_TIMEOUT(priority, growing_elsewhere_takes_the_difference, SLOW)
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK, size.hdr.reason);
 }
 
-/* A buffer of high priority grows as one only for a caller that could allocate it. */
+/* Growing a buffer of high priority requires the capability that allocating it requires. */
 TEST_F_TIMEOUT(priority, growth_of_high_takes_the_capability, SLOW)
 {
 	struct rust_buddy_alloc buf = { .size = PIECE, .max_size = MiB(1), .flags = PRIO_HIGH };
@@ -395,17 +361,20 @@ TEST_F_TIMEOUT(priority, growth_of_high_takes_the_capability, SLOW)
 				_exit(10);
 			_exit(size.hdr.reason == RUST_BUDDY_REASON_WATERMARK ? 0 : 1);
 		}
-		/* While there is enough it grows as any other, and then no more. */
+		/*
+		 * While free memory is above the watermarks it grows like any other buffer, and
+		 * then not at all.
+		 */
 		EXPECT_EQ(i ? 0 : 10, verdict(pid));
 		if (!i)
 			EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_WATERMARK,
 				  exhaust(self->fd, PIECE, 0, &got));
 	}
-	/* Its priority is what it was. */
+	/* A refused RESIZE leaves the buffer's priority unchanged. */
 	EXPECT_EQ(0, rb_resize(self->fd, buf.handle, steps[1], RUST_BUDDY_RESIZE_MAY_MOVE, &size));
 }
 
-/* A flood, and how many of the urgent requests that come meanwhile are served. */
+/* Floods the pool with requests, and counts how many urgent requests are served in the meantime. */
 static volatile bool stop;
 
 static void *flood(void *flags)
@@ -423,7 +392,7 @@ static void *flood(void *flags)
 			n++;
 			continue;
 		}
-		/* Full: one goes, so that there is always somebody who wants one. */
+		/* The pool is full: frees one buffer, so that a request is always outstanding. */
 		i = rnd(&seed) % n;
 		if (rb_free(fd, kept[i].handle))
 			break;
@@ -446,7 +415,7 @@ TEST_F_TIMEOUT(priority, flooded, SLOW)
 		stop = false;
 		ASSERT_EQ(0, pthread_create(&thread, NULL, flood,
 					    (void *)(uintptr_t)kinds[kind]));
-		/* Until the flood is as high as it gets. */
+		/* Waits until the flood has reached its watermark. */
 		while (pool_of(self->fd).free > pool_of(self->fd).watermark_low + PIECE)
 			usleep(1000);
 		if (!kinds[kind])
@@ -468,7 +437,10 @@ TEST_F_TIMEOUT(priority, flooded, SLOW)
 	figure_number("served_with_normal_flood", served[1]);
 	figure_end();
 	EXPECT_EQ(urgent, served[0]);
-	/* What is kept from all but the urgent may be enough for them. */
+	/*
+	 * With a watermark for normal priority, the remaining memory may suffice for the urgent
+	 * requests.
+	 */
 	if (!self->base.watermark_min)
 		EXPECT_GT(urgent / 10, served[1]);
 }

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What every test and demo program needs to talk to rust_buddy: each wrapper
- * returns 0 or a negative errno, after checking that the struct says the same
- * as the call.
+ * Wrappers of the calls, shared by the tests and the demo. Each returns 0 or a negative errno,
+ * after it has checked that the header of the struct agrees with the result of the call.
  */
 #ifndef SELFTESTS_RB_H
 #define SELFTESTS_RB_H
@@ -31,7 +30,7 @@ static inline int rb_open(const char *node)
 	return open(node, O_RDWR | O_CLOEXEC);
 }
 
-/* A refusal that the struct tells otherwise than the call is a bug of the module. */
+/* A header that disagrees with the result of the call is a bug of the module. */
 static inline int rb_ioctl(int fd, unsigned long cmd, void *arg)
 {
 	struct rust_buddy_hdr *hdr = arg;
@@ -49,7 +48,7 @@ static inline int rb_alloc_req(int fd, struct rust_buddy_alloc *req)
 	return rb_ioctl(fd, RUST_BUDDY_IOC_ALLOC, req);
 }
 
-/* The plain case: so many bytes, a name, flags; *req holds all that came back. */
+/* Allocates with a size, flags and a name only. *req receives the result. */
 static inline int rb_alloc(int fd, uint64_t size, uint32_t flags, const char *name,
 			   struct rust_buddy_alloc *req)
 {
@@ -60,7 +59,7 @@ static inline int rb_alloc(int fd, uint64_t size, uint32_t flags, const char *na
 	return rb_alloc_req(fd, req);
 }
 
-/* What poll() says of a client: its events, 0 after so many milliseconds, or a negative errno. */
+/* Returns the events that poll() reports, 0 after @timeout milliseconds, or a negative errno. */
 static inline int rb_poll(int fd, int timeout)
 {
 	struct pollfd client = { .fd = fd, .events = POLLIN };
@@ -92,7 +91,7 @@ static inline int rb_unpin(int fd, uint64_t handle)
 	return rb_ioctl(fd, RUST_BUDDY_IOC_UNPIN, &req);
 }
 
-/* Where one device finds it ("pci/0000:00:04.0"); *req holds all that came back. */
+/* Pins for one device ("pci/0000:00:04.0"). *req receives the device's address. */
 static inline int rb_pin_device(int fd, uint64_t handle, const char *device,
 				struct rust_buddy_pin *req)
 {
@@ -144,7 +143,10 @@ static inline int rb_buffer_info(int fd, uint64_t handle, struct rust_buddy_buff
 	return rb_ioctl(fd, RUST_BUDDY_IOC_BUFFER_INFO, info);
 }
 
-/* A dma-buf of @size bytes (0: all) from @offset on; its descriptor or a negative errno. */
+/*
+ * Exports @size bytes (0: all) from @offset on. Returns the dma-buf's descriptor or a negative
+ * errno.
+ */
 static inline int rb_export(int fd, uint64_t handle, uint64_t offset, uint64_t size,
 			    uint32_t flags)
 {
@@ -163,7 +165,7 @@ static inline int rb_import(int fd, int dmabuf, struct rust_buddy_import *req)
 	return rb_ioctl(fd, RUST_BUDDY_IOC_IMPORT, req);
 }
 
-/* Where @flags (and @lo, @hi) say; *req holds all that came back. */
+/* Migrates a buffer to a place given by @flags (and @lo, @hi). *req receives the result. */
 static inline int rb_migrate(int fd, uint64_t handle, uint32_t flags, uint64_t lo, uint64_t hi,
 			     struct rust_buddy_migrate *req)
 {
@@ -185,7 +187,10 @@ static inline int rb_resize(int fd, uint64_t handle, uint64_t size, uint32_t fla
 	return rb_ioctl(fd, RUST_BUDDY_IOC_RESIZE, req);
 }
 
-/* @blocks free blocks of @order, for at most @max_copy bytes (0: any); *req has what it did. */
+/*
+ * Compacts until @blocks blocks of @order are free, and copies at most @max_copy bytes (0: no
+ * limit). *req receives the result.
+ */
 static inline int rb_compact(int fd, uint32_t order, uint64_t blocks, uint64_t max_copy,
 			     struct rust_buddy_compact *req)
 {
@@ -196,7 +201,7 @@ static inline int rb_compact(int fd, uint32_t order, uint64_t blocks, uint64_t m
 	return rb_ioctl(fd, RUST_BUDDY_IOC_COMPACT, req);
 }
 
-/* The block of @order at @place, and no other. */
+/* Evacuates the block of @order at @place only. */
 static inline int rb_compact_at(int fd, uint32_t order, uint64_t place,
 				struct rust_buddy_compact *req)
 {
@@ -207,7 +212,7 @@ static inline int rb_compact_at(int fd, uint32_t order, uint64_t place,
 	return rb_ioctl(fd, RUST_BUDDY_IOC_COMPACT, req);
 }
 
-/* The bytes [lo, hi) of the pool out of use; *handle is for rb_release(). */
+/* Reserves the bytes [lo, hi) of the pool. *handle is for rb_release(). */
 static inline int rb_reserve(int fd, uint64_t lo, uint64_t hi, uint32_t flags, const char *name,
 			     uint64_t *handle)
 {
@@ -220,7 +225,7 @@ static inline int rb_reserve(int fd, uint64_t lo, uint64_t hi, uint32_t flags, c
 	return ret;
 }
 
-/* All of @count requests of @stride bytes each, or as many as can be. */
+/* Issues @count requests of @stride bytes each, all of them or as many as succeed. */
 static inline int rb_batch(int fd, unsigned int nr, void *entries, uint32_t count, uint32_t stride,
 			   uint32_t flags, struct rust_buddy_batch *req)
 {
@@ -240,7 +245,7 @@ static inline int rb_release(int fd, uint64_t handle)
 	return rb_ioctl(fd, RUST_BUDDY_IOC_RELEASE, &req);
 }
 
-/* All of a buffer, shared; MAP_FAILED with errno as mmap has it. */
+/* Maps all of a buffer, shared. MAP_FAILED with errno as mmap sets it. */
 static inline void *rb_map(int fd, const struct rust_buddy_alloc *req, int prot)
 {
 	return mmap(NULL, req->granted, prot, MAP_SHARED, fd, req->offset);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the tests share beyond rb.h: the state that a refusal must leave alone,
- * and filling and judging memory fast enough for an emulated machine.
+ * Helpers of the tests beyond rb.h: the state that a refused call must not change, and functions
+ * that fill and check memory fast enough for an emulated machine.
  */
 #ifndef SELFTESTS_RB_TEST_H
 #define SELFTESTS_RB_TEST_H
@@ -16,7 +16,7 @@
 #include "kselftest_harness.h"
 #include "rb.h"
 
-/* Seconds for what loops: an emulated machine is some twenty times slower. */
+/* Timeout of tests with loops, in seconds: an emulated machine is some twenty times slower. */
 #define SLOW	120
 
 #define NOBODY	65534
@@ -24,7 +24,7 @@
 #define RB_CMD(nr, size) \
 	_IOC(_IOC_READ | _IOC_WRITE, RUST_BUDDY_IOC_MAGIC, (nr), (size))
 
-/* What the environment says, for what takes longer in some kernels than in others. */
+/* Returns a number from the environment, which the runner lowers for kernels that are slow. */
 static inline unsigned long env_number(const char *name, unsigned long otherwise)
 {
 	const char *text = getenv(name);
@@ -32,7 +32,7 @@ static inline unsigned long env_number(const char *name, unsigned long otherwise
 	return text && *text ? strtoul(text, NULL, 0) : otherwise;
 }
 
-/* What was measured, as a line of JSON that the run's end shows again. */
+/* Prints a measurement as a line of JSON, which the run's summary repeats. */
 static inline void figure_begin(const char *name)
 {
 	printf("# {\"figure\": \"%s\"", name);
@@ -48,7 +48,7 @@ static inline void figure_end(void)
 	puts("}");
 }
 
-/* Into a file of the kernel's: 0 or a negative errno. */
+/* Writes to a file of sysfs, procfs or debugfs. Returns 0 or a negative errno. */
 static inline int put_text(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC), ret;
@@ -60,7 +60,10 @@ static inline int put_text(const char *path, const char *text)
 	return ret;
 }
 
-/* What the oracle of src/audit.rs has found since the module was loaded, 0 without one. */
+/*
+ * Returns the number of faults that src/audit.rs has found since the module was loaded, or 0
+ * without it.
+ */
 static inline uint64_t audit_faults(void)
 {
 	char text[512] = "";
@@ -77,13 +80,13 @@ static inline uint64_t audit_faults(void)
 	return line ? strtoull(line + 8, NULL, 10) : 0;
 }
 
-/* No comparison of hdr.ret as rb_ioctl() has it: for tests that look themselves. */
+/* Calls without rb_ioctl()'s check of hdr.ret, for tests that check it themselves. */
 static inline int raw_ioctl(int fd, unsigned long cmd, void *arg)
 {
 	return ioctl(fd, cmd, arg) < 0 ? -errno : 0;
 }
 
-/* A missing node is a missing precondition, everything else is a failure. */
+/* Skips the test if the node is missing. Any other error is a failure. */
 #define OPEN_OR_SKIP(fd, path) do {						\
 	const char *__path = (path);						\
 	int __fd = rb_open(__path);						\
@@ -95,13 +98,13 @@ static inline int raw_ioctl(int fd, unsigned long cmd, void *arg)
 	(fd) = __fd;								\
 } while (0)
 
-/* A mapping that has to fail. */
+/* Expects that a mapping fails. */
 #define EXPECT_NO_MAP(err, map) do {						\
 	EXPECT_TRUE((map) == MAP_FAILED);					\
 	EXPECT_EQ((err), errno);						\
 } while (0)
 
-/* The name of the first counter that differs, "" if none does. */
+/* Returns the name of the first counter that differs, "" if none does. */
 static inline const char *pool_diff(const struct rust_buddy_pool_info *a,
 				    const struct rust_buddy_pool_info *b)
 {
@@ -122,7 +125,7 @@ static inline const char *pool_diff(const struct rust_buddy_pool_info *a,
 	return "";
 }
 
-/* All of the pool, and all of one buffer of the client (0 for none). */
+/* The counters of the pool, and the state of one buffer of the client (0 for none). */
 struct state {
 	struct rust_buddy_pool_info pool;
 	struct rust_buddy_buffer_info buffer;
@@ -164,8 +167,8 @@ static inline const char *state_diff(const struct state *a, const struct state *
 } while (0)
 
 /*
- * What another process held is back when the kernel has torn it down, and that
- * is not promised to be before wait() returns.
+ * Waits until the kernel has torn down a process that has ended. wait() may return before its
+ * memory is free.
  */
 static inline const char *pool_settles(int fd, const struct rust_buddy_pool_info *want)
 {
@@ -184,7 +187,7 @@ static inline const char *pool_settles(int fd, const struct rust_buddy_pool_info
 	return diff;
 }
 
-/* Every refusal with the pool and a buffer looked at: errno, reason, nothing changed. */
+/* Expects a refusal with this errno and reason that changes neither the pool nor the buffer. */
 #define EXPECT_REFUSED(fd, handle, call, hdr, err, why) do {			\
 	struct state __before = state_of(fd, handle);				\
 	EXPECT_EQ((err), (call));						\
@@ -192,7 +195,7 @@ static inline const char *pool_settles(int fd, const struct rust_buddy_pool_info
 	EXPECT_UNCHANGED(fd, handle, &__before);				\
 } while (0)
 
-/* FREE that has to fail. */
+/* Expects that FREE fails. */
 #define EXPECT_NO_FREE(fd, h, err, why) do {					\
 	struct rust_buddy_free __req = { .handle = (h) };			\
 	EXPECT_REFUSED(fd, h, rb_ioctl(fd, RUST_BUDDY_IOC_FREE, &__req),	\
@@ -200,7 +203,7 @@ static inline const char *pool_settles(int fd, const struct rust_buddy_pool_info
 } while (0)
 
 #ifdef __x86_64__
-/* As a 32-bit program calls: @arg lies below 4 GiB. 0 or a negative errno. */
+/* Calls as a 32-bit program does. @arg lies below 4 GiB. Returns 0 or a negative errno. */
 static inline int ioctl_32(int fd, unsigned long cmd, void *arg)
 {
 	const long nr = 54;
@@ -213,7 +216,7 @@ static inline int ioctl_32(int fd, unsigned long cmd, void *arg)
 	return (int)ret;
 }
 
-/* A page that such a call can name. */
+/* Maps a page below 4 GiB, for ioctl_32(). */
 static inline void *page_below_4g(void)
 {
 	return mmap(NULL, 4096, PROT_READ | PROT_WRITE,
@@ -221,7 +224,7 @@ static inline void *page_below_4g(void)
 }
 #endif
 
-/* Where a buffer is; fd is one of the phys node. 0 if it does not tell. */
+/* Returns the address of a buffer, 0 if it is not reported. @fd is a client of the phys node. */
 static inline uint64_t place_of(int fd, uint64_t handle)
 {
 	uint64_t address;
@@ -233,7 +236,9 @@ static inline uint64_t place_of(int fd, uint64_t handle)
 	return address;
 }
 
-/* Different in every word and for every seed, and never zero for a seed that is not. */
+/*
+ * Returns a word that differs for every position and seed, and is not zero for a seed that is not.
+ */
 static inline uint64_t pattern(uint64_t seed, uint64_t word)
 {
 	return (seed << 40 | 1) ^ (word << 1);
@@ -269,14 +274,14 @@ static inline bool zeroed(const void *mem, uint64_t bytes)
 	return !seen;
 }
 
-/* A linear congruential generator: a fixed seed gives the same run everywhere. */
+/* A linear congruential generator: a fixed seed gives the same sequence on every machine. */
 static inline uint32_t rnd(uint64_t *seed)
 {
 	*seed = *seed * 6364136223846793005ULL + 1442695040888963407ULL;
 	return *seed >> 32;
 }
 
-/* A child's verdict: what it gave to _exit(), or 128 and the signal that ended it. */
+/* Waits for a child. Returns its exit status, or 128 plus the signal that ended it. */
 static inline int verdict(pid_t pid)
 {
 	int status;
@@ -287,7 +292,7 @@ static inline int verdict(pid_t pid)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/* Two processes, one line to talk on: each waits for the other's byte. */
+/* Two processes synchronize over a socket: one sends a byte, and the other waits for it. */
 static inline void say(int line)
 {
 	if (write(line, "", 1) != 1)
@@ -302,7 +307,7 @@ static inline void hear(int line)
 		_exit(98);
 }
 
-/* The descriptor, and what was allocated through it. */
+/* Sends a descriptor, and the result of an ALLOC that was made through it. */
 static inline int send_fd(int line, int fd, const struct rust_buddy_alloc *req)
 {
 	union {
@@ -352,7 +357,7 @@ static inline int receive_fd(int line, struct rust_buddy_alloc *req)
 	return fd;
 }
 
-/* For good: this process has nothing of root's left, and is in one group, or (0) in none. */
+/* Drops root's privileges for good. The process is in one group afterwards, or (0) in none. */
 static inline int become_nobody(gid_t group)
 {
 	if (setgroups(!!group, &group))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Waiting for memory: ALLOC with WAIT leaves a wish, poll() says when it can be
- * served, and of many who wait one is woken at a time.
+ * Waiting for memory: ALLOC with WAIT enters the wait list, poll() reports when the request can be
+ * served, and one of many waiting clients is woken at a time.
  */
 #include <pthread.h>
 #include <sys/epoll.h>
@@ -17,20 +17,20 @@
 #define EXACT	RUST_BUDDY_ALLOC_EXACT
 #define READY	(POLLIN | POLLRDNORM)
 
-/* The pool is full: of these, at its start, of one large buffer, and of what else there is. */
+/* The pool is full: slots at its start, then one large buffer, then parts that fill the rest. */
 #define SLOT	KiB(64)
 #define SLOTS	64
 #define LARGE	MiB(4)
 #define PARTS	1024
 
 #define HERD	32
-/* So many times that one turn's length, a second, for each would be too long for the test. */
+/* So many rounds that a hand-off timeout of a second in each would exceed the test's time. */
 #define ROUNDS	60
 
 #define RELEASE	"/sys/kernel/debug/rust_buddy/pool1/release_quarantine"
 #define QUOTA	"/sys/module/rust_buddy/parameters/quota_client_bytes"
 
-/* How a client comes by memory that is not there yet: the example of docs/abi.md. */
+/* Allocates, and waits for memory if there is none: the example of docs/abi.md. */
 static int alloc_or_wait(int fd, uint64_t size, struct rust_buddy_alloc *req)
 {
 	int ret;
@@ -45,9 +45,9 @@ static int alloc_or_wait(int fd, uint64_t size, struct rust_buddy_alloc *req)
 	}
 }
 
-/* Seen by a test and its children. */
+/* Shared by a test and its children. */
 struct shared {
-	uint32_t polls;		/* times that poll() has come back */
+	uint32_t polls;		/* times that poll() has returned */
 	uint32_t served;
 };
 
@@ -73,7 +73,7 @@ static int alloc_at(int fd, uint64_t lo, uint64_t size, uint64_t *handle)
 	return ret;
 }
 
-/* Takes all that is left. */
+/* Allocates all that is left. */
 static int take_rest(FIXTURE_DATA(full) *self)
 {
 	struct rust_buddy_pool_info pool;
@@ -137,7 +137,7 @@ static int ask(int fd, uint64_t size, uint32_t flags)
 	return rb_alloc(fd, size, flags, "wish", &req);
 }
 
-/* What is refused, and so waited for. */
+/* Issues a request that is refused and enters the wait list. */
 #define WISH(fd, size)	ASSERT_EQ(-ENOSPC, ask(fd, size, WAIT))
 
 static uint64_t now_ms(void)
@@ -164,7 +164,7 @@ TEST_F(full, a_full_pool_says_when)
 	EXPECT_EQ(POLLIN, rb_poll(self->fd, -1));
 	EXPECT_EQ(0, rb_alloc_req(self->fd, &req));
 	EXPECT_EQ(0ULL, req.largest_free);
-	/* Nothing is waited for any more. */
+	/* After the success no request waits. */
 	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
 }
 
@@ -175,13 +175,13 @@ TEST_F(full, nothing_to_wait_for)
 
 	client.fd = self->fd;
 	EXPECT_EQ(1, poll(&client, 1, -1));
-	/* The pool is full: that is pressure. */
+	/* A full pool is under pressure. */
 	EXPECT_EQ(READY | POLLPRI, client.revents);
-	/* Refused without WAIT: no wish. */
+	/* A refusal without WAIT does not enter the wait list. */
 	EXPECT_EQ(-ENOSPC, ask(self->fd, SLOT, 0));
 	EXPECT_EQ(POLLIN, rb_poll(self->fd, -1));
 
-	/* Who may not ALLOC has nothing to wait for either. */
+	/* A client that may not ALLOC has nothing to wait for either. */
 	fd = open(RB_DEV, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, fd);
 	EXPECT_EQ(-EACCES, ask(fd, SLOT, WAIT));
@@ -207,13 +207,13 @@ TEST_F(full, what_ends_a_wish)
 {
 	struct rust_buddy_alloc req = { .size = SLOT, .flags = WAIT, .reserved = 1 };
 
-	/* Not: what never came as far as the pool. */
+	/* A call that fails before it reaches the pool leaves the waiting request as it is. */
 	WISH(self->fd, SLOT);
 	EXPECT_EQ(-EINVAL, rb_alloc_req(self->fd, &req));
 	EXPECT_EQ(-ENOENT, rb_free(self->fd, 1));
 	EXPECT_EQ(0, rb_poll(self->fd, 0));
 
-	/* A failure without WAIT, and a success of any kind. */
+	/* A refusal without WAIT removes the waiting request, and so does any success. */
 	EXPECT_EQ(-ENOSPC, ask(self->fd, 2 * SLOT, 0));
 	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
 	FREE_SLOT(7);
@@ -235,7 +235,7 @@ static int write_text(const char *path, const char *text)
 	return ret;
 }
 
-/* Memory does not help who may not have it: EDQUOT leaves no wish, and ends one. */
+/* Free memory does not help a client at its quota: EDQUOT enters no request, and removes one. */
 TEST_F(full, a_quota_is_not_waited_for)
 {
 	WISH(self->fd, SLOT);
@@ -247,7 +247,7 @@ TEST_F(full, a_quota_is_not_waited_for)
 	EXPECT_EQ(POLLIN, rb_poll(self->fd, 0));
 }
 
-/* An edge-triggered set with one client in it. */
+/* Returns an edge-triggered epoll set with one client in it. */
 static int edge(int fd)
 {
 	struct epoll_event event = { .events = EPOLLIN | EPOLLET, .data.fd = fd };
@@ -260,7 +260,7 @@ static int edge(int fd)
 	return ep;
 }
 
-/* Was there anything new? */
+/* Returns the number of new events. */
 static int events(int ep, int timeout)
 {
 	struct epoll_event event;
@@ -268,7 +268,7 @@ static int events(int ep, int timeout)
 	return epoll_wait(ep, &event, 1, timeout);
 }
 
-/* Where it must be is as good as how much it must be: level and edge. */
+/* A request for a place or a range wakes only for memory there. Tests level and edge triggering. */
 #define EXPECT_WOKEN(n) do {							\
 	EXPECT_EQ((n) ? POLLIN : 0, rb_poll(self->fd, 0));			\
 	EXPECT_EQ((n), events(ep, 0));						\
@@ -279,7 +279,7 @@ TEST_F(full, only_what_fits_wakes)
 	struct rust_buddy_alloc req = { .flags = WAIT | AT };
 	int ep, i;
 
-	/* Exactly there. */
+	/* At an exact place. */
 	req.size = SLOT;
 	req.lo = 5 * SLOT;
 	ASSERT_EQ(-EBUSY, rb_alloc_req(self->fd, &req));
@@ -298,7 +298,7 @@ TEST_F(full, only_what_fits_wakes)
 	TAKE_SLOT(6);
 	events(ep, 0);
 
-	/* In a window. */
+	/* In a range. */
 	req.flags = WAIT | RUST_BUDDY_ALLOC_RANGE | RUST_BUDDY_ALLOC_TOPDOWN;
 	req.lo = 8 * SLOT;
 	req.hi = 9 * SLOT;
@@ -313,7 +313,10 @@ TEST_F(full, only_what_fits_wakes)
 	TAKE_SLOT(9);
 	events(ep, 0);
 
-	/* EXACT waits for as many adjacent pages as it asked for, in one block or not. */
+	/*
+	 * EXACT waits for as many adjacent pages as it requests, whether or not they form one
+	 * block.
+	 */
 	req.flags = WAIT | RUST_BUDDY_ALLOC_EXACT;
 	req.lo = 0;
 	req.hi = 0;
@@ -356,9 +359,9 @@ TEST_F(full, only_what_is_aligned_wakes)
 }
 
 /*
- * EXACT takes adjacent free pages, also among so many stretches of free pages that the search for
- * them drops the pool's lock many times. A wish for such pages may wake when anything is freed, and
- * is then quiet until something else is.
+ * EXACT takes adjacent free pages, even among so many stretches of free pages that the search drops
+ * the pool's lock many times. Any FREE may wake a request for them. If it is refused again, it is
+ * quiet until the next FREE.
  */
 #define STRETCHES	256
 
@@ -372,17 +375,17 @@ TEST_F(full, exact_among_many_stretches)
 
 	if (4 * page * STRETCHES > LARGE)
 		SKIP(return, "pages of %ju bytes", (uintmax_t)page);
-	/* Of four pages the middle two are free. */
+	/* Of each four pages, the middle two are free. */
 	ASSERT_EQ(0, rb_free(self->owner, self->large));
 	for (i = 0; i < STRETCHES; i++) {
 		handle = start + 4 * page * i;
 		ASSERT_EQ(0, alloc_at(self->owner, handle, page, &before[i]));
 		ASSERT_EQ(0, alloc_at(self->owner, handle + 3 * page, page, &behind[i]));
 	}
-	/* The rest of the large buffer. */
+	/* Fills the rest of the large buffer. */
 	for (handle = start + 4 * page * STRETCHES; handle < start + LARGE; handle += page)
 		ASSERT_EQ(0, alloc_at(self->owner, handle, page, &other));
-	/* One stretch is taken, and comes back while the wish is there. */
+	/* Takes one stretch, and frees it while the request waits. */
 	ASSERT_EQ(0, alloc_at(self->owner, start + 4 * page * 99 + page, 2 * page, &other));
 
 	EXPECT_REFUSED(self->fd, 0, rb_alloc_req(self->fd, &req), &req.hdr,
@@ -403,7 +406,7 @@ TEST_F(full, exact_among_many_stretches)
 			ASSERT_EQ(0, rb_alloc_req(self->fd, &req))
 				TH_LOG("stretch %u, flags %u", wide, req.flags);
 			EXPECT_EQ(3 * page, req.granted);
-			/* There, and nowhere else. */
+			/* The buffer lies in the stretch that was widened. */
 			first = start + 4 * page * wide + page;
 			EXPECT_EQ(-EBUSY, alloc_at(self->owner, first, page, &handle));
 			ASSERT_EQ(0, rb_free(self->fd, req.handle));
@@ -412,96 +415,10 @@ TEST_F(full, exact_among_many_stretches)
 	}
 }
 
-/* Frees a buffer while another thread's search may be under way. */
-struct late_free {
-	int fd;
-	uint64_t handle;
-	unsigned int spins;
-	int go;
-	int done;
-	int ret;
-};
-
-static void *free_late(void *arg)
-{
-	struct late_free *late = arg;
-	unsigned int i;
-
-	while (!__atomic_load_n(&late->go, __ATOMIC_ACQUIRE))
-		;
-	for (i = 0; i < late->spins; i++)
-		__atomic_load_n(&late->go, __ATOMIC_RELAXED);
-	late->ret = rb_free(late->fd, late->handle);
-	__atomic_store_n(&late->done, 1, __ATOMIC_RELEASE);
-	return NULL;
-}
-
 /*
- * Memory is freed behind a search that ends with a refusal. An edge-triggered epoll has an event
- * then, though there was no request to wake for when the memory was freed.
+ * A level-triggered set reports the state as long as it lasts. Both sets were made before the
+ * request.
  */
-TEST_F_TIMEOUT(full, freed_behind_a_search, SLOW)
-{
-	const uint64_t page = self->base.unit, start = SLOTS * SLOT;
-	const uint64_t end = self->base.size < MiB(36) ? self->base.size : MiB(36);
-	/* Beyond what the last look at the end of a search sees. */
-	const uint64_t hole = start + 64 * 4 * page;
-	struct rust_buddy_alloc req = { .size = 3 * page, .name = "run" };
-	unsigned int i, behind = 0, spins = 0;
-	int et = edge(self->fd);
-	struct rust_buddy_alloc rest = { .flags = AT | EXACT, .name = "rest" };
-	uint64_t at, other, last;
-
-	ASSERT_LE(0, et);
-	/* Of four pages the middle two are free; in one place the last is free at times, too. */
-	ASSERT_EQ(0, rb_free(self->owner, self->large));
-	for (i = 0; i < self->parts; i++)
-		ASSERT_EQ(0, rb_free(self->owner, self->part[i]));
-	for (at = start; at + 4 * page <= end; at += 4 * page) {
-		ASSERT_EQ(0, alloc_at(self->owner, at, page, &other));
-		ASSERT_EQ(0, alloc_at(self->owner, at + 3 * page, page,
-				      at == hole ? &last : &other));
-	}
-	rest.lo = at;
-	rest.size = self->base.size - at;
-	ASSERT_EQ(0, rest.size ? rb_alloc_req(self->owner, &rest) : 0);
-	for (i = 0; i < 400 && behind < 20; i++) {
-		struct late_free late = { .fd = self->owner, .handle = last, .spins = spins };
-		pthread_t thread;
-		bool done;
-		int ret;
-
-		/* No request waits. */
-		req.flags = EXACT | RUST_BUDDY_ALLOC_LOWEST;
-		ASSERT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
-		events(et, 0);
-		ASSERT_EQ(0, pthread_create(&thread, NULL, free_late, &late));
-		req.flags |= WAIT;
-		__atomic_store_n(&late.go, 1, __ATOMIC_RELEASE);
-		ret = rb_alloc_req(self->fd, &req);
-		done = __atomic_load_n(&late.done, __ATOMIC_ACQUIRE);
-		pthread_join(thread, NULL);
-		ASSERT_EQ(0, late.ret);
-		if (!ret) {
-			/* The free came too early. */
-			ASSERT_EQ(0, rb_free(self->fd, req.handle));
-			spins += spins / 4 + 100;
-		} else {
-			ASSERT_EQ(-ENOSPC, ret);
-			behind += done;
-			if (!done)
-				spins -= spins / 4;
-			EXPECT_EQ(1, events(et, 0))
-				TH_LOG("%s the call had ended", done ? "before" : "after");
-		}
-		ASSERT_EQ(0, alloc_at(self->owner, hole + 3 * page, page, &last));
-	}
-	EXPECT_LT(0U, behind);
-	printf("# in %u of %u calls memory was freed behind the search\n", behind, i);
-	close(et);
-}
-
-/* Level: as long as it is so. Also for who was in the set before there was a wish. */
 TEST_F(full, epoll)
 {
 	struct epoll_event event = { .events = EPOLLIN };
@@ -524,7 +441,7 @@ TEST_F(full, epoll)
 	EXPECT_EQ(0, events(et, 0));
 	TAKE_SLOT(2);
 	EXPECT_EQ(0, events(ep, 0));
-	/* It has looked, so it is woken again. */
+	/* The poller has read the state since, so it is woken again. */
 	FREE_SLOT(2);
 	EXPECT_EQ(1, events(ep, -1));
 	EXPECT_EQ(1, events(et, -1));
@@ -533,7 +450,7 @@ TEST_F(full, epoll)
 	close(ep);
 }
 
-/* Is a process asleep in poll()? */
+/* Returns whether a process sleeps in poll(). */
 static bool in_poll(pid_t pid)
 {
 	char path[64], text[64] = "";
@@ -573,7 +490,7 @@ static bool comes_to(uint32_t *value, uint32_t want)
 	return false;
 }
 
-/* How often it went to sleep so far: the times that it was woken, seen from outside. */
+/* Returns how often a process went to sleep, which counts its wake-ups from outside. */
 static unsigned long sleeps(pid_t pid)
 {
 	unsigned long count = 0;
@@ -590,8 +507,8 @@ static unsigned long sleeps(pid_t pid)
 }
 
 /*
- * Waits in a process of its own, and goes with what it got, if it is not told
- * to stay: 0 if it was served.
+ * Starts a child that waits for a buffer. The child exits with 0 once it was served, which frees
+ * the buffer. With @stay it keeps the buffer until it is killed.
  */
 static pid_t waiter(struct shared *shared, uint64_t size, bool stay)
 {
@@ -602,7 +519,7 @@ static pid_t waiter(struct shared *shared, uint64_t size, bool stay)
 	if (pid)
 		return pid;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	/* Also what it would keep open for its parent. */
+	/* Also closes descriptors that would keep the parent's files open. */
 	close_range(3, ~0U, 0);
 	fd = rb_open(RB_DEV);
 	if (fd < 0)
@@ -638,7 +555,7 @@ TEST_F_TIMEOUT(full, munmap_wakes, SLOW)
 	pid_t pid;
 	char *map;
 
-	/* First, or it would inherit the mapping. */
+	/* Forks before the mapping is made, since the child would inherit it. */
 	pid = waiter(self->shared, SLOT, false);
 	ASSERT_LT(0, pid);
 	ASSERT_TRUE(comes_to_poll(pid));
@@ -650,7 +567,7 @@ TEST_F_TIMEOUT(full, munmap_wakes, SLOW)
 	EXPECT_EQ(0, rb_poll(self->fd, 0));
 	EXPECT_EQ(0, munmap(map, SLOT));
 	EXPECT_EQ(0, verdict(pid));
-	/* What that one has returned with its end is there for the other. */
+	/* The child's end freed the memory, so the request of this client can be served. */
 	EXPECT_EQ(POLLIN, rb_poll(self->fd, -1));
 }
 
@@ -677,7 +594,7 @@ TEST_F_TIMEOUT(full, end_of_quarantine_wakes, SLOW)
 	EXPECT_EQ(0, verdict(pid));
 }
 
-/* Several processes may poll one client; all learn that there is nothing to wait for any more. */
+/* Several processes may poll one client. All are woken when its request leaves the wait list. */
 TEST_F_TIMEOUT(full, pollers_of_one_client, SLOW)
 {
 	pid_t pid[3];
@@ -695,7 +612,7 @@ TEST_F_TIMEOUT(full, pollers_of_one_client, SLOW)
 		EXPECT_EQ(0, verdict(pid[i]));
 }
 
-/* Frees come one by one, and one of many is woken by each. */
+/* Buffers are freed one by one, and each FREE wakes one of many waiters. */
 TEST_F_TIMEOUT(full, no_herd, SLOW)
 {
 	unsigned long before = 0, after = 0;
@@ -714,7 +631,7 @@ TEST_F_TIMEOUT(full, no_herd, SLOW)
 		FREE_SLOT(i);
 		ASSERT_TRUE(comes_to(&self->shared->served, i + 1));
 	}
-	/* Each sleeps once more, having been served. */
+	/* Each waiter has slept once more after it was served. */
 	for (i = 0; i < HERD; i++) {
 		after += sleeps(pid[i]);
 		kill(pid[i], SIGKILL);
@@ -726,15 +643,15 @@ TEST_F_TIMEOUT(full, no_herd, SLOW)
 	printf("\"wakeups\": %u, \"sleeps\": %lu}\n",
 	       self->shared->polls, after - before);
 	/*
-	 * One each; more only when somebody took longer than his turn. All of them
-	 * each time would be some 500.
+	 * One wake-up for each waiter, and more only where a waiter exceeded the hand-off timeout.
+	 * Waking all waiters at each FREE would take some 500.
 	 */
 	EXPECT_LE((unsigned int)HERD, self->shared->polls);
 	EXPECT_GE(2U * HERD, self->shared->polls);
 	EXPECT_GE(4UL * HERD, after - before);
 }
 
-/* One FREE is enough for all: each who was served wakes the next. */
+/* One large FREE serves all waiters: each waiter that was served hands off to the next. */
 TEST_F_TIMEOUT(full, one_large_free_serves_all, SLOW)
 {
 	uint64_t start;
@@ -759,7 +676,7 @@ TEST_F_TIMEOUT(full, one_large_free_serves_all, SLOW)
 	}
 }
 
-/* The one that fits is found behind many that don't. */
+/* The request that fits is found behind many that do not. */
 TEST_F_TIMEOUT(full, the_last_of_many, SLOW)
 {
 	struct rlimit files = { 4096, 4096 };
@@ -803,7 +720,7 @@ TEST_F_TIMEOUT(full, the_last_of_many, SLOW)
 	}
 }
 
-/* The pages of a slot, as soon as they are all back. */
+/* Allocates a slot's place again as soon as all of its pages are free. */
 static int take_back(FIXTURE_DATA(full) *self, int slot)
 {
 	int tries, ret = -1;
@@ -817,10 +734,10 @@ static int take_back(FIXTURE_DATA(full) *self, int slot)
 	return ret;
 }
 
-/* Ways to have the turn and not to take what there is. */
+/* Ways to be woken and then not to take the memory. */
 enum end { CLOSES, KILLED, CANCELS, WANTS_MORE, TAKES_OTHER, STOLEN, NOTHING };
 
-/* Holds a turn until it is killed. */
+/* Starts a child that is woken and does nothing until it is killed. */
 static pid_t sleeping_holder(struct shared *shared)
 {
 	pid_t pid = fork();
@@ -838,7 +755,7 @@ static pid_t sleeping_holder(struct shared *shared)
 		pause();
 }
 
-/* One holder gets the turn and loses it, and the next waiter is woken by that. */
+/* One client is notified and does not take the memory. The next waiter is woken nonetheless. */
 static void lose_turn(struct __test_metadata *_metadata, FIXTURE_DATA(full) *self, enum end end)
 {
 	uint64_t stolen = 0;
@@ -898,8 +815,8 @@ static void lose_turn(struct __test_metadata *_metadata, FIXTURE_DATA(full) *sel
 }
 
 /*
- * A turn that nobody ends is over after a second, so what tells whether it was
- * passed on is that most rounds do not take as long.
+ * A hand-off expires after a second in any case. So most rounds have to be shorter, which shows
+ * that the turn was passed on.
  */
 static void lose_turns(struct __test_metadata *_metadata, FIXTURE_DATA(full) *self, enum end end)
 {
@@ -944,13 +861,17 @@ TEST_F_TIMEOUT(full, turn_finds_it_stolen, SLOW)
 	lose_turns(_metadata, self, STOLEN);
 }
 
-/* Who holds a turn for ever holds nobody up for ever. */
+/*
+ * A client that is notified and does nothing delays the next waiter for no longer than the timeout.
+ */
 TEST_F_TIMEOUT(full, turn_does_nothing, SLOW)
 {
 	lose_turn(_metadata, self, NOTHING);
 }
 
-/* Who came first is served first, and keeps the place until he wants something else. */
+/*
+ * The oldest request is served first, and keeps its place until its client requests something else.
+ */
 TEST_F_TIMEOUT(full, first_come, SLOW)
 {
 	int other = rb_open(RB_DEV), ep, ep_other;
@@ -964,7 +885,7 @@ TEST_F_TIMEOUT(full, first_come, SLOW)
 	ASSERT_LE(0, ep);
 	ASSERT_LE(0, ep_other);
 
-/* After a FREE, before a turn is over, only one knows. */
+/* After a FREE, and until the hand-off expires, only one client is notified. */
 #define EXPECT_FIRST(first, second) do {					\
 	start = now_ms();							\
 	FREE_SLOT(0);								\
@@ -991,8 +912,8 @@ TEST_F_TIMEOUT(full, first_come, SLOW)
 }
 
 /*
- * Takes and frees at random. Who has to wait gives up all it has, so if all wait
- * everything is free, and if then nobody wakes, a wake-up was lost.
+ * Allocates and frees at random. A process that has to wait frees all it has first. So if all
+ * processes wait, the pool is free, and a waiter that is not woken then has missed its wake-up.
  */
 static void wait_at_random(uint64_t seed, uint64_t largest, int steps)
 {
@@ -1022,11 +943,11 @@ static void wait_at_random(uint64_t seed, uint64_t largest, int steps)
 		}
 		switch (rnd(&seed) % 4) {
 		case 0:
-			/* Gives up, which may be just when its turn comes. */
+			/* Gives up, possibly at the moment at which it is notified. */
 			rb_poll(fd, rnd(&seed) % 5);
 			break;
 		case 1:
-			/* Leaves with the wish. */
+			/* Closes the client while its request waits. */
 			close(fd);
 			fd = rb_open(RB_DEV);
 			if (fd < 0)
@@ -1057,7 +978,7 @@ TEST_F_TIMEOUT(full, no_wake_up_is_lost, 2 * SLOW)
 			wait_at_random(i + 1, self->base.size / 4, 600);
 		}
 	}
-	/* Among them some that die at any moment. */
+	/* Some processes are killed at random moments. */
 	for (n = 0; n < 60; n++) {
 		victim = fork();
 		ASSERT_LE(0, victim);
