@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Who may open what: the plain node is for whoever the administrator puts into
- * its group, the phys node is for root whatever that group is.
+ * Permissions of the nodes. The plain node is open to members of the group that the administrator
+ * gives it. The phys node is open to root only, independent of the group.
  */
 #include <sys/stat.h>
 
@@ -19,9 +19,9 @@ FIXTURE(node) {
 
 FIXTURE_VARIANT(node) {
 	mode_t mode;
-	bool member;	/* of the node's group */
+	bool member;	/* is the user in the node's group? */
 	int err;	/* of opening the plain node for reading and writing */
-	int read_err;	/* and for reading only */
+	int read_err;	/* of opening it for reading only */
 };
 
 FIXTURE_VARIANT_ADD(node, group_and_member) {
@@ -62,7 +62,7 @@ FIXTURE_SETUP(node)
 	ASSERT_EQ(0, chmod(RB_DEV, variant->mode));
 }
 
-/* In the parent, so that the node is as it was however the test ended. */
+/* In the parent, so that the node's mode is restored however the test ended. */
 FIXTURE_TEARDOWN_PARENT(node)
 {
 	if (!self->changed)
@@ -81,7 +81,7 @@ static int open_errno(const char *path, int flags)
 	return 0;
 }
 
-/* All that the plain node is for, and nothing that it is not. */
+/* Uses every call that the plain node allows, and expects a refusal of the other ones. */
 static int use_it(void)
 {
 	struct rust_buddy_pin pin = { .handle = 0 };
@@ -114,7 +114,7 @@ static int use_it(void)
 		return 27;
 	if (munmap(mem, req.granted) || rb_free(fd, req.handle))
 		return 28;
-	/* And one that is left to close. */
+	/* A buffer that close has to free. */
 	if (rb_alloc(fd, SIZE, 0, "of nobody", &req))
 		return 29;
 	close(fd);
@@ -126,7 +126,7 @@ TEST_F(node, opens)
 	struct stat phys;
 	pid_t pid;
 
-	/* What the table of the ABI promises, before anybody changes it. */
+	/* Checks the permissions that docs/abi.md documents before the test changes them. */
 	if (!stat(RB_DEV_PHYS, &phys)) {
 		EXPECT_EQ(0600U, phys.st_mode & 07777);
 		EXPECT_EQ(0U, phys.st_uid);
@@ -150,7 +150,9 @@ TEST_F(node, opens)
 	EXPECT_STREQ("", pool_settles(self->fd, &self->base));
 }
 
-/* Neither with the plain node's group nor without, and not even for a look. */
+/*
+ * The phys node is closed to other users, with or without the plain node's group, even for reading.
+ */
 TEST_F(node, phys_stays_closed)
 {
 	pid_t pid;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The disk of the NVMe tests, on the host's side of the guest:
+ * The disk of the NVMe tests, as seen from the host of the guest:
  *
- *	nvme-image create FILE	makes it
- *	nvme-image check FILE	was it written where the tests write, and only there?
+ *	nvme-image create FILE	creates it
+ *	nvme-image check FILE	checks that it was written where the tests write, and only there
  *
- * One sentence and 0 if so, 1 if not.
+ * Prints one sentence, and exits with 0 if the check succeeds, else with 1.
  */
 #include "nvme.h"
 
@@ -13,7 +13,7 @@
 
 static uint8_t chunk[CHUNK];
 
-/* The region of the tests that has this byte, else NULL. */
+/* Returns the region of the tests that contains the offset, else NULL. */
 static const uint64_t *region_of(uint64_t offset)
 {
 	for (int i = 0; i < NVME_SIZES; i++) {
@@ -51,7 +51,7 @@ static int create(const char *file)
 	return 0;
 }
 
-/* Regions and halves are whole chunks, so a chunk has one pattern only. */
+/* Checks one chunk. Regions and halves are whole chunks, so a chunk has one pattern only. */
 static int check_chunk(const char *file, uint64_t at)
 {
 	const uint64_t *region = region_of(at);

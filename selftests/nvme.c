@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * An NVMe controller that reads and writes buffers of the pool with one command
- * and one SGL descriptor each, up to 8 MiB: only contiguous memory at the very
- * address that PIN told makes that come out right. What is read is checked
- * against the disk that 'nvme-image create' made, what was written is for
- * 'nvme-image check' to look at from the other side.
+ * An NVMe controller that reads and writes buffers of the pool, each with one command and one SGL
+ * descriptor of up to 8 MiB. The content is right only if the memory is contiguous and at the
+ * address that PIN returned. Data that was read is compared with the disk that 'nvme-image create'
+ * made. Data that was written is checked by 'nvme-image check' on the host.
  */
 #include "nvme.h"
 #include "rb_test.h"
 
-/* More than all the 30 s that a stuck controller can cost one test. */
+/* Exceeds the 30 s that an unresponsive controller takes in a test. */
 #define NVME_SLOW	150
 
 #define NVME_GUARD	0xEE
@@ -31,7 +30,7 @@ static void open_disk(struct __test_metadata *_metadata, int *phys_fd, struct nv
 	}
 }
 
-/* The first byte in [from, to) that is not the guard's, or to. */
+/* Returns the first byte in [from, to) that differs from the guard, or to. */
 static uint64_t nvme_touched(const uint8_t *map, uint64_t from, uint64_t to)
 {
 	while (from < to && map[from] == NVME_GUARD)
@@ -68,7 +67,7 @@ FIXTURE_SETUP(transfer)
 	}
 }
 
-/* The controller first: it must not know a buffer that is given back. */
+/* Closes the controller first, so that it does not know a buffer that is freed. */
 FIXTURE_TEARDOWN(transfer)
 {
 	nvme_close(&self->n);
@@ -77,7 +76,7 @@ FIXTURE_TEARDOWN(transfer)
 	close(self->phys_fd);
 }
 
-/* Contents as the backing file has them. */
+/* The content equals that of the backing file. */
 TEST_F_TIMEOUT(transfer, read, NVME_SLOW)
 {
 	uint64_t offset = nvme_read_offset(variant->bytes);
@@ -100,7 +99,7 @@ TEST_F_TIMEOUT(transfer, read, NVME_SLOW)
 		  nvme_compare(self->buf.map, offset, variant->bytes, nvme_made_word));
 }
 
-/* Out of one buffer, back into another. */
+/* Writes from one buffer, and reads back into another. */
 TEST_F_TIMEOUT(transfer, write, NVME_SLOW)
 {
 	uint64_t offset = nvme_write_offset(variant->bytes);
@@ -120,7 +119,7 @@ TEST_F_TIMEOUT(transfer, write, NVME_SLOW)
 			     variant->bytes)) {
 		TH_LOG("%s", n->why);
 	}
-	/* The device only read this one. */
+	/* The device has read this buffer only, so its content is unchanged. */
 	EXPECT_EQ(variant->bytes,
 		  nvme_compare(self->buf.map, offset, variant->bytes, nvme_written_word));
 	ASSERT_EQ(0, nvme_rw(n, NVME_READ, offset / n->block_size, self->other.address,
@@ -132,8 +131,8 @@ TEST_F_TIMEOUT(transfer, write, NVME_SLOW)
 }
 
 /*
- * Into the middle of a buffer twice as large, at a place that is no boundary of
- * a page, a block or a word: nothing before it and nothing behind it changes.
+ * Transfers into the middle of a buffer twice as large, at an address that is aligned neither to a
+ * page, nor to a block, nor to a word. The bytes before and behind it do not change.
  */
 TEST_F_TIMEOUT(transfer, middle, NVME_SLOW)
 {
@@ -159,7 +158,10 @@ TEST_F_TIMEOUT(transfer, middle, NVME_SLOW)
 	EXPECT_EQ(self->buf.size, nvme_touched(self->buf.map, end, self->buf.size));
 }
 
-/* By our count, by where the queue is, and by what the controller has counted. */
+/*
+ * A transfer is one command by the driver's count, the queue's position, and the controller's
+ * count.
+ */
 TEST_F_TIMEOUT(transfer, one_command, NVME_SLOW)
 {
 	uint64_t lba = nvme_read_offset(variant->bytes) / self->n.block_size;
@@ -203,7 +205,7 @@ FIXTURE_TEARDOWN(disk)
 	close(self->phys_fd);
 }
 
-/* A refused command says so, and has not touched the buffer. */
+/* A refused command reports its status, and does not change the buffer. */
 TEST_F_TIMEOUT(disk, beyond_the_end, NVME_SLOW)
 {
 	struct nvme *n = &self->n;
@@ -222,7 +224,7 @@ TEST_F_TIMEOUT(disk, beyond_the_end, NVME_SLOW)
 	EXPECT_EQ(self->buf.size, nvme_touched(self->buf.map, 0, self->buf.size));
 }
 
-/* More commands than the queues have entries: indices and phase bits go round. */
+/* Runs more commands than the queues have entries, so that indices and phase bits wrap around. */
 TEST_F_TIMEOUT(disk, round_the_queue, NVME_SLOW)
 {
 	struct nvme *n = &self->n;
@@ -242,7 +244,7 @@ TEST_F_TIMEOUT(disk, round_the_queue, NVME_SLOW)
 	}
 }
 
-/* What cannot be one command is refused before the controller sees it. */
+/* A transfer that one command can't express is refused before it reaches the controller. */
 TEST_F(disk, refused)
 {
 	uint64_t address = self->n.queues.address;
@@ -256,7 +258,7 @@ TEST_F(disk, refused)
 	EXPECT_EQ(-ENODEV, nvme_rw(n, NVME_READ, 0, address, n->block_size));
 }
 
-/* A pool without room for the queues is an error, and a passing one. */
+/* A pool without room for the queues causes an error. The controller can be opened later. */
 TEST_F_TIMEOUT(disk, full_pool, NVME_SLOW)
 {
 	struct rust_buddy_alloc req;
@@ -266,7 +268,7 @@ TEST_F_TIMEOUT(disk, full_pool, NVME_SLOW)
 	nvme_close(n);
 	hog = rb_open(RB_DEV_PHYS);
 	ASSERT_LE(0, hog);
-	/* Every size takes all that is left of it, so none is left in the end. */
+	/* Allocates as many buffers of every size as possible, until the pool is full. */
 	for (uint64_t size = MiB(1024); size >= KiB(4); size /= 2) {
 		do
 			err = rb_alloc(hog, size, 0, "nvme hog", &req);

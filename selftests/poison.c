@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Pages with a memory error that can't be corrected: no client gets one, a client that
- * has one gets SIGBUS and not what is there, nothing is copied out of one, and none comes
- * back before the module is unloaded.
+ * Pages with an uncorrectable memory error. No client gets one. A client that already has one gets
+ * SIGBUS instead of its content. Nothing is copied out of it, and it is not free again before the
+ * module is unloaded.
  *
- * The kernel is told of errors that there are not (hard_offline_page). The pages stay bad
- * until the next boot: a pool of this test's own is what it needs.
+ * The kernel is told of errors that do not exist (hard_offline_page). The pages stay hwpoisoned
+ * until the next boot, so the test needs a pool of its own.
  */
 #include <inttypes.h>
 #include <pthread.h>
@@ -28,7 +28,7 @@ static void caught(int sig, siginfo_t *info, void *context)
 	siglongjmp(out, 1);
 }
 
-/* 0, or the si_code of the SIGBUS that reading at @at gives. */
+/* Reads at @at. Returns 0, or the si_code of the SIGBUS. */
 static int touched(const volatile uint64_t *at)
 {
 	code = 0;
@@ -54,17 +54,17 @@ static struct rust_buddy_pool_info pool_of(int fd)
 	return pool;
 }
 
-/* Says that there was an error at @at bytes from the pool's start. */
+/* Reports an error at @at bytes from the pool's start. */
 static int poison(FIXTURE_DATA(poison) *self, uint64_t at)
 {
 	char text[32];
 
 	snprintf(text, sizeof(text), "0x%llx", (unsigned long long)(self->base.phys_base + at));
-	/* It is refused since the kernel can't free such a page; but the page is marked. */
+	/* The write fails since the kernel can't free the page, but it has marked the page. */
 	return put_text(OFFLINE, text) && access(OFFLINE, W_OK) ? -errno : 0;
 }
 
-/* Waits for the pool to know of @bytes more than before. */
+/* Waits until the pool counts @bytes more hwpoisoned memory than before. */
 static uint64_t known(FIXTURE_DATA(poison) *self, uint64_t bytes)
 {
 	uint64_t bad = 0;
@@ -98,7 +98,7 @@ FIXTURE_TEARDOWN(poison)
 	close(self->fd);
 }
 
-/* A buffer with a pattern. */
+/* Allocates and maps a buffer, and fills it with a pattern. */
 static int get(FIXTURE_DATA(poison) *self, uint64_t size, uint32_t flags)
 {
 	int ret;
@@ -119,7 +119,7 @@ static int get(FIXTURE_DATA(poison) *self, uint64_t size, uint32_t flags)
 	return 0;
 }
 
-/* All but the page at @bad is as it was, and that one is not shown. */
+/* Returns whether the page at @bad raises SIGBUS and all other pages are unchanged. */
 static bool only_lost(const uint64_t *map, uint64_t size, uint64_t bad)
 {
 	uint64_t i;
@@ -145,7 +145,7 @@ TEST_F(poison, what_is_free_is_given_to_nobody)
 	munmap(self->map, KiB(4));
 	ASSERT_EQ(0, rb_free(self->fd, self->buf.handle));
 	ASSERT_EQ(0, poison(self, at));
-	/* At once: the first ALLOC looks. */
+	/* The first ALLOC finds the page, without waiting for the worker. */
 	other = rb_open(RB_DEV_PHYS);
 	ASSERT_LE(0, other);
 	bytes = self->base.free;
@@ -176,11 +176,11 @@ TEST_F(poison, what_a_buffer_has_is_hidden_and_kept)
 	ASSERT_EQ(0, get(self, SIZE, 0));
 	ASSERT_EQ(0, poison(self, self->home + bad));
 	ASSERT_EQ(KiB(4), known(self, KiB(4)));
-	/* The worker takes it out of the page tables after that. */
+	/* The worker removes the page from the page tables some time later. */
 	for (int tries = 0; tries < 500 && !touched(self->map + bad / 8); tries++)
 		usleep(10000);
 	EXPECT_TRUE(only_lost(self->map, SIZE, bad));
-	/* A mapping that is made later. */
+	/* A mapping that is made later does not show the page either. */
 	munmap(self->map, SIZE);
 	self->map = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, self->fd, self->buf.offset);
 	ASSERT_TRUE(self->map != MAP_FAILED);
@@ -219,7 +219,7 @@ TEST_F(poison, nothing_is_copied_out_of_it)
 	EXPECT_EQ(-EIO, rb_resize(self->fd, self->buf.handle, SIZE + KiB(4),
 				  RUST_BUDDY_RESIZE_MAY_MOVE, &grow));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_HWPOISON, grow.hdr.reason);
-	/* It is where it was, and has what it had. */
+	/* The buffer has not moved, and its other pages are unchanged. */
 	EXPECT_EQ(self->home, place_of(self->fd, self->buf.handle) - self->base.phys_base);
 	EXPECT_TRUE(only_lost(self->map, SIZE, bad));
 	munmap(self->map, SIZE);
@@ -243,8 +243,8 @@ static void *mark(void *arg)
 }
 
 /*
- * The kernel marks a page some time before it counts it. A client that gets the page in
- * between sees zeros or SIGBUS, never what was there before.
+ * The kernel marks a page some time before it counts it. A client that gets the page in between
+ * sees zeroes or SIGBUS, never its old content.
  */
 #define MARKED	8
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A device that was told an address may still write there after its client died:
- * what was pinned is kept from everybody for a while. The runner says in
- * RB_QUARANTINE_MS what the module was loaded with.
+ * A device may still write to a pinned buffer after its client has died, so the buffer's memory
+ * stays in quarantine for a while. RB_QUARANTINE_MS has the parameter that the module was loaded
+ * with.
  */
 #include <sys/syscall.h>
 #include <time.h>
@@ -29,7 +29,7 @@ static uint64_t quarantined(int fd)
 	return rb_pool_info(fd, 0, &pool) ? ~0ULL : pool.quarantined;
 }
 
-/* Milliseconds until nothing waits any more; ~0 if something still does after @most. */
+/* Returns the milliseconds until the quarantine is empty, or ~0 if it is not after @most. */
 static uint64_t until_empty(int fd, uint64_t most)
 {
 	uint64_t start = now_ms();
@@ -61,7 +61,7 @@ FIXTURE_SETUP(term)
 	ASSERT_EQ(0ULL, self->before.quarantined);
 }
 
-/* Nothing waits when a test is over, or the next one would see it. */
+/* Empties the quarantine, since the next test would count its memory. */
 FIXTURE_TEARDOWN(term)
 {
 	int fd = open(RELEASE, O_WRONLY | O_CLOEXEC);
@@ -75,7 +75,10 @@ FIXTURE_TEARDOWN(term)
 	close(self->fd);
 }
 
-/* What waits comes back: by itself, or when the administrator says so and not before. */
+/*
+ * Returns whether the memory is freed when the period ends. With a negative period, the memory is
+ * freed on the administrator's request only.
+ */
 static bool comes_back(FIXTURE_DATA(term) *self)
 {
 	uint64_t took;
@@ -83,7 +86,10 @@ static bool comes_back(FIXTURE_DATA(term) *self)
 
 	if (self->ms > 0) {
 		took = until_empty(self->fd, self->ms + 5000);
-		/* Neither before its time (counted from a little earlier than we did) nor never. */
+		/*
+		 * The memory is freed neither early nor never. The module starts to count somewhat
+		 * earlier.
+		 */
 		return took != ~0ULL && took + 200 >= (uint64_t)self->ms;
 	}
 	if (until_empty(self->fd, 2500) != ~0ULL)
@@ -140,7 +146,9 @@ TEST_F_TIMEOUT(term, what_was_pinned_waits, SLOW)
 	ASSERT_EQ(0, munmap(map, SIZE));
 	close(fd);
 
-	/* It counts as granted, and its place is taken; nobody will ever move it. */
+	/*
+	 * Quarantined memory counts as granted. Its range can be neither allocated nor evacuated.
+	 */
 	memset(&compact, 0, sizeof(compact));
 	compact.flags = RUST_BUDDY_COMPACT_AT;
 	compact.pool_offset = address - self->before.phys_base;
@@ -153,13 +161,13 @@ TEST_F_TIMEOUT(term, what_was_pinned_waits, SLOW)
 	at.lo = address - self->before.phys_base;
 	EXPECT_EQ(-EBUSY, rb_alloc_req(self->fd, &at));
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_RANGE_BUSY, at.hdr.reason);
-	/* The module stays. */
+	/* The module can't be unloaded. */
 	EXPECT_EQ(-1, syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK));
 
 	EXPECT_TRUE(comes_back(self));
-	/* What waits no longer goes back a moment later. */
+	/* Memory that leaves the quarantine is free a moment later. */
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
-	/* And is clear, whatever was in it. */
+	/* The memory is zero in the next buffer. */
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &at));
 	map = rb_map(self->fd, &at, PROT_READ);
 	ASSERT_TRUE(map != MAP_FAILED);
@@ -168,7 +176,7 @@ TEST_F_TIMEOUT(term, what_was_pinned_waits, SLOW)
 	EXPECT_EQ(0, rb_free(self->fd, at.handle));
 }
 
-/* Is what begins at a place in the pool write-combining in the kernel's page table? */
+/* Returns whether a place in the pool is write-combining in the kernel's page table. */
 static bool is_wc(uint64_t place)
 {
 	FILE *f = fopen(MEMTYPE, "re");
@@ -183,7 +191,7 @@ static bool is_wc(uint64_t place)
 	return is;
 }
 
-/* The memory type is the device's too: it ends with the wait, and before anybody has the memory. */
+/* The memory type lasts as long as the quarantine, and is restored before the memory is free. */
 TEST_F_TIMEOUT(term, the_memory_type_waits_too, SLOW)
 {
 	struct rust_buddy_alloc buf, at = { .size = SIZE, .flags = RUST_BUDDY_ALLOC_AT };
@@ -202,7 +210,7 @@ TEST_F_TIMEOUT(term, the_memory_type_waits_too, SLOW)
 	EXPECT_EQ(SIZE, quarantined(self->fd));
 	EXPECT_TRUE(is_wc(at.lo));
 	EXPECT_TRUE(comes_back(self));
-	/* It counts as free again only when it is. */
+	/* The memory counts as free only when its type has been restored. */
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
 	EXPECT_FALSE(is_wc(at.lo));
 	ASSERT_EQ(0, rb_alloc_req(self->fd, &at));
@@ -210,7 +218,7 @@ TEST_F_TIMEOUT(term, the_memory_type_waits_too, SLOW)
 	EXPECT_EQ(0, rb_free(self->fd, at.handle));
 }
 
-/* The wait begins when the last mapping is gone, not when the descriptor is. */
+/* The period begins when the last mapping is gone, not when the descriptor is closed. */
 TEST_F_TIMEOUT(term, a_mapping_comes_first, SLOW)
 {
 	struct rust_buddy_alloc buf;
@@ -248,7 +256,9 @@ TEST_F_TIMEOUT(term, many_wait_together, SLOW)
 	EXPECT_TRUE(comes_back(self));
 }
 
-/* The child of the next test: tells where its buffer is, and when it is told to, the device. */
+/*
+ * The child of the next test: reports the address of its buffer, and starts the device on request.
+ */
 static void __attribute__((__noreturn__)) start_transfer(struct pci_dev *edu, int ready, int go)
 {
 	char c;
@@ -268,9 +278,9 @@ static void __attribute__((__noreturn__)) start_transfer(struct pci_dev *edu, in
 }
 
 /*
- * The device writes 100 ms after it was told to; its client is killed before. All of the rest of
- * the pool belongs to another client, which asks for what the dead one had, too: whatever of it
- * can be had stays zero.
+ * The device writes 100 ms after it was started, and its client is killed before. Another client
+ * has the rest of the pool, and tries to allocate the dead client's memory, too. All that it gets
+ * stays zero.
  */
 TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 {
@@ -286,7 +296,7 @@ TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 	if (err == -ENODEV)
 		SKIP(return, "no edu: start QEMU with -device edu,dma_mask=0xffffffffffffffff");
 	ASSERT_EQ(0, err);
-	/* Something else than zeroes into the device's buffer. */
+	/* Has the device hold data that is not zero. */
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), 0, "source", &buf));
 	ASSERT_EQ(0, rb_pin(self->fd, buf.handle, &address));
 	map = rb_map(self->fd, &buf, PROT_READ | PROT_WRITE);
@@ -304,7 +314,7 @@ TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 	if (!pid)
 		start_transfer(&edu, ready[1], go[0]);
 	ASSERT_EQ((ssize_t)sizeof(address), read(ready[0], &address, sizeof(address)));
-	/* The largest blocks first, down to the last page. */
+	/* Allocates the largest blocks first, down to the last page. */
 	for (uint64_t size = self->before.largest_free; size >= KiB(4) && n < 64;) {
 		if (rb_alloc(self->fd, size, 0, "other", &all[n]))
 			size /= 2;
@@ -319,7 +329,7 @@ TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 	ASSERT_EQ(128 + SIGKILL, verdict(pid));
 	if (!rb_alloc(self->fd, KiB(4), 0, "what was the other's", &all[n]))
 		n++;
-	/* A transfer that was over before all was had would show nothing. */
+	/* The transfer must still run, since the test proves nothing if it ended before. */
 	EXPECT_EQ((uint32_t)EDU_RUN, pci_read32(&edu, EDU_DMA_COMMAND) & EDU_RUN);
 	ASSERT_EQ(0, edu_wait(&edu));
 	for (i = 0; i < n; i++) {

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/*
- * What one client, and all clients of one user, may hold: limits that root sets
- * in sysfs while everything runs.
- */
+/* Quotas of one client and of all clients of one user, which root changes in sysfs at run time. */
 #include <pthread.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -16,7 +13,7 @@ static const char * const limits[] = {
 	"quota_client_bytes", "quota_client_handles", "quota_uid_bytes", "quota_uid_handles",
 };
 
-/* What is in force when nobody has set any. */
+/* The limits in force by default. */
 static const uint64_t defaults[ARRAY_SIZE(limits)] = { 0, 0, 0, 1 << 18 };
 
 static int limit_raw(const char *name, const char *value)
@@ -57,7 +54,7 @@ static uint64_t limit_is(const char *name)
 	return value;
 }
 
-/* What root sees of a user; false if he has nothing. */
+/* Reads the usage of a user. Returns false if the user has no usage. */
 static bool use_of(unsigned int uid, unsigned long long *handles, unsigned long long *bytes)
 {
 	unsigned long long h, b;
@@ -119,7 +116,7 @@ FIXTURE_TEARDOWN(quota)
 	close(self->fd);
 }
 
-/* An ALLOC that has to fail for a quota, and changes nothing. */
+/* Expects that an ALLOC is refused because of a quota, and changes nothing. */
 #define EXPECT_OVER(fd, bytes, why) do {					\
 	struct rust_buddy_alloc __req = { .size = (bytes) };			\
 	EXPECT_REFUSED(fd, 0, rb_alloc_req(fd, &__req), &__req.hdr, -EDQUOT, why); \
@@ -140,7 +137,7 @@ TEST_F(quota, limits_are_numbers)
 	}
 }
 
-/* What is granted counts, not what is asked for; up to the limit and not a page more. */
+/* Granted bytes are charged, not requested ones, and exactly up to the limit. */
 TEST_F(quota, bytes_of_a_client)
 {
 	struct rust_buddy_alloc a, b, c;
@@ -153,7 +150,7 @@ TEST_F(quota, bytes_of_a_client)
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(128), RUST_BUDDY_ALLOC_EXACT, "the rest", &b));
 	EXPECT_OVER(self->fd, 1, RUST_BUDDY_REASON_CLIENT_QUOTA);
 
-	/* Another client of the same user has a limit of its own. */
+	/* Another client of the same user has its own limit. */
 	ASSERT_EQ(0, rb_alloc(self->other, KiB(256), 0, "other", &c));
 	EXPECT_OVER(self->other, 1, RUST_BUDDY_REASON_CLIENT_QUOTA);
 
@@ -201,7 +198,7 @@ TEST_F(quota, a_users_clients_share)
 	EXPECT_EQ(0, rb_free(self->other, b.handle));
 }
 
-/* The user is who opened the file, and another one has a quota of his own. */
+/* A client is charged to the user that opened its file, and each user has a quota. */
 TEST_F(quota, users_are_told_apart)
 {
 	unsigned long long handles, bytes;
@@ -227,13 +224,13 @@ TEST_F(quota, users_are_told_apart)
 	}
 	close(theirs);
 	EXPECT_EQ(0, rb_free(self->fd, a.handle));
-	/* The kernel closes files a moment later. */
+	/* The kernel closes the files some time after wait() has returned. */
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
 	if (!access(USERS, R_OK))
 		EXPECT_FALSE(use_of(NOBODY, &handles, &bytes));
 }
 
-/* Memory that only a mapping keeps is still charged; the handle is not. */
+/* Memory that only a mapping holds is still charged. The handle is not. */
 TEST_F(quota, mapped_memory_stays_charged)
 {
 	struct rust_buddy_alloc a, b;
@@ -291,7 +288,7 @@ TEST_F_TIMEOUT(quota, freed_memory_stays_charged, SLOW)
 	}
 }
 
-/* A limit below what is held takes nothing away. */
+/* Lowering a limit below the usage takes no memory away. */
 TEST_F(quota, lowered_below_the_use)
 {
 	struct rust_buddy_alloc a;
@@ -310,7 +307,7 @@ TEST_F(quota, lowered_below_the_use)
 	EXPECT_EQ(0, rb_free(self->fd, a.handle));
 }
 
-/* A request that fails later, or whose answer can't be told, is charged for nothing. */
+/* A request that fails later, or whose result can't be written, is not charged. */
 TEST_F(quota, refused_requests_cost_nothing)
 {
 	struct rust_buddy_alloc at = {
@@ -336,7 +333,7 @@ TEST_F(quota, refused_requests_cost_nothing)
 	munmap(nowhere, 4096);
 }
 
-/* Takes windows of @size bytes until it may have no more: how many. */
+/* Allocates buffers with an mmap space of @size bytes until a refusal. Returns their number. */
 static unsigned int take_windows(int fd, struct rust_buddy_alloc *low, uint64_t size, int *err)
 {
 	unsigned int n = 0;
@@ -352,7 +349,7 @@ static unsigned int take_windows(int fd, struct rust_buddy_alloc *low, uint64_t 
 	}
 }
 
-/* One window for a client of @uid; 0 or a negative errno. */
+/* Allocates one buffer with an mmap space of @size for a client of @uid. 0 or a negative errno. */
 static int one_window(unsigned int uid, struct rust_buddy_alloc *low, uint64_t size)
 {
 	int fd, err;
@@ -371,8 +368,8 @@ static int one_window(unsigned int uid, struct rust_buddy_alloc *low, uint64_t s
 }
 
 /*
- * mmap offsets are one resource of all clients: a client that takes all it may have of them leaves
- * enough to its user's other clients and to other users, without any limit set.
+ * All clients share the mmap offsets. A client that takes as many as it can leaves enough to other
+ * clients of its user and to other users, even without a limit.
  */
 TEST_F_TIMEOUT(quota, windows_leave_room, SLOW)
 {
@@ -390,18 +387,21 @@ TEST_F_TIMEOUT(quota, windows_leave_room, SLOW)
 	n = take_windows(self->other, low, size, &err);
 	EXPECT_EQ(-EDQUOT, err);
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_USER_QUOTA, low->hdr.reason);
-	/* A third of them: as much again for its user, and for all others. */
+	/*
+	 * A client gets a third of the offsets. A third remains for its user, and a third for all
+	 * users.
+	 */
 	EXPECT_GE(offsets / 3 / size, n);
 	EXPECT_LE(offsets / 4 / size, n);
 	EXPECT_EQ(0, one_window(0, low, size));
 	EXPECT_EQ(0, one_window(NOBODY, low, size));
-	/* 64-bit callers have their own. */
+	/* 64-bit callers use a separate range of offsets. */
 	EXPECT_EQ(0, rb_alloc_req(self->other, &high));
 	EXPECT_EQ(0, rb_free(self->other, high.handle));
 	TH_LOG("%u windows of %llu MiB", n, (unsigned long long)size >> 20);
 	close(self->other);
 	EXPECT_STREQ("", pool_settles(self->fd, &self->before));
-	/* All of them are back. */
+	/* All offsets are free again. */
 	self->other = rb_open(RB_DEV);
 	ASSERT_LE(0, self->other);
 	EXPECT_EQ(n, take_windows(self->other, low, size, &err));
@@ -425,7 +425,7 @@ static uint64_t number_in(const char *path)
 	return value;
 }
 
-/* In the group: bytes of kernel memory that a buffer takes, by the group's account. */
+/* In the control group: measures the bytes of kernel memory that are charged for a buffer. */
 static int charged_client(uint64_t *each)
 {
 	uint64_t before;
@@ -445,7 +445,7 @@ static int charged_client(uint64_t *each)
 	return 0;
 }
 
-/* The kernel's memory for handles and buffers is the caller's, for its control group to limit. */
+/* Kernel memory for handles and buffers is charged to the caller's control group. */
 TEST_F_TIMEOUT(quota, kernel_memory_is_the_callers, SLOW)
 {
 	uint64_t *each;
@@ -469,7 +469,10 @@ TEST_F_TIMEOUT(quota, kernel_memory_is_the_callers, SLOW)
 	if (!pid)
 		_exit(charged_client(each));
 	EXPECT_EQ(0, verdict(pid));
-	/* Buffer, site, two nodes of the handle and one of the pool: 1048 bytes, give or take. */
+	/*
+	 * The buffer, its backing, two tree nodes of the handle and one of the pool: about 1048
+	 * bytes.
+	 */
 	EXPECT_LE(800ULL, *each);
 	EXPECT_GE(2048ULL, *each);
 	TH_LOG("%llu bytes of the kernel's memory a buffer", (unsigned long long)*each);
@@ -485,13 +488,13 @@ TEST_F_TIMEOUT(quota, kernel_memory_is_the_callers, SLOW)
 #define SLOTS	16
 
 struct race {
-	uint64_t held;		/* by all: added after ALLOC, taken off before FREE */
+	uint64_t held;		/* by all racers: added after ALLOC, subtracted before FREE */
 	uint64_t most;
 	uint64_t refused;
 	uint64_t granted;
 };
 
-/* Holds as much as it gets, and lets some go. */
+/* Allocates as much as it gets, and frees at random. */
 static void racer(struct race *race, uint64_t seed)
 {
 	struct rust_buddy_alloc held[SLOTS] = {};
@@ -532,7 +535,7 @@ static void racer(struct race *race, uint64_t seed)
 	_exit(0);
 }
 
-/* What all racers hold, by their own count, never passes the limit; nothing stays charged. */
+/* The racers' usage, by their own count, never exceeds the limit. In the end nothing is charged. */
 TEST_F_TIMEOUT(quota, races, SLOW)
 {
 	const uint64_t most = KiB(512);
@@ -567,7 +570,7 @@ TEST_F_TIMEOUT(quota, races, SLOW)
 	munmap(race, sizeof(*race));
 }
 
-/* What a dead client had pinned stays on its user's account until it is back. */
+/* Quarantined memory of a dead client stays charged to its user until it is free. */
 TEST_F_TIMEOUT(quota, quarantined_memory_stays_charged, SLOW)
 {
 	const char *ms = getenv("RB_QUARANTINE_MS");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Ranges that are taken out of use, with what is there moved elsewhere; and the
- * start of the very kernel that this runs in, replayed from its log: a pool takes
- * over memory in which things are placed already, and gets them back one by one.
+ * Ranges that are taken out of use, with their content moved elsewhere. Another test replays the
+ * start of the running kernel from its log: a pool takes over memory that is partly in use, and
+ * these parts are freed one by one.
  */
 #include <sys/klog.h>
 
@@ -38,7 +38,7 @@ static struct rust_buddy_pool_info pool_of(int fd)
 	return pool;
 }
 
-/* A buffer at @at; 0, or why not. */
+/* Allocates a buffer at @at. Returns 0, or the reason of the refusal. */
 static uint32_t taken_at(int fd, uint64_t at, uint64_t size)
 {
 	struct rust_buddy_alloc buf = {
@@ -63,7 +63,7 @@ TEST_F(reserve, nobody_gets_it)
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_RANGE_BUSY, taken_at(self->fd, hi - KiB(4), KiB(4)));
 	EXPECT_EQ(0U, taken_at(self->fd, lo - KiB(4), KiB(4)));
 	EXPECT_EQ(0U, taken_at(self->fd, hi, KiB(4)));
-	/* The handle is good for RELEASE and nothing else. */
+	/* The handle works for RELEASE only. */
 	EXPECT_NO_FREE(self->fd, handle, -ENOENT, RUST_BUDDY_REASON_UNKNOWN_HANDLE);
 	EXPECT_EQ(0ULL, place_of(self->fd, handle));
 	ASSERT_EQ(0, rb_release(self->fd, handle));
@@ -72,7 +72,7 @@ TEST_F(reserve, nobody_gets_it)
 	EXPECT_EQ(self->base.reserved, pool_of(self->fd).reserved);
 }
 
-/* What a device may have written there is dirty, until an ALLOC clears it. */
+/* A device may have written to a reserved range, so it is dirty until an ALLOC zeroes it. */
 TEST_F(reserve, it_is_dirty_afterwards)
 {
 	uint64_t lo = self->middle, size = KiB(256), dirty, handle;
@@ -82,7 +82,10 @@ TEST_F(reserve, it_is_dirty_afterwards)
 	dirty = pool_of(self->fd).dirty;
 	ASSERT_EQ(0, rb_reserve(self->fd, lo, lo + size, 0, "test", &handle));
 	ASSERT_EQ(0, rb_release(self->fd, handle));
-	/* The worker may clear what else is dirty, but not this: the device may go on writing. */
+	/*
+	 * The worker may zero other dirty memory, but not this range, since the device may continue
+	 * to write.
+	 */
 	usleep(100000);
 	pool = pool_of(self->fd);
 	EXPECT_LE(size, pool.dirty);
@@ -91,7 +94,7 @@ TEST_F(reserve, it_is_dirty_afterwards)
 	EXPECT_EQ(pool.zeroed_on_demand + size, pool_of(self->fd).zeroed_on_demand);
 }
 
-/* It goes with its file, or stays until somebody gives it back. */
+/* A reservation ends with its file. With RESERVE_PERSIST it stays until it is released. */
 TEST_F(reserve, whose_it_is)
 {
 	uint64_t mine, everybodys;
@@ -124,7 +127,7 @@ TEST_F(reserve, whose_it_is)
 	EXPECT_EQ(0, rb_release(self->fd, everybodys));
 }
 
-/* What is there goes elsewhere, unless it can't. */
+/* Buffers in the range are moved elsewhere, unless one can't be moved. */
 TEST_F(reserve, occupants)
 {
 	struct rust_buddy_alloc moves, stays;
@@ -148,7 +151,7 @@ TEST_F(reserve, occupants)
 	EXPECT_TRUE(filled(map, moves.granted, 3));
 	ASSERT_EQ(0, rb_release(self->fd, req.handle));
 
-	/* One that does not move, between two that would. */
+	/* A buffer that can't move, between two that can. */
 	ASSERT_EQ(0, rb_alloc(self->fd, KiB(4), 0, "stays", &stays));
 	ASSERT_EQ(0, rb_pin(self->fd, stays.handle, &address));
 	place = address - self->base.phys_base;
@@ -159,7 +162,7 @@ TEST_F(reserve, occupants)
 		       RUST_BUDDY_REASON_UNMOVABLE_RANGE);
 	ASSERT_EQ(0, rb_unpin(self->fd, stays.handle));
 	ASSERT_EQ(0, rb_reserve(self->fd, place, place + KiB(4), 0, "", &handle));
-	/* What is reserved is not moved, either. */
+	/* A reserved range can't be moved either. */
 	EXPECT_REFUSED(self->fd, stays.handle,
 		       rb_ioctl(self->fd, RUST_BUDDY_IOC_RESERVE, &req), &req.hdr, -EBUSY,
 		       RUST_BUDDY_REASON_UNMOVABLE_RANGE);
@@ -199,7 +202,10 @@ TEST_F(reserve, refusals)
 	EXPECT_EQ(-EACCES, rb_ioctl(ro, RUST_BUDDY_IOC_RESERVE, &req));
 	EXPECT_EQ(-EACCES, rb_ioctl(ro, RUST_BUDDY_IOC_RELEASE, &no));
 	close(ro);
-	/* Only for administrators, whoever opened the file. */
+	/*
+	 * RESERVE requires the administrator's capability of the caller, independent of the user
+	 * that opened the file.
+	 */
 	pid = fork();
 	if (!pid) {
 		if (become_nobody(0))
@@ -218,21 +224,21 @@ TEST_F(reserve, refusals)
 }
 
 /*
- * The replay. A page of the pool stands for @scale bytes of this machine's memory,
- * so that all of that has a place.
+ * The replay. A page of the pool represents @scale bytes of this machine's memory, so that the pool
+ * represents all of that memory.
  */
 struct replay {
 	int fd;
 	struct rust_buddy_pool_info pool;
 	uint64_t start, scale;
 	size_t pages;
-	unsigned char *used;	/* each page of the pool, by arithmetic alone */
+	unsigned char *used;	/* computed state of each page of the pool */
 	size_t placed, served, freed, steps;
 };
 
 /*
- * The free blocks there have to be, by arithmetic: of each order those that are on
- * their boundary and wholly free, and not in a larger one. "" if the pool says the same.
+ * Computes the free blocks: the aligned free ranges of each order that are in no larger free block.
+ * Returns "" if the pool's counters agree.
  */
 static const char *wrong_blocks(const struct replay *r)
 {
@@ -272,7 +278,7 @@ static const char *wrong_blocks(const struct replay *r)
 	return largest == pool.largest_free ? "" : "largest_free";
 }
 
-/* All free blocks, and how many of those are as large as the largest was in the beginning. */
+/* Counts all free blocks. @large receives the number of blocks of at least @largest bytes. */
 static uint64_t blocks_of(const struct rust_buddy_pool_info *pool, uint64_t largest,
 			  uint64_t *large)
 {
@@ -288,7 +294,7 @@ static uint64_t blocks_of(const struct rust_buddy_pool_info *pool, uint64_t larg
 	return n;
 }
 
-/* Where the first block of @size bytes is that is wholly free. */
+/* Returns the pool offset of the first free block of @size bytes. */
 static uint64_t first_free(const struct replay *r, uint64_t size)
 {
 	const uint64_t first = r->pool.phys_base / r->pool.unit, pages = size / r->pool.unit;
@@ -303,7 +309,7 @@ static uint64_t first_free(const struct replay *r, uint64_t size)
 	return at * r->pool.unit;
 }
 
-/* The pages of the pool that stand for [from, to), without those that are used already. */
+/* Computes the pool's pages that represent [from, to), without pages in use at either end. */
 static bool pages_of(const struct replay *r, uint64_t from, uint64_t to, size_t *lo, size_t *hi)
 {
 	if (to <= r->start || from >= r->start + r->pages * r->scale)
@@ -319,7 +325,7 @@ static bool pages_of(const struct replay *r, uint64_t from, uint64_t to, size_t 
 	return *lo < *hi;
 }
 
-/* Something that is there from the beginning, and may go later. */
+/* Memory that is in use from the beginning, and may be freed later. */
 struct placed {
 	const char *what;
 	uint64_t from, to, handle;
@@ -342,7 +348,7 @@ static void put(struct __test_metadata *_metadata, struct replay *r, struct plac
 	EXPECT_STREQ("", wrong_blocks(r));
 }
 
-/* A line of /proc/iomem. */
+/* Parses a line of /proc/iomem. */
 static bool place_in_ram(const char *what, uint64_t *from, uint64_t *to)
 {
 	FILE *file = fopen("/proc/iomem", "r");
@@ -391,14 +397,14 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 		SKIP(return, "the pool is in use");
 	log = malloc(room);
 	ASSERT_TRUE(!!log);
-	len = klogctl(3 /* all of it */, log, room - 1);
+	len = klogctl(3 /* read the whole log */, log, room - 1);
 	if (len < 0)
 		SKIP(return, "the kernel's log may not be read");
 	log[len] = 0;
 	if (!strstr(log, "memblock_reserve: ["))
 		SKIP(return, "the kernel was not started with memblock=debug log_buf_len=4M");
 
-	/* What is where already: the kernel, its initrd, what the firmware left. */
+	/* Memory in use at the start: the kernel, its initrd, the firmware's tables. */
 	memset(all, 0, sizeof(all));
 	text = &all[n++];
 	text->what = "kernel text";
@@ -432,14 +438,14 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 			top = to + 1;
 	ASSERT_LT(0ULL, top);
 
-	/* The pool takes over all above the first megabyte. */
+	/* The pool takes over all memory above the first megabyte. */
 	r.start = MiB(1);
 	r.pages = self->base.size / self->base.unit;
 	for (r.scale = self->base.unit; r.scale * r.pages < top - r.start; r.scale *= 2)
 		;
 	r.used = calloc(r.pages, 1);
 	ASSERT_TRUE(!!r.used);
-	/* What there is more of the pool than of memory is not there. */
+	/* The pool's pages beyond the end of memory represent no memory. */
 	all[n].what = "no memory";
 	all[n].from = top;
 	all[n++].to = r.start + r.pages * r.scale;
@@ -452,7 +458,7 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 	now = pool_of(self->fd);
 	blocks_of(&now, largest, &had);
 
-	/* What was asked for early, in the same order; what was given back, as it was. */
+	/* Replays the early allocations of the log in order, and the frees between them. */
 	for (line = log; line; line = next) {
 		char *call = strstr(line, "memblock_alloc");
 		char *phys = strstr(line, "memblock_phys_");
@@ -462,7 +468,10 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 			break;
 		line = next++;
 		if (sscanf(line, "memblock_phys_free: [%llx-%llx]", &from, &to) == 2) {
-			/* It names the place that the kernel gave; here it has another. */
+			/*
+			 * The log names the address in this kernel's memory. The pool allocated
+			 * another one.
+			 */
 			for (i = 0; i < served; i++)
 				if (early[i].handle && early[i].from == from &&
 				    early[i].to == to + 1)
@@ -485,7 +494,7 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 			char *given = strstr(line, "memblock_reserve: [");
 			struct rust_buddy_alloc buf;
 
-			/* In the largest block, so that they are in the way until they go. */
+			/* In the largest block, so that they split it until they are freed. */
 			memset(&buf, 0, sizeof(buf));
 			buf.size = pages * self->base.unit;
 			buf.flags = RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_BOTTOMUP |
@@ -494,7 +503,7 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 			buf.hi = window + largest;
 			ASSERT_EQ(0, rb_alloc_req(self->fd, &buf));
 			early[served].handle = buf.handle;
-			/* Pinned, or it might be moved while nobody looks. */
+			/* Pinned, so that compaction does not move it. */
 			ASSERT_EQ(0, rb_pin(self->fd, buf.handle, &address));
 			early[served].lo = (address - self->base.phys_base) / self->base.unit;
 			early[served].hi = early[served].lo + pages;
@@ -506,7 +515,7 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 				early[served].to = to + 1;
 			}
 			for (i = early[served].lo; i < early[served].hi; i++) {
-				/* Nothing that is placed was given out. */
+				/* The allocation does not overlap memory in use. */
 				ASSERT_EQ(0, r.used[i]);
 				r.used[i] = 1;
 			}
@@ -517,7 +526,7 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 	EXPECT_LE((size_t)20, served);
 	EXPECT_LE((size_t)1, r.freed);
 
-	/* Now all that was temporary goes, one by one, and the large blocks come back. */
+	/* Frees all temporary memory one by one, which makes the large blocks whole again. */
 	now = pool_of(self->fd);
 	before = blocks_of(&now, largest, &left);
 	EXPECT_EQ(had - 1, left);
@@ -544,7 +553,7 @@ TEST_F_TIMEOUT(reserve, the_start_of_this_kernel, SLOW)
 	}
 	EXPECT_LE(had, left);
 	EXPECT_LT((size_t)4, r.steps);
-	/* With the kernel itself gone nothing is left. */
+	/* Without the kernel itself the pool is empty. */
 	for (i = 0; i < n; i++)
 		if (all[i].handle && !all[i].temporary)
 			ASSERT_EQ(0, rb_release(self->fd, all[i].handle));

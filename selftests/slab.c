@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Caches of small objects, from C: what they cost, that they are apart, and that
- * nothing written into them can hurt the cache.
+ * The object cache's C interface: the cost of objects, their placement, and that writes to objects
+ * can't corrupt the cache.
  */
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -60,7 +60,7 @@ static void take_all(struct __test_metadata *_metadata, FIXTURE_DATA(slab) * sel
 		ASSERT_EQ(0, rb_cache_alloc(self->cache, &self->all[i]));
 }
 
-/* 10 000 of 96 bytes, in slabs and as buffers of their own. */
+/* The memory of 10 000 objects of 96 bytes, in slabs and as buffers of their own. */
 TEST_F_TIMEOUT(slab, what_it_costs, SLOW)
 {
 	struct rust_buddy_alloc buf;
@@ -89,7 +89,7 @@ TEST_F_TIMEOUT(slab, what_it_costs, SLOW)
 	figure_end();
 }
 
-/* Apart from each other, on their boundaries, and where they say. */
+/* Objects are disjoint, aligned, and at the reported addresses. */
 TEST_F(slab, where_they_are)
 {
 	struct rb_cache_stats counts;
@@ -104,7 +104,7 @@ TEST_F(slab, where_they_are)
 	EXPECT_EQ((uint64_t)MANY, counts.objects);
 	EXPECT_EQ(15ULL, counts.slabs);
 	EXPECT_EQ(15 * KiB(64), counts.bytes);
-	/* What the module says of the same buffers. */
+	/* Compares with the buffers that the module lists. */
 	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", self->fd);
 	info = fopen(path, "r");
 	while (info && fgets(line, sizeof(line), info)) {
@@ -132,7 +132,7 @@ TEST_F(slab, where_they_are)
 		for (k = 0; k < SIZE; k++)
 			ASSERT_EQ(i & 0xff, byte[k]);
 	}
-	/* A second mapping, by the offset, shows the same. */
+	/* A second mapping at the object's offset shows its content. */
 	for (i = 0; i < MANY; i += 997) {
 		unsigned char *map = mmap(NULL, KiB(64), PROT_READ, MAP_SHARED, self->fd,
 					  self->all[i].offset);
@@ -143,7 +143,7 @@ TEST_F(slab, where_they_are)
 	}
 }
 
-/* Nothing but memory: a thread that may call nothing but read, write and exit goes on. */
+/* Objects need no system call: a thread continues that may only read, write and exit. */
 TEST_F(slab, no_system_call)
 {
 	pid_t pid;
@@ -152,7 +152,7 @@ TEST_F(slab, no_system_call)
 	take_all(_metadata, self);
 	pid = fork();
 	if (!pid) {
-		/* Kept, so that no slab becomes empty. */
+		/* Keeps one object in each slab, so that no slab is freed. */
 		if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT))
 			syscall(SYS_exit, 97);
 		for (i = 0; i < MANY; i++)
@@ -166,7 +166,7 @@ TEST_F(slab, no_system_call)
 	EXPECT_EQ(0, verdict(pid));
 }
 
-/* It grows by buffers, and shrinks by them. */
+/* The cache allocates and frees whole buffers. */
 TEST_F(slab, grows_and_shrinks)
 {
 	struct rb_cache_stats counts;
@@ -180,7 +180,7 @@ TEST_F(slab, grows_and_shrinks)
 	EXPECT_EQ(self->base.granted, granted(self->fd));
 	take_all(_metadata, self);
 	before = granted(self->fd);
-	/* All but the first third: empty slabs go, but for one. */
+	/* Frees all but the first third. Empty slabs are freed, except for one. */
 	for (i = MANY / 3; i < MANY; i++)
 		ASSERT_EQ(0, rb_cache_free(self->cache, &self->all[i]));
 	after = granted(self->fd);
@@ -194,7 +194,7 @@ TEST_F(slab, grows_and_shrinks)
 	EXPECT_EQ(0ULL, counts.objects + counts.slabs + counts.bytes);
 }
 
-/* Whoever may write there, all of it: the cache does not mind. */
+/* The cache keeps no state in its slabs, so overwriting all of them has no effect on it. */
 TEST_F(slab, scribbled_over)
 {
 	static unsigned char seen[15 * 672];
@@ -220,7 +220,7 @@ TEST_F(slab, scribbled_over)
 		memset((void *)(uintptr_t)slabs[k], 0x5a, KiB(64));
 	for (i = 0; i < MANY; i += 2)
 		ASSERT_EQ(0, rb_cache_alloc(self->cache, &self->all[i]));
-	/* Each is somebody's once. */
+	/* No two objects overlap. */
 	for (i = 0; i < MANY; i++) {
 		size_t at = (self->all[i].within / 4096 * 42 + self->all[i].within % 4096 / SIZE) +
 			    672 * self->all[i].slab;
@@ -252,7 +252,7 @@ TEST_F(slab, misuse)
 	EXPECT_EQ(EINVAL, errno);
 	EXPECT_EQ(NULL, rb_cache_create(-1, &config));
 	EXPECT_EQ(EBADF, errno);
-	/* The plain node tells no addresses; nothing is left behind. */
+	/* The plain node reports no addresses, and the refused cache leaves no buffer behind. */
 	plain = rb_open(RB_DEV);
 	ASSERT_LE(0, plain);
 	other = rb_cache_create(plain, &config);

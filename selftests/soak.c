@@ -2,14 +2,13 @@
 /*
  * A mixed load for minutes or days: soak [-m MINUTES] [-s SEED] [-w WORKERS]
  *
- * Workers are clients of both nodes: they allocate, fill, verify, pin, fork, exit, are killed
- * and come back. Each round of the load ends in a quiet point: first all workers stand still,
- * and the pool's counters must be the sum of what they hold; then all of them are gone, all of
- * the pool must be back, and what the kernel itself uses is read. That must not grow from
- * round to round.
+ * Workers are clients of both nodes. They allocate, fill, verify, pin, fork, exit, are killed and
+ * start again. Each round ends in two steps. First all workers stop, and the pool's counters must
+ * equal the sum of the workers' buffers. Then all workers end, all memory of the pool must be free,
+ * and the program reads how much memory the kernel uses. That must not grow from round to round.
  *
- * How long calls take is shown and never judged. The seed gives the same requests, not the
- * same interleaving.
+ * Latencies are printed, and have no limits. A seed reproduces the requests, not their
+ * interleaving.
  */
 #include <linux/membarrier.h>
 #include <stdarg.h>
@@ -19,7 +18,7 @@
 
 #include "kselftest.h"
 
-/* Comes with the helpers; this is a program of its own. */
+/* Declared by the helpers, and not used since this program is not a harness test. */
 static int __attribute__((__unused__)) test_harness_run(int argc, char **argv);
 
 #include "rb_test.h"
@@ -27,16 +26,16 @@ static int __attribute__((__unused__)) test_harness_run(int argc, char **argv);
 #define MAX_WORKERS	16
 #define MAX_BUFFERS	2048	/* of one worker */
 #define TOP_ORDER	9
-#define LOW		300	/* how full the pool is to be, in thousandths */
+#define LOW		300	/* target range for the use of the pool, in thousandths */
 #define HIGH		950
 
-/* Readings that are needed to tell growth from noise, and so the fewest rounds. */
+/* Readings that are needed to tell growth from noise. They are the minimum number of rounds. */
 #define READINGS	8
-/* What noise may add to the least of many readings; see docs/testing.md. */
+/* The most that noise may add to the least of many readings; see docs/testing.md. */
 #define SLACK_KIB	2048
-/* Seconds until counters that don't settle are wrong: a quarantine may have to end first. */
+/* Seconds after which unsettled counters are an error. A quarantine may have to end first. */
 #define PATIENCE	60
-/* Seconds until a worker that doesn't come to rest hangs. */
+/* Seconds after which a worker that does not stop counts as hanging. */
 #define REST		300
 
 #define NS_PER_MS	1000000ULL
@@ -50,7 +49,7 @@ static uint64_t now_ns(void)
 	return ts.tv_sec * NS_PER_S + ts.tv_nsec;
 }
 
-/* Latencies: eight buckets for each power of two, so that a bucket says it to 12.5 %. */
+/* Latencies: eight buckets for each power of two, so that a bucket is exact to 12.5 %. */
 #define SUB_BITS	3
 #define SUBS		(1U << SUB_BITS)
 #define BUCKETS		(64 << SUB_BITS)
@@ -70,7 +69,7 @@ static unsigned int bucket_of(uint64_t ns)
 	return (shift + 1) * SUBS + ((ns >> shift) & (SUBS - 1));
 }
 
-/* The largest value that falls into a bucket. */
+/* Returns the largest value of a bucket. */
 static uint64_t bucket_end(unsigned int bucket)
 {
 	if (bucket < SUBS)
@@ -87,7 +86,7 @@ static uint64_t entries(const struct histogram *h)
 	return sum;
 }
 
-/* What @share millionths of all calls did not exceed. */
+/* Returns the latency that @share millionths of all calls did not exceed. */
 static uint64_t percentile(const struct histogram *h, uint64_t share)
 {
 	uint64_t want = (entries(h) * share + 999999) / 1000000, seen = 0;
@@ -133,7 +132,7 @@ static const char * const call_name[CALLS] = {
 	[NOTHING] = "the clock itself",
 };
 
-/* What can be wrong; each is a test. */
+/* Kinds of errors, each of which is a test. */
 enum what { CONTENTS, ZERO, CALL, WORKER, COUNTERS, BACK, WHATS };
 
 static const char * const what_name[WHATS] = {
@@ -147,20 +146,20 @@ static const char * const what_name[WHATS] = {
 
 enum order { WORK, STAND_STILL, LEAVE };
 
-/* A worker's place: outlives the processes that take it, one after the other. */
+/* The state of a worker, shared by the processes that run as this worker in succession. */
 struct place {
-	/* What the living process holds; exact when it stands still. */
+	/* The buffers of the current process. Exact once it has stopped. */
 	uint64_t buffers, requested, granted;
-	uint32_t still;		/* the round in which it stands still */
-	uint32_t told;		/* that it is to die */
-	uint32_t dies_pinned;	/* it shall kill itself when it has pinned something */
+	uint32_t still;		/* the round in which it has stopped */
+	uint32_t told;		/* it was told to die */
+	uint32_t dies_pinned;	/* it kills itself after the next PIN */
 	uint64_t verified;	/* bytes */
-	uint64_t zeroes;	/* bytes that were looked at for the first time */
+	uint64_t zeroes;	/* bytes that were read for the first time */
 	uint64_t left, reopened, forks, pinned_deaths;
 	struct histogram took[CALLS];
 };
 
-/* What all processes share. */
+/* Shared by all processes. */
 static struct board {
 	enum order order;
 	uint32_t round;
@@ -178,7 +177,7 @@ static void add(uint64_t *to, uint64_t n)
 	__atomic_fetch_add(to, n, __ATOMIC_RELAXED);
 }
 
-/* Said at once and in one piece: whoever says it may be killed next. */
+/* Prints at once and with one write, since the process may be killed next. */
 static __printf(2, 3) void wrong(enum what what, const char *format, ...)
 {
 	char text[256];
@@ -193,17 +192,15 @@ static __printf(2, 3) void wrong(enum what what, const char *format, ...)
 	dprintf(STDOUT_FILENO, "# wrong: round %u: %s\n", board->round, text);
 }
 
-/*
- * A worker.
- */
+/* A worker. */
 
 struct buffer {
 	struct rust_buddy_alloc req;
-	uint64_t due;		/* the step by which it may go */
+	uint64_t due;		/* the step by which it may be freed */
 	void *mem;
 	uint32_t pins;
 	bool filled;
-	bool stays;		/* mapped between two looks at it */
+	bool stays;		/* stays mapped between two checks */
 };
 
 static struct {
@@ -212,7 +209,7 @@ static struct {
 	int fd;
 	uint64_t seed;
 	uint64_t steps;
-	uint64_t granted;	/* of the whole pool, as last heard */
+	uint64_t granted;	/* of the whole pool, as last read */
 	pid_t child;
 	bool child_told;
 	struct place *place;
@@ -235,13 +232,16 @@ static void took(enum call call, uint64_t since)
 		h->most = ns;
 }
 
-/* Who filled it, and when; also what the pattern of another buffer would tell. */
+/*
+ * Returns the seed of a buffer's pattern. It identifies the worker and the allocation, so that a
+ * foreign pattern can be traced.
+ */
 static uint64_t mark_of(const struct buffer *buf)
 {
 	return (uint64_t)me.number << 20 | (buf->req.epoch & 0xfffff);
 }
 
-/* @from is where the contents are: the caller's mapping. */
+/* Verifies a buffer's content at @from, the caller's mapping. */
 static void verify_at(const struct buffer *buf, const uint64_t *from)
 {
 	const uint64_t granted = buf->req.granted, mark = mark_of(buf);
@@ -292,7 +292,7 @@ static void unmap(struct buffer *buf)
 	buf->mem = NULL;
 }
 
-/* All of it; what nobody has written yet must be zero. */
+/* Verifies all of a buffer. Memory that was not written yet must be zero. */
 static void verify(struct buffer *buf)
 {
 	if (!map(buf))
@@ -336,7 +336,7 @@ static void release(unsigned int i)
 	struct buffer *buf = &me.buffer[i];
 
 	verify(buf);
-	/* In either order: the mapping may well be the last to go. */
+	/* In either order, so that either the handle or the mapping is the last reference. */
 	if (one_in(2)) {
 		free_handle(buf);
 		unmap(buf);
@@ -351,7 +351,9 @@ static void release(unsigned int i)
 	*buf = me.buffer[--me.n];
 }
 
-/* Of a few, that which was to go first: some go soon, others stay for long. */
+/*
+ * Frees the one of a few random buffers that is due first. So some live shortly, and some for long.
+ */
 static void release_one(void)
 {
 	unsigned int best = rnd(&me.seed) % me.n, other;
@@ -418,7 +420,7 @@ static bool refused_right(int ret, const struct rust_buddy_alloc *req)
 		return ret == -EBUSY && req->hdr.reason == RUST_BUDDY_REASON_RANGE_BUSY;
 	if (ret != -ENOSPC || req->hdr.reason != RUST_BUDDY_REASON_NO_SPACE)
 		return false;
-	/* Who can go anywhere can't be refused while a block is large enough. */
+	/* A request for any place can't be refused while a free block is large enough. */
 	if (req->align || req->flags & RUST_BUDDY_ALLOC_RANGE)
 		return true;
 	return req->largest_free < next_power(round_up_to(req->size, page));
@@ -457,7 +459,7 @@ static void allocate(void)
 		      (uintmax_t)buf->req.size, buf->req.flags, (uintmax_t)buf->req.granted);
 	buf->due = me.steps + (one_in(4) ? 2000 + rnd(&me.seed) % 20000 : rnd(&me.seed) % 200);
 	buf->stays = !one_in(4);
-	/* Some are seen only later, after others have been at work for a while. */
+	/* Some buffers are read only later, after other clients have worked for a while. */
 	if (one_in(8) || !map(buf))
 		return;
 	verify_at(buf, buf->mem);
@@ -489,7 +491,7 @@ static void pin_one(void)
 		buf->pins++;
 }
 
-/* Looks at what it has inherited, which stays whatever the parent does meanwhile. */
+/* Verifies the inherited mappings, which the parent can't affect. */
 static void __attribute__((__noreturn__)) live_as_child(pid_t parent)
 {
 	unsigned int i;
@@ -546,7 +548,7 @@ static void open_node(void)
 	}
 }
 
-/* The client goes with all that it has, and the next one comes. */
+/* Closes the client with all of its buffers, and opens a new one. */
 static void reopen(void)
 {
 	uint64_t since;
@@ -578,7 +580,7 @@ static void __attribute__((__noreturn__)) stand_still_and_leave(void)
 	__atomic_store_n(&me.place->still, board->round, __ATOMIC_RELEASE);
 	while (current_order() == STAND_STILL)
 		usleep(2000);
-	/* In order, or all at once and by the kernel. */
+	/* Frees its buffers one by one, or leaves all of them to the kernel. */
 	if (one_in(2)) {
 		while (me.n)
 			release(me.n - 1);
@@ -648,14 +650,12 @@ static void __attribute__((__noreturn__)) live(unsigned int number, uint64_t see
 	stand_still_and_leave();
 }
 
-/*
- * What the kernel itself uses.
- */
+/* Memory that the kernel uses. */
 
 enum {
-	/* Those that are shown; the first three are judged. */
+	/* Printed. The first three have limits. */
 	UNRECLAIMABLE, VMALLOC, OTHER, SLAB, STACKS, TABLES, PERCPU, LISTS, FREE_PAGES, SHOWN,
-	/* What else is known of what pages are used for. */
+	/* Further counters, which are needed to compute OTHER. */
 	TOTAL = SHOWN, SECOND_TABLES, BUFFERS, CACHED, ANONYMOUS, FIELDS
 };
 
@@ -672,7 +672,9 @@ static const char * const field_name[FIELDS] = {
 	[BUFFERS] = "Buffers",
 	[CACHED] = "Cached",
 	[ANONYMOUS] = "AnonPages",
-	/* Not from meminfo: free, but on the lists of a CPU; in use and in no counter. */
+	/*
+	 * Not in meminfo: free pages on per-CPU lists, and pages in use that no counter includes.
+	 */
 	[LISTS] = "PerCpuLists",
 	[OTHER] = "Other",
 };
@@ -686,7 +688,7 @@ struct reading {
 static struct reading *readings;
 static size_t n_readings;
 
-/* Without what the kernel can throw away, and without what waits for a grace period. */
+/* Excludes memory that the kernel can reclaim, and memory that waits for a grace period. */
 static void let_settle(void)
 {
 	int fd = open("/proc/sys/vm/drop_caches", O_WRONLY | O_CLOEXEC);
@@ -744,14 +746,14 @@ static bool read_memory(struct reading *to)
 	}
 	fclose(file);
 	to->kib[LISTS] = pages_on_lists() * page >> 10;
-	/* Stacks are in VmallocUsed. Not what it is in all, but what it changes by is of use. */
+	/* VmallocUsed includes stacks. Only the change of this value is used, not its size. */
 	to->kib[OTHER] = to->kib[TOTAL];
 	for (size_t i = 0; i < ARRAY_SIZE(used); i++)
 		to->kib[OTHER] -= to->kib[used[i]];
 	return (found & 1U << UNRECLAIMABLE) && (found & 1U << VMALLOC);
 }
 
-/* The kernel's caches, to say which of them grew. */
+/* Sizes of the kernel's slab caches, to report the ones that grew. */
 struct cache {
 	char name[48];
 	int64_t kib;
@@ -798,7 +800,7 @@ static void show_growth(const struct cache *old, size_t n_old)
 			       (intmax_t)new[i].kib);
 }
 
-/* The first quarter is the warm-up; of the rest, the first and the last third are compared. */
+/* The first quarter is the warm-up. The first third of the rest is compared with the last one. */
 static size_t warm_up(void)
 {
 	return n_readings / 4;
@@ -820,8 +822,8 @@ static uint64_t least(unsigned int field, size_t from, size_t n)
 }
 
 /*
- * KiB by which the least reading of the last third exceeds that of the first. Noise (per-CPU
- * lists, work that is not done yet) adds to a reading, a leak to all that follow.
+ * Returns the KiB by which the least reading of the last third exceeds that of the first third.
+ * Noise (per-CPU lists, unfinished work) adds to single readings, and a leak to all later ones.
  */
 static int64_t growth(unsigned int field)
 {
@@ -829,27 +831,25 @@ static int64_t growth(unsigned int field)
 	       (int64_t)least(field, warm_up(), third());
 }
 
-/*
- * The supervisor.
- */
+/* The supervisor. */
 
 static struct {
 	int fd;
 	unsigned int workers;
 	uint64_t seed;
-	uint64_t start;		/* of all, ns */
+	uint64_t start;		/* of the whole run, ns */
 	uint64_t round_ns;
 	struct rust_buddy_pool_info base;
 	pid_t pid[MAX_WORKERS];
 	uint64_t lives, kills;
 	uint64_t next_kill, next_target, next_word;
 	uint64_t lowest, highest;	/* thousandths, once the pool was filled */
-	uint64_t looks, inside;		/* how often it was looked at, and within LOW and HIGH */
-	uint64_t quarantined;		/* the most that was seen */
-	uint64_t compared;		/* how often the counters were right */
+	uint64_t looks, inside;		/* samples, and those within LOW and HIGH */
+	uint64_t quarantined;		/* the maximum */
+	uint64_t compared;		/* number of times that the counters were right */
 } sup;
 
-/* Neighbouring numbers give seeds that have nothing to do with each other. */
+/* Hashes a number, so that adjacent seeds are unrelated. */
 static uint64_t spread(uint64_t x)
 {
 	x = (x ^ x >> 32) * 0xd6e8feb86659fd93ULL;
@@ -877,7 +877,7 @@ static void start_worker(unsigned int i)
 	}
 }
 
-/* True if the worker's process has ended; looks at how. */
+/* Returns whether the worker's process has ended. Checks its exit status. */
 static bool has_ended(unsigned int i)
 {
 	int status;
@@ -963,7 +963,7 @@ static void say_how_it_goes(void)
 	       (uintmax_t)(pool.granted * 100 / pool.size), (uintmax_t)all_wrong());
 }
 
-/* The pool fills, empties, and loses workers. */
+/* One round of load: the pool fills and empties, and workers are killed. */
 static void round_of_load(uint64_t *seed)
 {
 	uint64_t begin = now_ns(), now, full;
@@ -989,7 +989,7 @@ static void round_of_load(uint64_t *seed)
 			sup.next_kill = now + rnd(seed) % 2000 * NS_PER_MS;
 		}
 		if (!pinned && sup.workers > 1 && now - begin > sup.round_ns / 2) {
-			/* Odd ones have the phys node. */
+			/* Workers with odd numbers use the phys node. */
 			i = board->round % (sup.workers / 2) * 2 + 1;
 			board->place[i].dies_pinned = 1;
 			pinned = true;
@@ -1011,7 +1011,7 @@ static void round_of_load(uint64_t *seed)
 	}
 }
 
-/* Everybody stands still: what each holds is known, and the pool must say the same. */
+/* Stops all workers. The pool's counters must equal the sum of their buffers. */
 static bool compare_what_is_held(void)
 {
 	struct rust_buddy_pool_info pool;
@@ -1038,7 +1038,10 @@ static bool compare_what_is_held(void)
 	buffers = sup.base.buffers + SUM(buffers);
 	requested = sup.base.requested + SUM(requested);
 	granted = sup.base.granted + SUM(granted);
-	/* What the dead had is back when the kernel is through with them, quarantine and all. */
+	/*
+	 * Memory of killed workers is free once the kernel has torn them down, and its quarantine
+	 * has ended.
+	 */
 	begin = now_ns();
 	for (;;) {
 		if (rb_pool_info(sup.fd, 0, &pool)) {
@@ -1064,7 +1067,7 @@ static bool compare_what_is_held(void)
 	return true;
 }
 
-/* Everybody has gone: the pool is as it was before, to the last free block. */
+/* Ends all workers. The pool must be as before, including the number of free blocks. */
 static bool compare_with_nothing(void)
 {
 	struct rust_buddy_pool_info pool;
@@ -1201,7 +1204,7 @@ static void show_figures(void)
 		figure("VmallocUsed_growth_kib", growth(VMALLOC));
 		figure("Other_growth_kib", growth(OTHER));
 		figure("slack_kib", SLACK_KIB);
-		/* What each ALLOC would have to lose to be noticed. */
+		/* The smallest leak of each ALLOC that exceeds the slack. */
 		figure("slack_millibytes_per_alloc", SLACK_KIB * 1024000ULL /
 		       (readings[n_readings - 1 - third() / 2].allocs -
 			readings[warm_up() + third() / 2].allocs + 1));
@@ -1216,7 +1219,9 @@ static void judge_memory(unsigned int field)
 				      field_name[field], n_readings);
 		return;
 	}
-	/* Its own books of each object grow too, and KASAN keeps what was freed. */
+	/*
+	 * kmemleak's records of each object grow too, and KASAN delays the reuse of freed memory.
+	 */
 	if (!access("/sys/kernel/debug/kmemleak", F_OK)) {
 		ksft_test_result_skip("%s stays what it was: here kmemleak tells\n",
 				      field_name[field]);
@@ -1290,7 +1295,7 @@ int main(int argc, char **argv)
 	sup.start = now_ns();
 	sup.next_word = sup.start + 10 * NS_PER_S;
 	deadline = sup.start + minutes * 60 * NS_PER_S;
-	/* Twelve rounds, but none longer than 20 s. */
+	/* Twelve rounds of at most 20 s each. */
 	sup.round_ns = (deadline - sup.start) / 12;
 	if (sup.round_ns > 20 * NS_PER_S)
 		sup.round_ns = 20 * NS_PER_S;
@@ -1309,7 +1314,7 @@ int main(int argc, char **argv)
 	show_latencies();
 	show_growth(caches, n_caches);
 	show_figures();
-	/* A load that did nothing shows nothing. */
+	/* A run without any work proves nothing. */
 	if (!SUM(verified))
 		wrong(CONTENTS, "nothing was verified");
 	if (!SUM(zeroes))

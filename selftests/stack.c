@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Thread stacks: buffers that grow downward, with guard around them. A thread runs
- * on one with its descriptor kept in ordinary memory (a shared futex in such memory
- * does not work), and a handler on an alternate stack lets the stack grow.
+ * Thread stacks: buffers that grow downward, with guard pages around them. A thread runs on a
+ * buffer, and its descriptor is in ordinary memory, since a shared futex in a buffer does not work.
+ * A signal handler on an alternate stack grows the buffer.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -15,9 +15,9 @@
 struct stack {
 	int fd;
 	uint64_t handle;
-	unsigned char *map;	/* the window: guard, what it may grow to, guard */
+	unsigned char *map;	/* the mmap space: guard, room to grow, guard */
 	uint64_t window;
-	unsigned char *top;	/* what it grows down from */
+	unsigned char *top;	/* the end from which it grows down */
 	uint64_t granted;
 };
 
@@ -57,7 +57,7 @@ static void stack_free(struct __test_metadata *_metadata, struct stack *s)
 	ASSERT_EQ(0, rb_free(s->fd, s->handle));
 }
 
-/* Tells where a signal came from, and dies of it. */
+/* Writes the address of the signal, and lets the signal end the process. */
 static int told;
 
 static void tell(int sig, siginfo_t *info, void *context)
@@ -68,7 +68,7 @@ static void tell(int sig, siginfo_t *info, void *context)
 	signal(sig, SIG_DFL);
 }
 
-/* What touching a byte ends in, by a child: 0, or the signal, and where it says it was. */
+/* Writes to a byte in a child. Returns 0 or the signal. @where receives the signal's address. */
 static int touched(unsigned char *at, void **where)
 {
 	struct sigaction act = { .sa_sigaction = tell, .sa_flags = SA_SIGINFO };
@@ -111,7 +111,7 @@ FIXTURE_TEARDOWN(stack)
 	close(self->fd);
 }
 
-/* Guards cost nothing, and 18 KiB are 32. */
+/* Guard pages use no memory, and 18 KiB take a block of 32 KiB. */
 TEST_F(stack, costs_one_block)
 {
 	struct rust_buddy_pool_info now;
@@ -150,10 +150,10 @@ TEST_F(stack, guards)
 			EXPECT_EQ(SIGSEGV, touched(s.top, &where));
 			EXPECT_EQ((void *)s.top, where);
 		}
-		/* However large it gets, the lowest page is guard. */
+		/* At any size, the lowest page remains a guard page. */
 		EXPECT_EQ(-EINVAL, rb_resize(self->fd, s.handle, ROOM + 1, 0, &size));
 		EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_MAX_SIZE, size.hdr.reason);
-		/* The kernel itself finds nothing there, either. */
+		/* The kernel's own accesses fail there, too. */
 		EXPECT_EQ(-1, read(open("/dev/zero", O_RDONLY | O_CLOEXEC), bottom - 4096, 4096));
 		EXPECT_EQ(EFAULT, errno);
 		stack_free(_metadata, &s);
@@ -168,7 +168,7 @@ TEST_F(stack, grows_and_shrinks_at_its_lower_end)
 	uint64_t n;
 	void *where;
 
-	/* At the end of the pool's lower half: all below is free. */
+	/* At the end of the pool's lower half, so that all memory below is free. */
 	ASSERT_EQ(0, stack_alloc(self->fd, KiB(4), ROOM, RUST_BUDDY_ALLOC_AT,
 				 self->base.size / 2 - 4096, &s));
 	for (n = 1; n < 64; n *= 2) {
@@ -201,7 +201,7 @@ TEST_F(stack, has_no_parts)
 	req.handle = s.handle;
 	EXPECT_EQ(-EOPNOTSUPP, rb_ioctl(self->fd, RUST_BUDDY_IOC_EXPORT, &req));
 	EXPECT_EQ((uint32_t)RUST_BUDDY_REASON_STACK_BUFFER, req.hdr.reason);
-	/* A device may still be told where all of it is. */
+	/* A device may still get the address of the whole buffer. */
 	memcpy(s.top - s.granted, "bottom", 7);
 	ASSERT_EQ(0, rb_pin(self->fd, s.handle, &address));
 	EXPECT_EQ(0ULL, address % s.granted);
@@ -209,16 +209,14 @@ TEST_F(stack, has_no_parts)
 	stack_free(_metadata, &s);
 }
 
-/*
- * A thread that recurses on one.
- */
+/* A thread that recurses on a buffer. */
 
-static __thread struct stack *under;	/* the stack that the thread is on */
-static __thread uint64_t limit;		/* bytes that it may have */
+static __thread struct stack *under;	/* the stack that the thread runs on */
+static __thread uint64_t limit;		/* maximum size in bytes */
 static __thread unsigned int grown, moved;
 static __thread sigjmp_buf stopped;
 
-/* On the alternate stack: lets the stack grow, or stops the thread. */
+/* Runs on the alternate stack. Grows the stack, or stops the thread. */
 static void on_guard(int sig, siginfo_t *info, void *context)
 {
 	unsigned char *at = info->si_addr;
@@ -226,7 +224,7 @@ static void on_guard(int sig, siginfo_t *info, void *context)
 
 	(void)context;
 	if (!under || at < under->map || at >= under->top) {
-		/* Comes back at once, and ends the process. */
+		/* The access faults again at once, and ends the process. */
 		signal(sig, SIG_DFL);
 		return;
 	}
@@ -239,7 +237,7 @@ static void on_guard(int sig, siginfo_t *info, void *context)
 	grown++;
 }
 
-/* A frame of some size, which is looked at again on the way back. */
+/* Uses a frame of some size, and checks it on return. */
 static uint64_t __attribute__((noinline)) recurse(unsigned int depth, uint64_t seed)
 {
 	volatile uint64_t frame[64];
@@ -259,11 +257,11 @@ struct run {
 	struct stack *stack;
 	uint64_t limit;
 	unsigned int depth;
-	/* What came of it. */
+	/* The result. */
 	uint64_t sum;
 	unsigned int grown, moved;
 	bool stopped;
-	unsigned char *local;	/* where a local of the first frame is, at the end */
+	unsigned char *local;	/* address of a local variable of the first frame, at the end */
 	ucontext_t back, there;
 };
 
@@ -321,7 +319,7 @@ static void run_on(struct __test_metadata *_metadata, struct stack *s, uint64_t 
 	ASSERT_EQ((void *)r, done);
 }
 
-/* 1 + 2 + ... for each frame. */
+/* Returns the sum of 1 to @depth + 1. */
 static uint64_t sum_of(unsigned int depth)
 {
 	return (uint64_t)(depth + 1) * (depth + 2) / 2;
@@ -351,7 +349,7 @@ TEST_F(stack, thread_grows_by_moving)
 
 	if (!(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
 		SKIP(return, "the buffers of this pool never move");
-	/* What is below is taken. */
+	/* Occupies the memory below the stack. */
 	memset(&below, 0, sizeof(below));
 	below.size = 4096;
 	below.flags = RUST_BUDDY_ALLOC_AT;
@@ -378,12 +376,12 @@ TEST_F(stack, thread_is_stopped_where_it_cannot_grow)
 	run_on(_metadata, &s, ROOM, 100000, &r);
 	EXPECT_TRUE(r.stopped);
 	EXPECT_EQ(0ULL, r.sum);
-	/* As far as it could. */
+	/* The stack has grown as far as possible. */
 	EXPECT_TRUE(!(self->base.caps & RUST_BUDDY_CAP_MOVABLE) || s.granted == KiB(64));
 	stack_free(_metadata, &s);
 }
 
-/* Several at once, each on its own, all growing. */
+/* Several threads at once, each on its own stack, and all stacks grow. */
 TEST_F(stack, many_threads)
 {
 	struct stack stacks[8];

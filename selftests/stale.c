@@ -1,31 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Nothing of one client is ever seen by another: a client fills all that is free
- * with a mark and loses it, in each way in which memory can be lost, another one
- * takes all that is free then and reads every word of it. zero.c looks at single
- * places and at what ALLOC promises; this is the search at large.
+ * No memory content passes from one client to another. A client fills all free memory with a mark
+ * and loses it, in each of the ways in which memory can be lost. Another client allocates all free
+ * memory and reads every word of it. zero.c tests single places and the guarantees of ALLOC. This
+ * program searches at large.
  *
- * RB_PAGES is how many pages are searched in all.
+ * RB_PAGES is the total number of pages to search.
  */
 #include "rb_test.h"
 
-/* Two million and some; a debug kernel wants fewer. */
+/* Two million and some. A debug kernel needs a lower number. */
 #define PAGES		(1UL << 21)
 #define MARK		0x7374616c65206d65ULL
 #define MOST		4096
 #define LARGEST		MiB(4)
 
-/* Told to this program's own main() after an exec. */
+/* The argument that makes this program's main() run as the target of an exec. */
 #define AFTER_EXEC	"--after-exec"
 
 struct tally {
 	uint64_t pages;
 	uint64_t clients;
 	uint64_t dirty;		/* words that were not zero */
-	uint64_t marked;	/* those of them that were the mark */
+	uint64_t marked;	/* words that were the mark */
 };
 
-/* Of all tests: each runs in a process of its own. */
+/* The totals of all tests, shared since each test runs in a process of its own. */
 static struct tally *sum;
 
 enum way {
@@ -83,7 +83,7 @@ FIXTURE_TEARDOWN(stale)
 	free(self->have);
 }
 
-/* Takes everything that is free, in sizes of all kinds. 0, or what went wrong. */
+/* Allocates all free memory in blocks of various sizes. Returns 0 or the error. */
 static int take_all(struct holding *have, uint64_t *seed)
 {
 	struct rust_buddy_alloc req;
@@ -96,7 +96,7 @@ static int take_all(struct holding *have, uint64_t *seed)
 	if (have->fd < 0)
 		return -errno;
 	while (have->n < MOST) {
-		/* As many small ones as large ones. */
+		/* Chooses small and large sizes equally often. */
 		size = 1 + rnd(seed) % (LARGEST >> rnd(seed) % 10);
 		flags = rnd(seed) % 2 ? RUST_BUDDY_ALLOC_EXACT : 0;
 		if (rnd(seed) % 4 == 0)
@@ -146,7 +146,7 @@ static void free_all(struct holding *have)
 			_exit(21);
 }
 
-/* The client that loses everything; it waits at the end, so that its exit isn't the way. */
+/* The client that loses its memory. It waits at the end, so that its exit is not the cause. */
 static void lose(struct holding *have, enum way way, uint64_t seed, int line)
 {
 	if (take_all(have, &seed))
@@ -182,7 +182,7 @@ static void lose(struct holding *have, enum way way, uint64_t seed, int line)
 	_exit(0);
 }
 
-/* Reads every word of what another client gets. */
+/* Allocates all free memory as another client, and reads every word. */
 static void search(struct __test_metadata *_metadata, FIXTURE_DATA(stale) *self, uint64_t *seed,
 		   struct tally *found)
 {
@@ -252,7 +252,7 @@ TEST_F_TIMEOUT(stale, nothing_is_found, 2 * SLOW)
 	sum->marked += found.marked;
 }
 
-/* The harness does not come back from its last test. */
+/* Runs at exit, since the harness does not return to main(). */
 static void print_sum(void)
 {
 	const uintmax_t pages = sum->pages, clients = sum->clients;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * SYNC: what it refuses, anywhere; and that it matters, where the device has a
- * copy of the buffer. Boot with swiotlb=force for that: then every device has.
+ * SYNC: refusals on any machine, and its effect where the device uses a copy of the buffer. Boot
+ * with swiotlb=force for that, so that every device uses bounce buffers.
  */
 #include "edu.h"
 #include "rb_test.h"
@@ -84,7 +84,7 @@ TEST_F(refusals, flags)
 	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU, 0, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_CPU, 4, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	EXPECT_NO_SYNC(self->fd, handle, 0, 0, FOR_DEVICE, ~0U, -EINVAL, RUST_BUDDY_REASON_FLAGS);
-	/* Before the handle, and that before the part. */
+	/* Flags are checked before the handle, and the handle before the range. */
 	EXPECT_NO_SYNC(self->fd, 0, 0, 0, 0, BIDIRECTIONAL, -EINVAL, RUST_BUDDY_REASON_FLAGS);
 	EXPECT_NO_SYNC(self->fd, 0, ~0ULL, 0, FOR_CPU, BIDIRECTIONAL, -ENOENT,
 		       RUST_BUDDY_REASON_UNKNOWN_HANDLE);
@@ -106,7 +106,7 @@ TEST_F(refusals, parts)
 			       BIDIRECTIONAL,
 			       -EINVAL, RUST_BUDDY_REASON_BUFFER_RANGE);
 	}
-	/* With no device there is nothing to do, and that is fine. */
+	/* Without a device SYNC does nothing, and succeeds. */
 	for (size_t i = 0; i < sizeof(good) / sizeof(*good); i++) {
 		for (uint32_t direction = 1; direction <= BIDIRECTIONAL; direction++) {
 			EXPECT_EQ(0, rb_sync(self->fd, self->req.handle, good[i][0], good[i][1],
@@ -126,7 +126,10 @@ TEST_F(refusals, read_only)
 	close(fd);
 }
 
-/* Two buffers that edu knows, one to look into, one to see through. */
+/*
+ * Two buffers that edu can access: the tested one, and one that returns the data that the device
+ * has read.
+ */
 FIXTURE(bounced) {
 	int fd;
 	struct pci_dev pci;
@@ -159,7 +162,7 @@ FIXTURE_SETUP(bounced)
 	self->seen = rb_map(self->fd, &self->out, PROT_READ | PROT_WRITE);
 	ASSERT_TRUE(self->mem != MAP_FAILED);
 	ASSERT_TRUE(self->seen != MAP_FAILED);
-	/* What is there at PIN is what the device has. */
+	/* PIN copies the buffer's content to the bounce buffer. */
 	memset(self->mem, 0x11, SIZE);
 	ASSERT_EQ(0, rb_pin_device(self->fd, self->req.handle, self->edu, &self->pin));
 	ASSERT_EQ(0, rb_pin_device(self->fd, self->out.handle, self->edu, &self->out_pin));
@@ -181,7 +184,7 @@ FIXTURE_TEARDOWN(bounced)
 	close(watch);
 }
 
-/* Bytes [at, at + len) are `in`, all others `other`. */
+/* Returns whether the bytes [at, at + len) are `in` and all other bytes are `other`. */
 static bool only(const uint8_t *mem, size_t at, size_t len, uint8_t in, uint8_t other)
 {
 	for (size_t i = 0; i < SIZE; i++)
@@ -190,7 +193,7 @@ static bool only(const uint8_t *mem, size_t at, size_t len, uint8_t in, uint8_t 
 	return true;
 }
 
-/* What the device finds in the buffer, by way of its own memory and the other buffer. */
+/* Reads the buffer through the device, by way of the device's own memory and the other buffer. */
 #define DEVICE_LOOKS() do {							\
 	memset(self->seen, 0xee, SIZE);						\
 	ASSERT_EQ(0, edu_copy(&self->pci, self->pin.address, EDU_MEMORY, SIZE, 0));	\
@@ -200,7 +203,7 @@ static bool only(const uint8_t *mem, size_t at, size_t len, uint8_t in, uint8_t 
 			     RUST_BUDDY_SYNC_FROM_DEVICE));			\
 } while (0)
 
-/* The device writes such bytes to all of the buffer. */
+/* Has the device write a byte to all of the buffer. */
 #define DEVICE_WRITES(byte) do {						\
 	memset(self->seen, (byte), SIZE);					\
 	ASSERT_EQ(0, rb_sync(self->fd, self->out.handle, 0, 0, FOR_DEVICE,	\
@@ -231,7 +234,7 @@ TEST_F_TIMEOUT(bounced, cpu_writes, SLOW)
 	DEVICE_LOOKS();
 	EXPECT_TRUE(only(self->seen, 0, SIZE, 0x11, 0));
 
-	/* Exactly the range. */
+	/* Only the given range is copied. */
 	ASSERT_EQ(0, rb_sync(self->fd, handle, 1000, 600, FOR_DEVICE, RUST_BUDDY_SYNC_TO_DEVICE));
 	DEVICE_LOOKS();
 	EXPECT_TRUE(only(self->seen, 1000, 600, 0x22, 0x11));
@@ -258,7 +261,7 @@ TEST_F_TIMEOUT(bounced, device_writes, SLOW)
 	EXPECT_TRUE(only(self->mem, 0, SIZE, 0x33, 0));
 }
 
-/* The last UNPIN brings home what the device has written, and only the last. */
+/* The last UNPIN copies the data that the device has written to the buffer, and only the last. */
 TEST_F_TIMEOUT(bounced, unpin_brings_home, SLOW)
 {
 	const uint64_t handle = self->req.handle;
@@ -274,7 +277,7 @@ TEST_F_TIMEOUT(bounced, unpin_brings_home, SLOW)
 	EXPECT_TRUE(only(self->mem, 0, SIZE, 0x44, 0));
 }
 
-/* What can't be told brings nothing home: the CPU's own stays. */
+/* A PIN whose result can't be written copies nothing back: the CPU's data stays. */
 TEST_F(bounced, undelivered_pin)
 {
 	const size_t page = sysconf(_SC_PAGESIZE);
@@ -293,7 +296,7 @@ TEST_F(bounced, undelivered_pin)
 	ASSERT_EQ(0, rb_pin_device(self->fd, self->req.handle, self->edu, &self->pin));
 }
 
-/* Bounce buffers have an end, and the caller is told. */
+/* The size of a bounce buffer is limited, and the caller gets an error. */
 TEST_F(bounced, too_large)
 {
 	struct rust_buddy_alloc large;
@@ -307,7 +310,7 @@ TEST_F(bounced, too_large)
 	EXPECT_EQ(0, rb_free(self->fd, large.handle));
 }
 
-/* What the kernel has no pages of could only be copied by touching what it has not mapped. */
+/* Bouncing memory without struct page would require a kernel mapping that does not exist. */
 TEST(range_is_not_bounced)
 {
 	static const struct pci_match match = { .vendor = EDU_VENDOR, .device = EDU_DEVICE };

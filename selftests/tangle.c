@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Many hands on a few buffers: one client's threads resize, move, map, export and
- * free them, and take their pages by io_uring, vmsplice and process_vm_writev,
- * while the structs of their calls lie in memory that can't be written, that
- * can't be written now and then, or that blocks the write for a while, by
- * userfaultfd or by FUSE. What they reach they mark. Another client, the victim,
- * allocates all the while: its memory has to be zero at first and then to hold
- * what it wrote, and nothing of it may be seen by the others.
+ * Concurrent calls on a few buffers. Threads of one process resize, migrate, map, export and free
+ * them, and take references to their pages by io_uring, vmsplice and process_vm_writev. The structs
+ * of their calls lie in memory that is read-only, that is read-only at times, or that blocks a
+ * write for a while, by
+ * userfaultfd or by FUSE. The threads mark all memory that they reach. Another process, the victim,
+ * allocates all the time. Its memory has to be zero at first and then to hold the victim's data,
+ * and the threads must not see any of it.
  *
- *   RB_TANGLE_SECONDS=n  (default 10)
- *   RB_TANGLE_HANDS=n    only the threads with a bit in it, in the order of enum hand
- *   RB_TANGLE_SEED=n     what each thread draws; how they meet is the scheduler's
+ * RB_TANGLE_SECONDS=n  (default 10)
  *
- * With the oracle (see docs/testing.md) its findings count, too.
+ * RB_TANGLE_HANDS=n    only the threads with a bit in it, in the order of enum hand
+ *
+ * RB_TANGLE_SEED=n     the random numbers of each thread; the interleaving still varies
+ *
+ * With the audit (see docs/testing.md) its findings count, too.
  */
 #include <linux/io_uring.h>
 #include <linux/userfaultfd.h>
@@ -30,10 +32,10 @@
 #define GUP_MAX		KiB(64)
 #define BLOCK		MiB(2)
 #define VIEWS		16	/* mappings of the large buffer */
-#define HELD		8	/* buffers that the victim has at a time */
+#define HELD		8	/* buffers of the victim at a time */
 #define LONGEST		86400
 
-/* What the two sides write: nothing else has these upper halves. */
+/* The upper halves of words that the two processes write. No other data has them. */
 #define MARK		0xa77ac4a7ULL
 #define SECRET		0x5ec2e700ULL
 
@@ -46,14 +48,14 @@ static const char * const hand_names[HANDS] = {
 static struct board {
 	int stop;
 	int wrong;
-	uint32_t hands;		/* a bit for each that is at work */
+	uint32_t hands;		/* a bit for each thread that runs */
 	uint32_t gup;		/* the flag, where the pool has it */
 	uint64_t seed;
-	uint64_t slot;		/* where the buffer is that grows */
+	uint64_t slot;		/* the place of the buffer that grows */
 	uint64_t done[HANDS];
 	uint64_t victims;
 	uint64_t faults;	/* calls that ended in EFAULT */
-	uint64_t acted;		/* of these, those that had acted */
+	uint64_t acted;		/* calls with EFAULT that took effect */
 	uint64_t taken;		/* pages that GUP got */
 	uint64_t slow;		/* calls whose struct is in a slow file */
 	char text[256];
@@ -63,7 +65,7 @@ static int fd, other, phys;
 static struct rust_buddy_alloc gup, large, small, pinned;
 static char *window, *view[VIEWS], *small_map;
 static int hands_done;		/* the threads have ended */
-static int told;		/* PINs that count */
+static int told;		/* PINs in effect */
 static uint64_t address;
 
 static bool stopped(void)
@@ -93,7 +95,7 @@ static uint64_t mark(uint32_t value)
 	return MARK << 32 | value;
 }
 
-/* What comes from a buffer of the marking side. */
+/* Checks a word that was read from a buffer of the marking process. */
 static void judge(uint64_t word, const char *how)
 {
 	if (word >> 32 == SECRET)
@@ -109,7 +111,7 @@ static void caught(int sig)
 	_exit(77);
 }
 
-/* Reads and marks a word that may not be there. */
+/* Reads and marks a word that may not be mapped. */
 static bool touch(char *at, uint64_t value, const char *how)
 {
 	sigjmp_buf here;
@@ -125,15 +127,13 @@ static bool touch(char *at, uint64_t value, const char *how)
 	return true;
 }
 
-/*
- * Memory for structs: of one thread each.
- */
+/* Memory for the structs of one thread. */
 
 enum where { WRITABLE, READ_ONLY, FLIPPING, BLOCKING, SLOW_FILE, PLACES };
 
 struct lap {
 	uint64_t rng;
-	char *rw;	/* the first three are the same memory */
+	char *rw;	/* rw, ro and flip map the same page */
 	char *ro;
 	char *flip;
 	char *wp;
@@ -190,7 +190,7 @@ static int set_up(struct lap *lap, unsigned int number, uint64_t seed)
 		if (lap->slow == MAP_FAILED)
 			return -EIO;
 	}
-	/* A kernel without it, or a user who may not: then nothing blocks. */
+	/* Without userfaultfd, or without the right to use it, no write blocks. */
 	lap->uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	reg.range.start = (uintptr_t)lap->wp;
 	reg.range.len = PAGE;
@@ -202,7 +202,7 @@ static int set_up(struct lap *lap, unsigned int number, uint64_t seed)
 	return 0;
 }
 
-/* Makes memory writable and not, and lets go on what was blocked, after a while. */
+/* Changes the protection of the structs' memory, and lets blocked writes continue after a while. */
 static void *meddle(void *unused)
 {
 	struct lap mine = { .rng = board->seed ^ 99 };
@@ -224,8 +224,9 @@ static void *meddle(void *unused)
 }
 
 /*
- * What has become of a call, 0 or a negative errno, judged in this one place: one that ends in
- * EFAULT has acted if its header says that it was in progress, and else nothing has happened.
+ * Returns the outcome of a call, 0 or a negative errno. A call that ends in EFAULT took effect if
+ * its header says that it was in progress, and else it changed nothing. Only this function decides
+ * that.
  */
 static int fate(int ret, const struct rust_buddy_hdr *hdr)
 {
@@ -238,7 +239,9 @@ static int fate(int ret, const struct rust_buddy_hdr *hdr)
 	return 0;
 }
 
-/* Calls with the struct somewhere; @req becomes what is there then. */
+/*
+ * Calls with the struct in one kind of memory. @req receives the struct's content after the call.
+ */
 static int call(struct lap *lap, int client, unsigned long cmd, void *req, enum where where)
 {
 	const size_t size = _IOC_SIZE(cmd);
@@ -270,11 +273,9 @@ static enum where anywhere(struct lap *lap)
 	return below(lap, PLACES);
 }
 
-/*
- * The hands.
- */
+/* The threads. */
 
-/* What has once grown stays so: a new buffer for each growth that is not undone. */
+/* Allocates a new buffer to grow, since a growth that took effect can't be repeated. */
 static int regrow(struct lap *lap)
 {
 	struct rust_buddy_alloc req = {
@@ -286,7 +287,7 @@ static int regrow(struct lap *lap)
 	struct rust_buddy_free old = { .handle = gup.handle };
 	unsigned int tries = 0;
 
-	/* With room above it, and where the victim knows of. */
+	/* With room above it, at a place that the victim knows. */
 	do {
 		req.lo = MiB(32) + GUP_MAX * below(lap, 64);
 		if (tries++ == 64)
@@ -313,7 +314,7 @@ static void *grower(void *arg)
 			.size = below(lap, 3) ? GUP_MAX : PAGE * (2 + below(lap, 15)),
 		};
 
-		/* Mostly where it is sure to be undone, or not to be done at all. */
+		/* Mostly in read-only memory, where the call is undone or does nothing. */
 		ret = call(lap, fd, RUST_BUDDY_IOC_RESIZE, &r,
 			   below(lap, 16) ? READ_ONLY : anywhere(lap));
 		add(&board->done[GROWER]);
@@ -346,7 +347,7 @@ static bool ring_make(struct ring *r)
 	return r->sq != MAP_FAILED && r->cq != MAP_FAILED && (void *)r->sqes != MAP_FAILED;
 }
 
-/* Between the first registered buffer and a file. */
+/* Transfers between the first registered buffer and a file. */
 static int ring_do(struct ring *r, int op, int file, void *addr, unsigned int len)
 {
 	unsigned int *tail = (void *)(r->sq + r->par.sq_off.tail);
@@ -372,7 +373,10 @@ static int ring_do(struct ring *r, int op, int file, void *addr, unsigned int le
 	return res;
 }
 
-/* Takes a page of what may just be growing or shrinking, keeps it a while, and uses it. */
+/*
+ * Takes references to a page that may be growing or shrinking, holds them for a while, and uses
+ * them.
+ */
 static void *grabber(void *arg)
 {
 	struct lap *lap = arg;
@@ -385,7 +389,7 @@ static void *grabber(void *arg)
 	if (pipe2(line, O_NONBLOCK | O_CLOEXEC))
 		return NULL;
 	while (!stopped()) {
-		/* The first page is there all the time. */
+		/* Skips the first page, which is always mapped. */
 		char *at = window + PAGE * (1 + below(lap, GUP_MAX / PAGE - 1));
 		struct iovec v = { at, PAGE };
 
@@ -397,7 +401,9 @@ static void *grabber(void *arg)
 						 IORING_REGISTER_BUFFERS, &v, 1))
 				continue;
 			add(&board->taken);
-			/* Long enough for another to be given what is not free. */
+			/*
+			 * Long enough for another client to allocate a page that is wrongly free.
+			 */
 			uses = 1 + below(lap, 100);
 			for (i = 0; i < uses && !stopped(); i++) {
 				nap(lap, 4000);
@@ -445,7 +451,7 @@ static void *mover(void *arg)
 
 		m.flags = flags[below(lap, 3)];
 		if (m.handle == large.handle && below(lap, 4)) {
-			/* Where the victim looks for what is left. */
+			/* At a place where the victim looks for leftovers. */
 			m.flags = RUST_BUDDY_ALLOC_AT;
 			m.lo = MiB(8) + BLOCK * (at++ % 4);
 		}
@@ -467,7 +473,7 @@ static void *mover(void *arg)
 	return NULL;
 }
 
-/* All mappings of one buffer show the same, in the child as well. */
+/* All mappings of one buffer show the same content, in the child as well. */
 static void compare_views(struct lap *lap, unsigned int word)
 {
 	unsigned int i, j = below(lap, VIEWS);
@@ -504,7 +510,7 @@ static void *forker(void *arg)
 		compare_views(lap, 128);
 		if (below(lap, 2)) {
 			i = below(lap, VIEWS);
-			/* The same place again, and a fresh page table entry. */
+			/* Maps the same place again, which needs a new page-table entry. */
 			if (mmap(view[i], BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
 				 large.offset) == MAP_FAILED)
 				wrong("mmap: errno %d", errno);
@@ -546,7 +552,7 @@ static void *exporter(void *arg)
 				munmap(map, PAGE);
 			}
 		}
-		/* A handle comes and goes, in whatever way it is told of. */
+		/* Allocates and frees a buffer, with the structs in any memory. */
 		if (call(lap, other, RUST_BUDDY_IOC_ALLOC, &a, anywhere(lap)))
 			continue;
 		map = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, other, a.offset);
@@ -561,7 +567,7 @@ static void *exporter(void *arg)
 	return NULL;
 }
 
-/* One PIN is never undone: the buffer has to stay where that said it is. */
+/* One PIN is never undone, so the buffer has to stay at the reported address. */
 static void *pinner(void *arg)
 {
 	static const uint32_t flags[] = { RUST_BUDDY_ALLOC_BOTTOMUP, RUST_BUDDY_ALLOC_TOPDOWN };
@@ -598,7 +604,7 @@ static void *unpinner(void *arg)
 		int now = __atomic_load_n(&told, __ATOMIC_SEQ_CST);
 		bool counted = false;
 
-		/* Given up before, and taken back if it was not. */
+		/* Decrements the count before UNPIN, and increments it again if UNPIN failed. */
 		if (now > 1 && below(lap, 8) == 0)
 			counted = __atomic_compare_exchange_n(&told, &now, now - 1, false,
 							      __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
@@ -615,7 +621,7 @@ static void * (* const hands[HANDS])(void *) = {
 	grower, grabber, mover, forker, exporter, pinner, unpinner,
 };
 
-/* The process that marks whatever it reaches. */
+/* The process that marks all memory that it can reach. */
 static int marks(void)
 {
 	struct sigaction sa = { .sa_handler = caught, .sa_flags = SA_NODEFER };
@@ -644,7 +650,7 @@ static int marks(void)
 	told = 1;
 	window = mmap(NULL, GUP_MAX, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	small_map = mmap(NULL, GUP_MAX, PROT_READ | PROT_WRITE, MAP_SHARED, fd, small.offset);
-	/* With room between, or they would be one VMA. */
+	/* With gaps between the mappings, so that they are not merged into one VMA. */
 	room = mmap(NULL, (2 * VIEWS + 1) * BLOCK, PROT_NONE,
 		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (window == MAP_FAILED || small_map == MAP_FAILED || room == MAP_FAILED)
@@ -695,7 +701,7 @@ static void verify(const struct held *h, const char *when)
 	}
 }
 
-/* The process that has nothing to do with the other. */
+/* The victim, a process that shares nothing with the other one. */
 static int suffers(void)
 {
 	struct lap lap = { .rng = board->seed ^ 0x76696374 };
@@ -771,7 +777,7 @@ FIXTURE_SETUP(tangle)
 		     -1, 0);
 	ASSERT_TRUE((void *)board != MAP_FAILED);
 	ASSERT_EQ(0, rb_pool_info(self->watch, 0, &self->base));
-	/* Elsewhere the pages of a buffer can't be taken, and all the rest goes on. */
+	/* Without GUP buffers their pages can't be taken, and the other threads run as usual. */
 	if (self->base.caps & RUST_BUDDY_CAP_LONGTERM_PIN)
 		board->gup = RUST_BUDDY_ALLOC_GUP;
 }

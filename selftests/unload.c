@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The module stays while anything of it is in use: an open file, be it of a node
- * or of debugfs, or a mapping whose file is long closed. (That it goes when nothing
- * is, the runner tests.)
+ * The module can't be unloaded while it is in use: by an open file of a node or of debugfs, or by a
+ * mapping whose file was closed. (The runner tests that an unused module can be unloaded.)
  */
 #include <sys/syscall.h>
 
 #include "rb_test.h"
 
-/* 0 or a negative errno; 0 would mean that the module is gone. */
+/* Returns 0 or a negative errno. 0 would mean that the module was unloaded. */
 static int unload(void)
 {
 	return syscall(SYS_delete_module, "rust_buddy", O_NONBLOCK) < 0 ? -errno : 0;
@@ -37,7 +36,7 @@ FIXTURE_TEARDOWN(stays)
 TEST_F(stays, while_open)
 {
 	EXPECT_EQ(-EAGAIN, unload());
-	/* Having tried has broken nothing. */
+	/* The attempt has not affected the client. */
 	EXPECT_EQ(0, rb_free(self->fd, self->buf.handle));
 }
 
@@ -80,7 +79,7 @@ TEST_F(stays, while_a_child_has_it)
 	EXPECT_EQ(0, status);
 }
 
-/* How many references hold the module, or -1. */
+/* Returns the number of references to the module, or -1. */
 static int references(void)
 {
 	FILE *file = fopen("/sys/module/rust_buddy/refcnt", "r");
@@ -146,8 +145,8 @@ FIXTURE_TEARDOWN(debugfs)
 }
 
 /*
- * Closing it calls the operations of the file: they must still be there, and nothing
- * else than the file holds the module here.
+ * Closing the file calls its operations, which must still be loaded. Only the file holds the
+ * module.
  */
 TEST_F(debugfs, while_open)
 {
@@ -160,7 +159,7 @@ TEST_F(debugfs, while_open)
 						: read(self->fd, &byte, 1));
 	EXPECT_EQ(0, close(self->fd));
 	self->fd = -1;
-	/* And nothing holds the module any longer: it could go now. */
+	/* Nothing holds the module any longer, so it could be unloaded. */
 	EXPECT_EQ(0, references());
 }
 

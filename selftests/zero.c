@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Memory is zero at first sight, whoever had it before, however it came back
- * and in whatever pieces it is given again. Places are taken with AT, so that
- * it is known to be the same memory.
+ * Memory is zero when a client first sees it, independent of its last owner, of how it was freed,
+ * and of the sizes in which it is allocated again. Places are allocated with AT, so that the tests
+ * know that it is the same memory.
  */
 #include "rb_test.h"
 
@@ -10,7 +10,7 @@
 #define MANY_UNITS	(1U << 17)
 #define CLIENTS		64
 
-/* ALLOC at a place inside [lo, hi), or anywhere for flags that ask for no place. */
+/* Allocates at a place or in [lo, hi), as the flags say. */
 static int get(int fd, uint64_t size, uint32_t flags, uint64_t lo, uint64_t hi,
 	       struct rust_buddy_alloc *req)
 {
@@ -32,7 +32,7 @@ FIXTURE(zero) {
 	struct rust_buddy_pool_info base;
 };
 
-/* Free pages that AT can have, in steps of their own size; ~0 if there are none. */
+/* Returns a free range of @bytes that is aligned to its size, or ~0 if there is none. */
 static uint64_t find_area(int fd, const struct rust_buddy_pool_info *pool, uint64_t bytes)
 {
 	struct rust_buddy_alloc req;
@@ -67,7 +67,7 @@ FIXTURE_TEARDOWN(zero)
 	close(self->other);
 }
 
-/* Maps all of it, and it is zero. */
+/* Maps all of a buffer, and checks that it is zero. */
 static void *sight(struct __test_metadata *_metadata, int fd, const struct rust_buddy_alloc *req)
 {
 	void *mem = rb_map(fd, req, PROT_READ | PROT_WRITE);
@@ -78,7 +78,7 @@ static void *sight(struct __test_metadata *_metadata, int fd, const struct rust_
 	return mem;
 }
 
-/* Takes @bytes at @lo, judges them, leaves them full of a pattern, gives them back. */
+/* Allocates @bytes at @lo, checks that they are zero, fills them with a pattern, and frees them. */
 static void soil(struct __test_metadata *_metadata, int fd, uint64_t lo, uint64_t bytes,
 		 uint64_t seed)
 {
@@ -93,7 +93,7 @@ static void soil(struct __test_metadata *_metadata, int fd, uint64_t lo, uint64_
 	ASSERT_EQ(0, rb_free(fd, req.handle));
 }
 
-/* Takes @bytes, and they are zero. */
+/* Allocates @bytes at @lo, and checks that they are zero. */
 static void clean(struct __test_metadata *_metadata, int fd, uint64_t lo, uint64_t bytes)
 {
 	struct rust_buddy_alloc req;
@@ -117,7 +117,7 @@ TEST_F(zero, same_place)
 	}
 }
 
-/* Soiled as one, taken in pieces; soiled in pieces, taken as one. */
+/* Dirtied as a whole and allocated in pieces, then dirtied in pieces and allocated as a whole. */
 TEST_F(zero, in_pieces)
 {
 	const uint64_t unit = self->unit;
@@ -131,7 +131,7 @@ TEST_F(zero, in_pieces)
 	}
 }
 
-/* A byte of more than was asked for is as zero as the others. */
+/* The bytes beyond the requested size are zero, too. */
 TEST_F(zero, beyond_what_was_asked_for)
 {
 	static const uint32_t flags[] = { 0, RUST_BUDDY_ALLOC_EXACT };
@@ -149,7 +149,7 @@ TEST_F(zero, beyond_what_was_asked_for)
 			soil(_metadata, self->fd, self->area, AREA * self->unit, i + 1);
 			ret = get(self->fd, sizes[i], flags[j] | RUST_BUDDY_ALLOC_RANGE,
 				  self->area, end, &req);
-			/* The area's own alignment need not allow for a block of that size. */
+			/* The area's alignment may rule out a block of that size. */
 			if (ret == -ENOSPC && sizes[i] > AREA / 4 * self->unit)
 				continue;
 			ASSERT_EQ(0, ret);
@@ -160,7 +160,7 @@ TEST_F(zero, beyond_what_was_asked_for)
 	}
 }
 
-/* What an exact run gave back at once is given out next. */
+/* The tail that EXACT frees at once is allocated next. */
 TEST_F(zero, tails_of_exact_runs)
 {
 	const uint64_t runs[] = { 3, 5, 7, 11, 13 };
@@ -192,7 +192,7 @@ TEST_F(zero, tails_of_exact_runs)
 		}
 		EXPECT_EQ(-ENOSPC, ret);
 		EXPECT_EQ(AREA - runs[i], n);
-		/* Zeroing those did not reach into this one. */
+		/* Zeroing the other buffers did not change this one. */
 		EXPECT_TRUE(filled(mem, run.granted, 0xabc));
 		EXPECT_EQ(0, munmap(mem, run.granted));
 		EXPECT_EQ(0, rb_free(self->fd, run.handle));
@@ -202,7 +202,7 @@ TEST_F(zero, tails_of_exact_runs)
 	}
 }
 
-/* One word in a page is enough, wherever it is. */
+/* A single word in a page makes the page dirty, wherever it is. */
 TEST_F(zero, single_words)
 {
 	const uint64_t unit = self->unit, words = unit / 8;
@@ -221,7 +221,9 @@ TEST_F(zero, single_words)
 	clean(_metadata, self->fd, self->area, AREA * unit);
 }
 
-/* Nobody is told of such a write: a page that was only read, then made writable. */
+/*
+ * The module does not see a write to a page that was faulted in by a read and then made writable.
+ */
 TEST_F(zero, read_then_written)
 {
 	const uint64_t bytes = AREA * self->unit;
@@ -239,7 +241,7 @@ TEST_F(zero, read_then_written)
 	clean(_metadata, self->other, self->area, bytes);
 }
 
-/* The last words are written when the handle, or the descriptor, is long gone. */
+/* The last words are written after the handle was freed, or the descriptor closed. */
 TEST_F(zero, written_after_free)
 {
 	const uint64_t bytes = AREA * self->unit;
@@ -262,7 +264,7 @@ TEST_F(zero, written_after_free)
 	clean(_metadata, self->other, self->area, bytes);
 }
 
-/* An ALLOC that could not be told of hands its memory back; it was nobody's. */
+/* An ALLOC whose result can't be written frees its memory, which no client has seen. */
 TEST_F(zero, after_a_failed_copy)
 {
 	const uint64_t bytes = AREA * self->unit;
@@ -283,7 +285,7 @@ TEST_F(zero, after_a_failed_copy)
 	munmap(req, self->unit);
 }
 
-/* Killed while it writes, so that nothing on the way out can tidy up. */
+/* The owner is killed while it writes, so that no code of it runs on exit. */
 TEST_F(zero, after_a_killed_owner)
 {
 	const uint64_t bytes = AREA * self->unit;
@@ -357,7 +359,7 @@ FIXTURE_TEARDOWN(sweep)
 	free(self->all);
 }
 
-/* As many clients as the limit on each one's buffers makes necessary. */
+/* Allocates one block, with a new client when the last one has reached its limit of buffers. */
 static int sweep_one(FIXTURE_DATA(sweep) *self, uint64_t size, int *fd,
 		     struct rust_buddy_alloc *req)
 {
@@ -376,8 +378,8 @@ static int sweep_one(FIXTURE_DATA(sweep) *self, uint64_t size, int *fd,
 }
 
 /*
- * Takes every page of the pool, by new clients, in blocks of @size or, for 0,
- * as large as they come; each is zero; leaves each full of a pattern.
+ * Allocates all memory of the pool with new clients, in blocks of @size or, for 0, the largest
+ * ones. Each block is zero, and is left full of a pattern.
  */
 static int sweep_all(struct __test_metadata *_metadata, FIXTURE_DATA(sweep) *self,
 		     uint64_t size, uint64_t seed)
@@ -407,7 +409,7 @@ static int sweep_all(struct __test_metadata *_metadata, FIXTURE_DATA(sweep) *sel
 	}
 	EXPECT_EQ(self->base.free, swept);
 
-	/* Taking one did not clear another. */
+	/* Zeroing a block did not change another one. */
 	for (i = 0; i < self->n; i += 1 + self->n / 256) {
 		mem = rb_map(self->all[i].fd, &self->all[i].req, PROT_READ);
 		ASSERT_TRUE(mem != MAP_FAILED);
