@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# Two commands for a fresh Debian machine: make demo, make test.
-# For your own Rust-enabled kernel tree: make KDIR=..., and make help for the rest.
+# Two commands for a fresh Debian machine: make demo, make test. For another Rust-enabled kernel
+# tree: make KDIR=... ("make help" lists all targets).
 
 top := $(CURDIR)
 enter := $(top)/qemu/enter.sh
 
-# Where a module for the running kernel is built, unless said otherwise.
+# By default the module is built for the running kernel.
 KDIR ?= /lib/modules/$(shell uname -r)/build
 BUILD ?= $(top)/build
 
@@ -38,7 +38,7 @@ help:
 	@echo "  make clean / distclean               what was built / and all that was downloaded"
 	@echo "Variables: MIRROR=URL (Debian archive), RB_CACHE=DIR, CI=true (no terminal)"
 
-# With KERNEL= the caller brings kernel, tree and tools; else they are set up.
+# With KERNEL= the caller provides kernel, tree and tools. Otherwise they are set up.
 ifeq ($(KERNEL),)
 own := 0
 else
@@ -58,7 +58,7 @@ test-debug:
 	@qemu/test-debug.sh
 mutants:
 	@qemu/mutants.sh
-# For ever, unless it is told; hence not by the variable that has a default.
+# Runs until it fails, unless MINUTES= is given: make does not export the default below.
 fuzz:
 	@qemu/fuzz.sh
 MINUTES ?= 10

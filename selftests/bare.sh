@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# On a kernel as it comes, without cma= and memmap=: auto works, and what can't be
-# had is refused with the remedy.
+# On a kernel booted without cma= and memmap=: source=auto works, and the refusal of another source
+# names the remedy.
 . qemu/guest/lib.sh
 . selftests/ktap.sh
 . selftests/refused.sh

@@ -1,15 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Loading and unloading: parameters, sources, what a refusal says, and that every
-# page comes back. Wants a kernel booted with cma=256M memmap=64M$0x40000000.
+# Loading and unloading: parameters, sources, messages of refusals, and that all memory is free
+# again. Requires a kernel booted with cma=256M memmap=64M$0x40000000.
 . qemu/guest/lib.sh
 . selftests/ktap.sh
 . selftests/refused.sh
 
 meminfo() { sed -n "s/^$1: *\([0-9]*\).*/\1/p" /proc/meminfo; }
 
-# What needs a CMA area or a reserved range, where there is none.
+# Runs a check that requires a CMA area or a reserved range, or skips it where there is none.
 with_cma() {
 	if [ "$(meminfo CmaTotal)" -gt 0 ] 2>/dev/null; then
 		check "$@"
@@ -25,7 +25,7 @@ with_debugfs() {
 	fi
 }
 
-# The log names source, node, span and time, and what the buffers are good for.
+# Checks that the log names source, node, range, time, and the capabilities of the buffers.
 said() {
 	local words=$1
 	shift
@@ -40,13 +40,14 @@ said() {
 	}
 }
 
-# Fifty times in a row, and what was free before is free after. Both move by themselves (the
-# kernel lends CMA pages to caches); 8 MiB is an eighth of one pool, and 160 KiB a load.
+# Loads and unloads fifty times, and compares the free memory before and after. That value also
+# varies without the module, since the kernel lends CMA pages to caches. 8 MiB is an eighth of one
+# pool, and 160 KiB for each load.
 loads=${RB_LOADS:-50}
 again_and_again() {
 	local field=$1 slack=$2 before after i
 	shift 2
-	# Once before, so that what is cached for the first time does not count.
+	# Loads once first, so that memory that the kernel caches on the first load does not count.
 	load "$@" && rmmod rust_buddy || return 1
 	sync
 	echo 3 >/proc/sys/vm/drop_caches
@@ -62,7 +63,7 @@ again_and_again() {
 	[ $((before - after)) -le "$slack" ]
 }
 
-# Taken memory is really taken: as much less is free while the module is loaded.
+# Checks that free memory is less by the pool's size while the module is loaded.
 takes() {
 	local field=$1 before after
 	shift
@@ -102,7 +103,7 @@ shows_source() {
 	[ "$word" = cma ]
 }
 
-# A range has one memory type, in the kernel's mapping and on record; the log and sysfs say which.
+# Checks a range's memory type in the kernel's mapping and its record, in the log and in sysfs.
 has_memtype() {
 	local mode=$1 type=$2
 	load source=range phys_start=0x40000000 "memtype=$mode" || return 1
@@ -150,7 +151,7 @@ nodes_are_roots() {
 	[ "$modes" = "600 root a" ]
 }
 
-# The rule in dist, for a group that every system has: what udev would do for each node.
+# Tests the rule in dist with a group that every system has, by asking udev for each node's mode.
 rules=/run/udev/rules.d/60-rust_buddy.rules
 # A mutant of the rule lies beside the mutated module.
 dist=$RB_BUILD/dist
@@ -202,8 +203,8 @@ readme_example() {
 	grep -qE '^tell the device 0x[0-9a-f]+000, 65536 bytes$' <<<"$said"
 }
 
-# Each leaves the pool as it found it.
-# within TENTHS COMMAND...: does it succeed, if not at once, then in so many tenths of a second?
+# within TENTHS COMMAND...: repeats COMMAND until it succeeds, for at most TENTHS tenths of a
+# second.
 within() {
 	local tenths=$1
 	shift
@@ -213,7 +214,7 @@ within() {
 	done
 }
 
-# The example pins and exits without UNPIN. Longer than it takes, on any machine.
+# The example exits without UNPIN. The period is longer than that takes on any machine.
 waits_out_the_quarantine() {
 	load quarantine_ms=6000 || return 1
 	"$RB_BUILD/selftests/example" >/dev/null
@@ -230,7 +231,8 @@ docs_examples() {
 	for program in "$RB_BUILD"/selftests/example-*; do
 		[ -x "$program" ] || continue
 		"$program" | sed 's/^/# /'
-		# The kernel may let go of pages that O_DIRECT has read into a little later.
+		# The kernel may drop its references to pages that O_DIRECT has read into some time
+		# later.
 		if [ "${PIPESTATUS[0]}" -ne 0 ] || ! within 50 grep -qx 'buffers: 0' "$debug/pool1/status"; then
 			echo "# $program failed, or left a buffer"
 			failed=1
@@ -239,7 +241,7 @@ docs_examples() {
 	rmmod rust_buddy && [ "$failed" -eq 0 ]
 }
 
-# The entry is matched exactly, which is what gave the kernel's own one away.
+# The range equals a whole entry of another user. A refused claim must not release that entry.
 whole_entry() {
 	local first last start size
 	while IFS='- :' read -r first last _; do
@@ -254,20 +256,21 @@ whole_entry() {
 	refused_as EBUSY 'in use, see /proc/iomem' source=range phys_start=0x10000000 size_mb=1
 }
 
-# Wherever the table has a hole.
+# An address at which /proc/iomem has a hole.
 nothing_there() {
 	local mode
 	for mode in wb uc; do
 		refused_as ENXIO 'no memory that the kernel knows of' \
 			source=range "phys_start=$1" "memtype=$mode" || return 1
 	done
-	# Where devices may be.
+	# An address range that devices may use.
 	refused_as ENXIO '(no memory that the kernel knows of|belongs to a device)' \
 		source=range phys_start=0x300000000
 }
 
-# Most of the largest piece of RAM beside the kernel and the CMA area, which the kernel puts last, in
-# MiB: it must be there, wherever it begins. No multiple of it is in the guest's memory, or few are.
+# Prints 5/8 of the largest piece of RAM beside the kernel and the CMA area, in MiB. The kernel
+# allocates the CMA area last. A pool of this size fits, wherever it begins. The guest's memory has
+# no multiple of this size, or few.
 most_of_a_stretch() {
 	awk -F '[- :]+' -v "cma=$(meminfo CmaTotal)" '
 		function hex(text,  i, value) {
@@ -294,7 +297,7 @@ finds_a_stretch() {
 	dmesg | grep -E 'rust_buddy: (about|[0-9]+ MiB)' | tail -n 2 | sed 's/^/# /'
 	rmmod rust_buddy
 }
-# As empty a place on a boundary as elsewhere is taken: the largest block is the pool.
+# An aligned place is chosen if it is as empty as another place, so the largest block is the pool.
 is_aligned() {
 	load source=contig size_mb=64 || return 1
 	local largest
@@ -304,7 +307,7 @@ is_aligned() {
 	[ "$largest" = $((64 << 20)) ]
 }
 
-# What a driver or the kernel has claimed for a device: the registers that configure PCI devices.
+# Memory that is claimed for a device: the registers for the configuration of PCI devices.
 device=$(sed -n 's/^ *\([0-9a-f]*\)-[0-9a-f]* : PCI ECAM.*/\1/p' /proc/iomem | head -n 1)
 with_device() {
 	if [ -n "$device" ]; then
@@ -314,7 +317,7 @@ with_device() {
 	fi
 }
 
-# An entry of the firmware's that nothing has claimed: no kernel command line names it.
+# A range that the firmware reserves, without a claim. No kernel command line names it.
 reserved=$(awk -F'[- ]' '/^[0-9a-f]+-[0-9a-f]+ : .*[Rr]eserved/ && length($1) > 8 { print $1; exit }' /proc/iomem)
 with_reserved() {
 	if [ -n "$reserved" ]; then
@@ -330,14 +333,14 @@ firmwares_own() {
 			source=range "phys_start=0x$reserved" size_mb=1 assume_memory=1
 }
 
-# The firmware's chip: in the table without a user, and no memory.
+# The registers of the firmware's chip: in the table without a claim, and not memory.
 registers() {
 	refused_as ENXIO '(is reserved by the firmware|no memory that the kernel knows of|belongs to)' \
 		source=range phys_start=0xffc00000 size_mb=1 memtype=uc
 }
 
-# A word that was written through /dev/mem's file is there after a load: the test of the memory
-# restores it, and clearing is left to ALLOC.
+# A word that was written through /dev/mem is unchanged after a load. The test of the memory
+# restores it, and ALLOC does the zeroing.
 keeps_contents() {
 	load source=range phys_start=0x40000000 zero_cpu_percent=0 || return 1
 	rmmod rust_buddy

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# refused 'WORDS' PARAMETER...: loading with these parameters fails, the log says
-# why in a sentence with WORDS (a regular expression), and nothing stays behind or goes.
+# refused 'WORDS' PARAMETER...: checks that loading with these parameters fails, that the log has a
+# message with WORDS (a regular expression), and that the refusal leaves no trace.
 
-# The kernel's table of physical addresses, which a refusal must leave as it was.
+# Prints the kernel's table of physical addresses, which a refusal must not change.
 iomem() { cat /proc/iomem; }
 
 cma_free() { sed -n 's/^CmaFree: *\([0-9]*\).*/\1/p' /proc/meminfo; }
 
-# Prints the name of an errno that insmod put into words.
+# Prints the name of the errno in insmod's message.
 errno_of() {
 	case $1 in
 	*"File exists"*) echo EEXIST ;;
@@ -21,7 +21,7 @@ errno_of() {
 	esac
 }
 
-# refused_as ERRNO 'WORDS' PARAMETER...: so twice in a row, with this errno both times.
+# refused_as ERRNO 'WORDS' PARAMETER...: checks two refusals in a row, each with this errno.
 refused_as() {
 	local errno=$1 words=$2 i
 	shift 2
@@ -61,7 +61,7 @@ refused() {
 		diff <(echo "$map") <(iomem) | sed 's/^/# /'
 		return 1
 	fi
-	# The kernel lends CMA pages to caches, and takes them back while it looks for room.
+	# The kernel lends CMA pages to caches, and takes them back during an allocation.
 	if [ $((free - $(cma_free))) -gt 8192 ]; then
 		echo "# CmaFree was $free kB and is $(cma_free) kB"
 		return 1

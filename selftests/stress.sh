@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# stress-ng, which knows nothing of this module, does to both nodes what it does to
-# every device: odd opens, ioctls, mmaps, polls, seeks and more, from several processes.
+# Runs stress-ng on both nodes, which tests any device without knowing it: unusual opens, ioctls,
+# mmaps, polls, seeks and more, from several processes.
 . qemu/guest/lib.sh
 . selftests/ktap.sh
 
@@ -17,7 +17,7 @@ stressed() {
 		sed 's/^/# /' <<<"$said"
 		return 1
 	}
-	# One that did nothing says so in this line, or has none.
+	# A stressor that did no operation prints no line of this form.
 	sed -n 's/.*metrc: .* \(dev  *[1-9][0-9]* .*\)/# stress-ng: \1/p' <<<"$said" | grep .
 }
 
@@ -25,7 +25,7 @@ still_works() {
 	"$RB_BUILD/selftests/example" | grep -qE '^tell the device 0x'
 }
 
-# What exits is torn down a moment later than it is waited for.
+# Waits, since the memory of a process is freed some time after it was waited for.
 all_back() {
 	local after
 	for _ in $(seq 50); do

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The pure parts of the module, compiled for the host. Nothing is written again here: these are
-//! the files that the kernel builds.
+//! The parts of the module that do not depend on the kernel, compiled for the host. They are the
+//! same files that the kernel build uses.
 
 #![no_std]
 
@@ -23,7 +23,7 @@ pub mod compact_target;
 #[path = "../../../src/uapi/mod.rs"]
 pub mod uapi;
 
-/// How many of the core's words this thread has read and written.
+/// Counts the words of the core that this thread reads and writes.
 #[cfg(feature = "count")]
 pub mod touched {
     extern crate std;
@@ -34,13 +34,13 @@ pub mod touched {
         static WORDS: Cell<u64> = const { Cell::new(0) };
     }
 
-    /// So many more.
+    /// Adds to the count.
     #[inline]
     pub fn add(words: u32) {
         WORDS.with(|sum| sum.set(sum.get() + u64::from(words)));
     }
 
-    /// So many since this was last called.
+    /// Returns the count, and resets it.
     pub fn take() -> u64 {
         WORDS.with(|sum| sum.replace(0))
     }

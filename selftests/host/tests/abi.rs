@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The mirror of the ABI says what the header says: every constant, and the size and offset of
-//! every field, are compared by the C compiler itself.
+//! Checks that the ABI's mirror agrees with the header. The C compiler compares every constant, and
+//! the size and offset of every field.
 
 use rust_buddy_host::uapi;
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use std::process::{
 
 const UAPI: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../src/uapi");
 
-/// Lets the compiler look at `source` along with the header.
+/// Compiles `source` together with the header.
 fn compile(source: &str, flags: &[&str]) -> Output {
     let mut cc = Command::new("cc")
         .args([
@@ -35,7 +35,7 @@ fn compile(source: &str, flags: &[&str]) -> Output {
     cc.wait_with_output().unwrap()
 }
 
-/// A C source that compiles only if header and mirror are the same.
+/// Returns a C source that compiles only if header and mirror agree.
 fn assertions() -> String {
     let mut c = String::from("#include <stddef.h>\n#include <linux/rust_buddy.h>\n");
     for (name, value) in uapi::CONSTANTS {
@@ -110,7 +110,7 @@ fn a_difference_is_seen() {
 
 #[test]
 fn layout_is_one_for_32_and_64_bit() {
-    // Only where the compiler has 32-bit headers; the guest's abi32 test runs the real thing.
+    // Only if the compiler has 32-bit headers. The guest's abi32 test makes real 32-bit calls.
     if !compile("#include <linux/types.h>\n#include <stddef.h>\n", &["-m32"])
         .status
         .success()
@@ -126,8 +126,8 @@ fn layout_is_one_for_32_and_64_bit() {
     );
 }
 
-/// A field of the header that the mirror lacks would be a hole: there is none, neither between
-/// fields nor after the last, and what is left is told by the size.
+/// A field that the mirror lacks would leave a hole between two fields or after the last one. The
+/// offsets of the fields and the size of the struct show that there is none.
 #[test]
 fn fields_leave_no_holes() {
     for (name, size, fields) in uapi::LAYOUTS {
@@ -141,7 +141,7 @@ fn fields_leave_no_holes() {
     }
 }
 
-/// Every constant of the header is in the mirror.
+/// The mirror has every constant of the header.
 #[test]
 fn no_constant_is_missing() {
     let header = std::fs::read_to_string(Path::new(UAPI).join("linux/rust_buddy.h")).unwrap();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an operation costs: the words that it reads and writes, counted, in states that are made
-//! to be as bad as can be. No clock is looked at.
+//! Bounds the cost of each operation by counting the words that it reads and writes, in states that
+//! are as unfavourable as possible. No time is measured.
 //!
-//! A pool holds a spinlock over each of these operations, so none may cost more where the pool is
-//! larger, but for the heights of the indexes.
+//! A pool holds a spinlock over each of these operations. So the cost must not grow with the pool,
+//! except for the heights of the indexes.
 
 #[macro_use]
 mod common;
@@ -35,14 +35,14 @@ use std::time::Instant;
 
 type Core = Buddy<Vec<u64>>;
 
-/// Words that any operation may read or write, of any region and in any state.
+/// The bound on words read and written, for any operation on any region in any state.
 const MOST: u64 = 2500;
 
-/// The same for a block without an alignment of its own, window or limit, and for giving one back.
+/// The bound for a block without alignment, window or limit, and for freeing one.
 const MOST_PLAIN: u64 = 400;
 
-/// Blocks that are large enough, and none of them on a boundary; and trees that have only what may
-/// not be split: arguments of [`comb`].
+/// Arguments of [`comb`]: states with blocks that are large enough but not aligned, and with trees
+/// whose only blocks may not be split.
 const STATES: [(u64, u64, u32, u32, u64); 10] = [
     (0, 1 << 20, 0, 1, 1),
     (77, 1 << 20, 0, 2, 2),
@@ -65,7 +65,7 @@ fn new(base: u64, len: u64) -> Core {
     Buddy::new(vec![0; words], AlwaysJoin, base, len).unwrap()
 }
 
-/// The most that was seen, of which kind of operation.
+/// The maximum that was counted, for each kind of operation.
 #[derive(Default)]
 struct Cost {
     most: u64,
@@ -85,7 +85,7 @@ impl Cost {
         self.most_plain = self.most_plain.max(words);
     }
 
-    /// Tries everything in the state that `core` is in, and undoes it.
+    /// Tries each operation in the state of `core`, and undoes it.
     fn try_all(&mut self, core: &mut Core, random: &mut Random) {
         let (base, len) = (core.base(), core.len());
         for _ in 0..800 {
@@ -115,7 +115,7 @@ impl Cost {
                 core.free(run);
                 self.note(&request);
             }
-            // The first calls of a scan that may have to go on for long.
+            // The first calls of a scan that may take many.
             let mut scan = RunScan::default();
             for _ in 0..20 {
                 let before = scan;
@@ -145,7 +145,7 @@ impl Cost {
                 core.free(run);
             }
             self.note(&(at, units));
-            // What a free in another place leaves pending is paid for here.
+            // This allocation pays for updates of the index that a free elsewhere has deferred.
             if let Ok(run) = core.alloc(&Request::new(1 << k)) {
                 self.note_plain(&k);
                 core.free(run);
@@ -159,7 +159,7 @@ impl Cost {
     }
 }
 
-/// All is taken, and then a block of `2^tooth` at every `2^step` from `offset` on is free.
+/// Allocates everything, then frees a block of `2^tooth` at every `2^step` from `offset` on.
 fn comb(base: u64, len: u64, tooth: u32, step: u32, offset: u64) -> Core {
     let mut core = new(base, len);
     let end = base + len;
@@ -190,14 +190,14 @@ fn nothing_costs_more_where_there_is_more() {
         let mut core = comb(base, len, tooth, step, offset);
         cost.try_all(&mut core, &mut random);
     }
-    // All free, and nothing free.
+    // An empty region, and a full one.
     for len in [1, 100, 1 << 18, (1 << 30) - 12_345, 1 << 30] {
         let mut core = new(0, len);
         cost.try_all(&mut core, &mut random);
         let _taken = core.alloc_at(0, len).unwrap();
         cost.try_all(&mut core, &mut random);
     }
-    // Anything.
+    // A random state.
     let mut core = new(12_345, 1 << 22);
     let mut live = Vec::new();
     while let Ok(run) = core.alloc(&Request::new(1 << random.below(4))) {
@@ -214,8 +214,8 @@ fn nothing_costs_more_where_there_is_more() {
     );
 }
 
-/// Adjacent free blocks are looked for among stretches of free units, each of blocks of all sizes
-/// and not quite long enough.
+/// Searches for adjacent free blocks among stretches of free units. Each stretch has blocks of all
+/// sizes, and is slightly too short.
 #[test]
 fn runs_among_crumbs() {
     let mut worst = 0;
@@ -223,7 +223,8 @@ fn runs_among_crumbs() {
         let mut core = new(base, 1 << k);
         let step = 1 << (k - 12);
         for i in (1..4096).step_by(2) {
-            // One unit on each side of the middle, or there would be a whole half on one side.
+            // Takes one unit on each side of the middle, since a whole half would be free
+            // otherwise.
             let _taken = core.alloc_at(base + i * step + step / 2 - 1, 2).unwrap();
         }
         for place in [Place::BottomUp, Place::TopDown] {
@@ -253,8 +254,8 @@ fn runs_among_crumbs() {
     assert!(worst <= MOST, "{worst} words");
 }
 
-/// What gpu_buddy's test of the same name does, in pages of 4 KiB: 4 GiB in blocks of 8 KiB, each
-/// on a boundary of 64 KiB, half of which go back, and others come in their place.
+/// Does the same as gpu_buddy's test of this name, in pages of 4 KiB. It fills 4 GiB with blocks of
+/// 8 KiB, each on a boundary of 64 KiB. Half of them are freed, and new ones allocated.
 #[test]
 fn aligned_blocks_in_pieces() {
     let aligned = |units| Request {
@@ -277,7 +278,7 @@ fn aligned_blocks_in_pieces() {
         runs
     };
     let runs = all(&mut core, 2, 1 << 16);
-    // None is left.
+    // No aligned block is left.
     assert!(!core.could_alloc(&aligned(1)));
     runs.into_iter().for_each(|run| core.free(run));
     let runs = all(&mut core, 16, 1 << 16);
@@ -294,7 +295,7 @@ fn aligned_blocks_in_pieces() {
     assert_eq!(core.largest_free(), Some(order(20)));
     assert_eq!(core.validate(), Ok(()));
 
-    // And the same with a random half, so that what is left is found between what is taken.
+    // Repeats it with a random half, so that free places lie between allocated ones.
     let mut random = Random(65_536);
     let mut runs = all(&mut core, 2, 1 << 16);
     for _ in 0..4 {
@@ -309,7 +310,8 @@ fn aligned_blocks_in_pieces() {
     assert!(worst < 300, "{worst} words");
 }
 
-/// After each step of many, aligned and limited requests get what looking at every place says.
+/// After each step, requests with an alignment or a limit get the same result as a search of every
+/// place.
 #[test]
 fn the_second_index_is_exact() {
     for (seed, base) in [
@@ -355,7 +357,7 @@ fn the_second_index_is_exact() {
     }
 }
 
-/// How long the same takes on this machine: a figure, and no test.
+/// Prints the duration of the same operations on this machine: a figure, and not a test.
 #[test]
 #[ignore]
 fn how_long_it_takes() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The choice of what to empty, against trying all.
+//! Compares the choice of the compaction target with trying all blocks.
 
 use proptest::prelude::*;
 use rust_buddy_host::compact_target::{
@@ -9,7 +9,7 @@ use rust_buddy_host::compact_target::{
     SearchRange, //
 };
 
-/// What emptying the block would cost, if it can be done and is of any use.
+/// Returns the cost of evacuating the block, if that is possible and useful.
 fn cost(counts: &[BlockUsage], first: u64, start: u64, pageblocks: u64) -> Option<u64> {
     let at = usize::try_from(start.checked_sub(first)?).ok()?;
     let block = counts.get(at..at + usize::try_from(pageblocks).ok()?)?;
@@ -44,14 +44,14 @@ proptest! {
         let best = (first..end)
             .filter(|start| start % step == 0 && !skipped.contains(start))
             .filter_map(|start| Some((cost(&counts, first, start, 1 << shift)?, start)))
-            // The highest of the cheapest.
+            // Of the cheapest blocks, the highest.
             .min_by_key(|&(cost, start)| (cost, u64::MAX - start))
             .map(|(_, start)| start);
         prop_assert_eq!(chosen, best);
     }
 }
 
-/// What is full of movable pages may be emptied, too, but only when nothing else can be.
+/// A block full of movable pages is a target only if there is no other.
 #[test]
 fn full_blocks_come_last() {
     let counts =
@@ -68,7 +68,7 @@ fn full_blocks_come_last() {
     assert_eq!(find_target(range, at, |start| start < 2), None);
 }
 
-/// Numbers that would overflow are no blocks.
+/// Values that would overflow yield no target.
 #[test]
 fn no_such_blocks() {
     let none = |_| BlockUsage::default();

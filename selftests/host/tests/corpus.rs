@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the fuzzer found worth keeping, and what is kept for other reasons (fuzz/corpus), played
-//! again without it. `REPLAY=FILE` plays
-//! one file and says what is in it.
+//! Replays the corpus (fuzz/corpus) without the fuzzer: inputs that the fuzzer found worth keeping,
+//! and inputs kept for other reasons. `REPLAY=FILE` replays one file and prints its operations.
 
 mod common;
 
@@ -36,7 +35,7 @@ fn corpus() {
     let mut sum = [Tally::default(); 4];
     for file in &files {
         let script = Script::new(&fs::read(file).expect("a file"));
-        // A panic of the core, too, is some file's.
+        // Attributes a panic of the core to the file, too.
         let outcome = catch_unwind(|| script.play());
         match outcome.unwrap_or_else(|_| Err("a panic".into())) {
             Ok(tally) => {
@@ -49,7 +48,7 @@ fn corpus() {
         }
     }
     println!("{} scripts: {sum:?}", files.len());
-    // If the bytes came to mean something else, there may be little left in them.
+    // If a change to the format altered the meaning of the bytes, the files might test little.
     for (i, kind) in ["alloc", "alloc_at", "free", "grow"].iter().enumerate() {
         let Tally { done, refused } = sum[i];
         assert!(

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is known of dirty pages, against a plain list of them; and by two owners of neighbouring
-//! pages at once.
+//! Compares the record of dirty pages with a plain list, and tests two threads that own adjacent
+//! pages.
 
 #[path = "../../../src/pool/dirty.rs"]
 mod dirty;
@@ -35,7 +35,7 @@ fn apply(dirty: &Dirty, what: What, first: u64, pages: u64) {
         What::Dirty => dirty.mark_dirty(Pfn(first), pages),
         What::DeviceDirty => dirty.mark_device_dirty(Pfn(first), pages),
         What::Clear => dirty.mark_clear(Pfn(first), pages),
-        // As the worker does it, piece by piece.
+        // Clears piece by piece, like the worker.
         What::ClearStable => {
             let (mut at, end) = (Pfn(first), Pfn(first + pages));
             while let Some((first, pages)) = dirty.next_stable_dirty(at, end) {
@@ -55,7 +55,7 @@ fn after(what: What, page: Page) -> Page {
     }
 }
 
-/// The first run of pages from `from` on of which `is` is true.
+/// Returns the first run of pages from `from` on for which `is` holds.
 fn run(
     pages: &[Page],
     from: usize,
@@ -90,7 +90,7 @@ proptest! {
         let mut pages = vec![Page::Dirty; len];
         for (what, at, size) in steps {
             let first = part(at, len - 1);
-            // Small ones mostly, all sometimes.
+            // Mostly small sizes, sometimes all pages.
             let size = part(size * size * size, len - first);
             apply(&dirty, what, base + first as u64, size as u64);
             for page in &mut pages[first..first + size] {
@@ -118,7 +118,7 @@ proptest! {
     }
 }
 
-/// The threads' pages lie in the same words, and now and then one has a word of his own.
+/// The pages of both threads share words, and some words belong to one thread.
 #[test]
 fn neighbours_do_not_disturb_each_other() {
     const LEN: u64 = 640;
@@ -149,7 +149,8 @@ fn neighbours_do_not_disturb_each_other() {
                             let page = &mut pages[page as usize];
                             *page = after(what, *page);
                         }
-                        // What is mine is as I left it, whatever the other does.
+                        // A thread's own pages are in the state that it set, independent of the
+                        // other thread.
                         if mine > 0 {
                             let found = dirty.next(Pfn(first), Pfn(first + mine));
                             assert_eq!(found.is_some(), !matches!(what, What::Clear));

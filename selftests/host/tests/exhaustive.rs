@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Every operation in every state of small regions, against the model.
+//! Tries every operation in every state of small regions, and compares with the model.
 //!
-//! Where buddies always join, what can be told of an allocator is which runs are out: the free
-//! blocks follow from them, and everything else from those. So two sequences of operations that
-//! leave the same runs (start, units, requested) have led to the same state, and going on from one
-//! of them is enough. Each state is set up in a new allocator, and each operation of a [`Menu`] is
-//! tried there, besides freeing each run and growing it either way to any size. One that is refused
-//! must change nothing; one that is done is compared with the model and validated, unit for unit,
-//! and undone by its opposite.
+//! Where buddies always join, the allocated runs determine the state of the allocator: the free
+//! blocks follow from them, and everything else from the free blocks. So two sequences of
+//! operations that result in the same runs (start, units, requested) lead to the same state, and it
+//! suffices to continue from one of them. Each state is set up in a new allocator. Each operation
+//! of a [`Menu`] is tried there, besides freeing each run and growing it in both directions to any
+//! size. A refused operation must change nothing. A successful one is compared with the model,
+//! validated unit for unit, and undone by its opposite.
 //!
 //! - 8 units at 0, 3 and 5: all the states there are, 1669 of them at 0 and 1623 each at 3 and 5,
 //!   reached in 8 operations or less. Longer sequences reach nothing new, so these are all
@@ -17,8 +17,8 @@
 //! - 16 units at 0, 3 and 5: all sequences of 3 operations of a rich menu and of 4 of a leaner one.
 //!   These lead to 35567 and 181690 states at 0; 63 million operations are tried in all.
 //! - 8 units once more: all sequences of a short menu, of up to 4 operations at 0 and of up to 5 at
-//!   5, that is 158 thousand and 3.6 million, each really played from the beginning, without the
-//!   memory of states and the trust in it.
+//!   5, that is 158 thousand and 3.6 million. Each is played from the beginning, so the result does
+//!   not depend on the argument about states.
 
 #[macro_use]
 mod common;
@@ -44,15 +44,15 @@ use std::collections::HashSet;
 const PLACES: [Place; 3] = [Place::Any, Place::BottomUp, Place::TopDown];
 const EXTENTS: [Extent; 2] = [Extent::Block, Extent::Exact];
 
-/// What is tried in every state, besides giving back and growing each run.
+/// The operations to try in every state, besides freeing and growing each run.
 struct Menu {
     requests: Vec<Request>,
     ranges: Vec<(u64, u64)>,
 }
 
 impl Menu {
-    /// Every size, extent and place, with each of `windows` (by offset), alignments and limits;
-    /// every range, and those that reach out of the region by one.
+    /// Combines every size, extent and place with each of `windows` (by offset), alignments and
+    /// limits. Adds every range, including those that exceed the region by one unit.
     fn new(region: Region, windows: &[(u64, u64)], aligns: &[u32], limits: &[u32]) -> Self {
         let mut requests = Vec::new();
         for units in 0..=region.len + 1 {
@@ -85,7 +85,7 @@ impl Menu {
     }
 }
 
-/// The runs that are out, by start.
+/// The allocated runs, sorted by start.
 type State = Vec<Span>;
 
 fn state(bench: &Bench) -> State {
@@ -99,7 +99,7 @@ fn index_of(bench: &Bench, span: Span) -> Result<usize, String> {
     found.ok_or(format!("{span:?} is gone"))
 }
 
-/// Takes exactly this run. One that was granted more than it asked for is a block.
+/// Allocates exactly this run. A run with more units than requested is a block.
 fn take(bench: &mut Bench, span: Span) -> Outcome {
     let done = if span.units == span.requested {
         bench.alloc_at(span.start, span.units)?
@@ -113,8 +113,8 @@ fn take(bench: &mut Bench, span: Span) -> Outcome {
     Ok(())
 }
 
-/// Tries all the operations there are in `bench`'s state and tells `visit` of each that was done,
-/// before it is undone. Returns how many were tried.
+/// Tries all operations in the state of `bench`. Calls `visit` for each that succeeded, before it
+/// is undone. Returns the number of operations tried.
 fn try_all(
     bench: &mut Bench,
     menu: &Menu,
@@ -182,13 +182,13 @@ fn try_all(
             }
         }
     }
-    // Nothing is left undone.
+    // Everything was undone.
     bench.check(Care::Units)?;
     Ok(count)
 }
 
-/// Goes from state to state, breadth first, until there are no more or `depth` operations were
-/// done. Returns how many states there were.
+/// Explores the states breadth first, up to `depth` operations or until there are no new ones.
+/// Returns the number of states.
 fn explore(region: Region, menu: &Menu, depth: u32) -> usize {
     let mut seen = HashSet::from([State::new()]);
     let mut frontier = vec![State::new()];
@@ -235,8 +235,8 @@ fn explore(region: Region, menu: &Menu, depth: u32) -> usize {
     seen.len()
 }
 
-/// How many states there are: the ways to fill `[at, end)` with free units and runs, where a run
-/// is of any units, or a block of which just more than half was asked for, or more than that.
+/// Counts the states: the ways to fill `[at, end)` with free units and runs. A run has any number
+/// of units, or is a block of which more than half was requested.
 fn count_states(at: u64, end: u64) -> usize {
     if at == end {
         return 1;
@@ -259,7 +259,7 @@ fn all_of_eight(base: u64) {
     }
     let menu = Menu::new(region, &windows, &[0, 1, 2], &[0, 1, 30]);
     let states = explore(region, &menu, u32::MAX);
-    // It has been everywhere.
+    // All states were reached.
     assert_eq!(states, count_states(base, region.end()));
 }
 
@@ -301,7 +301,7 @@ fn sixteen_units_at_5() {
     sixteen(5);
 }
 
-/// The operations of the short menu where there are `live` runs.
+/// Returns the operations of the short menu for `live` runs.
 fn short_menu(region: Region, live: u32) -> Vec<Op> {
     let mut ops = Vec::new();
     for units in [1, 2, 3, 5] {
@@ -328,8 +328,8 @@ fn short_menu(region: Region, live: u32) -> Vec<Op> {
     ops
 }
 
-/// Plays `ops` from the beginning, looks at all after the last one, and goes on with each that can
-/// follow until there are `depth`. Returns how many sequences were played.
+/// Plays `ops` from the beginning, checks everything after the last operation, and continues with
+/// each possible next operation up to `depth`. Returns the number of sequences played.
 fn play(region: Region, ops: &mut Vec<Op>, depth: usize) -> u64 {
     let mut bench = Bench::new(region);
     for (i, op) in ops.iter().enumerate() {

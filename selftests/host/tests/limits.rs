@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The edges: of regions, storage, numbers and trust; and what the allocator is for, in numbers.
+//! Tests the limits of regions, storage, numbers and foreign runs, and the allocator's purpose in
+//! numbers.
 
 mod common;
 
@@ -82,7 +83,7 @@ fn orders() {
 #[test]
 fn regions() {
     let new = |base, len| {
-        // Where the region is refused, no words are looked at.
+        // A region is refused before its storage is accessed.
         Buddy::new(vec![0; 600], AlwaysJoin, base, len).map(|core| (core.base(), core.len()))
     };
     for (base, len) in [
@@ -127,13 +128,13 @@ fn metadata_is_small() {
     for &len in lens.iter().filter(|&&len| len <= LARGEST) {
         for &base in &bases {
             let bits = 64 * storage_len(base, len).unwrap() as u64;
-            // The second index has whole groups on each level, of which little may be in use.
+            // The second index has whole groups on each level, of which few may be in use.
             let spare = 4000 * 8;
             assert!(
                 10 * bits <= 22 * len + 10 * spare,
                 "{bits} bits for {len} at {base}"
             );
-            // For every order whose blocks fit there must be bits enough for all of them.
+            // Every order whose blocks fit into the region has a bit for each of them.
             assert!(bits > 2 * len - 64, "{bits} bits for {len} at {base}");
             if len >= 1 << 20 {
                 worst = worst.max(bits as f64 / len as f64);
@@ -152,10 +153,11 @@ fn storage_is_exactly_enough() {
             let mut storage = vec![garbage; words + 2];
             let short = Buddy::new(&mut storage[..words - 1], AlwaysJoin, base, len);
             assert_eq!(short.err(), Some(ConfigError::Storage));
-            // Refused: untouched.
+            // A refusal leaves the storage unchanged.
             assert!(storage.iter().all(|&word| word == garbage));
 
-            // What was there before does not matter; what is beyond is not written to.
+            // The previous content of the storage has no effect, and words beyond the storage are
+            // not written.
             let mut core = Buddy::new(&mut storage[..], AlwaysJoin, base, len).unwrap();
             assert_eq!(core.validate(), Ok(()));
             assert_eq!(
@@ -172,7 +174,7 @@ fn storage_is_exactly_enough() {
     }
 }
 
-/// The test is about to end and takes its units with it.
+/// Forgets a run, because its allocator is about to be dropped.
 fn drop_for_good(_: Run) {}
 
 #[test]
@@ -219,7 +221,7 @@ fn one_unit_is_a_region() {
     }
 }
 
-/// Requests with the largest and smallest numbers there are: refused or granted, never a panic.
+/// Requests with the largest and smallest numbers are refused or granted, and never panic.
 #[test]
 fn extreme_numbers() {
     let edges = |region: Region| {
@@ -282,8 +284,7 @@ fn counting_between_swapped_ends() {
     assert_eq!(core.free_units_in(0, u64::MAX), 56);
 }
 
-/// A run of another allocator that reaches out of this one, or that is in part free here, is
-/// ignored.
+/// A foreign run that exceeds this region, or that is partly free here, is ignored.
 #[test]
 fn foreign_runs_that_can_be_told() {
     let mut other = Region::new(0, 64).buddy(AlwaysJoin);
@@ -299,7 +300,7 @@ fn foreign_runs_that_can_be_told() {
         (39, 2),
         (40, 8),
         (0, 64),
-        // Free at its start, at its end, all over, and in the middle only.
+        // Free at the start, at the end, completely, and in the middle only.
         (12, 4),
         (10, 3),
         (12, 2),
@@ -318,7 +319,8 @@ fn foreign_runs_that_can_be_told() {
     assert_eq!(core.counters().granted, 0);
     assert_eq!(core.validate(), Ok(()));
 
-    // One whose neighbours are not there, or not free, does not grow, and stays what it is.
+    // A foreign run whose neighbours do not exist, or are not free, does not grow, and is
+    // unchanged.
     for (start, direction) in [
         (6, GrowDirection::Up),
         (40, GrowDirection::Up),
@@ -332,8 +334,8 @@ fn foreign_runs_that_can_be_told() {
     assert_eq!(core.counters().granted, 0);
 }
 
-/// Whatever is given to the wrong allocator, the free blocks stay sound: apart from each other,
-/// counted right, joined. Only the count of what was requested can go wrong.
+/// Runs of another allocator leave the free blocks consistent: disjoint, counted correctly, and
+/// joined. Only the count of requested units can become wrong.
 #[test]
 fn foreign_runs_corrupt_nothing() {
     for seed in 0..60 {
@@ -371,8 +373,8 @@ fn foreign_runs_corrupt_nothing() {
     }
 }
 
-/// The free blocks are bits below summaries: with few of them, far apart, and a window that starts
-/// or ends anywhere, each must find the next and the one before.
+/// Free blocks are bits below summaries. With few blocks, far apart, and a window with arbitrary
+/// ends, each search must find the next block and the previous one.
 fn neighbours<S>(core: &mut Buddy<S>, k: u32, blocks: &[u64], probes: &[u64])
 where
     S: DerefMut<Target = [u64]>,
@@ -380,7 +382,7 @@ where
     let size = 1 << k;
     let (base, end) = (core.base(), core.base() + core.len());
     let inside = |start: &u64| *start >= base && start + size <= end;
-    // One in a pair of buddies at most, or they would be one.
+    // At most one of two buddies is free, since they would join otherwise.
     let mut free = BTreeSet::new();
     for start in blocks.iter().map(|at| at >> k << k).filter(inside) {
         if !free.contains(&(start ^ size)) {
@@ -435,7 +437,7 @@ where
     assert_eq!(core.counters().granted, 0);
 }
 
-/// Places at and beside the edges of words at every level, for blocks of `2^k` units.
+/// Returns places at and beside the edges of words at every level, for blocks of `2^k` units.
 fn edges(region: Region, k: u32) -> Vec<u64> {
     let mut edges = vec![region.base, region.end() - 1];
     for shift in (k..36).step_by(6) {
@@ -475,13 +477,13 @@ fn the_next_and_the_one_before() {
     }
 }
 
-/// All 2^30 units there can be, in 256 MiB of words.
+/// The maximum of 2^30 units, with 256 MiB of storage.
 #[test]
 fn a_billion_units() {
     let words = storage_len(63, LARGEST).unwrap();
     let mut storage = vec![!0; words];
 
-    // Where the largest block fits.
+    // At places where the largest block fits.
     for base in [0, 5 << 30] {
         let mut core = Buddy::new(&mut storage[..], AlwaysJoin, base, LARGEST).unwrap();
         let new = core.counters();
@@ -555,7 +557,7 @@ fn a_billion_units() {
     }
 }
 
-/// Programs of 62, 90, 35 and 10 KiB, in units of 1 KiB: the textbook's case against buddies.
+/// Programs of 62, 90, 35 and 10 KiB, in units of 1 KiB: the textbook example against buddies.
 #[test]
 fn a_textbook_example() {
     let programs = [62, 90, 35, 10];
@@ -570,7 +572,7 @@ fn a_textbook_example() {
     assert_eq!((granted, requested), (272, 197));
     let lost = granted - requested;
     assert_eq!(lost, 75);
-    // 28 % when rounded.
+    // 28 % with rounding.
     assert_eq!((100 * lost + granted / 2) / granted, 28);
     runs.into_iter().for_each(|run| core.free(run));
     assert_eq!(core.counters().requested, 0);
@@ -591,33 +593,32 @@ fn a_textbook_example() {
     assert_eq!(core.largest_free(), Some(order(10)));
 }
 
-/// As at boot: some ranges are in use before there is an allocator, and come back later, one by
-/// one.
+/// As at boot: some ranges are in use before the allocator exists, and are freed later, one by one.
 #[test]
 fn reserved_at_boot() {
     let mut core = Region::new(0, 1 << 16).buddy(AlwaysJoin);
     let new = core.counters();
     let largest = |core: &Buddy<Vec<u64>>| core.largest_free().map(Order::get);
 
-    // The first page: of each order one block is left.
+    // The first page, which leaves one free block of each order.
     let first = core.alloc_at(0, 1).unwrap();
     assert_eq!(largest(&core), Some(15));
     assert_eq!(
         core.counters().free_blocks[..17],
         [[1; 16].as_slice(), &[0]].concat()
     );
-    // The kernel, at the start of the upper half, of which its upper half is left.
+    // The kernel, at the start of the upper half. The upper half of that half stays free.
     let kernel = core.alloc_at(32_768, 9000).unwrap();
     assert_eq!(largest(&core), Some(14));
-    // The initrd, where the lower half's upper half starts, and page tables across the middle of
-    // the last quarter.
+    // The initrd at the second quarter's start, and page tables across the middle of the last
+    // quarter.
     let initrd = core.alloc_at(16_384, 300).unwrap();
     assert_eq!(largest(&core), Some(14));
     let tables = core.alloc_at(57_343, 2).unwrap();
     assert_eq!(largest(&core), Some(13));
     assert_eq!(core.counters().granted, 1 + 9000 + 300 + 2);
     assert_eq!(core.validate(), Ok(()));
-    // All that is taken stays taken.
+    // Allocations within these ranges are refused.
     for (start, units) in [(0, 1), (40_000, 1), (16_000, 400), (57_344, 8192)] {
         assert_eq!(core.alloc_at(start, units), Err(AllocError::Taken));
     }
@@ -637,7 +638,7 @@ fn reserved_at_boot() {
     assert_eq!(end.splits, end.joins);
 }
 
-/// Watermarks: what a limit on splitting leaves alone.
+/// Watermarks: a limit on splitting preserves large blocks.
 #[test]
 fn large_blocks_are_left_alone() {
     let mut core = Region::new(0, 1024).buddy(AlwaysJoin);
@@ -646,14 +647,14 @@ fn large_blocks_are_left_alone() {
         split_limit: order(8),
         ..Request::new(1)
     };
-    // 64 + 128 + 256 units are in blocks of order 8 or less; the one of 512 stays whole.
+    // Blocks of order 8 or less have 64 + 128 + 256 units. The block of 512 stays whole.
     let mut runs = Vec::new();
     while let Ok(run) = core.alloc(&careful) {
         runs.push(run);
     }
     assert_eq!(runs.len(), 64 + 128 + 256);
     assert_eq!(core.largest_free(), Some(order(9)));
-    // It may be had whole, but not in part.
+    // The request for the whole block succeeds, and the one for a part fails.
     let whole = Request {
         units: 512,
         ..careful
@@ -672,9 +673,9 @@ fn large_blocks_are_left_alone() {
     assert_eq!(core.largest_free(), Some(order(10)));
 }
 
-/// Free units that lie here and there come together while others are taken and given back: what is
-/// out fits into half of the blocks of order 9, and in the end that is all that it has. Wherever
-/// the core chooses, and from either end, as pools ask for it.
+/// Scattered free units become whole blocks while units are allocated and freed. The allocated
+/// units fit into half of the blocks of order 9, and in the end they occupy no more than that. This
+/// holds for the core's own choice and for both ends, which pools use.
 #[test]
 fn turnover_makes_large_blocks_whole_again() {
     for (base, place) in [
@@ -697,7 +698,7 @@ fn turnover_makes_large_blocks_whole_again() {
             }
         };
         give(&mut core, &mut runs, 1 << 17);
-        // As good as none is whole.
+        // Almost no block is whole.
         assert!(core.largest_free() < Some(order(9)));
         for _ in 0..200 {
             give(&mut core, &mut runs, (1 << 17) / 10);
@@ -710,7 +711,7 @@ fn turnover_makes_large_blocks_whole_again() {
     }
 }
 
-/// A few units never split the last block of the largest order while a smaller one would do.
+/// A small request never splits the last block of the largest order while a smaller one suffices.
 #[test]
 fn the_last_large_block_stays_whole() {
     let mut spared = 0;
@@ -740,7 +741,7 @@ fn the_last_large_block_stays_whole() {
             };
             live.push(run);
             let is_last = largest.is_some_and(|order| before.free_blocks[order.index()] == 1);
-            // What one tree of the request's own level holds is not counted as large.
+            // Blocks within one tree of the request's own level do not count as large.
             let level = |order: Order| order.get() / 6;
             let covering = Order::covering(request.units).unwrap();
             let is_large = largest.is_some_and(|order| level(order) > level(covering));
@@ -753,7 +754,7 @@ fn the_last_large_block_stays_whole() {
     assert!(spared > 1000, "{spared} times");
 }
 
-/// 6 GiB from 5 GiB on, in pages: the largest block is 2 GiB, but all of it can be had as one run.
+/// 6 GiB from 5 GiB on, in pages: the largest block is 2 GiB, and one run can have all of it.
 #[test]
 fn exact_runs_beyond_the_largest_block() {
     let (base, len) = (5 << 18, 6 << 18);
@@ -766,7 +767,7 @@ fn exact_runs_beyond_the_largest_block() {
                 place,
                 ..exact(units)
             };
-            // No block covers that.
+            // No block is as large.
             assert_eq!(core.alloc(&Request::new(units)), Err(AllocError::Full));
             assert!(could_alloc_anyhow(&mut core, &request));
             let run = alloc_anyhow(&mut core, &request).unwrap();
@@ -784,7 +785,7 @@ fn exact_runs_beyond_the_largest_block() {
         alloc_anyhow(&mut core, &exact(len + 1)),
         Err(AllocError::Full)
     );
-    // Around what is in use, on a boundary, and in a window.
+    // With units in use, on a boundary, and in a window.
     let low = core.alloc_at(base + 10, 1).unwrap();
     let run = alloc_anyhow(&mut core, &exact(len - 11)).unwrap();
     assert_eq!(run.start(), base + 11);
@@ -804,7 +805,7 @@ fn exact_runs_beyond_the_largest_block() {
     assert_eq!(run.start(), base + 77);
     core.free(run);
     core.free(low);
-    // A limit on what may be split is one for runs, too.
+    // A limit on splitting applies to runs, too.
     let careful = Request {
         split_limit: order(18),
         ..exact((1 << 19) + 1)
@@ -814,11 +815,12 @@ fn exact_runs_beyond_the_largest_block() {
     assert_eq!(core.counters().splits, core.counters().joins);
 }
 
-/// Three units side by side, none of which a block of four covers, among 65 536 stretches of two.
+/// Finds three adjacent units that no block of four covers, among 65 536 stretches of two.
 #[test]
 fn exact_runs_among_many_stretches() {
     let stretches = 1_u64 << 16;
-    // The first has units 1 to 3 of its four free, or the one in the middle, or the last.
+    // One stretch of four is free except for its first unit. It is the first, the middle or the
+    // last one.
     for wide in [0, stretches / 2, stretches - 1] {
         let mut core = Region::new(0, 4 * stretches).buddy(AlwaysJoin);
         for four in 0..stretches {
@@ -834,7 +836,7 @@ fn exact_runs_among_many_stretches() {
             assert!(could_alloc_anyhow(&mut core, &request));
             let run = alloc_anyhow(&mut core, &request).unwrap();
             assert_eq!((run.start(), run.units()), (4 * wide + 1, 3), "{place:?}");
-            // Nothing is left that is as long, and a search that is over says so.
+            // No other stretch is as long, and a finished search returns that.
             assert!(!could_alloc_anyhow(&mut core, &request));
             assert_eq!(alloc_anyhow(&mut core, &request), Err(AllocError::Full));
             core.free(run);
@@ -843,7 +845,8 @@ fn exact_runs_among_many_stretches() {
     }
 }
 
-/// Words as they were written, and as they are read once the first of them are broken.
+/// Storage that returns the written words, until `is_broken` is set. Then the first words are
+/// `first`.
 struct Words {
     written: Vec<u64>,
     first: Vec<u64>,
@@ -870,8 +873,8 @@ impl DerefMut for Words {
     }
 }
 
-/// What `validate()` says when `free` is all that is free of the region and its words begin with
-/// those of `first`.
+/// Returns the result of `validate()` for a region of which only `free` is free, after its first
+/// words were replaced by `first`.
 fn validate_broken(region: Region, free: &[(u64, u64)], first: &[u64]) -> Result<(), Fault> {
     let is_broken = Rc::new(Cell::new(false));
     let words = Words {
@@ -894,8 +897,9 @@ fn validate_broken(region: Region, free: &[(u64, u64)], first: &[u64]) -> Result
 
 #[test]
 fn validation_sees_what_is_broken() {
-    // A tree: a word with the smallest blocks and one with the others, those of order 1 first, 32
-    // of them; then a word for each order, that says which trees have some of it or more.
+    // The storage of one tree: a word for the smallest blocks, and a word for the larger ones, of
+    // which the 32 blocks of order 1 come first. Then a word for each order, with a bit for each
+    // tree that has a block of that order or more.
     let words = |low: u64, high: u64| {
         let mut words = [low, high, 0, 0, 0, 0, 0, 0];
         let from = [0, 0, 32, 48, 56, 60];
@@ -924,7 +928,7 @@ fn validation_sees_what_is_broken() {
     ] {
         assert_eq!(validate(low, high), Err(fault));
     }
-    // The bits before the region's start, and after its end.
+    // Bits before the region's start, and after its end.
     let region = Region::new(3, 58);
     let validate = |low| validate_broken(region, &[(6, 1)], &words(low, 0));
     assert_eq!(validate(1 << 6), Ok(()));
@@ -933,7 +937,8 @@ fn validation_sees_what_is_broken() {
     let validate = |high: u64| validate_broken(region, &[(16, 16)], &words(0, high << 56));
     assert_eq!(validate(1 << 1), Ok(()));
     assert_eq!(validate(1 << 3), Err(Fault::Outside(order(4), 48)));
-    // Two trees, and for each order a word that says which of them has some; and a level above.
+    // Two trees, a word for each order that tells which of them has a free block, and a level
+    // above.
     let region = Region::new(0, 128);
     let validate =
         |one, two, summary| validate_broken(region, &[(1, 1)], &[one, 0, two, 0, summary]);
@@ -942,7 +947,7 @@ fn validation_sees_what_is_broken() {
         assert_eq!(validate(one, two, summary), Err(Fault::Summary(order(0))));
     }
 
-    // A foreign run that can't be told asked for less than the one whose units it frees.
+    // An undetectable foreign run, which requested less than the run whose units it frees.
     let mut other = Region::new(0, 64).buddy(AlwaysJoin);
     let mut core = Region::new(0, 64).buddy(AlwaysJoin);
     let run = core.alloc_at(0, 64).unwrap();
@@ -951,8 +956,8 @@ fn validation_sees_what_is_broken() {
     drop_for_good(run);
 }
 
-/// What is left of a run that shrank, and what is free then, is what would be there had all of it
-/// been given back and the rest been taken again.
+/// Shrinking a run leaves the same run and the same free blocks as freeing it and allocating the
+/// rest.
 #[test]
 fn shrinking_is_giving_back_and_taking_the_rest() {
     const LEN: u64 = 24;
@@ -999,7 +1004,7 @@ fn shrinking_is_giving_back_and_taking_the_rest() {
                                 other.free_units_in(unit, unit + 1)
                             );
                         }
-                        // What splits and joins count: how many pieces there are.
+                        // The difference of splits and joins is the number of pieces.
                         let pieces = |splits: u64, joins: u64| splits as i64 - joins as i64;
                         assert_eq!(
                             pieces(is.splits, is.joins),

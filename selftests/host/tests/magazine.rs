@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Magazines: alone, by what they promise, and in every order in which two threads and their locks
-//! can get in each other's way (loom).
+//! Tests magazines alone, and with two threads in every order in which their locks can interleave
+//! (loom).
 
 use loom::{
     sync::{
@@ -42,11 +42,11 @@ fn magazine(limit: u64) -> Mine {
     Magazine::new((0..SLOTS).map(|_| None).collect(), 0, limit)
 }
 
-/// An allocator, what two CPUs share, and what it was told.
+/// The allocator and the depot that two CPUs share, and the pool's counters.
 struct State {
     core: Buddy<Vec<u64>>,
     depot: Mine,
-    /// Blocks and bytes that are out, but for what magazines know of.
+    /// Blocks and bytes that are allocated, according to the updates from magazines so far.
     blocks: u64,
     bytes: u64,
     uses: u64,
@@ -66,7 +66,7 @@ impl State {
         }
     }
 
-    /// A block that no magazine knows of.
+    /// Allocates a block without a magazine, and counts it.
     fn take_counted(&mut self, order: Order) -> Option<Run> {
         let run = self.alloc(End::Low, order)?;
         self.blocks = self.blocks.wrapping_add(1);
@@ -109,7 +109,7 @@ impl BlockSource for State {
     }
 }
 
-/// What is behind a lock that loom knows.
+/// State behind a lock that loom controls.
 struct Locked<T>(Mutex<T>);
 
 impl<T> Lock<T> for Locked<T> {
@@ -118,7 +118,7 @@ impl<T> Lock<T> for Locked<T> {
     }
 }
 
-/// A pool as the module has it: the same steps, in the same order.
+/// A pool that does the same steps as the module's, in the same order.
 struct Pool {
     state: Locked<State>,
     magazines: Vec<Locked<Mine>>,
@@ -164,7 +164,7 @@ impl Pool {
         }
     }
 
-    /// With all that is free in one place.
+    /// Calls `look` with all magazines disabled, so that all free units are in the allocator.
     fn gathered<R>(&self, look: impl FnOnce(&mut State) -> R) -> R {
         magazine::disable_all(&self.magazines, &self.state);
         let result = self.state.with(look);
@@ -172,7 +172,7 @@ impl Pool {
         result
     }
 
-    /// From now on somebody waits.
+    /// Disables the magazines for as long as a request waits.
     fn wait(&self) {
         self.state.with(|state| {
             state.waiting = true;
@@ -181,7 +181,7 @@ impl Pool {
     }
 }
 
-/// Who counts sees each unit once: free, or with somebody.
+/// Checks that each unit is counted once, as free or as allocated.
 fn exact(state: &mut State, units: u64) {
     state.check();
     assert_eq!(state.core.free_units() + state.bytes, units);
@@ -256,7 +256,7 @@ fn who_waits_gets_what_is_freed() {
         let worker = thread::spawn(move || other.free(1, run));
         pool.wait();
         worker.join().unwrap();
-        // Without disabling anything once more.
+        // No magazine has to be disabled again.
         pool.state.with(|state| {
             assert!(state.waiting);
             exact(state, 2);
@@ -284,8 +284,8 @@ fn two_who_count_do_not_open_for_each_other() {
 
 const MANY: u64 = 1 << 10;
 
-/// One block of order 4 is out, and the class of CPU 1 is full, so that half of it goes to the
-/// depot when that one comes back.
+/// Returns a pool with one block of order 4 allocated. CPU 1's magazine is full for that order, so
+/// freeing the block moves half of it to the depot.
 fn about_to_spill() -> (Arc<Pool>, Run) {
     let pool = Pool::new(MANY, 2, MANY);
     let mut out: Vec<Run> = (0..33).map(|_| pool.alloc(0, order(4)).unwrap()).collect();
@@ -326,7 +326,7 @@ fn who_waits_gets_what_is_in_the_depot() {
     });
 }
 
-/// What nobody else wants: loom's locks need a model around them.
+/// State without a lock, for one thread. loom's locks work only within a model.
 struct Unlocked<T>(RefCell<T>);
 
 impl<T> Lock<T> for Unlocked<T> {
@@ -413,7 +413,7 @@ fn no_more_than_its_limit() {
     });
 }
 
-/// One CPU's, and what it takes of the low end.
+/// One CPU's magazine, used for the low end.
 struct Cpu(Unlocked<Mine>);
 
 impl Cpu {
@@ -441,7 +441,7 @@ impl Cpu {
         magazine::flush_and_put(&self.0, state, End::Low, run, 1).unwrap();
     }
 
-    /// Puts blocks in until it is full.
+    /// Puts blocks in until the magazine is full.
     fn fill_up(&self, state: &mut State) {
         for _ in self.units()..128 {
             let run = state.alloc(End::Low, order(0)).unwrap();
@@ -454,7 +454,7 @@ impl Cpu {
 fn an_empty_one_is_filled_and_a_full_one_emptied_a_little() {
     let mut state = State::new(1 << 12, 0);
     let mine = Cpu::new(1 << 10);
-    // They are the lowest, and come in the order in which the allocator gave them.
+    // The blocks are the lowest ones, in the order in which the allocator returned them.
     let run = mine.refill(&mut state).unwrap();
     assert_eq!((run.start(), mine.units()), (0, 7));
     assert!(!state.core.could_alloc_at(7, 1) && state.core.could_alloc_at(8, 8));
@@ -467,7 +467,7 @@ fn an_empty_one_is_filled_and_a_full_one_emptied_a_little() {
     let run = mine.put(run).unwrap_err();
     mine.flush_and_put(&mut state, run);
     assert_eq!(mine.units(), 128 - 8 + 1);
-    // Those that came first are gone: 7 to 2, and the two that were put after them.
+    // The oldest blocks were given back: 7 to 2, and the two that were put in after them.
     assert!(state.core.could_alloc_at(0, 8) && !state.core.could_alloc_at(8, 1));
     assert_eq!(mine.take().unwrap().start(), 128);
     mine.0.with(|mine| mine.disable(&mut state));
@@ -495,7 +495,7 @@ fn what_one_frees_and_another_allocates_passes_the_allocator_by() {
         }
         free.push(state.core.free_units());
     }
-    // A full class is kept; from then on each half of one comes by way of the depot.
+    // A full magazine keeps its blocks. From then on, each half of them passes through the depot.
     assert!(free[0] > free[2]);
     assert_eq!(free[2..], [free[2]; 14]);
     let mut starts: Vec<u64> = out.iter().map(Run::start).collect();
@@ -542,19 +542,20 @@ fn it_is_not_filled_beyond_its_limit() {
     let small = refill(4).unwrap();
     assert!(refill(0).is_some());
     assert_eq!(units(), 7 * 16 + 7);
-    // What has no room beside smaller ones comes in their place: the largest go, no more than must.
+    // A block that does not fit replaces smaller ones, the largest first, and no more than
+    // necessary.
     let large = refill(9).unwrap();
     assert_eq!(units(), 5 * 16 + 7);
     mine.with(|mine| mine.put(End::High, large, 1)).unwrap();
     assert!(mine.with(|mine| mine.put(End::High, small, 1)).is_err());
     assert_eq!(units(), 512 + 5 * 16 + 7);
     assert!(refill(7).is_none());
-    // Nothing goes for what will never fit.
+    // A block that can never fit replaces nothing.
     let few = Unlocked(RefCell::new(magazine(500)));
     let mut refill = |at| magazine::refill(&few, &mut state, End::High, order(at), 1);
     assert!(refill(0).is_some() && refill(9).is_none());
     assert_eq!(few.with(|few| few.units()), 7);
-    // Nor a large one for a small one.
+    // A small block does not replace a large one.
     let one = Unlocked(RefCell::new(magazine(512)));
     let large = state.alloc(End::High, order(9)).unwrap();
     one.with(|one| one.put(End::High, large, 1)).unwrap();
@@ -583,14 +584,14 @@ fn shut_as_often_as_opened() {
         assert!(!put(state, mine));
         mine.enable();
         assert!(put(state, mine));
-        // What is enabled too often is enabled.
+        // A surplus call to open() has no effect.
         mine.enable();
         assert!(put(state, mine));
         mine.disable(state);
         assert!(!put(state, mine));
         state.check();
         assert_eq!(state.core.free_units(), 1 << 12);
-        // All three that went in, none that came out.
+        // Three blocks were put in, and none was taken out.
         assert_eq!((state.blocks, state.uses), (3u64.wrapping_neg(), 3));
     });
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The core against the naive model: random operations on random regions.
+//! Compares the core with a naive model: random operations on random regions.
 //!
-//! The short runs come from a new seed every time, are looked at closely after every step, and
-//! shrink when they fail. The long ones have fixed seeds and do millions of operations.
+//! The short runs use a new seed every time, check everything after every step, and shrink when
+//! they fail. The long runs have fixed seeds and do millions of operations.
 
 mod common;
 mod property;
@@ -52,7 +52,7 @@ fn short_runs() {
     });
 }
 
-/// The same where it is cheap to ask for every unit at every step.
+/// Does the same in regions so small that every unit can be checked at every step.
 #[test]
 fn short_runs_in_small_regions() {
     let scripts = script(60).prop_filter("small", |(region, _)| region.len <= 64);
@@ -61,7 +61,7 @@ fn short_runs_in_small_regions() {
     });
 }
 
-/// `steps` operations with a fixed seed, in phases: some fill the region, others empty it.
+/// Plays `steps` operations with a fixed seed. Some phases fill the region, and some empty it.
 fn long_run(region: Region, seed: u64, steps: u64, every: u64) -> u64 {
     let mut random = Random(seed);
     let mut bench = Bench::new(region);
@@ -73,7 +73,7 @@ fn long_run(region: Region, seed: u64, steps: u64, every: u64) -> u64 {
         }
         let mut raw = random.raw();
         if bias > 0 && random.below(2) == 0 {
-            // Either half the number line of kinds: what takes, or what gives.
+            // Restricts the kinds of operations to those that allocate, or to those that free.
             raw[0] = raw[0] / 2 + if bias == 2 { 1 << 31 } else { 0 };
         }
         let op = Op::from_raw(region, raw);
@@ -86,7 +86,7 @@ fn long_run(region: Region, seed: u64, steps: u64, every: u64) -> u64 {
             panic!("{region:?}, seed {seed}, step {step}, {op:?}: {why}");
         }
     }
-    // A run in which nothing, or everything, is refused tests little.
+    // A run tests little if nothing, or everything, is refused.
     let tally = bench.tally;
     for (i, kind) in ["alloc", "alloc_at", "free", "grow"].iter().enumerate() {
         let Tally { done, refused } = tally[i];

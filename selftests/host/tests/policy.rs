@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a policy that says no does to the allocator.
+//! Tests the allocator with policies that refuse joins.
 
 mod common;
 mod property;
@@ -70,7 +70,7 @@ fn answers_that_vary_break_nothing() {
     });
 }
 
-/// A policy that is a function.
+/// A policy that calls a function.
 struct By<F>(F);
 
 impl<F: Fn(u64, u32) -> bool> JoinPolicy for By<F> {
@@ -82,14 +82,14 @@ impl<F: Fn(u64, u32) -> bool> JoinPolicy for By<F> {
 #[test]
 fn never_joining_wears_the_blocks_down() {
     let mut core = Region::new(0, 16).buddy(By(|_, _| false));
-    // A new region is whole all the same.
+    // A new region is whole nonetheless.
     assert_eq!(core.largest_free(), Some(Order::saturating(4)));
     let run = core.alloc_at(0, 1).unwrap();
     core.free(run);
     assert_eq!(core.counters().free_blocks[..5], [2, 1, 1, 1, 0]);
     assert_eq!((core.counters().splits, core.counters().joins), (4, 0));
     assert_eq!(core.free_units_in(0, 16), 16);
-    // Nothing is lost, but what is apart is not to be had as one.
+    // No unit is lost, but separate blocks can't be allocated as one.
     assert_eq!(core.alloc_at(0, 2), Err(AllocError::Taken));
     assert_eq!(core.alloc(&Request::new(16)), Err(AllocError::Full));
     let half = core.alloc(&Request::new(8)).unwrap();
@@ -116,11 +116,11 @@ fn changed_answers_count_when_asked_again() {
     let new = core.counters();
     let run = core.alloc_at(17, 1).unwrap();
     core.free(run);
-    // [16, 24) and [24, 32) stay apart; all below them is one again.
+    // [16, 24) and [24, 32) stay separate. All blocks below them have joined.
     assert_eq!(core.largest_free(), Some(Order::saturating(3)));
     assert_eq!(core.counters().splits, core.counters().joins + 1);
     closed.set(false);
-    // Known by validate(), but nobody has asked.
+    // validate() finds the pair, but nothing has asked the policy again.
     assert_eq!(
         core.validate(),
         Err(Fault::Unjoined(Order::saturating(3), 16))
@@ -131,7 +131,7 @@ fn changed_answers_count_when_asked_again() {
     assert_eq!(core.counters().free_blocks, new.free_blocks);
     assert_eq!(core.counters().splits, core.counters().joins);
     let run = core.alloc_at(16, 16).unwrap();
-    // What is one when the answer changes back stays one.
+    // A block that has joined stays whole when the answer changes back.
     closed.set(true);
     core.free(run);
     core.rejoin();
@@ -158,7 +158,7 @@ fn rejoining_climbs_as_far_as_it_may() {
 fn parts_kept_apart_are_no_place_to_grow() {
     // [0, 4) may not join [4, 8).
     let mut core = Region::new(0, 8).buddy(By(|_, order| order < 2));
-    // Never split, it is still one.
+    // A block that was never split is still whole.
     let whole = core.alloc_at(0, 8).unwrap();
     core.free(whole);
     let mut low = core.alloc_at(0, 4).unwrap();
@@ -169,13 +169,13 @@ fn parts_kept_apart_are_no_place_to_grow() {
     );
     assert_eq!(core.counters(), before);
     assert_eq!((low.start(), low.units(), low.requested()), (0, 4, 4));
-    // Pieces that never were one need not ask: [0, 6) is [0, 4) and [4, 6).
+    // Pieces that are no buddies need no permission: [0, 6) is [0, 4) and [4, 6).
     assert_eq!(core.grow(&mut low, GrowDirection::Up, 6), Ok(()));
     core.free(low);
     assert_eq!(core.counters().free_blocks[..4], [0, 0, 2, 0]);
     assert_eq!(core.alloc_at(3, 2).map(|run| run.units()), Ok(2));
 
-    // [4, 6) may not join [6, 8), but nobody minds the block of 8.
+    // [4, 6) may not join [6, 8), but the policy permits the block of 8.
     let mut core = Region::new(0, 8).buddy(By(|left, order| (left, order) != (4, 1)));
     let mut low = core.alloc_at(0, 4).unwrap();
     let high = core.alloc_at(4, 1).unwrap();
@@ -188,7 +188,7 @@ fn parts_kept_apart_are_no_place_to_grow() {
     );
     assert_eq!(core.alloc_at(4, 4), Err(AllocError::Taken));
     assert_eq!(core.counters(), before);
-    // Ranges whose own cuts keep them apart are free to take.
+    // A range that consists of separate blocks anyway can be allocated.
     let run = core.alloc_at(5, 2).unwrap();
     core.free(run);
     assert_eq!(core.counters().free_blocks, before.free_blocks);

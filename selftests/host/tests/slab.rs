@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Slabs: where objects lie, and that each is somebody's only once.
+//! Tests slabs: the placement of objects, and that no object is allocated twice.
 
 use proptest::prelude::*;
 use rust_buddy_host::slab::{
@@ -36,7 +36,7 @@ proptest! {
             end = start + size;
         }
         prop_assert!(end <= layout.slab());
-        // There is no room for one more within a boundary.
+        // One more object does not fit within a boundary.
         let stride = size.next_multiple_of(align);
         prop_assert_eq!(layout.objects(), layout.slab() / boundary * (boundary / stride));
     }
@@ -80,7 +80,7 @@ fn misfits() {
     ] {
         assert_eq!(Layout::new(size, align, boundary, slab), Err(misfit));
     }
-    // The largest there are.
+    // The largest possible values.
     let layout = Layout::new(1 << 31, 1 << 31, 1 << 31, 1 << 31).unwrap();
     assert_eq!(
         (layout.objects(), layout.words(), layout.offset(0)),

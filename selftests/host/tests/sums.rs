@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a client's handles add up to, with numbers that a client can reach and beyond.
+//! Tests the sums over a client's handles, with numbers that a client can reach and with larger
+//! ones.
 
 use rust_buddy_host::sums::{
     fragmentation,
     Sums, //
 };
 
-/// Divides exactly, which the host can do in 128 bits.
+/// Divides exactly, in 128 bits.
 fn exact(requested: u64, granted: u64) -> u32 {
     let lost = u128::from(granted.saturating_sub(requested));
     (lost * 10_000)
@@ -24,7 +25,7 @@ fn fragmentation_of_every_size() {
             let granted = (1_u64 << shift).wrapping_add_signed(near).max(1);
             for requested in [0, 1, granted / 3, granted / 2, granted - 1, granted] {
                 let (is, want) = (fragmentation(requested, granted), exact(requested, granted));
-                // Where low bits are dropped the share may differ by its last digit.
+                // Where low bits are dropped, the share may differ by one in its last digit.
                 assert!(is.abs_diff(want) <= u32::from(granted >= 1 << 50));
             }
         }
@@ -35,7 +36,7 @@ fn fragmentation_of_every_size() {
 
 #[test]
 fn sums_beyond_64_bits() {
-    // A pool of the largest size, half of which is lost, and as many handles as a file can have.
+    // A pool of the largest size, half of it lost, with the maximum number of handles of a file.
     let (requested, granted) = (1 << 41, 1 << 42);
     let mut sums = Sums::default();
     sums.add((5000, 8192));

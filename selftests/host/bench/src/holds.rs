@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long the core can hold its pool's lock: single operations in the states in which they look
-//! at the most words, as `tests/bounded.rs` makes and counts them.
+//! Measures how long the core can hold its pool's lock: single operations in the states in which
+//! they read the most words. `tests/bounded.rs` makes the same states, and counts the words.
 
 use rust_buddy_host::buddy::{
     storage_len,
@@ -17,8 +17,8 @@ use std::time::Instant;
 
 type Core = Buddy<Vec<u64>>;
 
-/// Units of the region; the order of the blocks that are free, one at every so many units (as a
-/// power of two), that many units from the boundary.
+/// Units of the region, order of the free blocks, distance of the free blocks (as a power of two),
+/// and their offset from the boundary in units.
 const STATES: [(u64, u32, u32, u64); 5] = [
     (1 << 20, 0, 1, 1),
     (1 << 24, 4, 8, 48),
@@ -30,7 +30,7 @@ const STATES: [(u64, u32, u32, u64); 5] = [
 /// Rounds in each state, of three to nine operations.
 const ROUNDS: usize = 40_000;
 
-/// Numbers that are the same in every run (xorshift, Marsaglia 2003).
+/// A generator with the same numbers in every run (xorshift, Marsaglia 2003).
 struct Random(u64);
 
 impl Random {
@@ -42,7 +42,7 @@ impl Random {
     }
 }
 
-/// A region of which only such blocks are free.
+/// Returns a region in which only these blocks are free.
 fn comb(units: u64, tooth: u32, step: u32, offset: u64) -> Core {
     let words = storage_len(0, units).expect("a region that can be");
     let mut core = Core::new(vec![0; words], Default::default(), 0, units).expect("enough words");
@@ -64,7 +64,7 @@ fn comb(units: u64, tooth: u32, step: u32, offset: u64) -> Core {
     core
 }
 
-/// Any request: with and without alignment, place, window and limit.
+/// Returns a random request, with or without alignment, place, window and limit.
 fn request(random: &mut Random, units: u64) -> Request {
     let k = random.below(20) as u32;
     let at = random.below(units);
@@ -78,7 +78,7 @@ fn request(random: &mut Random, units: u64) -> Request {
     }
 }
 
-/// The nanoseconds of single operations in one state, sorted.
+/// Returns the sorted durations of single operations in one state, in nanoseconds.
 fn times(core: &mut Core, units: u64) -> Vec<u64> {
     let mut random = Random(7);
     let mut times = Vec::with_capacity(9 * ROUNDS);
@@ -115,7 +115,7 @@ fn times(core: &mut Core, units: u64) -> Vec<u64> {
     times
 }
 
-/// One state's row: units, operations, and what all but the given part of them took at most.
+/// The result of one state: units, operations, and percentiles of the durations.
 pub struct Row {
     pub units: u64,
     pub operations: usize,
@@ -124,7 +124,7 @@ pub struct Row {
     pub p9999: u64,
 }
 
-/// All states, one after the other.
+/// Returns the results of all states in order.
 pub fn rows() -> impl Iterator<Item = Row> {
     STATES.into_iter().map(|(units, tooth, step, offset)| {
         let times = times(&mut comb(units, tooth, step, offset), units);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the allocators are put through. Every one gets the same seeds, and so the same orders and
-//! the same victims, by their place in the list of what is out.
+//! The loads of the benchmark. Each allocator gets the same seeds, so it sees the same orders. The
+//! blocks to free are the same, too, by their position in the list of allocated blocks.
 
 use crate::peers::Peer;
 use std::time::Instant;
@@ -30,13 +30,13 @@ impl Random {
     }
 }
 
-/// Which orders are asked for.
+/// The distribution of the requested orders.
 #[derive(Clone, Copy)]
 pub enum Orders {
     Only(u32),
-    /// 0 to 9, each as often.
+    /// 0 to 9, equally often.
     Uniform,
-    /// 0 to 9, each half as often as the one before.
+    /// 0 to 9, each half as often as the previous one.
     Geometric,
 }
 
@@ -50,31 +50,31 @@ impl Orders {
     }
 }
 
-/// What came of a load.
+/// The result of a load.
 #[derive(Clone, Copy, Default)]
 pub struct Outcome {
-    /// Nanoseconds an operation.
+    /// Nanoseconds per operation.
     pub ns: f64,
     /// Allocations tried and refused.
     pub tried: u64,
     pub failed: u64,
-    /// Blocks of order 9 to be had at the end.
+    /// Blocks of order 9 that can be allocated at the end.
     pub big: u64,
 }
 
-/// An allocator with blocks out.
+/// An allocator with allocated blocks.
 pub struct Load<P: Peer> {
     peer: P,
     live: Vec<P::Block>,
     random: Random,
     orders: Orders,
-    /// How many blocks are to be out.
+    /// The number of blocks to keep allocated.
     target: usize,
     outcome: Outcome,
 }
 
 impl<P: Peer> Load<P> {
-    /// Fills `percent` of `units`, then turns everything over twice, or does `most` operations.
+    /// Fills `percent` of `units`, then exchanges all blocks twice, or does `most` operations.
     pub fn new(units: u64, orders: Orders, percent: u64, most: usize) -> Self {
         let mut this = Self {
             peer: P::new(units),
@@ -98,7 +98,7 @@ impl<P: Peer> Load<P> {
         this
     }
 
-    /// Frees 64 at random, then allocates until as many are out as should be; but not for ever.
+    /// Frees 64 random blocks, then allocates until the target is reached, in at most 128 tries.
     /// Returns nanoseconds and operations.
     fn batch(&mut self) -> (f64, usize) {
         let mut victims = Vec::with_capacity(BATCH);
@@ -124,7 +124,7 @@ impl<P: Peer> Load<P> {
         (ns, frees + tries)
     }
 
-    /// Batches of frees and allocations, at least as many operations as asked for.
+    /// Runs batches of frees and allocations, of at least `operations` operations.
     pub fn churn(&mut self, operations: usize) -> Outcome {
         let (mut ns, mut done) = (0.0, 0);
         while done < operations {
@@ -136,7 +136,7 @@ impl<P: Peer> Load<P> {
         self.outcome
     }
 
-    /// The same, each operation timed alone: nanoseconds, from the shortest on.
+    /// Runs batches with each operation timed alone. Returns the sorted nanoseconds.
     pub fn latencies(&mut self, operations: usize) -> Vec<u64> {
         let mut times = Vec::with_capacity(operations + 2);
         while times.len() < operations {
@@ -155,13 +155,13 @@ impl<P: Peer> Load<P> {
         times
     }
 
-    /// How many blocks of order 9 there still are: takes them all.
+    /// Counts the blocks of order 9 that are left, by allocating all of them.
     pub fn count_big(&self) -> u64 {
         std::iter::from_fn(|| self.peer.alloc(BIG)).count() as u64
     }
 }
 
-/// All units are out one by one, and come back in any order.
+/// Allocates all units one by one, and frees them in random order.
 pub fn random_free<P: Peer>(units: u64) -> Outcome {
     let peer = P::new(units);
     let mut random = Random(units);
@@ -179,7 +179,7 @@ pub fn random_free<P: Peer>(units: u64) -> Outcome {
     }
 }
 
-/// One unit out of an empty pool, and back: the longest splits and joins.
+/// Allocates one unit of an empty pool and frees it: the longest splits and joins.
 pub fn ping<P: Peer>(units: u64, operations: usize) -> Outcome {
     let peer = P::new(units);
     let clock = Instant::now();
@@ -194,8 +194,9 @@ pub fn ping<P: Peer>(units: u64, operations: usize) -> Outcome {
     }
 }
 
-/// All units out one by one, a random half given back, then `rounds` in which a tenth of what is
-/// out is exchanged: how many blocks of order 9 does the free half hold?
+/// Allocates all units one by one and frees a random half. Then `rounds` follow, each of which
+/// exchanges a tenth of the allocated units. Counts the blocks of order 9 that the free half has in
+/// the end.
 pub fn regained<P: Peer>(units: u64, rounds: usize) -> Outcome {
     let mut load = Load {
         peer: P::new(units),

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The allocator core against published crates, on one thread, in one run.
+//! Compares the allocator core with published crates, on one thread, in one run.
 //!
-//! `rust-buddy-bench [quick] [--plots FOLDER]` prints tables, lines of JSON (one a cell), how we
-//! compare with what was aimed at, and what we lose; and draws plots.
+//! `rust-buddy-bench [quick] [--plots FOLDER]` prints tables, lines of JSON (one for each cell),
+//! the comparison with the targets, and the cells in which the core is slower. It also draws plots.
 
 mod holds;
 mod loads;
@@ -41,7 +41,7 @@ use threads::{
 /// 1 GiB of 4 KiB pages, and more.
 const SIZES: [u64; 3] = [1 << 18, 1 << 20, 1 << 24];
 
-/// What is timed.
+/// The kind of a measurement.
 #[derive(Clone, Copy)]
 enum Kind {
     Churn(Orders, u64),
@@ -49,7 +49,7 @@ enum Kind {
     Ping,
 }
 
-/// Column, what it is, and at most how much of `buddy_system_allocator`'s time it is to take.
+/// Column, kind, and the target: the largest share of `buddy_system_allocator`'s time.
 const COLUMNS: [(&str, Kind, f64); 7] = [
     ("churn 50", Kind::Churn(Orders::Only(0), 50), 0.45),
     ("churn 90", Kind::Churn(Orders::Only(0), 90), 0.45),
@@ -60,12 +60,12 @@ const COLUMNS: [(&str, Kind, f64); 7] = [
     ("ping", Kind::Ping, 0.3),
 ];
 
-/// How much is done.
+/// The amount of work.
 struct Effort {
-    /// Each cell so often, in turns; the fastest counts: it was disturbed least.
+    /// Repetitions of each cell, in turns. The fastest one counts, since it was disturbed least.
     rounds: usize,
     operations: usize,
-    /// With a peer that takes microseconds.
+    /// For an allocator that takes microseconds.
     slow_operations: usize,
     turnover: usize,
     sizes: &'static [u64],
@@ -106,7 +106,7 @@ fn run<P: Peer>(units: u64, effort: &Effort, row: &mut Row) {
     for ((_, kind, _), best) in COLUMNS.iter().zip(&mut row.cells) {
         let outcome = match *kind {
             Kind::Churn(orders, percent) => {
-                // Of a bitmap without orders larger blocks take long to find.
+                // A bitmap without orders takes long to find larger blocks.
                 let slow = P::IS_SLOW_ABOVE_0 && !matches!(orders, Orders::Only(0));
                 if slow && units > SIZES[0] {
                     *best = Outcome {
@@ -147,7 +147,7 @@ fn json(load: &str, name: &str, units: u64, values: &str) {
     println!(r#"{{"bench": "{load}", "allocator": "{name}", "units": {units}, {values}}}"#);
 }
 
-/// Times of all columns; returns our rows and the others'.
+/// Prints the times of all columns. Returns the rows of the core and of the other allocators.
 fn table(units: u64, effort: &Effort, plots: &mut Plots) -> [Row; 4] {
     let mut rows = [row(), row(), row(), row()];
     for _ in 0..effort.rounds {
@@ -207,7 +207,7 @@ fn table(units: u64, effort: &Effort, plots: &mut Plots) -> [Row; 4] {
     rows
 }
 
-/// Says where ours take longer than others, and longer than was aimed at.
+/// Prints where the core is slower than another allocator, and where it misses its target.
 fn lost([core, magazines, frames, bits]: &[Row; 4]) {
     println!();
     for ours in [core, magazines] {
@@ -244,7 +244,7 @@ fn line(name: &str, cells: impl Iterator<Item = String>) {
     println!("| {name:<24} |{}", cells.concat());
 }
 
-/// Blocks of order 9 after turnover, and those left in the geometric mix.
+/// Prints the blocks of order 9 after turnover, and those left in the geometric mix.
 fn whole<P: Peer>(units: u64, effort: &Effort, row: &Row) {
     let half = units >> (loads::BIG + 1);
     let big = regained::<P>(units, effort.turnover).big;
@@ -267,7 +267,7 @@ fn whole<P: Peer>(units: u64, effort: &Effort, row: &Row) {
     );
 }
 
-/// How long single operations take: all but the longest hundredth and ten-thousandth.
+/// Prints percentiles of single operations: 99 % and 99.99 %.
 fn tail<P: Peer>(units: u64, effort: &Effort, plots: &mut Plots) {
     let operations = if P::IS_SLOW_ABOVE_0 {
         effort.slow_operations
@@ -292,7 +292,8 @@ fn tail<P: Peer>(units: u64, effort: &Effort, plots: &mut Plots) {
     line(P::NAME, cells.into_iter());
 }
 
-/// What two threads get done with one allocator, and what one does: the most of a few runs each.
+/// Prints the throughput of one thread and of two threads with one allocator, the best of a few
+/// runs.
 fn scaling<P>(units: u64, effort: &Effort)
 where
     P: Peer + Sync,
@@ -312,10 +313,10 @@ where
     line(P::NAME, cells.into_iter());
 }
 
-/// Rounds of turnover that are drawn.
+/// Rounds of turnover in the plot.
 const ROUNDS: [usize; 8] = [0, 5, 10, 25, 50, 100, 150, 200];
 
-/// Blocks of order 9 after more and more turnover.
+/// Plots the blocks of order 9 after more and more turnover.
 fn turnover<P: Peer>(units: u64, plots: &mut Plots) {
     for rounds in ROUNDS {
         let blocks = regained::<P>(units, rounds).big;
@@ -344,7 +345,7 @@ fn main() {
         heading(["regained", "left: geometric"].into_iter());
         whole::<RustBuddy>(units, effort, &ours);
         whole::<Magazines>(units, effort, &magazines);
-        // Where they take minutes, ours goes alone.
+        // Where the other allocators take minutes, only the core runs.
         if units <= SIZES[1] {
             whole::<FrameAllocator>(units, effort, &frames);
             whole::<Bitmap>(units, effort, &bits);

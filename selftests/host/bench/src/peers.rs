@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The allocators that are compared, each behind the same few calls.
+//! The allocators to compare, behind one interface.
 
 use bitmap_allocator::{
     BitAlloc,
@@ -37,20 +37,20 @@ use std::{
     }, //
 };
 
-/// Threads that a peer may be used by at once.
+/// The number of threads that may use a peer at once.
 pub const THREADS: usize = 2;
 
 thread_local! {
-    /// Which of these this is: as the number of a CPU.
+    /// The number of this thread, like that of a CPU.
     pub static THREAD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// An allocator of the units `0..n`, all free to begin with.
+/// An allocator of the units `0..n`, all of which are free at first.
 pub trait Peer {
     const NAME: &'static str;
-    /// Takes microseconds for a block of more than one unit.
+    /// Whether a block of more than one unit takes microseconds.
     const IS_SLOW_ABOVE_0: bool = false;
-    /// What gives the block back.
+    /// An allocated block, which is needed to free it.
     type Block;
 
     fn new(units: u64) -> Self;
@@ -58,7 +58,7 @@ pub trait Peer {
     fn free(&self, block: Self::Block);
 }
 
-/// Words from a boundary of 64 bytes on, as the kernel's allocators give them.
+/// Words that start on a boundary of 64 bytes, as the kernel's allocators return them.
 struct Lines {
     words: Vec<u64>,
     skip: usize,
@@ -91,7 +91,7 @@ fn core(units: u64) -> Buddy<Lines> {
     Buddy::new(words, Default::default(), 0, units).expect("enough words")
 }
 
-/// What the module has, behind a spinlock.
+/// The module's core, behind a spinlock.
 pub struct RustBuddy(Mutex<Buddy<Lines>>);
 
 impl Peer for RustBuddy {
@@ -112,8 +112,8 @@ impl Peer for RustBuddy {
     }
 }
 
-/// The same behind magazines, one a thread, as a pool has them: each may hold what it may in a pool
-/// of that size on so many CPUs.
+/// The core behind magazines, one for each thread, as a pool has them. The limit of each is that of
+/// a pool of this size with as many CPUs.
 pub struct Magazines {
     core: Locked<Stock>,
     each: [Locked<Mine>; THREADS],
@@ -121,7 +121,7 @@ pub struct Magazines {
 
 type Mine = Magazine<Vec<Option<Packed>>>;
 
-/// On lines of its own, like what each CPU has in the kernel.
+/// Aligned to cache lines of its own, like the kernel's per-CPU data.
 #[repr(align(128))]
 struct Locked<T>(Mutex<T>);
 
@@ -131,7 +131,7 @@ impl<T> Lock<T> for Locked<T> {
     }
 }
 
-/// What is behind them.
+/// The core and the depot behind the magazines.
 struct Stock {
     core: Buddy<Lines>,
     depot: Mine,
@@ -209,7 +209,7 @@ impl Peer for Magazines {
     }
 }
 
-/// `buddy_system_allocator`, with the lock that it brings.
+/// `buddy_system_allocator`, with the lock that it provides.
 pub struct FrameAllocator(LockedFrameAllocator<33>);
 
 impl Peer for FrameAllocator {
@@ -232,7 +232,7 @@ impl Peer for FrameAllocator {
     }
 }
 
-/// `bitmap-allocator`: of the sizes that it comes in the smallest that fits, without a lock.
+/// `bitmap-allocator`: the smallest of its sizes that fits, without a lock.
 pub struct Bitmap(std::cell::RefCell<Size>);
 
 enum Size {
@@ -288,12 +288,12 @@ impl Peer for Bitmap {
     }
 }
 
-/// No allocator: what a run takes by itself.
+/// No allocator, for the overhead of a run itself.
 pub struct Nothing;
 
 impl Peer for Nothing {
     const NAME: &'static str = "no allocator";
-    /// As much as ours has to be handed over.
+    /// Has the size of a [`Run`].
     type Block = [u64; size_of::<Run>() / size_of::<u64>()];
 
     fn new(_units: u64) -> Self {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The tables as pictures: time against pool size, how long single operations take, and large
-//! blocks regained against turnover. A line for each allocator.
+//! Draws the tables: time against pool size, the distribution of single operations, and large
+//! blocks regained against turnover. Each allocator has a line.
 
 use plotters::{
     coord::{
@@ -21,22 +21,22 @@ type Points = Vec<(f64, f64)>;
 /// One allocator's points in one panel.
 type Lines = Vec<(&'static str, Points)>;
 
-/// What of a run is drawn.
+/// The data to draw.
 #[derive(Default)]
 pub struct Plots {
-    /// Of each column, in ns an operation by units.
+    /// For each column, nanoseconds per operation by units.
     times: BTreeMap<usize, (&'static str, Lines)>,
-    /// Of each load, the share of operations that take longer than so many ns.
+    /// For each load, the share of operations that take longer than a time in nanoseconds.
     latencies: Vec<(&'static str, Lines)>,
     /// Blocks by rounds of turnover.
     regained: Lines,
 }
 
-/// Points of a distribution that are drawn at most: as many as anybody can tell apart.
+/// The maximum number of points of a distribution. More can't be told apart.
 const STEPS: usize = 120;
 
-/// Of sorted times, the share that is longer than each: from all to one of all, thinned out evenly
-/// on a logarithmic scale. With what was equal the last counts.
+/// Returns, for sorted times, the share that is longer than each, from all times to one of them.
+/// The points are thinned out evenly on a logarithmic scale. The last one of equal times counts.
 pub fn longer_than(times: &[u64]) -> Points {
     let len = times.len() as f64;
     let mut points: Points = Vec::new();
@@ -66,14 +66,14 @@ fn line<'a>(lines: &'a mut Lines, name: &'static str) -> &'a mut Points {
 }
 
 impl Plots {
-    /// A cell of a table, the `column`th of its row.
+    /// Adds a cell of a table, the `column`th of its row.
     pub fn time(&mut self, column: (usize, &'static str), name: &'static str, units: u64, ns: f64) {
         let panel = self.times.entry(column.0).or_default();
         panel.0 = column.1;
         line(&mut panel.1, name).push((units as f64, ns));
     }
 
-    /// Times of all single operations of a load, sorted.
+    /// Adds the sorted times of all single operations of a load.
     pub fn latency(&mut self, load: &'static str, name: &'static str, times: &[u64]) {
         if !self.latencies.iter().any(|panel| panel.0 == load) {
             self.latencies.push((load, Vec::new()));
@@ -83,12 +83,12 @@ impl Plots {
         }
     }
 
-    /// Blocks that could be had after so many rounds.
+    /// Adds the number of blocks that could be allocated after `rounds` rounds.
     pub fn regained(&mut self, name: &'static str, rounds: usize, blocks: u64) {
         line(&mut self.regained, name).push((rounds as f64, blocks as f64));
     }
 
-    /// Draws all of it: `time.svg`, `latency.svg` and `regained.svg`.
+    /// Draws all plots: `time.svg`, `latency.svg` and `regained.svg`.
     pub fn draw(&self, folder: &Path) -> Result<(), Failed> {
         std::fs::create_dir_all(folder)?;
         let times = self.times.values().map(|(name, lines)| Panel {
@@ -136,7 +136,7 @@ impl Scale {
     }
 }
 
-/// From where to where, on its scale.
+/// A range of values, and its scale.
 struct Axis {
     title: &'static str,
     scale: Scale,
@@ -239,7 +239,7 @@ impl Panel<'_> {
             .draw()?;
         for ((name, points), colour) in self.lines.iter().zip(COLOURS.iter().cycle()) {
             let at = |point: &(f64, f64)| (x.scale.at(point.0), y.scale.at(point.1));
-            // Few points are what was measured; of many the line says enough.
+            // Few points are drawn as measurements. With many, the line suffices.
             if points.len() < STEPS / 10 {
                 let marks = points
                     .iter()

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Two threads with one allocator: how much more do they get done than one?
+//! Measures the throughput of two threads with one allocator, relative to one thread.
 //!
-//! Single units at 50 %. *apart*: each frees and allocates its own, 64 at random at a time.
-//! *crossed*: the same, but what one allocated the other frees. *one way*: one only allocates and
-//! the other only frees; for one thread it is the same in turns.
+//! The load is single units at 50 %. *apart*: each thread frees and allocates its own blocks, 64
+//! random ones at a time. *crossed*: each thread frees the blocks that the other one has allocated.
+//! *one way*: one thread only allocates and the other one only frees. A single thread does both in
+//! turns.
 
 use crate::{
     loads::{
@@ -34,7 +35,7 @@ use std::{
     time::Instant, //
 };
 
-/// Who frees what.
+/// The thread that frees a block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
     Apart,
@@ -51,12 +52,12 @@ pub const SHARINGS: [(&str, Sharing); 3] = [
 /// Batches that may wait for a thread.
 const AHEAD: usize = 8;
 
-/// On lines of its own.
+/// Aligned to cache lines of its own.
 #[repr(align(128))]
 struct Alone<T>(T);
 
-/// What one thread left for another: a ring of batches. Each is swapped for the one that is there,
-/// so that nothing is allocated on the way.
+/// A ring of batches from one thread to another. A batch is swapped with the one in the ring, so
+/// that nothing is allocated.
 struct Lane<B> {
     batches: [Alone<Mutex<Vec<B>>>; AHEAD],
     left: Alone<AtomicUsize>,
@@ -72,7 +73,7 @@ impl<B> Lane<B> {
         }
     }
 
-    /// Leaves a batch, and gets an empty one for it.
+    /// Puts a batch in, and returns an empty one in its place.
     fn leave(&self, batch: &mut Vec<B>) {
         let left = self.left.0.load(Relaxed);
         while left - self.taken.0.load(Acquire) >= AHEAD {
@@ -82,7 +83,7 @@ impl<B> Lane<B> {
         self.left.0.store(left + 1, Release);
     }
 
-    /// Takes a batch, and leaves an empty one for it.
+    /// Takes a batch out, and leaves an empty one in its place.
     fn take(&self, batch: &mut Vec<B>) {
         let taken = self.taken.0.load(Relaxed);
         while self.left.0.load(Acquire) == taken {
@@ -102,14 +103,14 @@ fn fill<P: Peer>(peer: &P, batch: &mut Vec<P::Block>) {
     batch.extend((0..BATCH).filter_map(|_| peer.alloc(0)));
 }
 
-/// Blocks that are out, of which any may be the next to go.
+/// Allocated blocks, any of which may be freed next.
 struct Own<B> {
     live: Vec<B>,
     random: Random,
 }
 
 impl<B> Own<B> {
-    /// Takes a batch out at random, and `other` in its place.
+    /// Takes a random batch out, and puts `other` in its place.
     fn exchange(&mut self, other: &mut [B]) {
         for block in other {
             let at = self.random.below(self.live.len());
@@ -118,7 +119,7 @@ impl<B> Own<B> {
     }
 }
 
-/// Operations a second, in millions, of so many threads together.
+/// Returns the millions of operations per second of all threads together.
 pub fn throughput<P>(units: u64, threads: usize, sharing: Sharing, operations: usize) -> f64
 where
     P: Peer + Sync,
@@ -149,13 +150,13 @@ where
                 let other = (me + 1) % threads;
                 let clock = Instant::now();
                 let mut mine = Vec::with_capacity(BATCH);
-                // In a run with one thread that is both.
+                // A single thread does both.
                 let (gives, frees) = match (sharing, threads) {
                     (Sharing::OneWay, 2) => (me == 0, me == 1),
                     _ => (true, true),
                 };
                 let rounds = match (sharing, threads) {
-                    // All that two did, by one.
+                    // A single thread does the work of two.
                     (Sharing::OneWay, 2) => 2 * batches,
                     _ => batches,
                 };

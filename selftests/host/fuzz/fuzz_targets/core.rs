@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The allocator core against the tests' model, with what libFuzzer comes up with.
+//! Plays libFuzzer's inputs on the allocator core and the tests' model.
 
 #![no_main]
 

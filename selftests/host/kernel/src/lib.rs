@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Stands in for the kernel's crate on the host: the same names, by the standard library.
+//! Replaces the kernel's crate on the host: the same names, implemented with the standard library.
 
-/// Memory never runs out here.
+/// The error of an allocation, which does not occur here.
 #[derive(Debug)]
 pub struct Error;
 
 pub mod prelude {
-    //! What every file of the module uses.
+    //! The names that every file of the module uses.
 
     pub use super::Error;
 
@@ -16,7 +16,7 @@ pub mod prelude {
     pub struct Flags;
     pub const GFP_KERNEL: Flags = Flags;
 
-    /// A vector.
+    /// Wraps a vector of the standard library.
     #[derive(Debug)]
     pub struct KVVec<T>(Vec<T>);
 
@@ -41,10 +41,10 @@ pub mod prelude {
 }
 
 pub mod sync {
-    //! Locks and the like.
+    //! Replacements for `kernel::sync`.
 
     pub mod atomic {
-        //! Atomic numbers.
+        //! Atomic integers.
 
         use std::sync::atomic::{
             AtomicU64,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the tests and the fuzzer share: a naive model of the allocator, and a bench that does every
+//! Shared by the tests and the fuzzer: a naive model of the allocator, and a bench that does every
 //! operation with both and compares.
 //!
-//! The model knows an owner for each unit and finds blocks by halving the number line until it
-//! meets something uniform. It shares no code with the core and none of its tricks.
+//! The model stores an owner for each unit. It finds blocks by halving the number line until a half
+//! is uniform. It shares no code and no technique with the core.
 
-// Every test is a program of its own and uses its part of this.
+// Every test is a separate program, and uses only a part of this module.
 #![allow(dead_code)]
 
 use rust_buddy_host::buddy::{
@@ -24,11 +24,11 @@ use rust_buddy_host::buddy::{
     RunScan, //
 };
 
-/// Says what went wrong.
+/// An error is the description of a difference.
 pub type Outcome = Result<(), String>;
 
-/// Fails the check around it with a message unless the condition holds. No panic: failing cases
-/// are run many times over while they shrink.
+/// Returns an error with a message unless the condition holds. This is no panic, because failing
+/// cases run many times while they shrink.
 macro_rules! ensure {
     ($cond:expr, $($what:tt)+) => {
         if !$cond {
@@ -61,7 +61,7 @@ impl Random {
     }
 }
 
-/// One of `0..n`, evenly, smaller for smaller `raw`.
+/// Maps `raw` to `0..n` evenly and monotonically.
 pub fn pick(raw: u32, n: u64) -> u64 {
     ((u128::from(raw) * u128::from(n)) >> 32) as u64
 }
@@ -78,7 +78,8 @@ impl Region {
         Self { base, len }
     }
 
-    /// From random numbers: starts near and far, on and off the boundaries, lengths from 1 to 5000.
+    /// Creates a region from random numbers: near and far starts, on boundaries and off them, and
+    /// lengths from 1 to 5000.
     pub fn from_raw(raw: [u32; 4]) -> Self {
         let len = match pick(raw[0], 4) {
             0 => 1 + pick(raw[1], 16),
@@ -100,21 +101,21 @@ impl Region {
         self.base + self.len
     }
 
-    /// A new allocator for it, with exactly the words it needs.
+    /// Returns a new allocator for the region, with exactly the storage that it needs.
     pub fn buddy<P: JoinPolicy>(&self, policy: P) -> Buddy<Vec<u64>, P> {
         let words = rust_buddy_host::buddy::storage_len(self.base, self.len).expect("a region");
         Buddy::new(vec![!0; words], policy, self.base, self.len).expect("enough words")
     }
 }
 
-/// What a block is to be taken for when the number line is cut up.
+/// Tells how to treat a block when the number line is cut up.
 pub enum Cut {
     Whole,
     Halve,
     Drop,
 }
 
-/// Cuts the block that holds all of `region` into halves until `cut` is content, from left to
+/// Halves the block that contains all of `region` until `cut` accepts each piece, from left to
 /// right.
 pub fn cut_up(region: Region, cut: impl Fn(u64, u64) -> Cut, mut out: impl FnMut(u64, u32)) {
     fn halve(
@@ -140,7 +141,7 @@ pub fn cut_up(region: Region, cut: impl Fn(u64, u64) -> Cut, mut out: impl FnMut
     halve(region.base >> order << order, order, &cut, &mut out);
 }
 
-/// The largest blocks that `[start, end)` is made of.
+/// Returns the largest blocks that `[start, end)` consists of.
 pub fn pieces(start: u64, end: u64) -> Vec<(u64, u32)> {
     let mut found = Vec::new();
     if start < end {
@@ -160,7 +161,7 @@ pub fn pieces(start: u64, end: u64) -> Vec<(u64, u32)> {
     found
 }
 
-/// What a run is known to be.
+/// The properties of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Span {
     pub start: u64,
@@ -182,22 +183,22 @@ impl Span {
     }
 }
 
-/// Order and size of the smallest block for `units`, if there may be such a block.
+/// Returns order and size of the smallest block for `units`, if a block can be as large.
 pub fn covering(units: u64) -> Option<(u32, u64)> {
     (0..=30)
         .map(|order| (order, 1 << order))
         .find(|&(_, size)| units > 0 && units <= size)
 }
 
-/// An owner for each unit, and what follows from that.
+/// An owner for each unit, and values derived from that.
 pub struct Model {
     pub region: Region,
-    /// 0 is nobody.
+    /// 0 means free.
     owner: Vec<u32>,
-    /// For each unit the order of the largest free block with it.
+    /// For each unit, the order of the largest free block that contains it.
     cover: Vec<Option<u8>>,
     pub free_blocks: [u32; Order::COUNT],
-    /// How many units before this one have an owner.
+    /// The number of units before this one that have an owner.
     used: Vec<u32>,
 }
 
@@ -219,7 +220,7 @@ impl Model {
         (unit - self.region.base) as usize
     }
 
-    /// Finds the free blocks anew.
+    /// Recomputes the free blocks.
     fn refresh(&mut self) {
         let mut sum = 0;
         for (used, owner) in self.used[1..].iter_mut().zip(&self.owner) {
@@ -259,7 +260,7 @@ impl Model {
         (0..31).rev().find(|&k| self.free_blocks[k as usize] > 0)
     }
 
-    /// Free units of `[lo, hi)`, which may be anything.
+    /// Returns the number of free units in `[lo, hi)`, which may exceed the region.
     pub fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let lo = lo.clamp(self.region.base, self.region.end());
         let hi = hi.clamp(self.region.base, self.region.end());
@@ -274,7 +275,7 @@ impl Model {
         self.free_units_in(start, end) == end - start
     }
 
-    /// Runs of units that are all free or all not: `(start, end, free)`.
+    /// Returns the maximal stretches of equal state: `(start, end, free)`.
     pub fn stretches(&self) -> Vec<(u64, u64, bool)> {
         let mut found = Vec::new();
         let mut start = self.region.base;
@@ -286,7 +287,7 @@ impl Model {
         found
     }
 
-    /// Units get an owner. All must have had none.
+    /// Gives free units to an owner. Fails if one of them has an owner.
     pub fn take(&mut self, start: u64, end: u64, owner: u32) -> Outcome {
         let region = self.region;
         ensure!(
@@ -302,7 +303,7 @@ impl Model {
         Ok(())
     }
 
-    /// Units lose the owner they had.
+    /// Frees units of an owner. Fails if one of them is not the owner's.
     pub fn give(&mut self, start: u64, end: u64, owner: u32) -> Outcome {
         let (from, to) = (self.index(start), self.index(end));
         for unit in &mut self.owner[from..to] {
@@ -313,7 +314,7 @@ impl Model {
         Ok(())
     }
 
-    /// How many units a request gets, if it is one.
+    /// Returns the number of units that a request is granted, if it is valid.
     pub fn granted(request: &Request) -> Option<u64> {
         let (_, size) = covering(request.units)?;
         Some(match request.extent {
@@ -322,7 +323,7 @@ impl Model {
         })
     }
 
-    /// May the request be granted at `start`?
+    /// Returns whether the request may be granted at `start`.
     pub fn fits(&self, request: &Request, start: u64) -> bool {
         let Some(((order, size), granted)) = covering(request.units).zip(Self::granted(request))
         else {
@@ -340,11 +341,11 @@ impl Model {
         let Some(free) = self.cover[self.index(start)].map(u32::from) else {
             return false;
         };
-        // The block is whole: a free block of its order or more on a boundary of its order.
+        // The block is whole: it lies in a free block of its order or more, aligned to its order.
         free >= order && (free <= request.split_limit.get() || (free == order && granted == size))
     }
 
-    /// All the places where the request may be granted, from the lowest on.
+    /// Returns all places at which the request may be granted, from the lowest on.
     pub fn places<'a>(&'a self, request: &'a Request) -> impl DoubleEndedIterator<Item = u64> + 'a {
         let order = covering(request.units).map_or(0, |(order, _)| order);
         let step = order.max(request.align.get());
@@ -354,7 +355,7 @@ impl Model {
             .filter(move |&start| start >= self.region.base && self.fits(request, start))
     }
 
-    /// The places of an exact request that no block covers: free units side by side.
+    /// Returns the places of an exact request that no block covers: adjacent free units.
     pub fn runs<'a>(&'a self, request: &'a Request) -> impl DoubleEndedIterator<Item = u64> + 'a {
         let Region { base, len } = self.region;
         let (lo, hi) = request.window;
@@ -375,7 +376,7 @@ impl Model {
         })
     }
 
-    /// What growing gives: where the run then lies.
+    /// Returns the place of the run after growing.
     pub fn grown(
         &self,
         run: Span,
@@ -410,19 +411,19 @@ impl Model {
     }
 }
 
-/// How large to grow.
+/// The size to grow to.
 #[derive(Clone, Copy, Debug)]
 pub enum To {
-    /// To so many units.
+    /// To this number of units.
     Units(u64),
-    /// By so many units.
+    /// By this number of units.
     More(u64),
     /// To twice the block.
     Double,
 }
 
 impl To {
-    /// To how many units that is, for a run that has so many.
+    /// Returns the new number of units, for a run that has `has` units.
     pub fn units(self, has: u64) -> u64 {
         match self {
             Self::Units(units) => units,
@@ -432,7 +433,7 @@ impl To {
     }
 }
 
-/// An operation; live runs are chosen by a number that is taken modulo how many there are.
+/// An operation. A live run is chosen by a number, modulo the number of live runs.
 #[derive(Clone, Copy, Debug)]
 pub enum Op {
     Alloc(Request),
@@ -443,8 +444,8 @@ pub enum Op {
 }
 
 impl Op {
-    /// From random numbers: mostly sensible, sometimes not. The first chooses the kind, small for
-    /// what takes units and large for what gives them back.
+    /// Creates an operation from random numbers, valid in most cases. The first number selects the
+    /// kind: small values allocate, and large ones free.
     pub fn from_raw(region: Region, raw: [u32; 9]) -> Self {
         let Region { base, len } = region;
         let units = match pick(raw[1], 32) {
@@ -492,25 +493,25 @@ impl Op {
     }
 }
 
-/// How closely to look after an operation.
+/// How much to check after an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Care {
     /// All counters.
     Counters,
-    /// `validate()`, and how much is free where the model has something free or taken.
+    /// `validate()`, and the number of free units in each stretch of the model.
     Stretches,
     /// Every unit.
     Units,
 }
 
-/// A run, and what is known of it.
+/// An allocated run and its expected properties.
 pub struct Live {
     pub run: Run,
     pub span: Span,
     owner: u32,
 }
 
-/// Takes units for `request`, in adjacent free blocks if no block will do.
+/// Allocates units for `request`. Uses adjacent free blocks if no single block suffices.
 pub fn alloc_anyhow<P: JoinPolicy>(
     core: &mut Buddy<Vec<u64>, P>,
     request: &Request,
@@ -528,7 +529,7 @@ pub fn alloc_anyhow<P: JoinPolicy>(
     }
 }
 
-/// Would [`alloc_anyhow`] get them?
+/// Returns whether [`alloc_anyhow`] would succeed.
 pub fn could_alloc_anyhow<P: JoinPolicy>(core: &mut Buddy<Vec<u64>, P>, request: &Request) -> bool {
     let mut scan = RunScan::default();
     core.could_alloc(request)
@@ -537,8 +538,8 @@ pub fn could_alloc_anyhow<P: JoinPolicy>(core: &mut Buddy<Vec<u64>, P>, request:
             == Some(true)
 }
 
-/// The core and the model side by side. Buddies always join here, so that which blocks are free
-/// follows from which units are.
+/// The core and the model side by side. Buddies always join here, so the free units determine the
+/// free blocks.
 pub struct Bench {
     pub core: Buddy<Vec<u64>>,
     pub model: Model,
@@ -548,11 +549,11 @@ pub struct Bench {
     requested: u64,
     splits: u64,
     joins: u64,
-    /// What was done and what was refused so far: of `alloc`, `alloc_at`, `free`, `grow`.
+    /// The numbers of successes and refusals of `alloc`, `alloc_at`, `free`, `grow`.
     pub tally: [Tally; 4],
 }
 
-/// How often something was done, and how often it was refused.
+/// The numbers of successes and refusals of one operation.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
     pub done: u64,
@@ -575,7 +576,7 @@ impl Bench {
         }
     }
 
-    /// Does an operation here and there and compares.
+    /// Does an operation on core and model, and compares.
     pub fn step(&mut self, op: &Op, care: Care) -> Outcome {
         let before = self.core.counters();
         let (kind, done) = match *op {
@@ -613,7 +614,7 @@ impl Bench {
         self.check(care)
     }
 
-    /// Returns if there was room.
+    /// Returns whether there was room.
     pub fn alloc(&mut self, request: &Request) -> Result<bool, String> {
         let before = self.core.counters();
         let could = could_alloc_anyhow(&mut self.core, request);
@@ -687,7 +688,7 @@ impl Bench {
         Ok(true)
     }
 
-    /// Notes a run that the core gave out.
+    /// Records a run that the core returned.
     fn took(&mut self, run: Run) -> Outcome {
         let span = Span::of(&run);
         ensure!(
@@ -756,7 +757,7 @@ impl Bench {
         Ok(true)
     }
 
-    /// Asks a policy that always said yes again: nothing is left to join.
+    /// Rejoins with a policy that has always said yes, so nothing is left to join.
     pub fn rejoin(&mut self) -> Outcome {
         let before = self.core.counters();
         self.core.rejoin();
@@ -765,8 +766,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Takes all that is free but a block of the order `tooth` at every multiple of 2^`step`, or of
-    /// more where that would be many, whose bit in `teeth` is set.
+    /// Allocates everything, except for a block of order `tooth` at every multiple of 2^`step`
+    /// whose bit in `teeth` is set. The step is larger where there would be too many blocks.
     pub fn comb(&mut self, tooth: Order, step: Order, teeth: u8) -> Outcome {
         let enough = Order::covering(self.model.region.len / 64).unwrap_or_default();
         let step = step.max(enough);
@@ -789,7 +790,7 @@ impl Bench {
         self.check(Care::Stretches)
     }
 
-    /// Frees a run of another allocator, if it is one that can be told: it must change nothing.
+    /// Frees a run of another allocator, if the core can detect that. It must change nothing.
     pub fn free_foreign(&mut self, start: u64, units: u64) -> Outcome {
         let Region { base, len } = self.model.region;
         let end = start + units;
@@ -812,7 +813,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Compares all that can be seen.
+    /// Compares everything observable, as far as `care` says.
     pub fn check(&self, care: Care) -> Outcome {
         let counters = self.core.counters();
         let free = self.model.free_units();
@@ -878,10 +879,10 @@ impl Bench {
         Ok(())
     }
 
-    /// Gives all back, one by one, and sees that all is as in the beginning.
+    /// Frees all runs one by one, and checks that the state is as in the beginning.
     pub fn finish(mut self, each: Care, last: Care) -> Outcome {
         while !self.live.is_empty() {
-            // From the middle: not in the order in which they came.
+            // From the middle, so that the order differs from that of the allocations.
             self.free((self.live.len() - 1) / 2)?;
             self.check(each)?;
         }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The bench for policies that say no.
+//! The bench for policies that refuse joins.
 //!
-//! With one, the free blocks no longer follow from the free units, so the model here is a set of
-//! blocks. It joins what the policy was heard to allow, and nothing else: every question is
-//! recorded.
+//! With these policies the free units no longer determine the free blocks, so the model is a set of
+//! blocks. Every question to the policy is recorded. The model joins exactly the blocks that the
+//! policy was asked about and permitted.
 
 use super::{
     alloc_anyhow,
@@ -37,7 +37,7 @@ use std::{
     collections::BTreeSet, //
 };
 
-/// A question that a policy was asked, and its answer.
+/// A question to the policy, and its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
     left: u64,
@@ -45,8 +45,8 @@ pub struct Asked {
     yes: bool,
 }
 
-/// Joins what a tag per unit lets: no two in a block may differ by more than `spread`. Or answers
-/// as it likes.
+/// Permits a join if the tags of the block's units differ by at most `spread`. Can also answer at
+/// random.
 pub struct Tags {
     region: Region,
     tags: Vec<u8>,
@@ -66,8 +66,8 @@ impl Tags {
         }
     }
 
-    /// Are all units of the block of `order` from `left` on alike enough? No if they are not even
-    /// there.
+    /// Returns whether the tags of all units of the block are similar enough. Units outside of the
+    /// region never are.
     fn alike(&self, left: u64, order: u32) -> bool {
         let from = left.wrapping_sub(self.region.base) as usize;
         let tags = self.tags.get(from..from.saturating_add(1 << order));
@@ -91,7 +91,7 @@ impl JoinPolicy for Tags {
     }
 }
 
-/// The core with such a policy, and the blocks that must be free.
+/// The core with this policy, and the blocks that must be free.
 pub struct Bench {
     core: Buddy<Vec<u64>, Tags>,
     region: Region,
@@ -99,7 +99,7 @@ pub struct Bench {
     live: Vec<Run>,
     splits: u64,
     joins: u64,
-    /// Tags have changed and nobody asked for them anew.
+    /// Tags have changed since the last rejoin.
     stale: bool,
 }
 
@@ -117,18 +117,18 @@ impl Bench {
         }
     }
 
-    /// What was asked since the last time.
+    /// Returns the questions since the last call.
     fn asked(&mut self) -> Vec<Asked> {
         self.core.policy_mut().asked.take()
     }
 
-    /// The free block that has all of `[start, end)` in it.
+    /// Returns the free block that contains `[start, end)`.
     fn free_block(&self, start: u64, end: u64) -> Option<(u64, u32)> {
         let holds = |&&(block, order): &&(u64, u32)| block <= start && end <= block + (1 << order);
         self.free.iter().find(holds).copied()
     }
 
-    /// Can all of `[start, end)` be taken? Each of its pieces must lie in one free block.
+    /// Returns whether `[start, end)` can be allocated: each of its pieces lies in one free block.
     fn is_free(&self, start: u64, end: u64) -> bool {
         let inside = |&(block, order): &(u64, u32)| {
             self.free_block(block, block + (1 << order)).is_some() //
@@ -151,7 +151,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The joins that were allowed happen, and every question was about two free buddies.
+    /// Joins the permitted pairs. Every question must have been about two free buddies.
     fn join(&mut self, asked: &[Asked]) -> Outcome {
         for &Asked { left, order, yes } in asked {
             let size = 1 << order;
@@ -212,7 +212,7 @@ impl Bench {
             );
             return Ok(());
         };
-        // Only where no block covers it: blocks side by side, each piece in a free one.
+        // Adjacent blocks are used only where no block suffices, and each piece lies in a free one.
         if places.is_empty() {
             ensure!(
                 request.extent == Extent::Exact
@@ -237,7 +237,7 @@ impl Bench {
             right && run.units() == granted,
             "{run:?} is not in {places:?}"
         );
-        // All of the block comes out of one free block, then its tail goes back.
+        // The block is taken from one free block, and its tail is freed.
         let Some((block, k)) = self.free_block(start, start + size) else {
             return Err(format!("{run:?}: its block was not free"));
         };
@@ -254,7 +254,7 @@ impl Bench {
     pub fn alloc_at(&mut self, start: u64, units: u64) -> Outcome {
         let got = self.core.alloc_at(start, units);
         ensure!(self.asked().is_empty(), "alloc_at asked");
-        // Beyond the last number is outside, too.
+        // A range beyond the largest number is outside, too.
         let end = start.saturating_add(units);
         let expected = if units == 0 || start < self.region.base || end > self.region.end() {
             Some(AllocError::Invalid)
@@ -324,7 +324,7 @@ impl Bench {
             (new.start, new.end(), new.requested) == (start, end, units),
             "{old:?} became {new:?}"
         );
-        // Exactly the blocks that reach across the seam were asked for.
+        // The policy was asked about exactly the blocks that reach across the seam.
         let seam = if from == start { to } else { from };
         let across: Vec<(u64, u32)> = (0..30)
             .map(|order| (seam >> (order + 1) << (order + 1), order))
@@ -344,7 +344,7 @@ impl Bench {
         self.take(from, to)
     }
 
-    /// Asks for everything anew.
+    /// Rejoins everything.
     pub fn rejoin(&mut self) -> Outcome {
         self.core.rejoin();
         self.stale = false;
@@ -390,7 +390,7 @@ impl Bench {
         self.asked();
         let policy = self.core.policy_mut();
         if policy.moods.is_some() || self.stale {
-            // Nothing but what the policy would now answer differently.
+            // validate() reports only pairs that the policy would permit now.
             ensure!(
                 matches!(valid, Ok(()) | Err(Fault::Unjoined(..))),
                 "{valid:?}"
@@ -407,7 +407,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Does an operation here and there and compares.
+    /// Does an operation on core and model, and compares.
     pub fn op(&mut self, op: &Op) -> Outcome {
         let live = |n: u32| (n as usize).checked_rem(self.live.len());
         match *op {
@@ -434,7 +434,7 @@ impl Bench {
         }
     }
 
-    /// Units from `start` on, and those that are there, get another tag. Nobody is asked for it.
+    /// Sets the tag of the units from `start` on that exist. Nothing rejoins for it.
     pub fn tag(&mut self, start: u64, units: u64, value: u8) {
         let at = |unit: u64| {
             (unit.clamp(self.region.base, self.region.end()) - self.region.base) as usize
@@ -444,7 +444,7 @@ impl Bench {
         self.core.policy_mut().tags[range].fill(value);
     }
 
-    /// From now on the answers vary, or depend on the tags alone again.
+    /// Makes the answers random, or dependent on the tags only again.
     pub fn moods(&mut self, moods: Option<Random>) {
         self.stale = true;
         self.core.policy_mut().moods = moods.map(RefCell::new);
@@ -487,7 +487,7 @@ impl Bench {
         })
     }
 
-    /// Gives all back, lets all join, and sees that all is as in the beginning.
+    /// Frees all runs, permits all joins, and checks that the state is as in the beginning.
     pub fn finish(mut self) -> Outcome {
         while !self.live.is_empty() {
             self.free(0)?;

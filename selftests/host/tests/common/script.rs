@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bytes as a region and operations on it, for a fuzzer to vary, played on a bench.
+//! Decodes bytes into a region and operations on it, and plays them on a bench. A fuzzer varies the
+//! bytes.
 //!
-//! Every string of bytes means something, one that ends early is read on as zeroes, and a byte
-//! changed, put in or left out changes one operation or what comes after it. The files of the
-//! corpus are such strings: whoever changes what they mean makes a new one (docs/testing.md).
+//! Every string of bytes is valid. Zeroes follow its end. Changing, inserting or removing a byte
+//! changes one operation, or the following ones. The files of the corpus are strings of this kind,
+//! so a change to their meaning requires a new corpus (docs/testing.md).
 
 use super::{
     policy,
@@ -30,12 +31,13 @@ use rust_buddy_host::buddy::{
 };
 use std::fmt;
 
-/// The model knows each unit and is asked at each step: more of them cost time and find nothing.
+/// The model stores each unit and is compared at each step, so larger regions cost time and find no
+/// more.
 const LARGEST: u64 = 5000;
-/// The same for the policy's, which is slower.
+/// The limit with a policy, which is slower.
 const LARGEST_WITH_POLICY: u64 = 300;
 
-/// Reads bytes from the left; zeroes come after the last.
+/// Reads bytes from the left, and zeroes after the last one.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -55,7 +57,7 @@ impl Bytes<'_> {
         u64::from_le_bytes(std::array::from_fn(|_| self.byte()))
     }
 
-    /// Any first unit and length, most of them such that there is a region.
+    /// Reads a first unit and a length, valid as a region in most cases.
     fn geometry(&mut self) -> (u64, u64) {
         let shape = self.byte();
         let len = match shape & 7 {
@@ -78,7 +80,7 @@ impl Bytes<'_> {
         (base, len)
     }
 
-    /// How many units: small, about a power of two, or anything.
+    /// Reads a number of units: small, close to a power of two, or any.
     fn units(&mut self) -> u64 {
         match self.byte() {
             tiny @ 0..=63 => 1 + u64::from(tiny % 8),
@@ -91,7 +93,7 @@ impl Bytes<'_> {
         }
     }
 
-    /// A unit in or next to the region, or far off.
+    /// Reads a unit in the region, next to it, or far away.
     fn unit(&mut self, region: Region) -> u64 {
         match self.short() {
             near @ 0..=0xfeff => match near % (region.len + 8) {
@@ -104,13 +106,13 @@ impl Bytes<'_> {
         }
     }
 
-    /// Any order, a small one half of the time.
+    /// Reads an order, a small one half of the time.
     fn order(&mut self) -> Order {
         let byte = u32::from(self.byte());
         Order::saturating(byte % if byte < 128 { 8 } else { 32 })
     }
 
-    /// Its first byte says which of the fields that follow are there.
+    /// Reads a request. Its first byte tells which fields follow.
     fn request(&mut self, region: Region) -> Request {
         let has = self.byte();
         let request = Request {
@@ -179,27 +181,28 @@ impl Bytes<'_> {
     }
 }
 
-/// What a script does.
+/// One step of a script.
 #[derive(Clone, Copy, Debug)]
 enum Act {
     Op(Op),
-    /// All is taken but blocks of the one order on boundaries of the other, where the bits say so:
-    /// what operations at random would take long to come by. Not with a policy.
+    /// Allocates everything except blocks of one order on boundaries of the other, as the bits say.
+    /// Random operations would take long to reach this state. Not with a policy.
     Comb(Order, Order, u8),
-    /// The units of a run that comes from elsewhere. Not with a policy.
+    /// Frees the units of a run of another allocator. Not with a policy.
     FreeForeign(u64, u64),
     Rejoin,
-    /// Units get a tag, by which the policy answers from now on. Without one, nothing.
+    /// Changes the tags of units, which the policy uses from now on. Does nothing without a policy.
     Tag(u64, u64, u8),
-    /// The policy answers as it likes, or by tags again if this is 0.
+    /// Makes the policy answer at random, or by tags again if this is 0.
     Moods(u8),
 }
 
-/// What the bytes say.
+/// A decoded script.
 pub struct Script {
     base: u64,
     len: u64,
-    /// What tags may differ by, and the first ones, over and over; `None` if buddies always join.
+    /// The permitted difference of tags, and the initial tags, repeated. `None` if buddies always
+    /// join.
     policy: Option<(u8, [u8; 4])>,
     acts: Vec<Act>,
 }
@@ -233,7 +236,7 @@ impl Script {
             len = len.min(LARGEST_WITH_POLICY);
         }
         let mut acts = Vec::new();
-        // A region that is not played on needs no operations.
+        // A region that is too large to play on needs no operations.
         if len <= LARGEST && storage_len(base, len).is_ok() {
             while !bytes.0.is_empty() {
                 acts.push(bytes.act(Region::new(base, len)));
@@ -247,7 +250,7 @@ impl Script {
         }
     }
 
-    /// Plays it on the core and the model. Says how often what was done and refused.
+    /// Plays the script on core and model. Returns the numbers of successes and refusals.
     pub fn play(&self) -> Result<[Tally; 4], String> {
         if !self.is_region()? || self.len > LARGEST {
             return Ok(Default::default());
@@ -263,7 +266,8 @@ impl Script {
         }
     }
 
-    /// Is this a region? The core must know, and know how many words it takes.
+    /// Returns whether this is a valid region. The core must agree, also on the size of the
+    /// storage.
     fn is_region(&self) -> Result<bool, String> {
         let got = storage_len(self.base, self.len);
         let end = u128::from(self.base) + u128::from(self.len);
@@ -292,7 +296,7 @@ impl Script {
             "[{base}, +{len}), largest {largest:?}, is not what was asked for"
         );
         for (i, act) in self.acts.iter().enumerate() {
-            // All is compared now and then: what is broken stays broken.
+            // Compares everything now and then. A fault persists, so it is found later.
             let care = match i % 16 {
                 15 if region.len <= 64 => Care::Units,
                 7 | 15 => Care::Stretches,
@@ -303,7 +307,7 @@ impl Script {
                 Act::Op(op) => bench.step(&op, care),
                 Act::Comb(tooth, step, teeth) => bench.comb(tooth, step, teeth),
                 Act::FreeForeign(start, units) => {
-                    // It must be a region of its own.
+                    // The foreign run needs a valid region of its own.
                     bench.free_foreign(start.min((1 << 63) - units), units)
                 }
                 Act::Rejoin => bench.rejoin(),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Properties that hold for random values. Apart from what the fuzzer shares, which does without.
+//! Tests properties with random values. The fuzzer shares the modules in `common` only, so this is
+//! separate.
 
 use crate::common::{
     Outcome,
@@ -25,8 +26,8 @@ use std::{
     }, //
 };
 
-/// Runs `test` on `cases` random values. When it fails, says the smallest value that does, and the
-/// seed: with that in the environment as `SEED` the same values come again.
+/// Runs `test` on `cases` random values. On a failure it prints the smallest failing value and the
+/// seed. With `SEED` in the environment the same values are used again.
 pub fn property<S>(cases: u32, strategy: &S, test: impl Fn(S::Value) -> Outcome)
 where
     S: Strategy,
