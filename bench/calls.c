@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the calls cost, system call and all, beside the kernel's own dma-heap: the
- * median of many, a line of JSON each. The clock is the CPU's time stamp, which
- * counts instructions in the guest that qemu/bench.sh boots.
+ * Measures the calls, system call included, and those of the kernel's dma-heap: the median of many,
+ * a line of JSON each. The clock is the CPU's time stamp counter, which counts instructions in the
+ * guest that qemu/bench.sh boots.
  */
 #include <linux/dma-heap.h>
 #include <x86intrin.h>
@@ -30,7 +30,7 @@ static void show(const char *what, uint64_t bytes)
 	       (unsigned long long)samples[0], (unsigned long long)samples[SAMPLES / 2]);
 }
 
-/* One that is told apart from a command at once, and one that is served, with nothing to do. */
+/* Measures a command that is refused at once, and a command that does almost nothing. */
 static void nothing(int fd)
 {
 	struct rust_buddy_info info;
@@ -79,7 +79,7 @@ static void ask_for_many(uint64_t bytes)
 		allocs[i].size = bytes;
 }
 
-/* One of MANY that are there at once, by calls of their own. */
+/* Allocates MANY buffers with a call each, then frees them. Measures the cost of one. */
 static int one_by_one(int fd, uint64_t bytes)
 {
 	uint64_t start;
@@ -100,7 +100,7 @@ static int one_by_one(int fd, uint64_t bytes)
 	return 0;
 }
 
-/* The same in a batch. */
+/* Allocates and frees MANY buffers with one BATCH each. */
 static int batched(int fd, uint64_t bytes)
 {
 	struct rust_buddy_batch req;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A guest whose memory is full, and goes on being so: anonymous memory, of which pages
- * here and there are given back and touched again, so that what is free is in pieces;
- * and page cache, by reading a block device over and over. Until it is killed.
+ * Keeps a guest's memory full until it is killed. Scattered pages of anonymous memory are freed and
+ * touched again, so that free memory is fragmented. A child fills the page cache by reading a block
+ * device repeatedly.
  *
  *   pressure DEVICE		prints a line when memory is full
  *
- * tail.c measures beside it.
+ * tail.c measures at the same time.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #define PAGE	4096UL
-/* What is left for page cache, and so that nobody is killed. */
+/* Remains for the page cache, and keeps the OOM killer away. */
 #define SPARE	(160UL << 20)
 
 static uint64_t available(void)
@@ -61,7 +61,10 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: pressure DEVICE, with memory to fill\n");
 		return 2;
 	}
-	/* First, or all of the memory would be that one's, too, until it is written to. */
+	/*
+	 * Forks before the memory is allocated, since the child would share it until it is written
+	 * to.
+	 */
 	if (!fork())
 		read_for_ever(argv[1]);
 	bytes = (bytes - SPARE) & ~(PAGE - 1);
@@ -70,11 +73,11 @@ int main(int argc, char **argv)
 		perror("memory");
 		return 1;
 	}
-	/* Page by page, or giving pages back would split huge ones first. */
+	/* With single pages, since freeing a page would split a huge one first. */
 	madvise(mem, bytes, MADV_NOHUGEPAGE);
 	for (i = 0; i < bytes; i += PAGE)
 		mem[i] = 1;
-	/* The cache takes what is left. */
+	/* Waits until the page cache has filled the rest. */
 	sleep(5);
 	printf("pressure: %lu MiB of anonymous memory, %lu MiB available\n", bytes >> 20,
 	       available() >> 20);

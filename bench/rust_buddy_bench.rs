@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an allocation with its free costs in the kernel: the allocator's core, under a spinlock,
-//! beside what the kernel has. Loading it measures, a line of JSON each in the log.
+//! Measures an allocation and its free in the kernel: the allocator's core under a spinlock, and
+//! the kernel's own allocators. Loading the module runs the benchmark, which logs a line of JSON
+//! for each result.
 //!
-//! The clock is the CPU's time stamp. Under QEMU's instruction clock (`-icount shift=0`) that
-//! counts instructions and nothing else, the same in every boot. Elsewhere it is time, and says
-//! little.
+//! The clock is the CPU's time stamp counter. Under QEMU's instruction clock (`-icount shift=0`) it
+//! counts instructions, the same number in every boot. On a real machine it counts time, which
+//! varies.
 //!
-//! Each number is the least and the median of many pairs, less what reading the clock takes. The
-//! allocators that manage a range of their own (`core`, `gen_pool`, `gpu_buddy`) have 64 MiB each,
-//! once empty, where a small block is the longest chain of splits and joins, and once with every
-//! second block of the size taken. `gpu_buddy` leaves locking to its caller, and gets none here.
+//! Each result is the minimum and the median of many pairs, without the cost of reading the clock.
+//! The allocators that manage a range of their own (`core`, `gen_pool`, `gpu_buddy`) have 64 MiB
+//! each. They are measured once empty, where a small block is the longest chain of splits and
+//! joins, and once with every second block of the size allocated. `gpu_buddy` leaves locking to its
+//! caller, and gets none here.
 
 #[path = "../src/buddy/mod.rs"]
 pub mod buddy;
@@ -75,7 +77,7 @@ module! {
 }
 
 const PAGE: usize = 4096;
-/// What the ranges are, and where they pretend to be.
+/// Size and nominal address of the ranges. The memory is never accessed.
 const RANGE: usize = 64 << 20;
 const BASE: usize = 256 << 20;
 const SIZES: [usize; 3] = [PAGE, 64 << 10, 2 << 20];
@@ -84,7 +86,7 @@ const SAMPLES: usize = 201;
 type Core = Buddy<KVVec<u64>>;
 type Slots = KVVec<Option<Packed>>;
 
-/// What is behind the magazines.
+/// The core and the depot behind the magazines.
 struct Stock {
     core: Core,
     depot: Magazine<Slots>,
@@ -147,19 +149,19 @@ extern "C" {
     fn cma_release(area: *mut c_void, pages: *const c_void, count: c_ulong) -> bool;
 }
 
-/// The time stamp, with nothing before it left to do.
+/// Reads the time stamp counter after all previous instructions have completed.
 fn clock() -> u64 {
-    // SAFETY: Every x86-64 CPU has both.
+    // SAFETY: Every x86-64 CPU has the instructions LFENCE and RDTSC, which access no memory.
     unsafe {
         core::arch::x86_64::_mm_lfence();
         core::arch::x86_64::_rdtsc()
     }
 }
 
-/// Least and median of what `pair` takes; none if it once fails.
+/// Returns minimum and median of the durations of `pair`, or `None` if it fails.
 fn measure(mut pair: impl FnMut() -> bool) -> Option<(u64, u64)> {
     let mut samples = [0; SAMPLES];
-    // Once for what is only slow at first.
+    // The first round warms up, and is overwritten.
     for round in 0..2 {
         for sample in &mut samples {
             let start = clock();
@@ -175,7 +177,7 @@ fn measure(mut pair: impl FnMut() -> bool) -> Option<(u64, u64)> {
 }
 
 struct Report {
-    /// What the clock takes by itself.
+    /// The cost of reading the clock.
     idle: u64,
 }
 
@@ -196,7 +198,7 @@ impl Report {
     }
 }
 
-/// The core, as a pool uses it: a lock around each call.
+/// Measures the core as a pool uses it: with a lock around each call.
 fn ours(report: &Report, bytes: usize, half: bool) -> Result {
     let (base, units) = ((BASE / PAGE) as u64, (RANGE / PAGE) as u64);
     let words = storage_len(base, units).map_err(|_| EINVAL)?;
@@ -221,7 +223,7 @@ fn ours(report: &Report, bytes: usize, half: bool) -> Result {
     let core = KBox::pin_init(new_spinlock!(stock, "rust_buddy_bench"), GFP_KERNEL)?;
     let core: &SpinLock<Stock> = &core;
     let state = if half { "half" } else { "empty" };
-    // What of the below is the lock's.
+    // The share of the lock in the following results.
     report.show("two locks", state, bytes, || {
         drop(core.lock());
         drop(core.lock());
@@ -250,7 +252,7 @@ fn empty_magazine() -> Result<Magazine<Slots>> {
     Ok(Magazine::new(slots, (BASE / PAGE) as u64, 1 << 11))
 }
 
-/// The same through magazines, as a pool has them.
+/// Measures the core behind magazines, as a pool has them.
 fn through_magazines(report: &Report, bytes: usize, state: &str, core: &SpinLock<Stock>) -> Result {
     let mut magazines = KVec::new();
     for _ in 0..nr_cpu_ids() {
@@ -283,20 +285,22 @@ fn through_magazines(report: &Report, bytes: usize, state: &str, core: &SpinLock
     Ok(())
 }
 
-/// The general purpose allocator of special memory.
+/// Measures the kernel's general purpose allocator for special memory.
 fn gen_pool(report: &Report, bytes: usize, half: bool) -> Result {
     let algorithm = gen_pool_first_fit as *const c_void;
-    // SAFETY: A pool of its own, over addresses that nobody looks at.
+    // SAFETY: The function has no requirements. Null is handled below.
     let pool = unsafe { gen_pool_create(12, -1) };
     if pool.is_null() {
         return Err(ENOMEM);
     }
-    // SAFETY: As above.
+    // SAFETY: `pool` is valid, since it is not null. The allocator does not access the addresses.
     let added = unsafe { gen_pool_add_owner(pool, BASE as c_ulong, 0, RANGE, -1, null_mut()) };
-    // SAFETY: The pool lives until the end of this function.
+    // SAFETY: `pool` is valid until it is destroyed at the end of this function. `algorithm` is a
+    // `genpool_algo_t`, and the two null pointers are optional arguments.
     let take =
         || unsafe { gen_pool_alloc_algo_owner(pool, bytes, algorithm, null_mut(), null_mut()) };
-    // SAFETY: What `take` gave.
+    // SAFETY: `pool` is valid until it is destroyed. Callers pass addresses of allocated blocks of
+    // this size only, and each once.
     let give = |at| unsafe { gen_pool_free_owner(pool, at, bytes, null_mut()) };
     if added == 0 {
         let mut at = BASE as c_ulong;
@@ -320,18 +324,18 @@ fn gen_pool(report: &Report, bytes: usize, half: bool) -> Result {
             at += 2 * bytes as c_ulong;
         }
     }
-    // SAFETY: Nothing of it is in use.
+    // SAFETY: `pool` is valid, all of its blocks were freed above, and it is not used afterwards.
     unsafe { gen_pool_destroy(pool) };
     Ok(())
 }
 
-/// Makes an empty list, which points to itself.
+/// Initialises an empty list, which points to itself.
 ///
 /// # Safety
 ///
-/// `list` must be writable, and not be moved while it is used as a list.
+/// `list` must be writable, and must not move while it is used as a list.
 unsafe fn empty_list(list: *mut bindings::list_head) {
-    // SAFETY: By this function's requirements.
+    // SAFETY: The caller guarantees that `list` is writable.
     unsafe {
         list.write(bindings::list_head {
             next: list,
@@ -340,23 +344,26 @@ unsafe fn empty_list(list: *mut bindings::list_head) {
     };
 }
 
-/// The buddy allocator of graphics memory.
+/// Measures the buddy allocator of graphics memory.
 fn gpu_buddy(report: &Report, bytes: usize, half: bool) -> Result {
     let buddy = KBox::new(Opaque::<bindings::gpu_buddy>::zeroed(), GFP_KERNEL)?;
     let lists = KBox::new(
         [const { Opaque::<bindings::list_head>::uninit() }; 2],
         GFP_KERNEL,
     )?;
-    // SAFETY: Zeroed, and not moved until the end of this function.
+    // SAFETY: `buddy` is zeroed and boxed, so it does not move. Size and chunk size are powers of
+    // two.
     if unsafe { bindings::gpu_buddy_init(buddy.get(), RANGE as u64, PAGE as u64) } != 0 {
         return Err(ENOMEM);
     }
     let [list, kept] = [lists[0].get(), lists[1].get()];
     for list in [list, kept] {
-        // SAFETY: Not moved until the end of this function.
+        // SAFETY: `list` points into a box that lives until the end of this function, so it is
+        // writable and does not move.
         unsafe { empty_list(list) };
     }
-    // SAFETY: Both live until the end of this function, and nobody else uses them.
+    // SAFETY: `buddy` is initialised, `list` is an initialised list, and both live until the end of
+    // this function. No other thread uses them, so no lock is needed.
     let take = |list| unsafe {
         bindings::gpu_buddy_alloc_blocks(
             buddy.get(),
@@ -368,7 +375,8 @@ fn gpu_buddy(report: &Report, bytes: usize, half: bool) -> Result {
             0,
         ) == 0
     };
-    // SAFETY: As above.
+    // SAFETY: `buddy` and `list` are initialised and used by this thread only. The list has blocks
+    // of this `buddy` only.
     let give = |list| unsafe { bindings::gpu_buddy_free_list(buddy.get(), list, 0) };
     if half {
         while take(kept) && take(list) {}
@@ -381,36 +389,36 @@ fn gpu_buddy(report: &Report, bytes: usize, half: bool) -> Result {
         done
     });
     give(kept);
-    // SAFETY: Nothing of it is in use.
+    // SAFETY: `buddy` is initialised, and all of its blocks were freed above.
     unsafe { bindings::gpu_buddy_fini(buddy.get()) };
     Ok(())
 }
 
-/// The range of [`in_pieces`], and how many requests it makes at a time: as many as there are
-/// boundaries of 64 KiB.
+/// The range of [`in_pieces`], and the number of its requests at a time: one for each boundary of
+/// 64 KiB.
 const LARGE_RANGE: u64 = 4 << 30;
 const IN_PIECES: usize = (LARGE_RANGE >> 16) as usize;
 
-/// The contents that a block is said to have when it is given back. An allocator that knows the
-/// difference does not join one with the other at once.
+/// The state that a block is freed with. An allocator that keeps the two apart does not join them
+/// at once.
 #[derive(Clone, Copy, PartialEq)]
 enum Contents {
     Clear,
     Dirty,
 }
 
-/// An allocator, as [`in_pieces`] uses it. What it has given is in one of two lists.
+/// The interface of an allocator for [`in_pieces`]. It keeps allocated blocks in one of two lists.
 trait Pieces {
-    /// Takes `bytes` on a boundary of 64 KiB.
+    /// Allocates `bytes` on a boundary of 64 KiB.
     fn take(&mut self, bytes: u64, list: usize) -> bool;
-    /// Gives back all that is in a list, in the order in which it was taken.
+    /// Frees all blocks in a list, in the order of their allocation.
     fn give(&mut self, list: usize, contents: Contents);
 }
 
-/// The requests of gpu_buddy's KUnit test `fragmentation_performance`, in the same order: 65 536
-/// blocks of 8 KiB, each on a boundary of 64 KiB, two of four of which go back before the others;
-/// then as many of 64 KiB. And again the small ones, of which every second goes back first.
-/// Reports the instructions of all these, for each block that was taken.
+/// Repeats the requests of gpu_buddy's KUnit test `fragmentation_performance` in the same order.
+/// First 65 536 blocks of 8 KiB, each on a boundary of 64 KiB, of which two of four are freed
+/// before the rest. Then as many of 64 KiB. Then the small ones again, of which every second one is
+/// freed first. Reports the instructions of all this for each allocated block.
 fn in_pieces<P: Pieces>(what: &str, new: fn() -> Result<P>) -> Result {
     let show = |state: &str, taken: u64, blocks: usize| {
         pr_info!(
@@ -441,7 +449,7 @@ fn in_pieces<P: Pieces>(what: &str, new: fn() -> Result<P>) -> Result {
     done.then_some(()).ok_or(ENOSPC)
 }
 
-/// The core, with no lock: the other has none.
+/// The core without a lock, since gpu_buddy has none here.
 struct OurPieces {
     core: Core,
     lists: [KVVec<Run>; 2],
@@ -479,7 +487,7 @@ impl Pieces for OurPieces {
     }
 }
 
-/// Those of `gpu_buddy`.
+/// `gpu_buddy`, with its two lists.
 struct GpuPieces {
     buddy: KBox<Opaque<bindings::gpu_buddy>>,
     lists: KBox<[Opaque<bindings::list_head>; 2]>,
@@ -493,10 +501,11 @@ impl GpuPieces {
             GFP_KERNEL,
         )?;
         for list in lists.iter() {
-            // SAFETY: In a box of its own, which is not moved out of.
+            // SAFETY: `list` lies in a box whose content is not moved, and it is writable.
             unsafe { empty_list(list.get()) };
         }
-        // SAFETY: Zeroed, and in a box of its own.
+        // SAFETY: `buddy` is zeroed and boxed, so it does not move. Size and chunk size are powers
+        // of two.
         if unsafe { bindings::gpu_buddy_init(buddy.get(), LARGE_RANGE, PAGE as u64) } != 0 {
             return Err(ENOMEM);
         }
@@ -507,7 +516,8 @@ impl GpuPieces {
 impl Pieces for GpuPieces {
     fn take(&mut self, bytes: u64, list: usize) -> bool {
         let list = self.lists[list].get();
-        // SAFETY: Both are initialised, and used by no other task.
+        // SAFETY: `buddy` and `list` are initialised. `&mut self` keeps other threads from using
+        // them.
         unsafe {
             bindings::gpu_buddy_alloc_blocks(
                 self.buddy.get(),
@@ -522,14 +532,15 @@ impl Pieces for GpuPieces {
     }
 
     fn give(&mut self, list: usize, contents: Contents) {
-        /// `GPU_BUDDY_CLEARED`, which is no constant for Rust.
+        /// `GPU_BUDDY_CLEARED`, for which bindgen generates no constant.
         const CLEARED: c_uint = 1 << 4;
         let flags = match contents {
             Contents::Clear => CLEARED,
             Contents::Dirty => 0,
         };
         let list = self.lists[list].get();
-        // SAFETY: As above; in the list are blocks that it has given.
+        // SAFETY: `buddy` and `list` are initialised, and `&mut self` keeps other threads from
+        // using them. The list has blocks of this `buddy` only.
         unsafe { bindings::gpu_buddy_free_list(self.buddy.get(), list, flags) };
     }
 }
@@ -538,18 +549,19 @@ impl Drop for GpuPieces {
     fn drop(&mut self) {
         self.give(0, Contents::Clear);
         self.give(1, Contents::Clear);
-        // SAFETY: Initialised, and nothing of it is in use.
+        // SAFETY: `buddy` is initialised, and both lists were freed above, so no block is
+        // allocated.
         unsafe { bindings::gpu_buddy_fini(self.buddy.get()) };
     }
 }
 
-/// `alloc_contig_pages()` and back; none if there was none.
+/// Memory from `alloc_contig_pages()`, freed when dropped.
 struct Contig(NonNull<bindings::page>, c_ulong);
 
 impl Contig {
     fn new(pages: c_ulong) -> Option<Self> {
         let gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN;
-        // SAFETY: May be called anywhere that may sleep; node 0 is there.
+        // SAFETY: Loading a module may sleep. Node 0 exists, and a null mask means all nodes.
         let page = unsafe { bindings::alloc_contig_pages_noprof(pages, gfp, 0, null_mut()) };
         Some(Self(NonNull::new(page)?, pages))
     }
@@ -557,25 +569,27 @@ impl Contig {
 
 impl Drop for Contig {
     fn drop(&mut self) {
-        // SAFETY: Set at boot, and never changed: where the page structs are.
+        // SAFETY: `vmemmap_base`, the address of the page structs, is set at boot and never
+        // changes.
         let map = unsafe { bindings::vmemmap_base } as usize;
         let number = (self.0.as_ptr() as usize - map) / size_of::<bindings::page>();
-        // SAFETY: Allocated in `new`.
+        // SAFETY: `new` allocated these pages, and they are freed only here.
         unsafe { bindings::free_contig_range(number as c_ulong, self.1) };
     }
 }
 
-/// The same with `cma_alloc()`, of the default area.
+/// Memory from `cma_alloc()` of the default area, freed when dropped.
 struct Cma(NonNull<c_void>, c_ulong);
 
 impl Cma {
     fn new(pages: c_ulong) -> Option<Self> {
-        // SAFETY: May be asked for no device.
+        // SAFETY: A null device selects the default area.
         let area = unsafe { dev_get_cma_area(null_mut()) };
         if area.is_null() {
             return None;
         }
-        // SAFETY: The default area, which is there for ever.
+        // SAFETY: `area` is not null, and the default area is never freed. Loading a module may
+        // sleep.
         let page = unsafe { cma_alloc(area, pages, pages.trailing_zeros().min(9), true) };
         Some(Self(NonNull::new(page)?, pages))
     }
@@ -583,20 +597,20 @@ impl Cma {
 
 impl Drop for Cma {
     fn drop(&mut self) {
-        // SAFETY: Allocated in `new`, from that area.
+        // SAFETY: `new` allocated these pages from the default area, and they are freed only here.
         unsafe { cma_release(dev_get_cma_area(null_mut()), self.0.as_ptr(), self.1) };
     }
 }
 
-/// What takes memory from the whole system.
+/// Measures allocators that take memory from the whole system.
 fn system(report: &Report, bytes: usize, device: NonNull<bindings::device>) {
     let pages = (bytes / PAGE) as c_ulong;
     let order = pages.trailing_zeros();
     report.show("alloc_pages", "system", bytes, || {
-        // SAFETY: May be called anywhere that may sleep.
+        // SAFETY: Loading a module may sleep, as `GFP_KERNEL` requires.
         let page = unsafe { bindings::alloc_pages(bindings::GFP_KERNEL, order) };
         if !page.is_null() {
-            // SAFETY: Just allocated.
+            // SAFETY: The pages were just allocated with this order, and are not used.
             unsafe { bindings::__free_pages(page, order) };
         }
         !page.is_null()
@@ -610,22 +624,23 @@ fn system(report: &Report, bytes: usize, device: NonNull<bindings::device>) {
     report.show("dma_alloc_coherent", "system", bytes, || {
         let mut address = 0;
         let device = device.as_ptr();
-        // SAFETY: The device is registered and has a mask.
+        // SAFETY: The device is registered and has DMA masks. Loading a module may sleep.
         let memory = unsafe {
             bindings::dma_alloc_attrs(device, bytes, &mut address, bindings::GFP_KERNEL, 0)
         };
         if !memory.is_null() {
-            // SAFETY: Just allocated.
+            // SAFETY: The memory was just allocated for this device with this size and address.
             unsafe { bindings::dma_free_attrs(device, bytes, memory, address, 0) };
         }
         !memory.is_null()
     });
 }
 
-/// Requests in each row of [`tail`], if there is time for as many.
+/// Requests in each row of [`tail`], if time permits.
 const REQUESTS: usize = 10_000;
 
-/// One request after the other, for at most `seconds`: how many were served, and in what time.
+/// Issues one request after the other, for at most `seconds`. Reports how many were served, and the
+/// distribution of the durations.
 fn tail<T>(what: &str, bytes: usize, seconds: u32, take: impl Fn(c_ulong) -> Option<T>) -> Result {
     let mut samples = KVVec::with_capacity(REQUESTS, GFP_KERNEL)?;
     let begin = Instant::<Monotonic>::now();
@@ -636,7 +651,7 @@ fn tail<T>(what: &str, bytes: usize, seconds: u32, take: impl Fn(c_ulong) -> Opt
         samples.push(start.elapsed().as_nanos(), GFP_KERNEL)?;
         served += usize::from(got.is_some());
         drop(got);
-        // The others, whose memory this is, go on meanwhile.
+        // The pause lets the processes run that keep memory full.
         fsleep(Delta::from_micros(50));
     }
     samples.sort_unstable();
@@ -671,23 +686,26 @@ impl kernel::Module for Bench {
             }
             return Ok(Self);
         }
-        // SAFETY: The name is a string, and no callbacks are wanted.
+        // SAFETY: The name is a string that ends with NUL. A null parent and null operations are
+        // allowed.
         let faux = unsafe {
             bindings::faux_device_create(c"rust_buddy_bench".as_char_ptr(), null_mut(), null())
         };
         let faux = NonNull::new(faux).ok_or(ENODEV)?;
-        // SAFETY: Registered, and nobody else's.
+        // SAFETY: `faux` is not null, so it points to a registered device. Only its address is
+        // computed.
         let device = unsafe { &raw mut (*faux.as_ptr()).dev };
-        // SAFETY: As above; all that is looked at are the two masks.
+        // SAFETY: `device` is registered, no driver is bound to it, and so no other thread accesses
+        // the two masks.
         unsafe {
             (*device).coherent_dma_mask = u64::MAX;
             (*device).dma_mask = &raw mut (*device).coherent_dma_mask;
         }
         let idle = measure(|| true).map_or(0, |(least, _)| least);
         let report = Report { idle };
-        // What the clock makes of a thousand instructions: a thousand, if it counts them.
+        // Measures a thousand instructions, which shows whether the clock counts instructions.
         report.show("nop", "1000", 0, || {
-            // SAFETY: Does nothing.
+            // SAFETY: The instructions have no effect.
             unsafe { core::arch::asm!(".rept 1000", "nop", ".endr") };
             true
         });
@@ -703,7 +721,7 @@ impl kernel::Module for Bench {
         let result = result
             .and_then(|()| in_pieces("core", OurPieces::new))
             .and_then(|()| in_pieces("gpu_buddy", GpuPieces::new));
-        // SAFETY: Created above.
+        // SAFETY: `faux` was created above, and is not used afterwards.
         unsafe { bindings::faux_device_destroy(faux.as_ptr()) };
         result.map(|()| Self)
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * How long single ALLOCs take, 10000 of each size: of what nobody has written to, and of
- * what the one before has, which has to be cleared. A line of JSON each.
+ * Measures single ALLOCs, 10000 of each size: of memory that was not written to, and of memory that
+ * the previous client has written to, which has to be zeroed. Prints a line of JSON each.
  */
 #include <time.h>
 
@@ -55,7 +55,7 @@ static int row(int fd, uint64_t bytes, int written)
 		}
 		if (rb_free(fd, buf.handle))
 			return -1;
-		/* As in the kernel's rows. */
+		/* The same pause as in the kernel module's rows. */
 		usleep(50);
 	}
 	qsort(samples, REQUESTS, sizeof(*samples), by_size);
@@ -66,7 +66,7 @@ static int row(int fd, uint64_t bytes, int written)
 	number("p99_ns", samples[REQUESTS * 99 / 100 - 1], ", ");
 	number("p99.99_ns", samples[(REQUESTS * 9999ULL + 9999) / 10000 - 1], ", ");
 	number("max_ns", samples[REQUESTS - 1], "}\n");
-	/* What nobody else has, everybody gets. */
+	/* The pool is not shared, so every request must succeed. */
 	return served == REQUESTS ? 0 : -1;
 }
 

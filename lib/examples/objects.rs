@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A cache of descriptors from Rust, on the device: a test (KTAP) to run where rust_buddy is
-//! loaded.
+//! A cache of descriptors in Rust, on the device: a test (KTAP) to run where rust_buddy is loaded.
 
 use rust_buddy_client::{
     Config,
@@ -14,7 +13,7 @@ use std::process::ExitCode;
 const MANY: usize = 10_000;
 const SIZE: u32 = 96;
 
-/// Takes many objects, marks each, looks at the marks, gives them back.
+/// Allocates many objects, marks each, checks the marks, and frees them.
 fn run() -> Result<u64, Error> {
     let device = Device::open("/dev/rust_buddy")?;
     let before = device.pool()?.granted;
@@ -31,7 +30,8 @@ fn run() -> Result<u64, Error> {
     for i in 0..MANY {
         let object = cache.alloc()?;
         if let Some(memory) = cache.memory(&object) {
-            // SAFETY: An object is that large, aligned to 32, and nobody else's.
+            // SAFETY: An object has at least 8 bytes, is aligned to 32, and belongs to this
+            // function until it is freed.
             unsafe { memory.cast::<u64>().write_volatile(i as u64) };
         }
         objects.push(object);
@@ -39,7 +39,7 @@ fn run() -> Result<u64, Error> {
     let most = device.pool()?.granted - before;
     for (i, object) in objects.into_iter().enumerate() {
         let memory = cache.memory(&object).map(|memory| memory.cast::<u64>());
-        // SAFETY: As above.
+        // SAFETY: The object is allocated, has at least 8 bytes and is aligned to 32.
         let mark = memory.map(|memory| unsafe { memory.read_volatile() });
         assert_eq!(mark, Some(i as u64), "object {i} is somebody else's, too");
         cache.free(object)?;

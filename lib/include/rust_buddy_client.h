@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Caches of small objects in rust_buddy's buffers: a descriptor costs no system
- * call, but for the one in so many that needs a buffer more.
+ * Caches of small objects in rust_buddy's buffers. A descriptor costs no system call, except when
+ * the cache needs another buffer.
  *
- * Link with librust_buddy_client.a (cargo build --release in lib/) and what that
- * needs: -lpthread -ldl. What a cache knows of its objects is never in their
- * memory. It has no lock: who shares one brings it.
+ * Link with librust_buddy_client.a (cargo build --release in lib/) and its dependencies: -lpthread
+ * -ldl. The state of a cache lies outside of the objects' memory. A cache has no lock, so threads
+ * that share one have to serialize its use.
  */
 #ifndef RUST_BUDDY_CLIENT_H
 #define RUST_BUDDY_CLIENT_H
@@ -21,10 +21,10 @@ struct rb_cache;
 /*
  * All sizes are bytes.
  * @size:     of an object, at least 1
- * @align:    a power of two that objects lie on multiples of
- * @boundary: a power of two that no object crosses a multiple of; 0 for none
+ * @align:    a power of two; objects start at multiples of it
+ * @boundary: a power of two; no object crosses a multiple of it; 0 for none
  * @slab:     a power of two, at least a page; 0 for 64 KiB
- * @pinned:   not 0 if objects are to have addresses: on /dev/rust_buddy_phys
+ * @pinned:   not 0 if objects need addresses: on /dev/rust_buddy_phys only
  * @name:     of its buffers, or NULL
  */
 struct rb_cache_config {
@@ -37,12 +37,12 @@ struct rb_cache_config {
 };
 
 /*
- * @memory:  where this process sees it
+ * @memory:  the object's address in this process
  * @offset:  of its slab, for mmap() by the same client
- * @within:  bytes from there on
- * @address: what a device is told, all ones without @pinned
- * @slab:    the library's
- * @index:   the library's
+ * @within:  the object's position in the slab, in bytes
+ * @address: for a device; all ones without @pinned
+ * @slab:    private to the library
+ * @index:   private to the library
  */
 struct rb_object {
 	void *memory;
@@ -54,8 +54,8 @@ struct rb_object {
 };
 
 /*
- * @objects: that somebody has
- * @slabs:   each is a buffer of the module's
+ * @objects: number of allocated objects
+ * @slabs:   number of slabs, each of which is a buffer of the module
  * @bytes:   of all slabs
  */
 struct rb_cache_stats {
@@ -64,18 +64,26 @@ struct rb_cache_stats {
 	uint64_t bytes;
 };
 
-/* A cache for the client of @fd, which it has a copy of; NULL, and errno says why. */
+/*
+ * Creates a cache for the client of @fd, which it duplicates. Returns NULL and sets errno on an
+ * error.
+ */
 struct rb_cache *rb_cache_create(int fd, const struct rb_cache_config *config);
 
-/* An object, with what its last user left in it: 0, or a negative errno if there is none. */
+/*
+ * Allocates an object, which still has the content of its last use. Returns 0 or a negative errno.
+ */
 int rb_cache_alloc(struct rb_cache *cache, struct rb_object *object);
 
-/* Takes one back: 0, or -EINVAL if nobody has it. Empty slabs but one go back to the pool. */
+/*
+ * Frees an object. Returns 0, or -EINVAL if it is not allocated. The pool gets back empty slabs but
+ * one.
+ */
 int rb_cache_free(struct rb_cache *cache, const struct rb_object *object);
 
 void rb_cache_get_stats(const struct rb_cache *cache, struct rb_cache_stats *counts);
 
-/* All of it goes, with the objects that somebody still has. NULL is none. */
+/* Frees the cache with all of its objects. Does nothing for NULL. */
 void rb_cache_destroy(struct rb_cache *cache);
 
 #ifdef __cplusplus

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The library as C sees it; `include/rust_buddy_client.h` says what each function does.
+//! The library's C interface. `include/rust_buddy_client.h` documents each function.
 
 use crate::{
     Config,
@@ -17,7 +17,7 @@ use std::ffi::{
 use std::os::fd::BorrowedFd;
 use std::ptr::null_mut;
 
-/// `struct rb_cache_config`.
+/// Mirrors `struct rb_cache_config`.
 #[repr(C)]
 pub struct CacheConfig {
     size: u32,
@@ -28,7 +28,7 @@ pub struct CacheConfig {
     name: *const c_char,
 }
 
-/// `struct rb_object`.
+/// Mirrors `struct rb_object`.
 #[repr(C)]
 pub struct CObject {
     memory: *mut c_void,
@@ -39,7 +39,7 @@ pub struct CObject {
     index: u32,
 }
 
-/// `struct rb_cache_stats`.
+/// Mirrors `struct rb_cache_stats`.
 #[repr(C)]
 pub struct CCounts {
     objects: u64,
@@ -54,7 +54,8 @@ fn create(fd: c_int, config: &CacheConfig, name: &str) -> Result<Box<ObjectCache
             reason: 0,
         });
     }
-    // SAFETY: Not negative; if it is not open, duplicating it says so.
+    // SAFETY: `fd` is not negative, and so not -1. It is only duplicated, by a system call that
+    // fails with `EBADF` if it is not open.
     let device = Device::of(unsafe { BorrowedFd::borrow_raw(fd) })?;
     let config = Config {
         size: config.size,
@@ -69,24 +70,28 @@ fn create(fd: c_int, config: &CacheConfig, name: &str) -> Result<Box<ObjectCache
 
 /// # Safety
 ///
-/// `config` must point to one, and its name to a string or nowhere.
+/// `config` must point to a valid `struct rb_cache_config`. Its name must be null or point to a
+/// string that ends with NUL.
 #[no_mangle]
 pub unsafe extern "C" fn rb_cache_create(
     fd: c_int,
     config: *const CacheConfig,
 ) -> *mut ObjectCache {
-    // SAFETY: By this function's requirements.
+    // SAFETY: The caller guarantees that `config` points to a valid configuration, which no other
+    // thread changes during this call.
     let config = unsafe { &*config };
     let name = if config.name.is_null() {
         c""
     } else {
-        // SAFETY: By this function's requirements.
+        // SAFETY: The pointer is not null, and the caller guarantees that it points to a string
+        // that ends with NUL.
         unsafe { CStr::from_ptr(config.name) }
     };
     match create(fd, config, &name.to_string_lossy()) {
         Ok(cache) => Box::into_raw(cache),
         Err(error) => {
-            // SAFETY: This thread's own.
+            // SAFETY: `__errno_location()` returns a valid pointer to the errno of this thread,
+            // which no other thread accesses.
             unsafe { *libc::__errno_location() = error.errno };
             null_mut()
         }
@@ -95,11 +100,12 @@ pub unsafe extern "C" fn rb_cache_create(
 
 /// # Safety
 ///
-/// `cache` must come from [`rb_cache_create`], and no other thread may use it now. `object` must
-/// have room for one.
+/// `cache` must come from [`rb_cache_create`] and not be destroyed, and no other thread may use it
+/// during the call. `object` must be valid for writing a `struct rb_object`.
 #[no_mangle]
 pub unsafe extern "C" fn rb_cache_alloc(cache: *mut ObjectCache, object: *mut CObject) -> c_int {
-    // SAFETY: By this function's requirements.
+    // SAFETY: The caller guarantees that `cache` points to a live cache that no other thread uses.
+    // So this is the only reference to it.
     let cache = unsafe { &mut *cache };
     let taken = match cache.alloc() {
         Ok(taken) => taken,
@@ -116,17 +122,19 @@ pub unsafe extern "C" fn rb_cache_alloc(cache: *mut ObjectCache, object: *mut CO
         slab: taken.slab,
         index: taken.index,
     };
-    // SAFETY: By this function's requirements.
+    // SAFETY: The caller guarantees that `object` is aligned and valid for writes.
     unsafe { object.write(filled) };
     0
 }
 
 /// # Safety
 ///
-/// As [`rb_cache_alloc`], but that `object` must be one.
+/// `cache` must come from [`rb_cache_create`] and not be destroyed, and no other thread may use it
+/// during the call. `object` must point to a `struct rb_object`.
 #[no_mangle]
 pub unsafe extern "C" fn rb_cache_free(cache: *mut ObjectCache, object: *const CObject) -> c_int {
-    // SAFETY: By this function's requirements.
+    // SAFETY: The caller guarantees that `cache` points to a live cache that no other thread uses,
+    // and that `object` points to an initialised object.
     let (cache, object) = unsafe { (&mut *cache, &*object) };
     match cache.free_at(object.slab, object.index) {
         Ok(()) => 0,
@@ -136,12 +144,14 @@ pub unsafe extern "C" fn rb_cache_free(cache: *mut ObjectCache, object: *const C
 
 /// # Safety
 ///
-/// As [`rb_cache_alloc`]; `counts` must have room for them.
+/// `cache` must come from [`rb_cache_create`] and not be destroyed, and no other thread may use it
+/// during the call. `counts` must be valid for writing a `struct rb_cache_stats`.
 #[no_mangle]
 pub unsafe extern "C" fn rb_cache_get_stats(cache: *const ObjectCache, counts: *mut CCounts) {
-    // SAFETY: By this function's requirements.
+    // SAFETY: The caller guarantees that `cache` points to a live cache that no other thread
+    // changes.
     let now = unsafe { &*cache }.counts();
-    // SAFETY: By this function's requirements.
+    // SAFETY: The caller guarantees that `counts` is aligned and valid for writes.
     unsafe {
         counts.write(CCounts {
             objects: now.objects,
@@ -153,11 +163,13 @@ pub unsafe extern "C" fn rb_cache_get_stats(cache: *const ObjectCache, counts: *
 
 /// # Safety
 ///
-/// `cache` must come from [`rb_cache_create`], or be null, and is gone afterwards.
+/// `cache` must be null, or come from [`rb_cache_create`] and not be destroyed. It must not be used
+/// afterwards.
 #[no_mangle]
 pub unsafe extern "C" fn rb_cache_destroy(cache: *mut ObjectCache) {
     if !cache.is_null() {
-        // SAFETY: By this function's requirements.
+        // SAFETY: `cache` is not null, so it comes from `Box::into_raw()` in `rb_cache_create()`.
+        // The caller guarantees that it is not used again, so it is freed only once.
         drop(unsafe { Box::from_raw(cache) });
     }
 }

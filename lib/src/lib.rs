@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! rust_buddy for programs: [`Device`], [`Buffer`], and [`ObjectCache`] for many small objects
-//! in few buffers, so that a descriptor costs no system call. The same for C is in `include/`.
+//! rust_buddy for programs: [`Device`], [`Buffer`], and [`ObjectCache`] for many small objects in
+//! few buffers, so that a descriptor costs no system call. `include/` has the C interface.
 //!
-//! Nothing here is shared between threads by itself: who shares a cache brings the lock.
+//! A cache has no lock. Threads that share one have to serialize its use.
 
 #[path = "../../src/slab/mod.rs"]
 pub mod slab;
 
-// The ABI's mirror, as the module has it.
+// The module's own mirror of the ABI.
 #[path = "../../src/uapi/mod.rs"]
 pub mod uapi;
 
@@ -38,12 +38,12 @@ use std::sync::Arc;
 use uapi::IoctlRequest;
 use zerocopy::FromZeros;
 
-/// Why the module, or the kernel, said no.
+/// The cause of a refusal by the module or the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// An errno, positive.
+    /// A positive errno.
     pub errno: i32,
-    /// `RUST_BUDDY_REASON_*`; 0 if the module was not asked.
+    /// `RUST_BUDDY_REASON_*`, or 0 if the refusal is not the module's.
     pub reason: u32,
 }
 
@@ -67,16 +67,16 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// An open device node: one client of the module.
+/// An open device node, which is one client of the module.
 #[derive(Debug)]
 pub struct Device(OwnedFd);
 
 impl Device {
-    /// Opens a node; on `/dev/rust_buddy_phys` buffers can be pinned.
+    /// Opens a node. Buffers can be pinned on `/dev/rust_buddy_phys` only.
     ///
     /// # Errors
     ///
-    /// As open(2).
+    /// Those of open(2).
     pub fn open(path: impl AsRef<Path>) -> Result<Arc<Self>, Error> {
         let file = OpenOptions::new().read(true).write(true).open(path);
         let file = file.map_err(|error| Error {
@@ -86,21 +86,21 @@ impl Device {
         Ok(Arc::new(Self(file.into())))
     }
 
-    /// Of a file that somebody has open, as the same client.
+    /// Duplicates an open file, which stays the same client.
     ///
     /// # Errors
     ///
-    /// As dup(2).
+    /// Those of dup(2).
     pub fn of(file: BorrowedFd<'_>) -> Result<Arc<Self>, Error> {
         let file = file.try_clone_to_owned().map_err(|_| Error::last())?;
         Ok(Arc::new(Self(file)))
     }
 
-    /// The numbers of the default pool.
+    /// Returns the properties and counters of the default pool.
     ///
     /// # Errors
     ///
-    /// As the module says.
+    /// Those of POOL_INFO.
     pub fn pool(&self) -> Result<uapi::PoolInfo, Error> {
         let mut request = uapi::PoolInfo::new_zeroed();
         self.call(&mut request)?;
@@ -114,7 +114,8 @@ impl Device {
             | ((size_of::<T>() as u64) << 16)
             | (u64::from(uapi::MAGIC) << 8)
             | u64::from(T::NR);
-        // SAFETY: The command says how large the struct is, and the module writes no more.
+        // SAFETY: `command` encodes the size of `T`, and the kernel reads and writes at most this
+        // many bytes. `request` is a unique reference to a struct of that size.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), command as _, &raw mut *request) };
         if done >= 0 {
             return Ok(());
@@ -126,7 +127,7 @@ impl Device {
     }
 }
 
-/// A contiguous buffer, mapped; it goes when this is dropped.
+/// A contiguous buffer that is mapped. Dropping it unmaps and frees it.
 #[derive(Debug)]
 pub struct Buffer {
     device: Arc<Device>,
@@ -137,15 +138,17 @@ pub struct Buffer {
     address: Option<u64>,
 }
 
-// SAFETY: A mapping belongs to the process, not to a thread.
+// SAFETY: A mapping belongs to the process, so any thread may access and unmap it. The other fields
+// are `Send`.
 unsafe impl Send for Buffer {}
 
 impl Buffer {
-    /// A block that holds `bytes`, filled with zeroes; pinned, if its address is wanted.
+    /// Allocates a block of at least `bytes`, filled with zeroes. It is pinned if `pinned` is set,
+    /// so that it has an address.
     ///
     /// # Errors
     ///
-    /// As the module says; nothing is left behind.
+    /// Those of ALLOC, mmap(2) and PIN. A failure frees everything.
     pub fn new(device: &Arc<Device>, bytes: u64, pinned: bool, name: &str) -> Result<Self, Error> {
         let mut request = uapi::Alloc::new_zeroed();
         request.size = bytes;
@@ -162,7 +165,7 @@ impl Buffer {
             memory: NonNull::dangling(),
             address: None,
         };
-        // From here on dropping it gives back what there is of it.
+        // From here on, dropping `this` undoes the steps that were done.
         this.map()?;
         if pinned {
             let mut request = uapi::Pin::new_zeroed();
@@ -174,7 +177,8 @@ impl Buffer {
     }
 
     fn map(&mut self) -> Result<(), Error> {
-        // SAFETY: Wherever the kernel finds room.
+        // SAFETY: The address is null and `MAP_FIXED` is not given, so no existing mapping is
+        // replaced.
         let memory = unsafe {
             libc::mmap(
                 null_mut(),
@@ -195,27 +199,28 @@ impl Buffer {
         Ok(())
     }
 
-    /// Where this process sees it: [`Buffer::len`] bytes, which others may write at any time.
+    /// Returns the buffer's address in this process, valid for [`Buffer::len`] bytes. Other
+    /// threads, processes and devices may write to them at any time.
     pub fn memory(&self) -> NonNull<u8> {
         self.memory
     }
 
-    /// Bytes.
+    /// Returns the size in bytes.
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// Never: a buffer has at least a page.
+    /// Returns false, since a buffer has at least a page.
     pub fn is_empty(&self) -> bool {
         false
     }
 
-    /// Where mmap of the same client finds it.
+    /// Returns the offset at which the same client can mmap the buffer.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The physical address, if it is pinned.
+    /// Returns the physical address, if the buffer is pinned.
     pub fn address(&self) -> Option<u64> {
         self.address
     }
@@ -224,7 +229,8 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.memory != NonNull::dangling() {
-            // SAFETY: Mapped in `map`, and nobody has a reference to what is in it.
+            // SAFETY: `map()` mapped these bytes at this address. `memory()` returns raw pointers
+            // only, so no reference of this library's extends beyond the drop.
             unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
         }
         if self.address.is_some() {

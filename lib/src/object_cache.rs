@@ -16,20 +16,20 @@ use crate::{
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// What a cache holds. All sizes are bytes.
+/// The configuration of a cache. All sizes are bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Config<'a> {
-    /// Of an object, at least 1.
+    /// The size of an object, at least 1.
     pub size: u32,
-    /// A power of two that objects lie on multiples of, in memory and for devices.
+    /// A power of two. Objects start at multiples of it, in memory and for devices.
     pub align: u32,
-    /// A power of two that no object crosses a multiple of; 0 for none.
+    /// A power of two. No object crosses a multiple of it. 0 for none.
     pub boundary: u32,
-    /// Of a slab, a power of two of at least a page; 0 for 64 KiB.
+    /// The size of a slab, a power of two of at least a page. 0 for 64 KiB.
     pub slab: u32,
-    /// Are devices to be told of objects? For `/dev/rust_buddy_phys`.
+    /// Whether objects have an address for devices. Requires `/dev/rust_buddy_phys`.
     pub pinned: bool,
-    /// What its buffers are called.
+    /// The name of the buffers.
     pub name: &'a str,
 }
 
@@ -42,14 +42,14 @@ pub struct Object {
     pub(crate) index: u32,
 }
 
-/// What a cache has.
+/// The contents of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
-    /// Objects that somebody has.
+    /// Allocated objects.
     pub objects: u64,
     /// Slabs, each of which is a buffer.
     pub slabs: u64,
-    /// Bytes of these.
+    /// The bytes of all slabs.
     pub bytes: u64,
 }
 
@@ -59,27 +59,27 @@ struct Backed {
     buffer: Buffer,
 }
 
-/// A cache of objects of one size. What it knows of them is in memory of its own and never in
-/// theirs, so whatever is written there, it stays right.
+/// A cache of objects of one size. Its state lies outside of the objects' memory, so writes to an
+/// object can't corrupt it.
 #[derive(Debug)]
 pub struct ObjectCache {
     device: Arc<Device>,
     layout: Layout,
     pinned: bool,
     name: String,
-    /// Where there was one that went, another may come.
+    /// Slabs by number. `None` for a slab that was freed, whose number is used again.
     slabs: Vec<Option<Backed>>,
-    /// The slab that objects are taken from as long as it has some.
+    /// The slab from which objects are allocated as long as it has free ones.
     current: usize,
     objects: u64,
 }
 
 impl ObjectCache {
-    /// An empty one: it takes memory with the first object.
+    /// Creates an empty cache, which allocates a slab with the first object.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if objects can't be laid out like that.
+    /// `EINVAL` if the sizes allow no layout.
     pub fn new(device: &Arc<Device>, config: &Config<'_>) -> Result<Self, Error> {
         const PAGE: u32 = 4096;
         const SLAB: u32 = 64 << 10;
@@ -102,18 +102,18 @@ impl ObjectCache {
         })
     }
 
-    /// An object. What is in it is what was there before: zeroes, or what the last who had it left.
+    /// Allocates an object. Its content is that of its last use, or zeroes if it is new.
     ///
     /// # Errors
     ///
-    /// As the module says when a slab more is needed; nothing has changed then.
+    /// Those of [`Buffer::new`] if a new slab is needed. The cache is unchanged then.
     pub fn alloc(&mut self) -> Result<Object, Error> {
         loop {
             if let Some(Some(backed)) = self.slabs.get_mut(self.current) {
                 if let Some(index) = backed.slab.alloc() {
                     self.objects += 1;
                     return Ok(Object {
-                        // CAST: There is no room for 2^32 slabs.
+                        // CAST: Memory does not suffice for 2^32 slabs.
                         slab: self.current as u32,
                         index,
                     });
@@ -148,11 +148,11 @@ impl ObjectCache {
         Ok(at)
     }
 
-    /// Takes an object back. A slab that nobody has anything of is given back, if there is another.
+    /// Frees an object. An empty slab is freed, too, if the cache has another empty one.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if nobody has it: that is another cache's.
+    /// `EINVAL` if the object is not allocated in this cache.
     pub fn free(&mut self, object: Object) -> Result<(), Error> {
         self.free_at(object.slab, object.index)
     }
@@ -174,7 +174,7 @@ impl ObjectCache {
             if self.slabs.iter().flatten().filter(empty).count() > 1 || self.objects == 0 {
                 self.slabs[slab as usize] = None;
             }
-            // The last object takes the spare one along.
+            // With the last object the spare empty slab is freed, too.
             if self.objects == 0 {
                 self.slabs.clear();
             }
@@ -187,26 +187,28 @@ impl ObjectCache {
         Some((&backed.buffer, self.layout.offset(object.index) as usize))
     }
 
-    /// Where this process sees it.
+    /// Returns the object's address in this process.
     pub fn memory(&self, object: &Object) -> Option<NonNull<u8>> {
         let (buffer, at) = self.place(object)?;
-        // SAFETY: The layout keeps objects in their buffer.
+        // SAFETY: `alloc()` only returns indexes of the layout, which keeps each object inside its
+        // slab. The slab's buffer is mapped as long as the cache has it.
         Some(unsafe { buffer.memory().add(at) })
     }
 
-    /// Where mmap of the same client finds it: the offset of its slab and the bytes from there on.
+    /// Returns the offset at which the same client can mmap the object's slab, and the object's
+    /// position in the slab.
     pub fn offset(&self, object: &Object) -> Option<(u64, u64)> {
         let (buffer, at) = self.place(object)?;
         Some((buffer.offset(), at as u64))
     }
 
-    /// What a device has to be told, if the cache is pinned.
+    /// Returns the object's address for a device, if the cache is pinned.
     pub fn address(&self, object: &Object) -> Option<u64> {
         let (buffer, at) = self.place(object)?;
         Some(buffer.address()? + at as u64)
     }
 
-    /// What there is of it.
+    /// Returns the numbers of objects, slabs and bytes.
     pub fn counts(&self) -> Counts {
         let slabs = self.slabs.iter().flatten().count() as u64;
         Counts {
