@@ -1,20 +1,20 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# The allocator core against published ones on the host (selftests/host/bench), and
-# against the kernel's own in a guest whose clock counts instructions (bench/).
+# Compares the allocator core with published ones on the host (selftests/host/bench), and with the
+# kernel's own in a guest whose clock counts instructions (bench/).
 #
 #   bench.sh         both, some minutes; tables and JSON, which are kept in a log
 #   bench.sh quick   the host's smallest size only
 #   bench.sh plots   the host only, all sizes, and its plots to docs/plots
 #   bench.sh kernel  the guest only
-#   bench.sh tail    single requests in a guest whose memory is full and in pieces
-#   bench.sh guard   our instructions, against those in bench/instructions.txt: fails when 5 %
-#                    more are needed, or others come near; with "write": puts them there
+#   bench.sh tail    single requests in a guest whose memory is full and fragmented
+#   bench.sh guard   compares instructions with bench/instructions.txt; fails at 5 % more than recorded,
+#                    or at too many beside other allocators; "write" updates the file
 #   bench.sh test    the benchmark's own tests
 #   bench.sh lint    clippy
 #
-# docs/benchmarks.md says what is measured and how.
+# docs/benchmarks.md describes the measurements.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -38,8 +38,8 @@ build_kernel_bench() {
 	done
 }
 
-# Of two boots, with and without the kernel clearing what it gives: what each pair of
-# alloc and free takes. Exact, so once is enough.
+# Measures each pair of alloc and free in two boots, with and without init_on_alloc. The counts are
+# exact, so one run suffices.
 kernel_bench() {
 	local log
 	build_kernel_bench
@@ -53,7 +53,7 @@ kernel_bench() {
 	done
 }
 
-# What a request takes while others have all memory and go on using it.
+# Measures requests while other processes use all memory.
 tail_bench() {
 	local disk=$RB_CACHE/out/pressure.img
 	build_kernel_bench
@@ -66,10 +66,10 @@ tail_bench() {
 	awk -f qemu/json.awk -f qemu/table.awk "$RB_CACHE/out/tail/log"
 }
 
-# Which kernel and compiler counts are of: others' are no measure.
+# Prints the kernel and the compiler of the counts, which are comparable for the same ones only.
 made_by() { echo "$(krel), $(qemu/enter.sh rustc --version | cut -d ' ' -f 1,2)"; }
 
-# The same counts once more, ours only, against those that are committed.
+# Measures the module's counts again, and compares them with the committed ones.
 guard() {
 	local known=bench/instructions.txt now=$RB_CACHE/out/guard/counts
 	if [ "${1:-}" != write ] && [ "$(sed -n 's/^# of //p' $known)" != "$(made_by)" ]; then

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# boot.sh NAME [OPTION...] [-- SCRIPT ARGS...]: boot the kernel in QEMU, through
-# virtme-ng, with this machine's (or the toolchain root's) files, and run SCRIPT
-# in it as root. Without SCRIPT: a prompt.
+# boot.sh NAME [OPTION...] [-- SCRIPT ARGS...]: boots the kernel in QEMU through virtme-ng, with the
+# files of this machine or of the toolchain root, and runs SCRIPT in it as root. Without SCRIPT it
+# opens a prompt.
 #
 #   --append WORDS   more on the kernel command line
 #   --nvme FILE      an NVMe controller with FILE as its disk
@@ -13,9 +13,9 @@
 #   --quiet          the guest's output goes to the log only
 #   RB_MEMORY=, RB_CPU=  (environment) memory and CPU model other than 2G and QEMU's
 #
-# In .cache/out/NAME: log (what SCRIPT printed), console (the kernel's own
-# words), and what SCRIPT wrote there. The guest counts as good only if SCRIPT
-# exits 0 and a last word that the guest can't know beforehand comes back.
+# .cache/out/NAME receives log (the output of SCRIPT), console (the kernel's log), and files that
+# SCRIPT writes there. The guest passes only if SCRIPT exits with 0 and a word comes back that the
+# guest does not know beforehand.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -47,16 +47,16 @@ out=$RB_CACHE/out/$name
 rm -rf "$out"
 mkdir -p "$out"
 
-# Where the guest sees that folder: virtme-ng wants it below one of its overlays.
+# The guest's path of that folder, which virtme-ng requires below one of its overlays.
 shared=/tmp/rust_buddy-out
-# virtme-ng throws the console away, and with it what a dying kernel says.
+# virtme-ng discards the console, which has the messages of a crashing kernel.
 opts="-no-reboot ${RB_CPU:+-cpu $RB_CPU }-device edu,dma_mask=0xffffffffffffffff -set chardev.console.path=$out/console"
 if [ -n "$nvme" ]; then
-	# The largest transfer that QEMU allows: 2^9 pages of the size the driver sets.
+	# The largest transfer that QEMU allows: 2^9 pages of the size that the driver sets.
 	opts+=" -drive if=none,id=rb,format=raw,file=$nvme -device nvme,serial=rb,drive=rb,mdts=9"
 fi
 if [ -n "$iommu" ]; then
-	# Strict: what is unmapped is out of the device's reach at once, not some ms later.
+	# Strict: a device loses access to unmapped memory at once, and not some ms later.
 	opts+=" -device intel-iommu"
 	append+=" intel_iommu=on iommu.strict=1"
 fi
@@ -80,7 +80,7 @@ if [ -n "$iommu" ]; then
 fi
 
 if [ $# -eq 0 ]; then
-	# A person at a prompt reads dmesg when he wants to.
+	# At a prompt the kernel's messages are left to dmesg.
 	exec "$here/enter.sh" vng "${args[@]}"
 fi
 
@@ -92,13 +92,14 @@ word=$RANDOM$RANDOM$RANDOM
 	printf '%q ' "$@"
 	printf '\nrc=$?\ndmesg >%q\n' "$shared/dmesg"
 	printf '[ $rc -eq 0 ] && echo "the guest is done, %s" >%q\n' "$word" "$shared/done"
-	# How virtme-ng powers off (init exits) looks like a crash: not to be read.
+	# virtme-ng powers off by ending init, which looks like a crash. complaints.awk stops at
+	# this line.
 	printf 'echo "rust_buddy: end of script" >/dev/kmsg\nsync\nexit $rc\n'
 } >"$out/run.sh"
 say "booting $(basename "$(dirname "$kernel")") under $accel, at most $limit s ..."
 start=$SECONDS
 run() {
-	# virtme-ng before 1.41 can hang without a terminal of its own; setsid helps.
+	# virtme-ng before 1.41 can hang without a terminal of its own. setsid prevents that.
 	timeout -k 10 "$limit" "$here/enter.sh" setsid -w vng "${args[@]}" \
 		-e "bash $shared/run.sh" </dev/null 2>&1 |
 		if [ -n "$quiet" ]; then cat >"$out/log"; else tee "$out/log"; fi
@@ -106,7 +107,7 @@ run() {
 }
 run
 if [ ! -e "$out/begun" ] && [ "$rc" -ne 124 ] && [ "$rc" -ne 137 ]; then
-	# A kernel that never came to our script: TCG can lose a timer of a CPU that just started.
+	# The kernel never started the script: TCG can lose a timer of a CPU that has just started.
 	say "  the guest did not come up (exit $rc): once more"
 	tail -n 5 "$out/console" >&2
 	run
@@ -119,7 +120,7 @@ if [ "$rc" -eq 124 ] || [ "$rc" -eq 137 ]; then
 elif ! grep -q "the guest is done, $word" "$out/done" 2>/dev/null; then
 	bad="the guest stopped before its script was done, or that failed (exit $rc)"
 fi
-# Everything that the kernel says when something is wrong with it.
+# Messages of the kernel about errors.
 complaints='BUG:|WARNING:|Oops|Call Trace|general protection|Kernel panic|[Bb]ad page|INFO: (task|rcu)'
 complaints+='|possible (circular|recursive) lock|inconsistent lock state|sleeping function'
 complaints+='|refcount_t:|list_(add|del) corruption|unable to handle|soft lockup|UBSAN:|DMA-API:.*(error|warn|leak)'

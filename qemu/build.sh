@@ -1,9 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Build the module and the test programs into RB_BUILD (.cache/build): for the
-# reference kernel, or with KDIR= for that tree, with KBUILD_ARGS. A warning of
-# the compiler is an error.
+# Builds the module and the test programs into RB_BUILD (.cache/build), for the reference kernel, or
+# with KDIR= for that tree, with KBUILD_ARGS. A compiler warning is an error.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -21,7 +20,7 @@ mkdir -p "$out"
 
 build() {
 	"$here/enter.sh" make -C "$RB_TOP" KDIR="$kdir" BUILD="$out/module" "${args[@]}" modules
-	# The walker of the oracle, where the module has that.
+	# The module that walks the audit's records, if the audit is built in.
 	rm -rf "$out/audit"
 	case " ${KBUILD_ARGS:-} " in
 	*" RB_AUDIT=1 "*)
@@ -34,7 +33,7 @@ build() {
 	client || echo "no client library: cargo can't build it, and what tests it is left out"
 	"$here/enter.sh" make -C "$RB_TOP/selftests" KSRC="$kdir" OUTPUT="$out/selftests" \
 		CLIENT="$out/client/release" all
-	# The kernel's own test of dma-heaps, from the source at hand; without its headers, none.
+	# The kernel's own test of dma-heaps, built from the source tree if its headers are there.
 	rm -f "$out/selftests/dmabuf-heap"
 	"$here/enter.sh" cc -O2 -static -I"$kdir/tools/testing/selftests" -I"$kdir/usr/include" \
 		"$kdir/tools/testing/selftests/dmabuf-heaps/dmabuf-heap.c" \
@@ -45,7 +44,7 @@ build() {
 		example "$page" "example-$(basename "$page" .md)"
 	done
 }
-# The library for programs, and what tests it from Rust.
+# Builds the library for programs, and its example, which is a test.
 client() {
 	rm -f "$out/client/release/librust_buddy_client.a" "$out/selftests/slab-rust"
 	mkdir -p "$out/selftests"
@@ -53,7 +52,7 @@ client() {
 		--manifest-path "$RB_TOP/lib/Cargo.toml" --target-dir "$out/client" &&
 		cp "$out/client/release/examples/objects" "$out/selftests/slab-rust"
 }
-# example PAGE PROGRAM: what people copy has to compile, and to run in the guest.
+# example PAGE PROGRAM: compiles the example of a page, so that code to be copied is known to work.
 example() {
 	local to=$out/selftests/$2
 	awk '/^```c$/ { on = 1; next } /^```/ { on = 0 } on' "$RB_TOP/$1" >"$to.c"

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Style and lints: rustfmt with the kernel's settings, clippy for the kernel's side
-# and for the host's, checkpatch, shellcheck, the order of layers. Ends with a line of counts.
+# Style and lints: rustfmt with the kernel's settings, clippy for kernel and host code, checkpatch,
+# shellcheck, the order of layers. The last line has the counts.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -10,13 +10,13 @@ here=$(dirname "$(readlink -f "$0")")
 cd "$RB_TOP" || exit 1
 
 qemu/setup.sh || exit 1
-# In CI this is the first script to run, on a cache without logs.
+# In CI this is the first script to run, and the cache has no folder for logs yet.
 mkdir -p "$RB_LOGS"
 passed=0
 failed=0
 rel=$(krel)
 
-# judge NAME COMMAND...: silent and 0 is a pass.
+# judge NAME COMMAND...: passes if COMMAND exits with 0. Shows its output otherwise.
 judge() {
 	local name=$1 log=$RB_LOGS/check-$1.log
 	shift
@@ -31,7 +31,7 @@ judge() {
 }
 
 format() {
-	# The kernel's settings name some that only a nightly rustfmt knows; it says so.
+	# The kernel's settings name options of nightly rustfmt, which causes warnings.
 	qemu/enter.sh rustfmt --check --edition 2021 --config-path "$RB_TREE/.rustfmt.toml" \
 		rust_buddy.rs selftests/host/src/*.rs selftests/host/tests/*.rs selftests/host/kernel/src/*.rs \
 		selftests/host/fuzz/fuzz_targets/*.rs selftests/host/bench/src/*.rs lib/src/*.rs lib/examples/*.rs \
@@ -63,30 +63,30 @@ clippy_bench() {
 	qemu/bench.sh lint
 }
 checkpatch() {
-	# Neither user space nor a header of the ABI has u64, BIT() and __noreturn; the tests'
-	# macros evaluate what they are given twice and return, as the harness's own do; and they
-	# make system calls that a kernel may be without, and look at memory to see what comes.
+	# User space and the ABI's header have no u64, BIT() or __noreturn. The tests' macros
+	# evaluate arguments twice and return, like the harness's own. The tests make system calls
+	# that a kernel may lack, and access volatile memory.
 	local ignore=PREFER_KERNEL_TYPES,CAMELCASE,BIT_MACRO,PREFER_DEFINED_ATTRIBUTE_MACRO found
 	ignore+=,MACRO_ARG_REUSE,MACRO_WITH_FLOW_CONTROL,EMBEDDED_FILENAME,ENOSYS,VOLATILE
-	# It exits as if nothing were wrong after a CHECK, and xargs says 123 after an ERROR. What
-	# tells whether it ran is that it finds fault with a file that is made for that.
+	# checkpatch exits with 0 after a CHECK, and xargs with 123 after an ERROR. So a file with a
+	# known error shows whether checkpatch runs at all.
 	printf '// SPDX-License-Identifier: GPL-2.0\nint  f(void)  {return(0);}\n' >"$RB_LOGS/bad.c"
 	found=$(printf '%s\0' "$RB_LOGS/bad.c" | run_checkpatch "$ignore" 2>&1)
 	grep -q 'bad.c:2: ERROR' <<<"$found" || { echo "checkpatch does not run: $found"; return 1; }
-	# It takes FIXTURE_DATA(x) *self for a product.
+	# checkpatch takes FIXTURE_DATA(x) *self for a multiplication.
 	found=$(git ls-files -z '*.c' '*.h' '*.rs' Makefile '*/Makefile' Kbuild |
 		run_checkpatch "$ignore" 2>&1 |
 		grep -v "spaces preferred around that '\*' (ctx:WxV)")
 	echo "$found"
 	[ -z "$found" ]
 }
-# run_checkpatch IGNORE: looks at the files whose names come in.
+# run_checkpatch IGNORE: checks the files whose names are read from stdin.
 run_checkpatch() {
 	xargs -0 qemu/enter.sh "$RB_TREE/scripts/checkpatch.pl" --no-tree --strict --terse \
 		--no-summary --quiet --ignore "$1" --max-line-length=100 -f
 }
 shellcheck_all() {
-	# What a script sources is checked as a file of its own.
+	# A sourced script is checked as a file of its own.
 	git ls-files -z '*.sh' .ci/run | xargs -0 qemu/enter.sh shellcheck -s bash -e SC1091,SC2001,SC2016,SC2034,SC2154,SC2317
 }
 layers() {

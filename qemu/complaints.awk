@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# Prints what of the kernel's log is to be searched for complaints: all until the
-# tests' last word, but for one line in each report of the OOM killer that a test
-# has announced, by name: the head of its call trace, which is no complaint there.
-# Whatever else is in or between such reports stays.
+# Prints the part of the kernel's log to search for complaints: all up to the tests' last line. A
+# test announces reports of the OOM killer by the program's name. In these reports one line is left
+# out: the head of the call trace. All other lines in and between the reports are kept.
 
 FNR == 1 { over = 0; name = ""; report = 0 }
 { sub(/\r$/, "") }

@@ -1,18 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# The kernel that watches itself, built once from debug.config into RB_DEBUG, with the patches
-# in qemu/patches/.
+# Builds the debug kernel once, from debug.config into RB_DEBUG, with the patches in qemu/patches/.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
 . "$here/lib.sh"
 cd "$RB_TOP" || exit 1
 
-# What is applied, to be taken out again before another set of patches comes in.
+# The applied patches, which are reverted before another set of patches is applied.
 applied=$RB_DEBUG/.rust_buddy-patches
 
-# A source tree of its own: the stock one is configured in place.
+# Unpacks a separate source tree, since the stock one is configured in place.
 unpack() {
 	rm -rf "$RB_DEBUG"
 	mkdir -p "$RB_DEBUG"
@@ -34,7 +33,7 @@ put_in() {
 		cp "$file" "$applied"
 	done
 }
-# An interrupted run leaves a patch in that is not recorded: only a new tree is sure to be clean.
+# An interrupted run leaves a patch that is not recorded. Only a new tree is sure to be clean.
 repatch() {
 	(take_out && put_in) || (unpack && put_in)
 }
@@ -49,14 +48,14 @@ compile() {
 			exit 1
 		fi
 		make LLVM=1 -j"$(nproc)" bzImage modules
-		# Elsewhere, or virtme-ng takes the tree for one whose modules it has to find.
+		# A copy elsewhere, since virtme-ng would look for the modules of the tree.
 		cp arch/x86/boot/bzImage rust_buddy-debug.img
 	' - "$RB_DEBUG" "$RB_TOP/qemu/debug.config"
 }
 
 once debug-source "$(krel)" "unpacking the source for the debug kernel" unpack
 patches=$(cat qemu/patches/*.patch | cksum)
-# A tree that was unpacked anew has none.
+# A tree that was unpacked anew has no patches.
 [ -d "$applied" ] || rm -f "$RB_STAMPS/debug-patches"
 once debug-patches "$patches" "patching the debug kernel" repatch
 once debug-kernel "$(krel) $(grep -v "^#" qemu/debug.config | cksum) $patches" \

@@ -1,18 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# enter.sh COMMAND...: run COMMAND where the tools are, in the same directory.
+# enter.sh COMMAND...: runs COMMAND with the tools available, in the current directory.
 #
-# That is the toolchain root if there is one, else this machine. Either way the
-# mounts live in a namespace of their own: they vanish with the last process,
-# and removing the root can never reach through one of them. So do processes:
-# a QEMU whose caller was killed does not stay behind.
+# The tools are in the toolchain root if there is one, else on this machine. In both cases the
+# mounts are in a separate namespace. They vanish with the last process, so removing the root never
+# reaches through one of them. Processes have a namespace, too, so a QEMU ends with its caller.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
 . "$here/lib.sh"
 
-# Inside already, or a plain user with tools of his own.
+# Already inside, or an unprivileged user with installed tools.
 if [ -n "${RB_INSIDE:-}" ] || [ "$(id -u)" != 0 ]; then
 	exec "$@"
 fi
@@ -27,12 +26,12 @@ fi
 exec unshare --mount --propagation private --pid --fork --kill-child --mount-proc bash -ec '
 	root=$1 kernel=$2 top=$3 cache=$4 cwd=$5
 	shift 5
-	# The stock kernel was unpacked, not installed; tools look for its modules here.
+	# The stock kernel was unpacked and not installed. Tools look for its modules here.
 	if [ -d "$kernel/usr/lib/modules" ]; then
 		mkdir -p "$root/usr/lib/modules"
 		mount --bind "$kernel/usr/lib/modules" "$root/usr/lib/modules"
 	fi
-	# What the prompt of a guest starts with; it sees this machine through the mounts here.
+	# The start file for the prompt of a guest, which sees this machine through these mounts.
 	if [ -n "${RB_BASHRC:-}" ]; then
 		touch "$root/root/.bashrc"
 		mount --bind "$RB_BASHRC" "$root/root/.bashrc"
@@ -51,7 +50,8 @@ exec unshare --mount --propagation private --pid --fork --kill-child --mount-pro
 	touch "$root/etc/resolv.conf"
 	mount --bind "$(readlink -f /etc/resolv.conf)" "$root/etc/resolv.conf"
 	mount --bind /etc/hosts "$root/etc/hosts" 2>/dev/null || :
-	# Whom this machine trusts, the root trusts: a company may have a registry of its own.
+	# The root trusts the same certificates as this machine, since a company may run its own
+	# registry.
 	certs=/etc/ssl/certs/ca-certificates.crt
 	if [ -s "$certs" ] && [ -e "$root$certs" ]; then
 		mount --bind "$certs" "$root$certs"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# Reads what the test programs printed and gathers what they measured: each figure once,
-# in words and as a line of JSON. The sweeps of faults become one. With json.awk.
+# Reads the output of the test programs and collects the figures: each once, in words and as a line
+# of JSON. The sweeps of faults are summed up. Needs json.awk.
 
 { at = index($0, "{\"") }
 !at || !/"(figure|sweep)":/ || seen[substr($0, at)]++ { next }

@@ -1,16 +1,16 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# The allocator core under libFuzzer (selftests/host/fuzz), guided by coverage.
+# Runs the allocator core under libFuzzer (selftests/host/fuzz), guided by coverage.
 #
 #   fuzz-core.sh             from the corpus, a fixed number of executions and seed
-#   fuzz-core.sh minutes N   for so long, with a new seed, on all CPUs; what is new is
-#                            kept in .cache/fuzz-core/corpus and starts the next time
-#   fuzz-core.sh merge       a small corpus that covers what both of them do, into the
-#                            tree: for you to look at and to commit
+#   fuzz-core.sh minutes N   for N minutes, with a new seed, on all CPUs; new inputs are kept in
+#                            .cache/fuzz-core/corpus, from which the next run starts
+#   fuzz-core.sh merge       writes a small corpus with the coverage of both corpora into the tree,
+#                            to be reviewed and committed
 #   fuzz-core.sh lint        clippy, with the flags of the build
 #
-# A script that core and model disagree on ends it with an error, and is kept.
+# If core and model disagree on an input, the run fails and keeps the input.
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -24,7 +24,7 @@ corpus=$crate/corpus
 work=$RB_CACHE/fuzz-core
 longest=256
 
-# What cargo-fuzz passes with a nightly compiler is here spelt for a stable one.
+# The flags of cargo-fuzz for a nightly compiler, written for a stable one.
 flags=(-Cpasses=sancov-module -Ccodegen-units=1 --cfg fuzzing)
 for flag in level=4 inline-8bit-counters pc-table trace-compares; do
 	flags+=("-Cllvm-args=-sanitizer-coverage-$flag")
@@ -36,15 +36,15 @@ cargo_fuzz() {
 	shift
 	host=$(qemu/enter.sh rustc -vV | sed -n 's/^host: //p')
 	binary=$RB_CACHE/target-fuzz/$host/debug/core
-	# With a target of its own, build scripts and macros go without the flags.
+	# With an explicit target, build scripts and macros are built without the flags.
 	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-fuzz" RUSTFLAGS="${flags[*]}" \
 		cargo "$command" --locked --target "$host" --manifest-path "$crate/Cargo.toml" "$@"
 }
 
-# Runs the fuzzer with a log, and shows what matters of it.
+# Runs the fuzzer with a log, and shows the relevant lines.
 fuzz() {
 	local rc=0 start=$SECONDS input
-	# Its own files bear its process id, which is the same in every new PID namespace.
+	# Its own files contain its process ID, which is the same in every new PID namespace.
 	rm -rf "$work/tmp"
 	mkdir -p "$work/found" "$work/tmp"
 	qemu/enter.sh env TMPDIR="$work/tmp" "$binary" -max_len="$longest" -len_control=0 -reload=0 \
@@ -59,18 +59,18 @@ fuzz() {
 	fi
 }
 
-# The last number that stands after WORD in the log.
+# Prints the last number that follows WORD in the log.
 after() { grep -aoE "$1 *[0-9]+" "$work/log" | tail -n 1 | grep -oE '[0-9]+$' || echo 0; }
 
-# Files and bytes of the corpus.
+# Prints the number of files in the corpus, and their bytes.
 extent() { find "$corpus" -type f -printf '%s\n' | awk '{ n += $1 } END { print NR, n + 0 }'; }
 
-# figures FOLDER: of the run, which put what it found in there.
+# figures FOLDER: prints the figures of the run that put its new inputs in FOLDER.
 figures() {
 	local edges all files bytes executed new
 	all=$(sed -n 's/.*Loaded.*modules* *(\([0-9]*\) inline 8-bit counters).*/\1/p' "$work/log" | head -n 1)
 	edges=$(after 'cov:')
-	# On several CPUs it has no final figures.
+	# On several CPUs libFuzzer prints no final figures.
 	executed=$(sed -n 's/^#\([0-9][0-9]*\).*/\1/p' "$work/log" | tail -n 1)
 	new=$(($(find "$1" -type f | wc -l) - had))
 	read -r files bytes < <(extent)
@@ -78,7 +78,7 @@ figures() {
 		"corpus of $files files ($bytes bytes), $new new inputs, seed $seed"
 	printf '# {"figure": "fuzz-core", "executions": %d, "seconds": %d, "edges": %d, "instrumented": %d, "corpus_files": %d, "corpus_bytes": %d, "new_inputs": %d, "seed": %d}\n' \
 		"$executed" "$seconds" "$edges" "${all:-0}" "$files" "$bytes" "$new" "$seed"
-	# Blind, it would find nothing and say that all is well.
+	# Without coverage the fuzzer would find nothing, and would appear to pass.
 	[ "$edges" -gt 500 ] || die "the fuzzer sees no coverage (log in $work/log)"
 }
 
@@ -90,7 +90,7 @@ case ${1:-} in
 	rm -rf "$work/scratch"
 	mkdir "$work/scratch"
 	had=0
-	# In one order: that of a folder is another on every disk.
+	# Sorted, since the order of a folder differs between disks.
 	find "$corpus" -type f | LC_ALL=C sort | paste -sd, >"$work/inputs"
 	say "$runs executions, seed $seed"
 	fuzz -runs="$runs" -seed="$seed" -seed_inputs="@$work/inputs" "$work/scratch"
@@ -113,8 +113,9 @@ merge)
 	mkdir -p "$work/corpus"
 	rm -rf "$work/edges" "$work/counts"
 	mkdir "$work/edges" "$work/counts"
-	# The least that passes every edge; and the longest, which go deepest, of what passes
-	# every edge as often: that alone would be ten times as many.
+	# The smallest set that covers every edge. In addition, the longest inputs of a set that
+	# covers every edge as often, since long ones go deepest. That whole set would be ten times
+	# as large.
 	fuzz -set_cover_merge=1 -use_counters=0 "$work/edges" "$corpus/core" "$work/corpus"
 	fuzz -set_cover_merge=1 "$work/counts" "$corpus/core" "$work/corpus"
 	rm -rf "$corpus/core"

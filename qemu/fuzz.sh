@@ -1,26 +1,25 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# The fuzzer, round after round, each in a guest of its own and with a new seed, until
-# one fails. Variables:
+# Runs the fuzzer in rounds, each in a new guest and with a new seed, until one fails. Variables:
 #
-#   MINUTES=n  end after so long (default: never)
-#   SEED=n     this seed in every round: threads meet differently each time
+#   MINUTES=n  end after n minutes (default: never)
+#   SEED=n     this seed in every round: the interleaving of threads still varies
 #   DEBUG=1    in the debug kernel (see test-debug.sh), where copy_huge_pmd() has a delay
-#   AUDIT=1    in the stock kernel with the oracle of src/audit.rs, which DEBUG=1 includes
+#   AUDIT=1    in the stock kernel with the audit of src/audit.rs, which DEBUG=1 includes
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
 . "$here/lib.sh"
 cd "$RB_TOP" || exit 1
 
-# tests.sh stops a program after 300 s, and the last mappings take a while to go.
+# tests.sh stops a program after 300 s, and the last mappings take a while to be torn down.
 longest=200
 minutes=${MINUTES:-0}
 kernel=${KERNEL:-}
 memory=2G
 if [ -n "$kernel" ]; then
-	# The caller's tools, wherever this runs.
+	# KDIR is the caller's, and the caller's tools are used.
 	export KDIR RB_INSIDE=1
 else
 	qemu/setup.sh || exit 1
@@ -41,7 +40,7 @@ calls=0
 boot=
 start=$SECONDS
 finish() {
-	# A guest in the background hears nothing of Ctrl-C.
+	# A guest in the background does not receive the signal of Ctrl-C.
 	if [ -n "$boot" ]; then
 		pkill -TERM -P "$boot"
 		wait "$boot" 2>/dev/null
@@ -54,7 +53,7 @@ trap finish INT TERM
 left=$longest
 while [ "$minutes" -eq 0 ] || left=$((minutes * 60 - (SECONDS - start))) && [ "$left" -gt 0 ]; do
 	seed=${SEED:-0x$(od -An -N7 -tx8 /dev/urandom | tr -d ' ')}
-	# The seed says all of a round: also where the memory comes from, and how long it waits.
+	# The seed determines all of a round, including the source of memory and the quarantine.
 	source=("source=contig" "source=cma" "source=range phys_start=0x40000000")
 	read -ra words <<<"${source[$((seed % 3))]}"
 	quarantine=$((seed / 3 % 2 * 100))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# Known counts, then those of now, as counts.awk prints them: ours may not be 5 % more than they
-# were, and have to be far below what takes memory from the whole system. Fewer are good news,
-# which want to be committed. In the requests of KUnit's test ours may not be more than gpu_buddy's.
+# Compares recorded counts with current ones, both in the format of counts.awk. The module's counts
+# may be at most 5 % more than recorded, and have to be far below those of cma_alloc. Lower counts
+# should be committed. For the requests of KUnit's test the core may not need more than gpu_buddy.
 
 /^#/ || NF < 4 { next }
 {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# For other awk scripts: what a line of JSON, of one object without others in it, has under a name;
-# "-" if nothing.
+# A function for other awk scripts. It returns a field of a line of JSON, which has one object
+# without nested ones, or "-" if it has no field of that name.
 
 function field(name,    part) {
 	if (match($0, "\"" name "\": \"[^\"]*\"")) {

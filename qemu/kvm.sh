@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Exit 0 if KVM can really run the kernel, which /dev/kvm alone does not say: on
-# some machines it is there and guests hang. So boot the kernel once, without
-# anything to mount, and see whether it gets as far as complaining of that.
+# Exits with 0 if KVM can run the kernel. /dev/kvm alone does not prove that, since guests hang on
+# some machines that have it. So this boots the kernel once without a root file system, and waits
+# for its message about that.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -12,7 +12,7 @@ here=$(dirname "$(readlink -f "$0")")
 kernel=$1
 [ -w /dev/kvm ] || exit 1
 answer=$RB_CACHE/kvm
-# The answer is good for one machine's one boot.
+# The result holds for one boot of one machine.
 key=$(cat /proc/sys/kernel/random/boot_id)
 if [ "$(head -n 1 "$answer" 2>/dev/null)" != "$key" ]; then
 	word=no

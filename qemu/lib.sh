@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# Saying what goes on: every long step prints its name, a sign of life while it
-# runs, how long it took, and the end of its log when it fails.
+# Progress messages: every long step prints its name, a sign of life while it runs, its duration,
+# and the end of its log when it fails.
 
 say() { printf '%s\n' "rust_buddy: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-# The last line that says something, of a log that may also draw progress bars.
+# Prints the last line with text of a log, which may also contain progress bars.
 last_words() { tr '\r' '\n' <"$1" | grep -v '^[[:space:]]*$' | tail -n 1 | cut -c 1-100; }
 
-# step NAME TEXT COMMAND...: run COMMAND with its output in a log of that name.
+# step NAME TEXT COMMAND...: runs COMMAND with its output in a log of that name.
 step() {
 	local name=$1 text=$2 start=$SECONDS log pid rc=0 beat
 	shift 2
@@ -35,8 +35,8 @@ step() {
 	say "  done in $((SECONDS - start)) s"
 }
 
-# once NAME KEY TEXT COMMAND...: a step that is skipped when it was already done
-# for the same KEY (a string of what its result depends on).
+# once NAME KEY TEXT COMMAND...: a step that is skipped if it was already done for the same KEY (a
+# string that determines its result).
 once() {
 	local name=$1 key=$2
 	if [ "$(cat "$RB_STAMPS/$name" 2>/dev/null)" = "$key" ]; then
@@ -48,13 +48,13 @@ once() {
 	printf '%s' "$key" >"$RB_STAMPS/$name"
 }
 
-# Does this machine need the toolchain root? Debian derivatives say their own
-# number, so anything that is not Debian itself gets the root.
+# Tells whether this machine needs the toolchain root. Debian derivatives have version numbers of
+# their own, so every system that is not Debian itself gets the root.
 needs_root() {
 	# shellcheck source=/dev/null
 	. /etc/os-release
 	[ "${ID:-}" != debian ] || [ "${VERSION_ID:-0}" -lt "$RB_DEBIAN_MIN" ]
 }
 
-# The kernel release that setup chose.
+# Prints the kernel release that setup chose.
 krel() { cat "$RB_CACHE/krel" 2>/dev/null || echo "$RB_KREL"; }

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# mutants.sh [check]: breaks one promise at a time and requires that the named test fails.
+# mutants.sh [check]: breaks one property at a time and requires that the named test fails.
 # mutants.sh table:   writes the table of all mutants into docs/testing.md.
-# mutants.sh table-check: says whether that table is up to date.
+# mutants.sh table-check: tells whether that table is up to date.
 #
 # Variables:
 #
@@ -12,15 +12,15 @@
 #
 # A mutant is a patch in selftests/mutants/, which begins with
 #
-#   Breaks: SENTENCE         the promise, as it is broken
-#   Caught-by: PROGRAM TEST  TEST as the harness prints it, with or without a variant; PROGRAM may be a script of selftests/
-#                            with the name of a check, or "host" with the name of a host test
+#   Breaks: SENTENCE         the property, as it is broken
+#   Caught-by: PROGRAM TEST  TEST as the harness prints it, with or without a variant. PROGRAM may
+#                            also be a script of selftests/ with the name of a check, or "host" with
+#                            the name of a host test
 #   Load: PARAMETER...       of the module (default: source=contig)
 #   Memory: 4G               of the guest
-#   Kernel: debug            only with DEBUG=1, as all that PROGRAM faults catches
+#   Kernel: debug            only with DEBUG=1, like all mutants that PROGRAM faults catches
 #   Boot: WORDS              on the guest's command line, beside cma= and memmap=
-#   Cpu: MODEL               of the guest, where it has to be another one than QEMU's default
-#   Complaint: REGEX         the kernel complains in these words while TEST runs, whether or not TEST fails
+#   Cpu: MODEL               of the guest, if QEMU's default does not suffice
 #
 # The unmutated module has to pass each named test in the same guest first.
 set -uo pipefail
@@ -32,11 +32,11 @@ cd "$RB_TOP" || exit 1
 folder=selftests/mutants
 work=$RB_BUILD/mutants
 name=mutants${RB_NAME:+-$RB_NAME}
-# Mutants in one guest, and the seconds that one may take there.
+# Mutants in one guest, and the seconds for each of them there.
 most=16
 limit=150
 
-# field PATCH NAME: what a patch's head says.
+# field PATCH NAME: prints a field of the patch's head.
 field() { sed -n "/^---/q;s/^$2: *//p" "$1" | head -n 1; }
 id_of() { basename "$1" .patch; }
 patches() {
@@ -55,11 +55,12 @@ wants_debug() { [ "$(field "$1" Kernel)" = debug ] || [[ $(field "$1" Caught-by)
 state() { cat "$work/$1/state" 2>/dev/null; }
 set_state() { echo "$2" >"$work/$1/state"; }
 
-# Everything that decides what a mutant's build is.
+# Prints a checksum of the files that determine a mutant's build.
 sources() { find Kbuild Makefile rust_buddy.rs src selftests/host lib dist -type f -not -path '*/target/*' -print0 |
 	sort -z | xargs -0 cat | cksum; }
 
-# host_test TREE NAME LOG: 0 if it passes, 1 if it fails, 2 if it does not build, 3 if nothing ran.
+# host_test TREE NAME LOG: returns 0 if the test passes, 1 if it fails, 2 if it does not build, and
+# 3 if no test ran.
 host_test() {
 	local cargo=(qemu/enter.sh env CARGO_TARGET_DIR="$work/target.${SLOT:-0}" cargo test --locked
 		--manifest-path "$1/selftests/host/Cargo.toml")
@@ -71,7 +72,7 @@ host_test() {
 	grep -qE "^test .*\b$2\b.* \.\.\. ok" "$3" || return 3
 }
 
-# build_one PATCH KEY: the mutated module, or the verdict of a host test.
+# build_one PATCH KEY: builds the mutated module, or determines the result of a host test.
 build_one() {
 	local patch=$1 id key program test rc=0
 	id=$(id_of "$patch")
@@ -80,7 +81,7 @@ build_one() {
 	mkdir -p "$to/module"
 	key="$2 $(cksum <"$patch")"
 	if [ "$(cat "$to/key" 2>/dev/null)" = "$key" ]; then
-		# A host test's verdict stands; a guest's is looked at again.
+		# The result of a host test stays valid. A test in the guest runs again.
 		[ "$program" = host ] || set_state "$id" built
 		return 0
 	fi
@@ -116,7 +117,8 @@ build_one() {
 	set_state "$id" built
 }
 
-# pattern TEST: as the harness prints it, in any variant if none is named.
+# pattern TEST: prints the harness's name of the test as a pattern, for any variant if none is
+# named.
 pattern() {
 	case $1 in
 	*" "*) echo "$1" ;;
@@ -126,7 +128,8 @@ pattern() {
 	esac
 }
 
-# judge LIST LOG: the state of each line of LIST that the guest came to; 1 if it left some out.
+# judge LIST LOG: sets the state of each line of LIST that the guest reached. Returns 1 if it did
+# not reach all of them.
 judge() {
 	local id dir program test load complaint said re left=0
 	while IFS=$'\t' read -r id dir program test load complaint; do
@@ -153,7 +156,7 @@ judge() {
 	return "$left"
 }
 
-# guests MEMORY BOOT CPU LIST: boots until each line of LIST has its state.
+# guests MEMORY BOOT CPU LIST: boots guests until each line of LIST has its state.
 guests() {
 	local list=$work/list n before
 	cp "$4" "$list"
@@ -163,7 +166,7 @@ guests() {
 			--append "cma=256M memmap=64M\$0x40000000 oops=panic $2" -- \
 			bash qemu/guest/mutants.sh "$list" "$limit" 2>"$work/boot.log"
 		judge "$list" "$RB_CACHE/out/$name/log" && return 0
-		# What the guest did not come to, in another one.
+		# The lines that the guest did not reach run in another one.
 		before=$n
 		while IFS=$'\t' read -r id rest; do
 			grep -q "^# mutant $id begins" "$RB_CACHE/out/$name/log" || printf '%s\t%s\n' "$id" "$rest"
@@ -177,7 +180,7 @@ guests() {
 	done
 }
 
-# The row of a table that nobody writes by hand.
+# Prints the generated table.
 rows() {
 	local file by
 	echo "| mutant | what it breaks | caught by |"
@@ -187,7 +190,7 @@ rows() {
 		echo "| \`$(id_of "$file")\` | $(field "$file" Breaks) | \`$by\` |"
 	done
 }
-# with_table: docs/testing.md as it ought to be.
+# with_table: prints docs/testing.md with the current table.
 with_table() {
 	local table
 	table=$(rows)
@@ -237,13 +240,13 @@ printf '%s\n' "${all[@]}" |
 		bash -c 'exec qemu/mutants.sh build-one "$1" "$RB_MUTANTS_KEY"' - {}
 say "  done in $((SECONDS - start)) s"
 
-# The host's tests, unmutated; each once.
+# Runs each of the host's tests once on the unmutated tree.
 bad=()
 for test in $(for file in "${all[@]}"; do field "$file" Caught-by | sed -n 's/^host //p'; done | sort -u); do
 	SLOT=0 host_test . "$test" "$work/host.log" || bad+=("the unmutated tree fails: host $test")
 done
 
-# Batches of those that boot alike, each with the unmutated module for the same tests.
+# Makes batches of mutants that boot alike, each with the unmutated module for the same tests.
 rm -f "$work"/batch.*
 batches=0
 declare -A size open
@@ -269,7 +272,7 @@ for ((n = 1; n <= batches; n++)); do
 	i=0
 	: >"$work/batch.$n"
 	while IFS=$'\t' read -r program test load complaint; do
-		# Passed in another guest already.
+		# The unmutated module has passed this test in another guest.
 		grep -qxF "$program $test $load $complaint" <<<"$known" && continue
 		known+=$'\n'"$program $test $load $complaint"
 		i=$((i + 1))

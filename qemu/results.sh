@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# Results of a whole run: counted as they come, and summed up at the end. What failed is said
-# twice, where it happened and once more after the figures, since often only the end is read.
+# Results of a whole run: counted as they come, and summed up at the end. Failures are printed
+# twice, where they happen and after the figures, since a reader may look at the end only.
 
 passed=0
 failed=0
 skipped=0
-# The logs whose figures are shown, and what failed, a line each.
+# The logs with figures to show, and the failures, a line each.
 logs=()
 failures=()
 # Whether a guest's output goes to its log only.
 quiet=--quiet
 
-# count FILE: adds the results in it.
+# count FILE: adds the results in FILE.
 count() {
 	local p f s line told
 	told=$(mktemp)
@@ -34,16 +34,16 @@ trouble() {
 	failures+=("$*")
 	failed=$((failed + 1))
 }
-# guest NAME TEXT OPTION...: boots one, and adds what its tests say.
+# guest NAME TEXT OPTION...: boots a guest, and adds the results of its tests.
 guest() {
 	local name=$1 text=$2
 	shift 2
 	qemu/boot.sh "$name" $quiet "$@" || trouble "$text: $(cat "$RB_CACHE/out/$name/bad")"
 	count "$RB_CACHE/out/$name/log"
 }
-# A step that fails is one failure, and the other tests go on.
+# Runs a step in a subshell, so that its failure does not end the run.
 try() { (step "$@"); }
-# The figures, the failures, and the one line; the exit code says the same.
+# Prints figures, failures and the summary line. The exit code agrees with it.
 finish() {
 	local line
 	[ ${#logs[@]} -eq 0 ] || awk -f qemu/json.awk -f qemu/figures.awk "${logs[@]}"

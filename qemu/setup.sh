@@ -1,12 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# From a bare Debian 12 or 13 to a tree that modules can be built against and a
-# kernel that can be booted. Every step is skipped when it is done already and
-# starts over cleanly when it was interrupted.
+# Sets up a bare Debian 12 or 13 machine: a tree to build modules against and a kernel to boot.
+# Steps that are done already are skipped. An interrupted step starts over cleanly.
 #
 #   MIRROR=URL    the Debian archive to use (default: the host's own)
-#   RB_CACHE=DIR  where everything is kept (default: .cache)
+#   RB_CACHE=DIR  the folder for all files (default: .cache)
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -19,7 +18,7 @@ start=$SECONDS
 	die "the set-up installs packages: run it as root, or use your own kernel with KDIR= and KERNEL="
 
 mkdir -p "$RB_CACHE"
-# One set-up at a time: two would unpack into the same folders.
+# One set-up at a time, since two would unpack into the same folders.
 exec 9>"$RB_CACHE/lock"
 flock -n 9 || { say "waiting for another set-up to finish"; flock 9; }
 
@@ -31,20 +30,20 @@ mirror() {
 	if [ -n "${MIRROR:-}" ]; then
 		echo "$MIRROR"
 	elif ! archives; then
-		# Nothing is listed before the first update, as on a machine just installed.
+		# On a machine just installed, no archive is listed before the first update.
 		apt-get update >/dev/null 2>&1
 		archives || die "no Debian archive in the host's apt sources; name one with MIRROR="
 	fi
 }
 
-# Said once and clearly, before a long step fails over it.
+# Prints a clear message before a long step fails without the archive.
 reachable() {
 	/usr/lib/apt/apt-helper download-file "$1/dists/$RB_SUITE/InRelease" "$RB_CACHE/InRelease" \
 		>/dev/null 2>&1 ||
 		die "the Debian archive at $1 can't be reached: check the network, or name one with MIRROR="
 }
 
-# apt-get on the host; a refusal is almost always a registry out of reach.
+# Runs apt-get on the host. It usually fails because a registry can't be reached.
 host_install() {
 	local missing=() p
 	for p in "$@"; do
@@ -67,8 +66,8 @@ make_root() {
 	mv "$RB_ROOT.part" "$RB_ROOT"
 }
 
-# The kernel's packages are unpacked, never installed: nothing on the machine
-# changes, no boot loader is touched. apt gets a state of its own for it.
+# The kernel's packages are unpacked, never installed. Nothing on the machine changes, and no boot
+# loader is touched. apt uses a separate state for that.
 fetch_kernel() {
 	local m=$1 apt=$RB_CACHE/apt opts rel=$RB_KREL
 	rm -rf "$apt" "$RB_KERNEL" "$RB_KERNEL.part"
@@ -85,7 +84,7 @@ fetch_kernel() {
 		echo "$RB_KREL is gone from the archive, taking $rel" | tee "$RB_CACHE/notice"
 	fi
 	cd "$RB_KERNEL.part"
-	# linux-image is a name for several packages: the kernel, its modules.
+	# linux-image stands for several packages: the kernel and its modules.
 	local packages
 	packages=$("$here/enter.sh" apt-cache "${opts[@]}" depends --recurse --no-recommends \
 		--no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances \
@@ -112,8 +111,8 @@ unpack_tree() {
 		-C "$RB_TREE" --strip-components=1 --checkpoint=20000 --checkpoint-action=echo='%u records'
 }
 
-# Debian's headers package has no Rust metadata, so it is made here, from the
-# same source and configuration as the stock kernel.
+# Debian's headers package has no Rust metadata, so it is generated here, from the source and
+# configuration of the stock kernel.
 prepare_tree() {
 	local rel version
 	rel=$(krel)

@@ -14,7 +14,7 @@ qemu/build.sh
 mkdir -p "$RB_CACHE/out"
 cat >"$RB_CACHE/out/bashrc" <<RC
 cd '$RB_TOP'
-# There may be no poweroff here, and init must not just end: that is a panic.
+# poweroff may be missing, and init must not end, since that would be a panic.
 trap 'sync; echo o >/proc/sysrq-trigger; while :; do :; done' EXIT
 if [ ! -e /sys/module/rust_buddy ]; then
 	. qemu/guest/lib.sh

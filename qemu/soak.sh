@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# soak.sh [MINUTES [SEED [DEBUG]]]: the mixed load of selftests/soak.c, in a guest. Without
-# SEED another one each time; with DEBUG=1 in the kernel that watches itself.
+# soak.sh [MINUTES [SEED [DEBUG]]]: the mixed load of selftests/soak.c, in a guest. Without SEED
+# each run has another one. With DEBUG=1 it runs in the debug kernel.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# The benchmarks' lines of JSON as tables for people. With json.awk.
+# Prints the benchmarks' lines of JSON as tables. Needs json.awk.
 
 /"bench": "instructions"/ {
 	printf "%8d KiB  %-7s %-30s %9d\n", field("bytes") / 1024, field("state"), field("what"),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# Reads what the test programs printed and counts. A program that dies, hangs or
-# prints fewer results than it planned is one more failure: silence never passes.
-# What failed and what was skipped goes to stderr, with the last words of a failed test.
+# Reads the output of the test programs and counts the results. A program that dies, hangs or prints
+# fewer results than planned is one more failure, so missing output never passes. Failed and skipped
+# tests go to stderr, with the last messages of a failed test.
 
 function finish(    missing) {
 	if (suite == "")
@@ -25,7 +25,7 @@ function fail(why,    i) {
 		print "  " word[i] > "/dev/stderr"
 	print "failed: " suite ": " why > "/dev/stderr"
 }
-# What a test says before its result: kept until the next result.
+# Keeps a test's messages until its result.
 /^# / && !/^# (suite|exit) / { word[words++] = substr($0, 1, 300) }
 /^# suite / { finish(); words = 0; suite = $3; planned = -1; seen = 0; bad = 0; code = "" }
 /^1\.\.[0-9]+/ {
@@ -39,7 +39,7 @@ function fail(why,    i) {
 }
 /^not ok [0-9]/ { seen++; bad++; fail($0); words = 0 }
 /^# exit / { code = $3 }
-# The host's: cargo test.
+# Results of the host's tests, from cargo test.
 /^test result: / {
 	for (i = 1; i <= NF; i++) {
 		if ($(i + 1) ~ /^passed/) passed += $i

@@ -1,12 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# The guest's tests once more, in a kernel that watches itself (debug.config):
-# KASAN, lockdep, sleeping in atomic context, DEBUG_OBJECTS, page table checks,
-# DMA-API debugging, UBSAN, Rust's own assertions, and kmemleak at the end. Any
-# report fails the run.
+# Runs the guest's tests again in the debug kernel (debug.config): KASAN, lockdep, sleeping in
+# atomic context, DEBUG_OBJECTS, page table checks, DMA-API debugging, UBSAN, Rust's own assertions,
+# and kmemleak at the end. Any report fails the run.
 #
-#   RB_SECONDS=n  begin no test program after so long; what is left is skipped and named
+#   RB_SECONDS=n  begin no test program after n seconds; the rest is skipped and named
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -25,7 +24,7 @@ qemu/enter.sh "$RB_BUILD/selftests/nvme-image" create "$disk"
 export KERNEL=$RB_DEBUG/rust_buddy-debug.img RB_MEMORY=3G
 deadline=
 if [ -n "${RB_SECONDS:-}" ]; then
-	# The longest program, and the search for leaks, come after.
+	# Leaves time for the longest program, and for the search for leaks.
 	deadline=$((RB_SECONDS - SECONDS - 600))
 fi
 guest debug "the guest" --append "cma=256M memmap=64M\$0x40000000" --nvme "$disk" \

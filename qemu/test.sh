@@ -1,11 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# All tests: set up, build, the host's tests, then the guest's. Ends with one line
-# "N passed, N failed, N skipped" and exits non-zero if anything failed.
+# All tests: set-up, build, the host's tests, then the guest's. The last line is "N passed, N
+# failed, N skipped", and the exit code is not zero if anything failed.
 #
-# With KERNEL= and KDIR= nothing is set up and no root is needed; what that kernel
-# lacks is skipped and named.
+# With KERNEL= and KDIR= nothing is set up and no root is needed. Tests that need features which
+# that kernel lacks are skipped and named.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -15,7 +15,7 @@ cd "$RB_TOP" || exit 1
 mkdir -p "$RB_CACHE"
 
 if [ -n "${KERNEL:-}" ]; then
-	# The caller's tools, wherever this runs, and the guest's KTAP for all to see.
+	# Uses the caller's tools, and shows the guest's KTAP.
 	export KDIR RB_INSIDE=1
 	quiet=
 	for tool in vng qemu-system-x86_64 cargo; do
@@ -26,7 +26,7 @@ else
 fi
 qemu/build.sh || { trouble "the build"; finish; }
 
-# The host: with the machine's own Rust, if it has one, and with the oldest that counts.
+# The host's tests: with the machine's own Rust, if it has one, and with the minimum version.
 host_tests() {
 	"$@" test --locked --manifest-path selftests/host/Cargo.toml
 }
@@ -43,7 +43,7 @@ if command -v cargo >/dev/null; then
 	count "$RB_LOGS/host.log"
 fi
 
-# What draws the plots and sums up times.
+# The tests of the plots and of the sums of times.
 if [ -n "${KERNEL:-}" ]; then
 	:
 elif try bench-test "testing the benchmark" qemu/bench.sh test; then
@@ -52,7 +52,7 @@ else
 	trouble "the benchmark's tests"
 fi
 
-# The client library builds on the host, too, with the oldest Rust that counts.
+# Builds the client library on the host, too, with the minimum version of Rust.
 client_builds() {
 	qemu/enter.sh env CARGO_TARGET_DIR="$RB_CACHE/target-msrv" cargo build --locked --all-targets \
 		--manifest-path lib/Cargo.toml
@@ -61,7 +61,7 @@ if [ -z "${KERNEL:-}" ] && ! try client "building the client library" client_bui
 	trouble "the client library"
 fi
 
-# The same core under the fuzzer, from the corpus on.
+# Runs the core under the fuzzer, starting from the corpus.
 if [ -n "${KERNEL:-}" ] && ! command -v c++ >/dev/null; then
 	say "skipped: the fuzzer, which needs c++"
 	skipped=$((skipped + 1))
@@ -72,7 +72,8 @@ else
 	trouble "fuzzing the core"
 fi
 
-# As many instructions as before, no more. Of another kernel or compiler nobody knows how many.
+# The module must not need more instructions than recorded. There is no record for another kernel or
+# compiler.
 counts() {
 	local rc=0
 	qemu/bench.sh guard || rc=$?
@@ -90,7 +91,7 @@ else
 	pass
 fi
 
-# What make install puts where.
+# Checks the files that make install writes.
 installs() {
 	local to=$RB_CACHE/out/install file kbuild_args=
 	[ -n "${KDIR:-}" ] || kbuild_args=LOCALVERSION=+$(krel | cut -d+ -f2)
@@ -110,13 +111,13 @@ else
 	trouble "make install"
 fi
 
-# The guest. The backing file of the NVMe controller is made and checked here, so that
-# what the device really wrote is looked at from outside.
+# The guest. The backing file of the NVMe controller is made and checked here, so that data which
+# the device has written is verified from outside.
 mkdir -p "$RB_CACHE/out"
 disk=$RB_CACHE/out/nvme.img
 image=$RB_BUILD/selftests/nvme-image
 qemu/enter.sh "$image" create "$disk" || trouble "making the NVMe image"
-# One test replays how this very kernel started, which its log has to tell.
+# One test replays the start of this kernel from its log.
 guest tests "the guest" --nvme "$disk" \
 	--append "cma=256M memmap=64M\$0x40000000 memblock=debug log_buf_len=4M" \
 	--timeout 3600 -- bash qemu/guest/all.sh
@@ -126,15 +127,15 @@ else
 	trouble "the NVMe image holds something else than was written"
 fi
 
-# A guest as it comes, without cma= and memmap=: what is refused, and what it says.
+# A guest without cma= and memmap=, for the refusals and their messages.
 guest bare "the bare guest" --timeout 300 -- bash selftests/bare.sh
 
-# Entries of 1 GiB, on a CPU that has them.
+# Entries of 1 GiB, on a CPU that supports them.
 RB_CPU=max RB_MEMORY=5G guest large "the guest with 1 GiB in one piece" \
 	--append "memmap=1G\$0x100000000" --timeout 600 -- \
 	bash qemu/guest/tests.sh range phys_start=0x100000000 size_mb=1024 -- huge
 
-# Devices behind an IOMMU, and devices that all get a copy.
+# Devices behind an IOMMU, and devices that use bounce buffers.
 guest iommu "the guest with an IOMMU" --iommu --append "memmap=64M\$0x40000000" --timeout 600 -- \
 	bash qemu/guest/iommu.sh
 guest swiotlb "the guest with swiotlb=force" --append "swiotlb=force memmap=64M\$0x40000000" \

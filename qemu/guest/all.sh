@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Everything that runs in the guest that has all three sources of memory.
+# All tests that run in the guest with all three sources of memory.
 
 range=(phys_start=0x40000000)
 bash selftests/module.sh
@@ -20,19 +20,19 @@ for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
 	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait
 done
-# Cleared by whoever asks, and by the worker as fast as it can.
+# Zeroed by the caller only, then by the worker as fast as possible.
 bash qemu/guest/tests.sh contig zero_cpu_percent=0 -- clean
 bash qemu/guest/tests.sh contig zero_cpu_percent=100 -- clean zero
-# Pages that stay bad: in a pool of their own.
+# Hwpoisoned pages stay so, in a pool of this test's own.
 bash qemu/guest/tests.sh contig size_mb=16 -- poison
-# What normal priority may not have, either.
+# With memory that normal priority may not use either.
 bash qemu/guest/tests.sh contig watermark_min=5 -- priority
 # Large enough that 32-bit mmap offsets run out before the pages do.
 bash qemu/guest/tests.sh contig size_mb=256 -- quota
-# Few enough buffers that a test can have them all.
+# So few buffers that a test can allocate all of them.
 bash qemu/guest/tests.sh contig max_buffers=1000 -- alloc
-# What was pinned by processes that were killed comes back while others go on.
+# Pinned memory of killed processes leaves the quarantine while the tests run.
 bash qemu/guest/tests.sh contig quarantine_ms=200 -- tangle fuzz
 bash selftests/stress.sh
-# The mixed load, for as long as it takes to know that it works.
+# The mixed load, for as long as it takes to show that it works.
 bash qemu/guest/soak.sh 0.4 1

@@ -1,10 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# In a guest whose clock counts instructions: first allocators in the kernel, then
-# the calls.
+# In a guest whose clock counts instructions: first allocators in the kernel, then the calls.
 #
-#   bench.sh [PARAMETER...]	of the kernel's benchmark
+# bench.sh [PARAMETER...]	of the kernel's benchmark
 . qemu/guest/lib.sh
 
 insmod "$RB_BUILD/bench/rust_buddy_bench.ko" "$@" || exit 1

@@ -1,17 +1,17 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# In the debug kernel: everything, and then a look for what was never freed.
+# In the debug kernel: all tests, then a search for memory leaks.
 . qemu/guest/lib.sh
 . selftests/ktap.sh
 
 leaks=/sys/kernel/debug/kmemleak
-# What leaked before the module came is not its.
+# Ignores leaks from before the module was loaded.
 echo scan >$leaks
 echo clear >$leaks
 
-# What is about memory and locks; loading fifty times and the same again over each source take
-# long here, and find nothing that once does not.
+# Tests of memory and locks. Loading fifty times, and repeating tests with each source, would take
+# long here without finding more.
 RB_LOADS=3 bash selftests/module.sh
 echo "# suite load"
 RB_KO=$RB_KO timeout -k 10 300 "$RB_BUILD/selftests/load" 2>&1
@@ -26,15 +26,15 @@ for ms in 1500 -1; do
 	export RB_QUARANTINE_MS=$ms
 	bash qemu/guest/tests.sh contig quarantine_ms=$ms -- quarantine quota wait
 done
-# Some hundred calls a second, where all is watched.
+# The debug kernel does some hundred calls per second.
 RB_FUZZ_CALLS=30000 bash qemu/guest/tests.sh contig quarantine_ms=200 -- fuzz
-# Forks that meet buffers that move, where the kernel has the delay.
+# Forks concurrent with migrations, in a kernel that has the delay.
 delay=/sys/module/huge_memory/parameters/rust_buddy_pmd_delay_us
 [ ! -e $delay ] || echo 300 >$delay
 RB_TANGLE_SECONDS=30 bash qemu/guest/tests.sh contig -- tangle
 [ ! -e $delay ] || echo 0 >$delay
 
-# The sweep over insmod itself, which wants the module not loaded.
+# The sweep of faults over insmod, which requires that the module is not loaded.
 if out_of_time; then
 	echo "# suite faults:load"
 	echo "1..0 # SKIP stress and faults of insmod: there is no time left"
@@ -47,7 +47,7 @@ else
 fi
 
 no_leaks() {
-	# kmemleak wants an object to be 5 s old, and to miss it in two scans.
+	# kmemleak reports objects that are at least 5 s old and that two scans have not found.
 	sleep 6
 	echo scan >$leaks
 	sleep 6

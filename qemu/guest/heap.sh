@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# The kernel's own test of dma-heaps, as it is in its source, on our heap: with vgem as the
-# importer all 12 of its results must be there.
+# Runs the kernel's own test of dma-heaps unchanged on the module's heap. With vgem as the importer
+# it must print all 12 results.
 . qemu/guest/lib.sh
 . selftests/ktap.sh
 
@@ -11,7 +11,8 @@ said=$(mktemp)
 
 passes_upstream() {
 	"$program" >"$said" 2>&1
-	# It goes through all heaps there are: from ours to the next, or to the end.
+	# The test runs on all heaps. This selects the output from this heap to the next one, or to
+	# the end.
 	sed -n '/Testing heap: rust_buddy$/,$p' "$said" |
 		awk '/Testing heap:/ && !/rust_buddy$/ { exit } { print }' >"$said.ours"
 	sed 's/^/# /' "$said.ours"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Inside the guest that has an IOMMU: what devices behind it reach.
+# Inside the guest that has an IOMMU: tests of the addresses that devices behind it can access.
 . qemu/guest/lib.sh
 
 modprobe -a vfio-pci vfio_iommu_type1 2>/dev/null

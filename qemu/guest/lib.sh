@@ -11,7 +11,7 @@ debug=/sys/kernel/debug/rust_buddy
 mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null
 
 load() {
-	# The oracle's walker, where it was built.
+	# The module that walks the audit's records, if it was built.
 	if [ -e "$RB_BUILD/audit/rust_buddy_audit.ko" ] && ! grep -q '^rust_buddy_audit ' /proc/modules; then
 		insmod "$RB_BUILD/audit/rust_buddy_audit.ko" || return 1
 	fi

@@ -1,10 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# mutants.sh LIST SECONDS: loads one module after the other and runs the one test that has to fail
+# mutants.sh LIST SECONDS: loads one module after the other, and runs the one test that has to fail
 # with it. A line of LIST: name, folder with module/ and selftests/, program, test, parameters,
-# and the words of the kernel's complaint that is waited for, if any; with tabs between. Ends
-# early where the kernel can't be trusted any more.
+# separated by tabs. Ends
+# early if the kernel can't be trusted any more.
 . qemu/guest/lib.sh
 
 list=$1
@@ -14,7 +14,7 @@ echo 1 >/proc/sys/kernel/sysrq
 # One load shows as much as fifty, and a check at the end of module.sh has to be reached in time.
 export RB_LOADS=2
 
-# run DIR PROGRAM TEST: in all variants. A script loads the module itself.
+# run DIR PROGRAM TEST: runs all variants. A script loads the module itself.
 run() {
 	case $2 in
 	*.sh) RB_BUILD=$1 timeout -k 5 "$limit" bash "selftests/$2" 2>&1 ;;
@@ -53,7 +53,7 @@ while IFS=$'\t' read -r id dir program test load complaint <&5; do
 	*quarantine_ms=*) ;;
 	*) load+=" quarantine_ms=0" ;;
 	esac
-	# A task that can't be killed would keep the guest for as long as it has.
+	# Crashes the guest after a while, since a task that can't be killed would block it.
 	(sleep $((limit + 15)) && echo c >/proc/sysrq-trigger) 5<&- &
 	watch=$!
 	# shellcheck disable=SC2086 # words
@@ -70,7 +70,7 @@ while IFS=$'\t' read -r id dir program test load complaint <&5; do
 	fi
 	echo "# mutant $id ended"
 	if grep -q '^rust_buddy ' /proc/modules; then
-		# What was killed may take a moment to let go.
+		# A killed task may hold the module for a moment.
 		for _ in $(seq 20); do
 			rmmod rust_buddy 2>/dev/null && break
 			sleep 0.1

@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# soak.sh MINUTES [SEED]: the mixed load of selftests/soak.c, inside the guest, as
-# KTAP. Short enough a quarantine that each round sees its end.
+# soak.sh MINUTES [SEED]: the mixed load of selftests/soak.c, inside the guest, as KTAP. The
+# quarantine is so short that it ends in each round.
 . qemu/guest/lib.sh
 . selftests/ktap.sh
 
@@ -10,7 +10,7 @@ minutes=$1
 seed=${2:-}
 leaks=/sys/kernel/debug/kmemleak
 
-# What leaked before the module came is not its.
+# Ignores leaks from before the module was loaded.
 if [ -e $leaks ]; then
 	echo scan >$leaks
 	echo clear >$leaks
@@ -23,13 +23,13 @@ if ! load quarantine_ms=700; then
 fi
 
 echo "# suite soak"
-# A round too many, a slow end: what hangs is found by the program itself.
+# Leaves time for one more round and a slow end. The program itself detects a worker that hangs.
 limit=$(awk -v m="$minutes" 'BEGIN { print int(m * 60) + 600 }')
 (cd /tmp && timeout -k 10 "$limit" "$RB_BUILD/selftests/soak" -m "$minutes" ${seed:+-s "$seed"}) 2>&1
 echo "# exit $?"
 
 no_leaks() {
-	# kmemleak wants an object to be 5 s old, and to miss it in two scans.
+	# kmemleak reports objects that are at least 5 s old and that two scans have not found.
 	sleep 6
 	echo scan >$leaks
 	sleep 6
@@ -39,7 +39,7 @@ no_leaks() {
 	[ ! -s "$RB_OUT/kmemleak-soak" ]
 }
 
-# What the oracle found, of all that was freed, granted or mapped, where it is built in.
+# The audit's findings about freed, granted and mapped memory, if it is built in.
 audit=$debug/pool1/audit
 if [ -e $audit ]; then
 	plan soak:audit 1

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# How long requests take while memory is full and in pieces: ours, and the kernel's own.
+# Measures requests while memory is full and fragmented: the module's, and the kernel's own.
 #
-#   tail.sh SECONDS		for so long a row of the kernel's
+# tail.sh SECONDS		time for each row of the kernel's
 . qemu/guest/lib.sh
 
 load source=contig || exit 1

@@ -1,12 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# All kselftests, inside the guest: each program's TAP, one after the other, with
-# a line before and after that the tally understands.
+# All kselftests, inside the guest: each program's TAP, one after the other, with a line before it
+# and a line after it for tally.awk.
 #
-#   tests.sh SOURCE [PARAMETER...] -- PROGRAM...
-# loads the module from that source, runs the programs, unloads it. Without
-# quarantine, unless a parameter says so: most tests look at once for what is back.
+# tests.sh SOURCE [PARAMETER...] -- PROGRAM...
+#
+# Loads the module from that source, runs the programs, and unloads it. There is no quarantine
+# unless a parameter sets it, since most tests expect that memory is free at once.
 . qemu/guest/lib.sh
 
 source=$1
@@ -52,7 +53,7 @@ for program in "$@"; do
 			echo "# exit 4"
 			continue
 		fi
-		# In a folder of its own: programs may leave files there.
+		# In a separate folder, since programs may leave files there.
 		(cd /tmp && timeout -k 10 900 "$RB_BUILD/selftests/$program") 2>&1
 		echo "# exit $?"
 	else
