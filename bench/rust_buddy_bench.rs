@@ -11,8 +11,8 @@
 //! Each result is the minimum and the median of many pairs, without the cost of reading the clock.
 //! The allocators that manage a range of their own (`core`, `gen_pool`, `gpu_buddy`) have 64 MiB
 //! each. They are measured once empty, where a small block is the longest chain of splits and
-//! joins, and once with every second block of the size allocated. `gpu_buddy` leaves locking to its
-//! caller, and gets none here.
+//! joins. A second row has every second block of the size allocated. `gpu_buddy` leaves locking to
+//! its caller, and gets none here.
 
 #[path = "../src/buddy/mod.rs"]
 pub mod buddy;

@@ -9,8 +9,8 @@
 #   bench.sh plots   the host only, all sizes, and its plots to docs/plots
 #   bench.sh kernel  the guest only
 #   bench.sh tail    single requests in a guest whose memory is full and fragmented
-#   bench.sh guard   compares instructions with bench/instructions.txt; fails at 5 % more than recorded,
-#                    or at too many beside other allocators; "write" updates the file
+#   bench.sh guard   compares instructions with bench/instructions.txt; fails at 5 % more than
+#                    recorded, or at too many beside other allocators; "write" updates the file
 #   bench.sh test    the benchmark's own tests
 #   bench.sh lint    clippy
 #

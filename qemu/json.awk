@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# A function for other awk scripts. It returns a field of a line of JSON, which has one object
-# without nested ones, or "-" if it has no field of that name.
+# A function for other awk scripts. It returns a field of a line of JSON, or "-" if the line has no
+# field of that name. The line is one object without nested ones.
 
 function field(name,    part) {
 	if (match($0, "\"" name "\": \"[^\"]*\"")) {

@@ -126,7 +126,7 @@ TEST_F(iommu, address)
 	EXPECT_NE(self->plain.address, self->pin.address);
 	EXPECT_EQ((__u64)SIZE, self->pin.size);
 	EXPECT_EQ(0U, self->pin.caveats);
-	/* POOL_INFO reports a physical address, which differs from the device's address. */
+	/* PIN without a device reports a physical address, which lies in the pool. */
 	EXPECT_LE(self->base.phys_base, self->plain.address);
 }
 

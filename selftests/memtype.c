@@ -73,8 +73,8 @@ static uint64_t pat_register(void)
 }
 
 /*
- * Returns the memory type that a file with lines "place bytes memtype pat_index" has for all of
- * [at, at + bytes), or @none if the file has no line for it.
+ * Returns the memory type of [at, at + bytes) in a file with lines "place bytes memtype pat_index".
+ * Returns @none if the file has no line for it.
  */
 static const char *memtype_in(const char *file, uint64_t at, uint64_t bytes, const char *none)
 {

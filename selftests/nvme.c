@@ -131,8 +131,8 @@ TEST_F_TIMEOUT(transfer, write, NVME_SLOW)
 }
 
 /*
- * Transfers into the middle of a buffer twice as large, at an address that is aligned neither to a
- * page, nor to a block, nor to a word. The bytes before and behind it do not change.
+ * Transfers into the middle of a buffer twice as large, at an address without any alignment. The
+ * bytes before and behind it do not change.
  */
 TEST_F_TIMEOUT(transfer, middle, NVME_SLOW)
 {

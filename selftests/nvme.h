@@ -600,8 +600,8 @@ static inline int nvme_open(struct nvme *n, int phys_fd)
  * @address: physical, of any alignment or, if the controller requires it, of 4 bytes
  * @bytes:   whole blocks
  *
- * Returns -EINVAL for arguments that a command can't express, -EFBIG for more than one command can
- * transfer, -EIO with n->status if the controller refuses, -ETIMEDOUT after 30 s.
+ * Returns -EINVAL for arguments that a command can't express, and -EFBIG for more than one command
+ * can transfer. Returns -EIO with n->status if the controller refuses, and -ETIMEDOUT after 30 s.
  */
 static inline int nvme_rw(struct nvme *n, enum nvme_dir dir, uint64_t lba, uint64_t address,
 			  uint32_t bytes)

@@ -362,8 +362,8 @@ TEST_F_TIMEOUT(priority, growth_of_high_takes_the_capability, SLOW)
 			_exit(size.hdr.reason == RUST_BUDDY_REASON_WATERMARK ? 0 : 1);
 		}
 		/*
-		 * While free memory is above the watermarks it grows like any other buffer, and
-		 * then not at all.
+		 * Without the capability it grows above the watermarks, like any other buffer, and
+		 * not below.
 		 */
 		EXPECT_EQ(i ? 0 : 10, verdict(pid));
 		if (!i)

@@ -252,7 +252,10 @@ TEST_F(slab, misuse)
 	EXPECT_EQ(EINVAL, errno);
 	EXPECT_EQ(NULL, rb_cache_create(-1, &config));
 	EXPECT_EQ(EBADF, errno);
-	/* The plain node reports no addresses, and the refused cache leaves no buffer behind. */
+	/*
+	 * The plain node can't pin: a pinned cache allocates nothing, and another one has no
+	 * addresses.
+	 */
 	plain = rb_open(RB_DEV);
 	ASSERT_LE(0, plain);
 	other = rb_cache_create(plain, &config);

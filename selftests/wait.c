@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Waiting for memory: ALLOC with WAIT enters the wait list, poll() reports when the request can be
- * served, and one of many waiting clients is woken at a time.
+ * Waiting for memory: ALLOC with WAIT enters the wait list, and poll() reports when the request can
+ * be served. Of many waiting clients, one is woken at a time.
  */
 #include <pthread.h>
 #include <sys/epoll.h>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Memory is zero when a client first sees it, independent of its last owner, of how it was freed,
- * and of the sizes in which it is allocated again. Places are allocated with AT, so that the tests
- * know that it is the same memory.
+ * Memory is zero when a client first sees it. This holds for any previous owner, any way in which
+ * it was freed, and any sizes in which it is allocated again. Places are allocated with AT, so that
+ * the tests know that it is the same memory.
  */
 #include "rb_test.h"
 

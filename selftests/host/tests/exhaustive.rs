@@ -4,11 +4,11 @@
 //!
 //! Where buddies always join, the allocated runs determine the state of the allocator: the free
 //! blocks follow from them, and everything else from the free blocks. So two sequences of
-//! operations that result in the same runs (start, units, requested) lead to the same state, and it
-//! suffices to continue from one of them. Each state is set up in a new allocator. Each operation
-//! of a [`Menu`] is tried there, besides freeing each run and growing it in both directions to any
-//! size. A refused operation must change nothing. A successful one is compared with the model,
-//! validated unit for unit, and undone by its opposite.
+//! operations with the same runs (start, units, requested) lead to the same state. It suffices to
+//! continue from one of them. Each state is set up in a new allocator. Each operation of a [`Menu`]
+//! is tried there, besides freeing each run and growing it in both directions to any size. A
+//! refused operation must change nothing. A successful one is compared with the model, validated
+//! unit for unit, and undone by its opposite.
 //!
 //! - 8 units at 0, 3 and 5: all the states there are, 1669 of them at 0 and 1623 each at 3 and 5,
 //!   reached in 8 operations or less. Longer sequences reach nothing new, so these are all

@@ -17,8 +17,8 @@ use std::time::Instant;
 
 type Core = Buddy<Vec<u64>>;
 
-/// Units of the region, order of the free blocks, distance of the free blocks (as a power of two),
-/// and their offset from the boundary in units.
+/// Units of the region, order of the free blocks, their distance (as a power of two), and their
+/// offset from the boundary in units.
 const STATES: [(u64, u32, u32, u64); 5] = [
     (1 << 20, 0, 1, 1),
     (1 << 24, 4, 8, 48),

@@ -2,8 +2,8 @@
 
 //! Compares the allocator core with published crates, on one thread, in one run.
 //!
-//! `rust-buddy-bench [quick] [--plots FOLDER]` prints tables, lines of JSON (one for each cell),
-//! the comparison with the targets, and the cells in which the core is slower. It also draws plots.
+//! `rust-buddy-bench [quick] [--plots FOLDER]` prints tables and lines of JSON, one for each cell.
+//! It lists the cells in which the core is slower or misses its target, and draws plots.
 
 mod holds;
 mod loads;
