@@ -71,7 +71,7 @@ FIXTURE_SETUP(killed)
 	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
 	self->base = pool_of(self->fd);
 	if (self->base.free != self->base.size)
-		SKIP(return, "somebody has buffers");
+		SKIP(return, "the pool is in use");
 	if (variant->call > GROW && !(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
 		SKIP(return, "the pool's buffers never move");
 	self->size = self->base.size / 4;

@@ -40,7 +40,7 @@ FIXTURE_SETUP(magazine)
 	OPEN_OR_SKIP(self->fd, RB_DEV);
 	self->base = pool_of(self->fd);
 	if (self->base.free != self->base.size)
-		SKIP(return, "somebody has buffers");
+		SKIP(return, "the pool is in use");
 }
 
 FIXTURE_TEARDOWN(magazine)
@@ -139,7 +139,7 @@ static int take_all(struct __test_metadata *_metadata, int fd, uint64_t size,
 	return many;
 }
 
-TEST_F(magazine, what_is_at_hand_elsewhere_is_there_for_all)
+TEST_F(magazine, cached_blocks_are_available_to_all)
 {
 	struct rust_buddy_alloc bufs[16];
 	int i, all, many;
@@ -200,7 +200,7 @@ TEST_F(magazine, the_last_page_can_be_had)
 }
 
 /* Much memory is free, but the page that splits the largest block must not go to a magazine. */
-TEST_F(magazine, who_waits_is_told_of_the_last_page)
+TEST_F(magazine, waiter_is_woken_for_the_last_page)
 {
 	struct rust_buddy_alloc page, large[16];
 	uint64_t size = self->base.largest_free;
@@ -246,7 +246,7 @@ TEST_F(magazine, nothing_is_left_of_a_name)
 	ASSERT_EQ(0, rb_free(self->fd, b.handle));
 }
 
-TEST_F(magazine, what_is_mapped_is_nobody_elses)
+TEST_F(magazine, mapped_memory_is_not_reused)
 {
 	struct rust_buddy_alloc a, b;
 	uint8_t *old, *new;

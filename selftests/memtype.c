@@ -110,7 +110,7 @@ static const char *memtype_in(const char *file, uint64_t at, uint64_t bytes, con
 			break;
 		}
 		if (pat_register() && (pat_register() >> (8 * pat_index) & 0xff) != memtype->pat) {
-			what = "not what the CPU has there";
+			what = "not the type in the PAT register";
 			break;
 		}
 		seen = memtype;
@@ -267,7 +267,7 @@ FIXTURE_SETUP(memtype)
 	ASSERT_EQ(RUST_BUDDY_FEAT_MEMTYPE, self->info.features & RUST_BUDDY_FEAT_MEMTYPE);
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->before));
 	if (access(MEMTYPE, R_OK))
-		SKIP(return, "no " MEMTYPE ": CONFIG_DEBUG_FS, and who is root?");
+		SKIP(return, "no " MEMTYPE ": needs CONFIG_DEBUG_FS, and root");
 	self->rest = self->before.source == RUST_BUDDY_SOURCE_RANGE ?
 		     memtype_of(self->before.caps & CAP_ANY) : &WB;
 	ASSERT_NE(NULL, self->rest);
@@ -312,7 +312,7 @@ static int alloc_at(int fd, uint64_t place, uint64_t size, uint32_t flags,
 }
 
 /* The memory type holds from ALLOC on, in every mapping, until the last mapping is gone. */
-TEST_MEMTYPES(is_what_it_is_called)
+TEST_MEMTYPES(has_its_memory_type)
 {
 	static const uint64_t sizes[] = { KiB(4), KiB(64), MiB(2), MiB(4) + KiB(12) };
 
@@ -541,7 +541,7 @@ TEST_MEMTYPES(holds_by_struct_page)
 	EXPECT_MEMTYPE(self->rest, place, KiB(64));
 }
 
-TEST_F(memtype, says_what_it_can)
+TEST_F(memtype, lists_its_memory_types)
 {
 	uint64_t caps = self->before.caps & CAP_ANY;
 
@@ -575,7 +575,7 @@ TEST_F(memtype, refuses_both_at_once)
 }
 
 /* A memory type that the pool lacks is refused, write-back too, and nothing has changed. */
-TEST_F(memtype, refuses_what_it_can_not)
+TEST_F(memtype, refuses_missing_memory_types)
 {
 	struct rust_buddy_alloc req, ok;
 	size_t refused = 0;

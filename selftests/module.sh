@@ -383,7 +383,7 @@ with_device "refuses a range in use by a device, without advice" refused_as EBUS
 check "refuses a range without memory, in any mode" nothing_there 0x1000000000
 check "refuses a range that only begins in memory" refused_as EBUSY \
 	'in use, see /proc/iomem: take another' source=range phys_start=0x40000000 size_mb=128
-with_reserved "refuses what the firmware reserves" firmwares_own
+with_reserved "refuses a range that the firmware reserves" firmwares_own
 check "refuses registers, also against the administrator's word" registers
 check "believes the administrator only where memory answers" \
 	refused_as ENXIO 'does not keep what is written at 0x1000000000' \
@@ -392,7 +392,7 @@ check "refuses the administrator's word for other sources" \
 	refused 'assume_memory= goes with source=range' source=contig assume_memory=1
 check "refuses an address beyond the CPU's" refused_as ENXIO 'beyond what the CPU can address' \
 	source=range phys_start=0x100000000000000
-check "leaves what is in a range as it is" keeps_contents
+check "leaves the content of a range as it is" keeps_contents
 check "refuses a range that wraps" refused 'needs phys_start=' \
 	source=range phys_start=0xffffffffff000000
 check "refuses watermarks that fall" \
@@ -409,9 +409,9 @@ check "refuses more than there is" refused 'boot with cma=6000M .*or take a smal
 	size_mb=3000 source=contig
 with_cma "refuses more than the CMA area" refused 'boot with cma=1000M .*or take a smaller size_mb=' \
 	size_mb=500 source=cma
-check "says what it took from contig" said '64 MiB from contig on node 0, \[0x[0-9a-f]+-0x[0-9a-f]+\], taken in [0-9]+ us' source=contig
-with_cma "says what it took from cma" said '64 MiB from cma on node 0, ' source=cma
-check "says what it took from a range" said '64 MiB from range on node -1, \[0x40000000-0x43ffffff\]' \
+check "logs its memory from contig" said '64 MiB from contig on node 0, \[0x[0-9a-f]+-0x[0-9a-f]+\], taken in [0-9]+ us' source=contig
+with_cma "logs its memory from cma" said '64 MiB from cma on node 0, ' source=cma
+check "logs its memory from a range" said '64 MiB from range on node -1, \[0x40000000-0x43ffffff\]' \
 	source=range phys_start=0x40000000
 with_cma "says that CMA pages can't be pinned" said 'CMA pages refuse long-term pins' source=cma
 check "takes contig memory once, at load" takes MemFree source=contig

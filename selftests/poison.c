@@ -89,7 +89,7 @@ FIXTURE_SETUP(poison)
 	if (!(self->base.caps & RUST_BUDDY_CAP_STRUCT_PAGE))
 		SKIP(return, "the kernel does not mark the pages of a reserved range");
 	if (self->base.free + self->base.hwpoisoned != self->base.size)
-		SKIP(return, "somebody has buffers");
+		SKIP(return, "the pool is in use");
 	ASSERT_EQ(0, sigaction(SIGBUS, &action, NULL));
 }
 
@@ -133,7 +133,7 @@ static bool only_lost(const uint64_t *map, uint64_t size, uint64_t bad)
 	return true;
 }
 
-TEST_F(poison, what_is_free_is_given_to_nobody)
+TEST_F(poison, free_page_is_not_allocated)
 {
 	uint64_t at, pages = 0, bytes, handle;
 	struct rust_buddy_alloc one = { 0 };
@@ -168,7 +168,7 @@ TEST_F(poison, what_is_free_is_given_to_nobody)
 	EXPECT_EQ(-EBUSY, rb_reserve(self->fd, at, at + KiB(4), 0, "bad", &handle));
 }
 
-TEST_F(poison, what_a_buffer_has_is_hidden_and_kept)
+TEST_F(poison, page_of_a_buffer_is_hidden_and_kept)
 {
 	struct rust_buddy_pool_info pool;
 	uint64_t bad = KiB(340);

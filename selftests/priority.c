@@ -65,7 +65,7 @@ static bool pressure(int fd, int timeout)
 /*
  * Low priority stops at the low watermark, normal priority at min. High priority takes everything.
  */
-TEST_F_TIMEOUT(priority, who_may_have_how_much, SLOW)
+TEST_F_TIMEOUT(priority, watermark_of_each_priority, SLOW)
 {
 	struct rust_buddy_pool_info pool;
 	uint64_t got;

@@ -55,7 +55,7 @@ FIXTURE_SETUP(term)
 
 	OPEN_OR_SKIP(self->fd, RB_DEV_PHYS);
 	if (!ms)
-		SKIP(return, "RB_QUARANTINE_MS does not say what quarantine_ms is");
+		SKIP(return, "RB_QUARANTINE_MS has to be the parameter quarantine_ms");
 	self->ms = atoi(ms);
 	ASSERT_EQ(0, rb_pool_info(self->fd, 0, &self->before));
 	ASSERT_EQ(0ULL, self->before.quarantined);
@@ -101,7 +101,7 @@ static bool comes_back(FIXTURE_DATA(term) *self)
 	return until_empty(self->fd, 5000) != ~0ULL;
 }
 
-TEST_F(term, what_was_not_pinned_is_back_at_once)
+TEST_F(term, memory_without_pin_is_free_at_once)
 {
 	struct rust_buddy_alloc buf;
 	int fd = rb_open(RB_DEV_PHYS);
@@ -113,7 +113,7 @@ TEST_F(term, what_was_not_pinned_is_back_at_once)
 	EXPECT_EQ(0ULL, quarantined(self->fd));
 }
 
-TEST_F(term, what_was_unpinned_is_back_at_once)
+TEST_F(term, unpinned_memory_is_free_at_once)
 {
 	struct rust_buddy_alloc buf;
 	uint64_t address;
@@ -128,7 +128,7 @@ TEST_F(term, what_was_unpinned_is_back_at_once)
 	EXPECT_EQ(0ULL, quarantined(self->fd));
 }
 
-TEST_F_TIMEOUT(term, what_was_pinned_waits, SLOW)
+TEST_F_TIMEOUT(term, pinned_memory_waits, SLOW)
 {
 	struct rust_buddy_alloc buf, at = { .size = SIZE, .flags = RUST_BUDDY_ALLOC_AT };
 	struct rust_buddy_compact compact;
@@ -282,7 +282,7 @@ static void __attribute__((__noreturn__)) start_transfer(struct pci_dev *edu, in
  * has the rest of the pool, and tries to allocate the dead client's memory, too. All that it gets
  * stays zero.
  */
-TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
+TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_no_client, SLOW)
 {
 	struct rust_buddy_alloc buf, all[64];
 	struct pci_dev edu;
@@ -327,7 +327,7 @@ TEST_F_TIMEOUT(term, a_dead_clients_device_reaches_nobody, SLOW)
 	ASSERT_EQ(1, read(ready[0], &c, 1));
 	ASSERT_EQ(0, kill(pid, SIGKILL));
 	ASSERT_EQ(128 + SIGKILL, verdict(pid));
-	if (!rb_alloc(self->fd, KiB(4), 0, "what was the other's", &all[n]))
+	if (!rb_alloc(self->fd, KiB(4), 0, "dead client's", &all[n]))
 		n++;
 	/* The transfer must still run, since the test proves nothing if it ended before. */
 	EXPECT_EQ((uint32_t)EDU_RUN, pci_read32(&edu, EDU_DMA_COMMAND) & EDU_RUN);

@@ -52,7 +52,7 @@ static uint32_t taken_at(int fd, uint64_t at, uint64_t size)
 	return 0;
 }
 
-TEST_F(reserve, nobody_gets_it)
+TEST_F(reserve, is_not_allocated)
 {
 	uint64_t lo = self->middle + KiB(12), hi = lo + KiB(100), handle;
 
@@ -95,7 +95,7 @@ TEST_F(reserve, it_is_dirty_afterwards)
 }
 
 /* A reservation ends with its file. With RESERVE_PERSIST it stays until it is released. */
-TEST_F(reserve, whose_it_is)
+TEST_F(reserve, lasts_as_long_as_its_file)
 {
 	uint64_t mine, everybodys;
 	char text[256] = "", want[64];

@@ -61,7 +61,7 @@ static void take_all(struct __test_metadata *_metadata, FIXTURE_DATA(slab) * sel
 }
 
 /* The memory of 10 000 objects of 96 bytes, in slabs and as buffers of their own. */
-TEST_F_TIMEOUT(slab, what_it_costs, SLOW)
+TEST_F_TIMEOUT(slab, memory_of_objects, SLOW)
 {
 	struct rust_buddy_alloc buf;
 	uint64_t slabs, plain;

@@ -136,12 +136,12 @@ static const char * const call_name[CALLS] = {
 enum what { CONTENTS, ZERO, CALL, WORKER, COUNTERS, BACK, WHATS };
 
 static const char * const what_name[WHATS] = {
-	[CONTENTS] = "what was written is what is read",
-	[ZERO] = "memory is zero at first sight",
+	[CONTENTS] = "buffers keep their contents",
+	[ZERO] = "new memory is zero",
 	[CALL] = "every call does as documented",
-	[WORKER] = "workers end as they were told and not otherwise",
-	[COUNTERS] = "counters are the sum of what is held",
-	[BACK] = "all is back when nobody holds anything",
+	[WORKER] = "workers end only as they are told",
+	[COUNTERS] = "counters equal the sum of all buffers",
+	[BACK] = "all memory is free when all workers have ended",
 };
 
 enum order { WORK, STAND_STILL, LEAVE };
@@ -316,7 +316,7 @@ static void free_handle(struct buffer *buf)
 	if (buf->pins && one_in(4)) {
 		ret = rb_free(me.fd, buf->req.handle);
 		if (ret != -EBUSY)
-			wrong(CALL, "FREE of what is pinned: %d", ret);
+			wrong(CALL, "FREE of a pinned buffer: %d", ret);
 	}
 	while (buf->pins) {
 		ret = rb_unpin(me.fd, buf->req.handle);
@@ -1215,7 +1215,7 @@ static void show_figures(void)
 static void judge_memory(unsigned int field)
 {
 	if (n_readings < READINGS) {
-		ksft_test_result_skip("%s stays what it was: %zu readings are too few\n",
+		ksft_test_result_skip("%s does not grow: %zu readings are too few\n",
 				      field_name[field], n_readings);
 		return;
 	}
@@ -1223,14 +1223,14 @@ static void judge_memory(unsigned int field)
 	 * kmemleak's records of each object grow too, and KASAN delays the reuse of freed memory.
 	 */
 	if (!access("/sys/kernel/debug/kmemleak", F_OK)) {
-		ksft_test_result_skip("%s stays what it was: here kmemleak tells\n",
+		ksft_test_result_skip("%s does not grow: kmemleak finds leaks here\n",
 				      field_name[field]);
 		return;
 	}
 	ksft_print_msg("%s: at least %ju KiB after the warm-up, %+jd KiB in the last third\n",
 		       field_name[field], (uintmax_t)least(field, warm_up(), third()),
 		       (intmax_t)growth(field));
-	ksft_test_result(growth(field) <= SLACK_KIB, "%s stays what it was, within %d KiB\n",
+	ksft_test_result(growth(field) <= SLACK_KIB, "%s does not grow by more than %d KiB\n",
 			 field_name[field], SLACK_KIB);
 }
 

@@ -560,7 +560,7 @@ static void *exporter(void *arg)
 		while (call(lap, other, RUST_BUDDY_IOC_FREE, &f, anywhere(lap)) == -EFAULT)
 			;
 		if (map != MAP_FAILED) {
-			touch(map, mark(6), "a mapping of what was freed");
+			touch(map, mark(6), "a mapping of a freed buffer");
 			munmap(map, PAGE);
 		}
 	}
@@ -584,11 +584,11 @@ static void *pinner(void *arg)
 		if (!call(lap, phys, RUST_BUDDY_IOC_PIN, &p, where)) {
 			__atomic_add_fetch(&told, 1, __ATOMIC_SEQ_CST);
 			if (!p.hdr.ret && p.address != address)
-				wrong("what is pinned at %#jx is told to be at %#jx",
+				wrong("a buffer that is pinned at %#jx is reported at %#jx",
 				      (uintmax_t)address, (uintmax_t)p.address);
 		}
 		if (below(lap, 4) == 0 && !call(lap, phys, RUST_BUDDY_IOC_MIGRATE, &m, WRITABLE))
-			wrong("what is pinned was moved");
+			wrong("a pinned buffer was moved");
 		add(&board->done[PINNER]);
 	}
 	return NULL;
@@ -787,7 +787,7 @@ FIXTURE_TEARDOWN(tangle)
 	close(self->watch);
 }
 
-TEST_F_TIMEOUT(tangle, nobody_else_is_reached, LONGEST)
+TEST_F_TIMEOUT(tangle, victim_is_not_reached, LONGEST)
 {
 	const double seconds = env_number("RB_TANGLE_SECONDS", 10);
 	uint64_t before = audit_faults();

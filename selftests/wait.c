@@ -189,7 +189,7 @@ TEST_F(full, nothing_to_wait_for)
 	close(fd);
 }
 
-TEST_F(full, the_last_wish_counts)
+TEST_F(full, the_last_request_counts)
 {
 	WISH(self->fd, 2 * SLOT);
 	WISH(self->fd, SLOT);
@@ -203,7 +203,7 @@ TEST_F(full, the_last_wish_counts)
 	EXPECT_EQ(0, ask(self->fd, 2 * SLOT, WAIT));
 }
 
-TEST_F(full, what_ends_a_wish)
+TEST_F(full, end_of_a_request)
 {
 	struct rust_buddy_alloc req = { .size = SLOT, .flags = WAIT, .reserved = 1 };
 
@@ -274,7 +274,7 @@ static int events(int ep, int timeout)
 	EXPECT_EQ((n), events(ep, 0));						\
 } while (0)
 
-TEST_F(full, only_what_fits_wakes)
+TEST_F(full, wakes_only_for_a_fit)
 {
 	struct rust_buddy_alloc req = { .flags = WAIT | AT };
 	int ep, i;
@@ -334,7 +334,7 @@ TEST_F(full, only_what_fits_wakes)
 	close(ep);
 }
 
-TEST_F(full, only_what_is_aligned_wakes)
+TEST_F(full, wakes_only_for_an_aligned_fit)
 {
 	struct rust_buddy_alloc req = { .size = SLOT, .align = MiB(1), .flags = WAIT };
 	struct rust_buddy_pool_info pool;

@@ -74,7 +74,7 @@ static void *sight(struct __test_metadata *_metadata, int fd, const struct rust_
 
 	ASSERT_TRUE(mem != MAP_FAILED);
 	EXPECT_TRUE(zeroed(mem, req->granted))
-		TH_LOG("%ju bytes of somebody else's", (uintmax_t)req->granted);
+		TH_LOG("%ju bytes that are not zero", (uintmax_t)req->granted);
 	return mem;
 }
 
@@ -132,7 +132,7 @@ TEST_F(zero, in_pieces)
 }
 
 /* The bytes beyond the requested size are zero, too. */
-TEST_F(zero, beyond_what_was_asked_for)
+TEST_F(zero, beyond_the_requested_size)
 {
 	static const uint32_t flags[] = { 0, RUST_BUDDY_ALLOC_EXACT };
 	const uint64_t sizes[] = { 1, self->unit - 1, self->unit + 1, 5 * self->unit,

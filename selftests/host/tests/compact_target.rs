@@ -70,7 +70,7 @@ fn full_blocks_come_last() {
 
 /// Values that would overflow yield no target.
 #[test]
-fn no_such_blocks() {
+fn invalid_values_have_no_target() {
     let none = |_| BlockUsage::default();
     let never = |_| false;
     for (first, end, shift, align) in [

@@ -896,7 +896,7 @@ fn validate_broken(region: Region, free: &[(u64, u64)], first: &[u64]) -> Result
 }
 
 #[test]
-fn validation_sees_what_is_broken() {
+fn validation_finds_each_fault() {
     // The storage of one tree: a word for the smallest blocks, and a word for the larger ones, of
     // which the 32 blocks of order 1 come first. Then a word for each order, with a bit for each
     // tree that has a block of that order or more.

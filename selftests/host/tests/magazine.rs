@@ -207,7 +207,7 @@ fn each_unit_is_counted_once() {
 }
 
 #[test]
-fn what_another_frees_is_not_lost() {
+fn block_freed_by_another_cpu_is_not_lost() {
     loom::model(|| {
         let pool = Pool::new(4, 2, 1);
         let run = pool.alloc(0, order(0)).unwrap();
@@ -226,7 +226,7 @@ fn what_another_frees_is_not_lost() {
 }
 
 #[test]
-fn nobody_is_refused_for_what_is_at_hand() {
+fn cached_blocks_refuse_no_request() {
     loom::model(|| {
         let pool = Pool::new(2, 2, 2);
         let run = pool.alloc(0, order(0)).unwrap();
@@ -248,7 +248,7 @@ fn nobody_is_refused_for_what_is_at_hand() {
 }
 
 #[test]
-fn who_waits_gets_what_is_freed() {
+fn waiter_gets_the_freed_block() {
     loom::model(|| {
         let pool = Pool::new(2, 2, 2);
         let run = pool.alloc(0, order(0)).unwrap();
@@ -266,7 +266,7 @@ fn who_waits_gets_what_is_freed() {
 }
 
 #[test]
-fn two_who_count_do_not_open_for_each_other() {
+fn two_counters_do_not_open_for_each_other() {
     loom::model(|| {
         let pool = Pool::new(2, 1, 2);
         let run = pool.alloc(0, order(0)).unwrap();
@@ -295,7 +295,7 @@ fn about_to_spill() -> (Arc<Pool>, Run) {
 }
 
 #[test]
-fn what_is_in_the_depot_is_counted() {
+fn blocks_in_the_depot_are_counted() {
     loom::model(|| {
         let (pool, last) = about_to_spill();
         let other = pool.clone();
@@ -310,7 +310,7 @@ fn what_is_in_the_depot_is_counted() {
 }
 
 #[test]
-fn who_waits_gets_what_is_in_the_depot() {
+fn waiter_gets_blocks_of_the_depot() {
     loom::model(|| {
         let (pool, last) = about_to_spill();
         let other = pool.clone();
@@ -476,7 +476,7 @@ fn an_empty_one_is_filled_and_a_full_one_emptied_a_little() {
 }
 
 #[test]
-fn what_one_frees_and_another_allocates_passes_the_allocator_by() {
+fn depot_passes_blocks_between_cpus() {
     let mut state = State::new(1 << 12, 1 << 10);
     let (frees, allocates) = (Cpu::new(1 << 10), Cpu::new(1 << 10));
     let mut out: Vec<Run> = (0..1024)
@@ -505,7 +505,7 @@ fn what_one_frees_and_another_allocates_passes_the_allocator_by() {
 }
 
 #[test]
-fn what_goes_to_the_depot_comes_back_when_all_are_shut() {
+fn depot_is_drained_with_the_magazines() {
     let mut state = State::new(1 << 12, 1 << 10);
     let mine = Cpu::new(1 << 10);
     for _ in 0..2 {

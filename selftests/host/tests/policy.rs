@@ -52,7 +52,7 @@ fn play(moody: bool, region: [u32; 4], tags: &[u8], spread: u8, ops: &[[u32; 6]]
 }
 
 #[test]
-fn joins_only_what_the_tags_let() {
+fn joins_only_as_the_tags_permit() {
     let ops = vec(any::<[u32; 6]>(), 0..150);
     let tags = vec(0_u8..4, 1..150);
     let input = (any::<[u32; 4]>(), tags, 0_u8..4, ops);

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_equal_is_one_point() {
+    fn equal_times_are_one_point() {
         assert_eq!(longer_than(&[7; 100]).len(), 1);
         assert!(longer_than(&[]).is_empty());
     }

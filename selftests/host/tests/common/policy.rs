@@ -376,7 +376,7 @@ impl Bench {
             ensure!(
                 self.core.free_units_in(unit, block) == 0
                     && self.core.free_units_in(block, end) == end - block,
-                "[{block}, {end}) is not what is free from {unit} on"
+                "[{block}, {end}) is not the next free block from {unit} on"
             );
             free_units += end - block;
             unit = end;

@@ -293,7 +293,7 @@ impl Script {
         let (base, len, largest) = (bench.core.base(), bench.core.len(), bench.core.max_order());
         ensure!(
             Region::new(base, len) == region && Some(largest) == bench.core.largest_free(),
-            "[{base}, +{len}), largest {largest:?}, is not what was asked for"
+            "[{base}, +{len}), largest {largest:?}, is not as requested"
         );
         for (i, act) in self.acts.iter().enumerate() {
             // Compares everything now and then. A fault persists, so it is found later.
