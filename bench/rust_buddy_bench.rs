@@ -695,8 +695,8 @@ impl kernel::Module for Bench {
         // SAFETY: `faux` is not null, so it points to a registered device. Only its address is
         // computed.
         let device = unsafe { &raw mut (*faux.as_ptr()).dev };
-        // SAFETY: `device` is registered, no driver is bound to it, and so no other thread accesses
-        // the two masks.
+        // SAFETY: `device` is valid, and no driver is bound to it, so no other thread accesses its
+        // two masks.
         unsafe {
             (*device).coherent_dma_mask = u64::MAX;
             (*device).dma_mask = &raw mut (*device).coherent_dma_mask;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# KTAP for tests that are shell scripts. A script sources this file, calls `plan N`, then one `check
-# NAME COMMAND...` for each test, which passes if COMMAND exits with 0, and `finish`.
+# KTAP for tests that are shell scripts. A script sources this file and calls `plan N`. Then it
+# calls `check NAME COMMAND...` for each test, which passes if COMMAND exits with 0, and `finish`.
 
 ktap_seen=0
 ktap_bad=0

@@ -9,9 +9,7 @@
  * and the threads must not see any of it.
  *
  * RB_TANGLE_SECONDS=n  (default 10)
- *
  * RB_TANGLE_HANDS=n    only the threads with a bit in it, in the order of enum hand
- *
  * RB_TANGLE_SEED=n     the random numbers of each thread; the interleaving still varies
  *
  * With the audit (see docs/testing.md) its findings count, too.

@@ -54,7 +54,7 @@ fn create(fd: c_int, config: &CacheConfig, name: &str) -> Result<Box<ObjectCache
             reason: 0,
         });
     }
-    // SAFETY: `fd` is not negative, and so not -1. It is only duplicated, by a system call that
+    // SAFETY: `fd` is not negative, so it is not -1. It is only duplicated, by a system call that
     // fails with `EBADF` if it is not open.
     let device = Device::of(unsafe { BorrowedFd::borrow_raw(fd) })?;
     let config = Config {
@@ -68,6 +68,8 @@ fn create(fd: c_int, config: &CacheConfig, name: &str) -> Result<Box<ObjectCache
     Ok(Box::new(ObjectCache::new(&device, &config)?))
 }
 
+/// Creates a cache. Returns null and sets errno on an error.
+///
 /// # Safety
 ///
 /// `config` must point to a valid `struct rb_cache_config`. Its name must be null or point to a
@@ -98,6 +100,8 @@ pub unsafe extern "C" fn rb_cache_create(
     }
 }
 
+/// Allocates an object. Returns 0 or a negative errno.
+///
 /// # Safety
 ///
 /// `cache` must come from [`rb_cache_create`] and not be destroyed, and no other thread may use it
@@ -127,6 +131,8 @@ pub unsafe extern "C" fn rb_cache_alloc(cache: *mut ObjectCache, object: *mut CO
     0
 }
 
+/// Frees an object. Returns 0, or `-EINVAL` if it is not allocated.
+///
 /// # Safety
 ///
 /// `cache` must come from [`rb_cache_create`] and not be destroyed, and no other thread may use it
@@ -142,6 +148,8 @@ pub unsafe extern "C" fn rb_cache_free(cache: *mut ObjectCache, object: *const C
     }
 }
 
+/// Writes the numbers of objects, slabs and bytes to `counts`.
+///
 /// # Safety
 ///
 /// `cache` must come from [`rb_cache_create`] and not be destroyed, and no other thread may use it
@@ -161,6 +169,8 @@ pub unsafe extern "C" fn rb_cache_get_stats(cache: *const ObjectCache, counts: *
     };
 }
 
+/// Frees the cache with all of its objects. Does nothing for null.
+///
 /// # Safety
 ///
 /// `cache` must be null, or come from [`rb_cache_create`] and not be destroyed. It must not be used
