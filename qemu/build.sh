@@ -30,7 +30,7 @@ build() {
 			$KBUILD_ARGS modules
 		;;
 	esac
-	client || echo "no client library: cargo can't build it, and what tests it is left out"
+	client || echo "no client library: cargo can't build it, and its tests are left out"
 	"$here/enter.sh" make -C "$RB_TOP/selftests" KSRC="$kdir" OUTPUT="$out/selftests" \
 		CLIENT="$out/client/release" all
 	# The kernel's own test of dma-heaps, built from the source tree if its headers are there.

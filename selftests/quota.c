@@ -388,8 +388,8 @@ TEST_F_TIMEOUT(quota, windows_leave_room, SLOW)
 	EXPECT_EQ(-EDQUOT, err);
 	EXPECT_EQ((__u32)RUST_BUDDY_REASON_USER_QUOTA, low->hdr.reason);
 	/*
-	 * A client gets a third of the offsets. A third remains for its user, and a third for all
-	 * users.
+	 * A client gets a third of the offsets. A third remains for its user, and a third for
+	 * other users.
 	 */
 	EXPECT_GE(offsets / 3 / size, n);
 	EXPECT_LE(offsets / 4 / size, n);
