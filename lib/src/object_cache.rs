@@ -184,14 +184,18 @@ impl ObjectCache {
 
     fn place(&self, object: &Object) -> Option<(&Buffer, usize)> {
         let backed = self.slabs.get(object.slab as usize)?.as_ref()?;
+        // An object of another cache can have an index that this layout does not have.
+        if object.index >= self.layout.objects() {
+            return None;
+        }
         Some((&backed.buffer, self.layout.offset(object.index) as usize))
     }
 
     /// Returns the object's address in this process.
     pub fn memory(&self, object: &Object) -> Option<NonNull<u8>> {
         let (buffer, at) = self.place(object)?;
-        // SAFETY: `alloc()` only returns indexes of the layout, which keeps each object inside its
-        // slab. The slab's buffer is mapped as long as the cache has it.
+        // SAFETY: `place()` has checked that the index is one of the layout, which keeps each object
+        // inside its slab. The slab's buffer is mapped as long as the cache has it.
         Some(unsafe { buffer.memory().add(at) })
     }
 
