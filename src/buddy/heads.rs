@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The second index over a level's trees: where a block of exactly one rank starts on a boundary.
+//! The second index over a level's trees. It finds blocks of exactly one rank that start on a
+//! boundary.
 //!
-//! The index of a [`Level`](super::level::Level) finds the trees that have a block of some rank
-//! *or more*, on any boundary. That is not enough for two kinds of request: those aligned to more
-//! than their size, and those that may not split large blocks. Neither may look at every tree.
+//! The index of a [`Level`](super::level::Level) finds the trees that have a block of some rank *or
+//! more*, on any boundary. That is not enough for two kinds of request: those aligned to more than
+//! their size, and those that may not split large blocks. Neither may take the time to read every
+//! tree.
 //!
-//! An *item* is 2^[`TREE_SHIFT`] neighbouring trees. For each item, rank and alignment there is a
-//! bit: the item has a free block of that rank that starts on a boundary of that alignment or more.
-//! The bits of 64 items for one rank and alignment are a word. Above that, an item is 64 items
-//! below, with the alignments that it can have beside theirs. An item's start is as aligned as the
-//! item is large, so no item needs to know of larger alignments: its own number says the rest.
+//! An *item* is 2^[`TREE_SHIFT`] neighbouring trees. There is a bit for each item, rank and
+//! alignment. It is set if the item has a free block of that rank that starts on a boundary of that
+//! alignment or more. The bits of 64 items for one rank and alignment are a word. One height up, an
+//! item is 64 items of the height below, and can have six more alignments. An item's start is as
+//! aligned as the item is large. So an item stores no larger alignments: they follow from its
+//! number.
 //!
-//! Most operations ask for none of this. So only one tree a level, the *pending* one, may differ
-//! from what the bits say; its words as of then are kept beside it. Changing another tree, or a
-//! search, brings the bits up to date first. A block that is taken and given back costs one
-//! comparison.
+//! Most operations do not use this index. So it is updated lazily: one tree of each level, the
+//! *pending* tree, may differ from it. The level keeps a copy of that tree's words as the index
+//! knows them. A change of another tree, or a search, first updates the index. A block that is
+//! taken and freed again costs one comparison.
 
 use super::{
     count_words,
@@ -25,7 +28,7 @@ use super::{
     }, //
 };
 
-/// An item at the lowest height is 2^this trees.
+/// The binary logarithm of the trees in an item of the lowest height.
 pub(super) const TREE_SHIFT: u32 = 4;
 
 const WORD_BITS: u32 = u64::BITS;
@@ -33,62 +36,66 @@ const WORD_SHIFT: u32 = WORD_BITS.ilog2();
 /// 2^30 units are in 2^20 items, or in one more.
 const MAX_HEIGHTS: usize = 4;
 
-/// Where the words of the index lie among those that all levels share.
+/// The position of the index among the words that all levels share.
 ///
-/// Items have absolute numbers: boundaries are absolute, too.
+/// Items have absolute numbers, as boundaries are absolute.
 ///
 /// # Invariants
 ///
-/// The words of `height` start at `index[height]`. Each group of 64 items with one of the level has
-/// `planes(height)` of them.
+/// The words of `height` start at `index[height]`. Each group of 64 items that has an item of the
+/// level has `planes(height)` words.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Heads {
-    /// The first item at the lowest height.
+    /// The first item of the level at the lowest height.
     first: u64,
-    /// The last one.
+    /// The last item of the level at the lowest height.
     last: u64,
-    /// None if the level has two items at most, which are as well looked through.
+    /// The number of heights. It is 0 if the level has at most two items, which are cheaper to read
+    /// than an index.
     heights: u8,
     index: [u32; MAX_HEIGHTS],
 }
 
-/// What kind of block is looked for on a level.
+/// The kind of block that a search on one level looks for.
 #[derive(Clone, Copy)]
 pub(super) struct BlockSpec {
-    /// The smallest rank that will do.
+    /// The smallest rank that fits.
     pub(super) least: u32,
-    /// The largest.
+    /// The largest rank that fits.
     pub(super) most: u32,
-    /// Its start is a multiple of 2^this leaves, where that is more than its rank.
+    /// The binary logarithm of the alignment of its start, in leaves. It counts only if it is more
+    /// than the rank.
     pub(super) align: u32,
 }
 
 impl BlockSpec {
-    /// Says whether any block of the least rank or more will do.
+    /// Returns whether any block of the least rank or more fits.
     #[inline]
     pub(super) fn is_plain(&self) -> bool {
         self.align <= self.least && self.most == RANKS - 1
     }
 }
 
-/// The largest alignment, in leaves as a power of two, that items of a height tell apart.
+/// Returns the largest alignment, as a binary logarithm in leaves, that items of a height
+/// distinguish.
 fn cap(height: u8) -> u32 {
     RANKS + TREE_SHIFT + WORD_SHIFT * u32::from(height)
 }
 
-/// Words of a group of 64 items: one for each rank and alignment from that of the rank on.
+/// Returns the words of a group of 64 items: one for each rank, and for each alignment from that
+/// rank on.
 fn planes(height: u8) -> u32 {
     plane(height, RANKS, RANKS)
 }
 
-/// The number of the word for `rank` and `align` in its group.
+/// Returns the number of the word for `rank` and `align` in its group.
 fn plane(height: u8, rank: u32, align: u32) -> u32 {
     rank * (cap(height) + 1) - rank * rank.saturating_sub(1) / 2 + (align - rank)
 }
 
 impl Heads {
-    /// Lays out the index over the items `first` to `last`, from word `next` on, and says which
-    /// word comes after it.
+    /// Lays out the index over the items `first` to `last`, from word `next` on. Returns it with
+    /// the first word after it.
     pub(super) fn layout(first: u64, last: u64, mut next: u32) -> (Self, u32) {
         let mut heads = Self {
             first,
@@ -102,7 +109,7 @@ impl Heads {
         for (height, index) in (0..).zip(heads.index.iter_mut()) {
             (from, to) = (from >> WORD_SHIFT, to >> WORD_SHIFT);
             *index = next;
-            // CAST: At most 2^14 + 1 groups.
+            // CAST: There are at most 2^14 + 1 groups.
             next += planes(height) * (to - from + 1) as u32;
             heads.heights += 1;
             if to - from < 2 {
@@ -113,8 +120,8 @@ impl Heads {
         (heads, next)
     }
 
-    /// The first item, at or after `from`, with a block as `spec` says. Where there is no index,
-    /// any item may have one.
+    /// Returns the first item, at or after `from`, with a block that matches `spec`. Without an
+    /// index, any item may have one.
     pub(super) fn next(&self, words: &[u64], from: u64, spec: &BlockSpec) -> Option<u64> {
         let mut item = from.max(self.first);
         if self.heights == 0 {
@@ -127,16 +134,16 @@ impl Heads {
             if rest != 0 {
                 return self.descend(words, height, group, rest, spec, u64::trailing_zeros);
             }
-            // Nothing more in this group: go on after it, one height up.
+            // The search continues after this group, one height up.
             item = group + 1;
         }
-        // The other group of the highest.
+        // The highest height has at most two groups; this is the other one.
         let top = self.heights - 1;
         let rest = self.matching(words, top, item, spec);
         self.descend(words, top, item, rest, spec, u64::trailing_zeros)
     }
 
-    /// The last item, at or before `from`, with a block as `spec` says.
+    /// Returns the last item, at or before `from`, with a block that matches `spec`.
     pub(super) fn prev(&self, words: &[u64], from: u64, spec: &BlockSpec) -> Option<u64> {
         let top_bit = |word: u64| word.checked_ilog2().unwrap_or(0);
         let mut item = from.min(self.last);
@@ -157,8 +164,8 @@ impl Heads {
         self.descend(words, top, item, rest, spec, top_bit)
     }
 
-    /// From the items `rest` of a group at `height` down to the item at the lowest height that
-    /// `pick` chooses in each word.
+    /// Descends from the items `rest` of a group at `height` to an item of the lowest height.
+    /// `pick` chooses the bit in each word.
     fn descend(
         &self,
         words: &[u64],
@@ -183,11 +190,11 @@ impl Heads {
         }
     }
 
-    /// The items of a group that have a block as `spec` says.
+    /// Returns the items of a group that have a block that matches `spec`.
     fn matching(&self, words: &[u64], height: u8, group: u64, spec: &BlockSpec) -> u64 {
         let cap = cap(height);
-        // Where the alignment is more than an item's size, its block must start where it starts,
-        // and the item on the boundary.
+        // If the alignment is more than an item's size, the block has to start where the item
+        // starts, and the item has to be on the boundary.
         let over = spec.align.saturating_sub(cap);
         let beyond = over.saturating_sub(WORD_SHIFT);
         if group & ((1 << beyond.min(u64::BITS - 1)) - 1) != 0 {
@@ -208,17 +215,17 @@ impl Heads {
         found & stride(over)
     }
 
-    /// Says whether `item` has a block of `rank` on a boundary of `align`.
+    /// Returns whether `item` has a block of `rank` on a boundary of `align`.
     pub(super) fn has(&self, words: &[u64], item: u64, rank: u32, align: u32) -> bool {
         let word = self.word(words, 0, item >> WORD_SHIFT, plane(0, rank, align));
         (word >> (item % u64::from(WORD_BITS))) & 1 != 0
     }
 
-    /// Puts into the index that the largest alignment of the blocks of `rank` in `item` was
-    /// `before` and is `now`.
+    /// Updates the index after the largest alignment of the blocks of `rank` in `item` changed from
+    /// `before` to `now`.
     ///
-    /// Only the words of the alignments between these two change. Above an item, a word changes
-    /// only if the one below it does.
+    /// Only the words of the alignments between these two change. At a greater height, a word
+    /// changes only if the one below it does.
     pub(super) fn refresh(
         &self,
         words: &mut [u64],
@@ -259,7 +266,8 @@ impl Heads {
                 break;
             };
             from = first;
-            // Which items above are on a larger boundary follows from that word.
+            // The word of the largest alignment also determines the alignments that only the items
+            // above have.
             to = match last == cap(height) {
                 true => cap(height + 1),
                 false => last,
@@ -268,13 +276,14 @@ impl Heads {
         }
     }
 
-    /// Has any item of a group a block of `rank` on a boundary of `align`?
+    /// Returns whether any item of a group has a block of `rank` on a boundary of `align`.
     fn below(&self, words: &[u64], height: u8, group: u64, rank: u32, align: u32) -> bool {
         let plane = plane(height, rank, align.min(cap(height)));
         self.word(words, height, group, plane) & stride(align.saturating_sub(cap(height))) != 0
     }
 
-    /// Does the index say what `align` says of the items? For validation; reads all of `rank`.
+    /// Returns whether the index agrees with `align`, the largest alignment in each item. For
+    /// validation; reads all words of `rank`.
     pub(super) fn holds(
         &self,
         words: &[u64],
@@ -298,18 +307,18 @@ impl Heads {
         })
     }
 
-    /// Is there an index at all?
+    /// Returns whether there is an index.
     pub(super) fn is_there(&self) -> bool {
         self.heights > 0
     }
 
-    /// Where a group's word is, if it is one of the level's.
+    /// Returns the position of a group's word, if the group is one of the level's.
     fn place(&self, height: u8, group: u64, plane: u32) -> Option<usize> {
         let shift = WORD_SHIFT * (u32::from(height) + 1);
         let number = group.checked_sub(self.first >> shift)?;
         let start = self.index.get(usize::from(height))?;
         (group <= self.last >> shift)
-            // CAST: At most 2^14 groups, and u32 fits usize wherever there is a kernel with an MMU.
+            // CAST: There are at most 2^14 groups, and u32 fits usize in every kernel with an MMU.
             .then(|| (start + planes(height) * number as u32 + plane) as usize)
     }
 

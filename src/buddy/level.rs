@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A level: its trees, side by side, and an index to find the right one at once.
+//! A level of trees, side by side, and an index that finds the right tree.
 //!
-//! The index knows for each [tree] and rank whether it has a free block of that rank *or more*: a
-//! bit each. The bits of 64 trees for one rank are a word, and so finding the lowest tree with a
-//! block that is large enough is a look at one word. Above that, a bit says whether a word below is
-//! not zero, and so on until one word a rank is left. The words of one group of 64, a word for each
-//! of the six ranks, lie together.
+//! The index has a bit for each [tree] and rank. The bit is set if the tree has a free block of
+//! that rank *or more*. The bits of 64 trees for one rank are a word. So one word shows the lowest
+//! of 64 trees with a block that is large enough. One height up, a bit says whether a word of the
+//! height below is not zero. The highest height has one word a rank. The words of a group of 64,
+//! one for each of the six ranks, are adjacent.
 //!
-//! A tree's bits change only when its largest block does: most blocks come and go without.
+//! A tree's bits change only when the rank of its largest block does. Most allocations and frees
+//! change none.
 //!
-//! A [`Level`] is only the layout; the words belong to the caller and are passed to each call, so
-//! that all levels share one slice.
+//! A [`Level`] is the layout only. The caller owns the words and passes them to each call, so that
+//! all levels share one slice.
 
 use super::{
     count_words,
@@ -30,17 +31,18 @@ use core::cell::Cell;
 
 const WORD_BITS: u32 = u64::BITS;
 const WORD_SHIFT: u32 = WORD_BITS.ilog2();
-/// 2^30 units are in 2^24 trees, which are 64^4, or in one more where they start anywhere.
+/// 2^30 units are in 2^24 trees, which are 64^4. A region with an unaligned start has one more.
 const MAX_HEIGHTS: usize = 5;
 
-/// Where trees and index lie in the words that all levels share.
+/// The layout of the trees and the index in the words that all levels share.
 ///
 /// # Invariants
 ///
 /// The trees start at word `first` and have two words each. Height `h` of the index starts at word
-/// `index[h]` and has six words for each 64 of what is below; the highest of the `heights` has six
-/// in all. Two words from `known` on are those of the pending tree (see [`Heads`]) as `heads` knows
-/// them. Of all other trees `heads` knows the words that they have.
+/// `index[h]`. It has six words for each 64 trees, or for each 64 groups of the height below. The
+/// highest of the `heights` has six words in all. The two words from `known` on are the pending
+/// tree (see [`Heads`]) as `heads` knows it. For all other trees, `heads` agrees with the words
+/// that they have.
 #[derive(Default)]
 pub(super) struct Level {
     /// A leaf is 2^`shift` units.
@@ -51,22 +53,23 @@ pub(super) struct Level {
     first: u32,
     heights: u8,
     index: [u32; MAX_HEIGHTS],
-    /// The number of the pending tree. Changes with the words, under the owner's `&mut`.
+    /// The number of the pending tree. It changes with the words, under the owner's `&mut`.
     pending: Cell<u32>,
     known: u32,
     heads: Heads,
 }
 
-/// A leaf of a level, counted from the first tree's first, and beyond the last one for what is not
-/// in the level.
+/// A leaf of a level, counted from the first leaf of the first tree. A number beyond the last leaf
+/// stands for a place outside the level.
 pub(super) type Leaf = u32;
 
 impl Level {
-    /// Lays out the trees that have the units `[start, end)` (at least one, at most 2^30) with
-    /// leaves of 2^`shift`, from word `first` on, and says which word comes after it.
+    /// Lays out the trees for the units `[start, end)` with leaves of 2^`shift` units, from word
+    /// `first` on. Returns the level with the first word after it. There have to be 1 to 2^30
+    /// units.
     pub(super) fn layout(shift: u32, start: u64, end: u64, first: u32) -> (Self, u32) {
         let tree = start >> (shift + RANKS);
-        // CAST: At most 2^24 + 1.
+        // CAST: There are at most 2^24 + 1 trees.
         let trees = (((end - 1) >> (shift + RANKS)) - tree + 1) as u32;
         let mut level = Self {
             shift,
@@ -86,42 +89,42 @@ impl Level {
                 break;
             }
         }
-        // INVARIANT: The loop stopped where one group holds all: five heights are enough.
+        // INVARIANT: The loop has ended at a height with one group: five heights are enough.
         level.known = next;
         let (first, last) = (level.item(0), level.item(trees - 1));
-        // INVARIANT: All words are zero in the beginning: nothing is free, and the first tree is
-        // the pending one.
+        // INVARIANT: All words start as zero, so no block is free, and the first tree is the
+        // pending one.
         (level.heads, next) = Heads::layout(first, last, next + 2);
         (level, next)
     }
 
-    /// A leaf is 2^this units.
+    /// Returns the binary logarithm of the units in a leaf.
     #[inline]
     pub(super) fn shift(&self) -> u32 {
         self.shift
     }
 
-    /// The leaf with `unit` in it.
+    /// Returns the leaf that holds `unit`.
     #[inline]
     pub(super) fn leaf(&self, unit: u64) -> Leaf {
-        // What is below the first one wraps to what is far above the last one.
+        // A unit before the first leaf wraps to a number far above the last leaf.
         Leaf::try_from(unit.wrapping_sub(self.origin) >> self.shift).unwrap_or(Leaf::MAX)
     }
 
-    /// The first leaf that starts at or after `unit`.
+    /// Returns the first leaf that starts at or after `unit`.
     #[inline]
     pub(super) fn leaf_after(&self, unit: u64) -> Leaf {
         let leaves = unit.saturating_sub(self.origin).div_ceil(1 << self.shift);
         Leaf::try_from(leaves).unwrap_or(Leaf::MAX)
     }
 
-    /// The first unit of `leaf`.
+    /// Returns the first unit of `leaf`.
     #[inline]
     pub(super) fn unit(&self, leaf: Leaf) -> u64 {
         self.origin + (u64::from(leaf) << self.shift)
     }
 
-    /// The tree with `leaf` in it; one without free blocks if there is no such tree.
+    /// Returns the tree that holds `leaf`, or an empty one if `leaf` is outside the level.
     #[inline(always)]
     pub(super) fn tree(&self, words: &[u64], leaf: Leaf) -> Tree {
         let Some(at) = self.start_of(leaf) else {
@@ -132,7 +135,7 @@ impl Level {
         Tree::new([word(at), word(at + 1)])
     }
 
-    /// Adds the block of `rank` at `leaf`.
+    /// Adds the free block of `rank` at `leaf`.
     pub(super) fn insert(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
         let mut tree = self.tree(words, leaf);
         tree.insert(rank, leaf % LEAVES);
@@ -140,7 +143,7 @@ impl Level {
         self.index_set(words, leaf, rank);
     }
 
-    /// Deletes the block of `rank` at `leaf`.
+    /// Removes the free block of `rank` at `leaf`.
     pub(super) fn remove(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
         let mut tree = self.tree(words, leaf);
         tree.remove(rank, leaf % LEAVES);
@@ -148,8 +151,9 @@ impl Level {
         self.index_clear(words, leaf, tree, rank);
     }
 
-    /// Frees the block of `rank` at `leaf`, in `tree`, and joins it as far as may be. Returns the
-    /// rank that it then has: that of a whole tree, if it is one level up that it goes on.
+    /// Frees the block of `rank` at `leaf`, in `tree`, and joins it as far as `may_join` permits.
+    /// Returns the rank of the result. If that is [`RANKS`], the whole tree is free, and the caller
+    /// adds it one level up.
     #[inline(always)]
     pub(super) fn free(
         &self,
@@ -172,7 +176,7 @@ impl Level {
         into
     }
 
-    /// The lowest group of 64 trees in which one has a block of `rank` or more.
+    /// Returns the lowest group of 64 trees in which a tree has a block of `rank` or more.
     #[inline(always)]
     fn lowest_group(&self, words: &[u64], rank: u32) -> Option<u32> {
         let mut group = 0;
@@ -186,8 +190,8 @@ impl Level {
         Some(group)
     }
 
-    /// The first leaf of a tree that has a block of `rank` or more: in the lowest group of 64 that
-    /// has one, the lowest that has none of a larger rank, or else just the lowest.
+    /// Returns the first leaf of a tree that has a block of `rank` or more, in the lowest group of
+    /// 64 that has one. Prefers the lowest tree that has no block of a larger rank.
     #[inline(always)]
     pub(super) fn lowest(&self, words: &[u64], rank: u32) -> Option<Leaf> {
         let group = self.lowest_group(words, rank)?;
@@ -195,7 +199,7 @@ impl Level {
         if fits == 0 {
             return None;
         }
-        // Of the largest rank none is larger: nothing is left then, and the lowest it is.
+        // No rank is larger than the largest. `tight` is then 0, and the lowest tree is taken.
         let larger = self.word(words, 0, group, (rank + 1).min(RANKS - 1));
         let tight = match fits & !larger {
             0 => fits,
@@ -204,13 +208,14 @@ impl Level {
         Some(((group << WORD_SHIFT) + tight.trailing_zeros()) << RANKS)
     }
 
-    /// The lowest block of the lowest tree that has any, and its rank, if it starts before `unit`.
+    /// Returns the lowest block of the lowest tree that has any, and its rank, if it starts before
+    /// `unit`.
     #[inline(always)]
     pub(super) fn lowest_before(&self, words: &[u64], unit: u64) -> Option<(Leaf, u32)> {
         let group = self.lowest_group(words, 0)?;
         let any = self.word(words, 0, group, 0);
         let start = ((group << WORD_SHIFT) + any.trailing_zeros()) << RANKS;
-        // Mostly it does not.
+        // This is the usual case.
         if any == 0 || self.unit(start) >= unit {
             return None;
         }
@@ -218,8 +223,8 @@ impl Level {
         (self.unit(start + leaf) < unit).then_some((start + leaf, rank))
     }
 
-    /// Allocates a block of `rank` out of the tree with `leaf` in it, of the smallest that it has
-    /// of that rank or more. Returns it, and the rank of the one that was split.
+    /// Allocates a block of `rank` in the tree that holds `leaf`, from its smallest block of that
+    /// rank or more. Returns the first leaf of the block, and the rank of the block that was split.
     #[inline(always)]
     pub(super) fn alloc(&self, words: &mut [u64], leaf: Leaf, rank: u32) -> Option<(Leaf, u32)> {
         let mut tree = self.tree(words, leaf);
@@ -229,7 +234,8 @@ impl Level {
         Some(((leaf & !(LEAVES - 1)) + taken, found))
     }
 
-    /// Of the free block of rank `from` with `leaf` in it, allocates the part of rank `to` there.
+    /// Allocates the part of rank `to` that holds `leaf`, from the free block of rank `from` that
+    /// holds it.
     pub(super) fn alloc_at(&self, words: &mut [u64], leaf: Leaf, from: u32, to: u32) {
         let mut tree = self.tree(words, leaf);
         tree.remove(from, leaf % LEAVES);
@@ -238,8 +244,8 @@ impl Level {
         self.index_clear(words, leaf, tree, from);
     }
 
-    /// A tree whose leaves were taken as one, on the level above, gets all but the part of `rank`
-    /// with `leaf` in it back.
+    /// Frees all of a tree but the part of `rank` that holds `leaf`. The tree was allocated as a
+    /// leaf of the level above.
     pub(super) fn split(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
         let mut tree = Tree::default();
         tree.split(leaf % LEAVES, RANKS, rank);
@@ -251,20 +257,20 @@ impl Level {
         self.tree(words, leaf).contains(rank, leaf % LEAVES)
     }
 
-    /// Are there no blocks so large at all?
+    /// Returns whether the region is too small for blocks of this level.
     #[inline]
     pub(super) fn is_unused(&self) -> bool {
         self.trees == 0
     }
 
-    /// Are there free blocks of `rank` or more on this level?
+    /// Returns whether the level has a free block of `rank` or more.
     #[inline]
     pub(super) fn has(&self, words: &[u64], rank: u32) -> bool {
         let top = self.heights.checked_sub(1);
         top.is_some_and(|top| self.word(words, top, 0, rank) != 0)
     }
 
-    /// The rank of the largest free block.
+    /// Returns the rank of the largest free block.
     pub(super) fn largest(&self, words: &[u64]) -> Option<u32> {
         let top = self.heights.checked_sub(1)?;
         (0..RANKS)
@@ -272,8 +278,8 @@ impl Level {
             .find(|&rank| self.word(words, top, 0, rank) != 0)
     }
 
-    /// The lowest block of `rank`, at or after the one with `leaf` in it and starting before leaf
-    /// `end`. Looks at each tree with blocks of `rank` or more on the way.
+    /// Returns the lowest free block of `rank` that starts before leaf `end`, from the one that
+    /// holds `leaf` on. Reads each tree on the way that has blocks of `rank` or more.
     pub(super) fn next(&self, words: &[u64], leaf: Leaf, end: Leaf, rank: u32) -> Option<Leaf> {
         let mut leaf = leaf;
         while leaf < end {
@@ -286,8 +292,8 @@ impl Level {
         None
     }
 
-    /// Is there a free block in any of the trees with the leaves `[from, to)`, of which there is at
-    /// least one?
+    /// Returns whether the trees that hold the leaves `[from, to)` have a free block. The range has
+    /// to have a leaf.
     #[inline]
     pub(super) fn any_in(&self, words: &[u64], from: Leaf, to: Leaf) -> bool {
         let (first, last) = (from >> RANKS, to.saturating_sub(1) >> RANKS);
@@ -299,8 +305,8 @@ impl Level {
             .is_some_and(|tree| tree <= last)
     }
 
-    /// Does the index say what is in the trees, of blocks of `rank` or more? For validation; reads
-    /// all.
+    /// Returns whether the index agrees with the trees, for blocks of `rank` or more. For
+    /// validation; reads all words.
     pub(super) fn index_holds(&self, words: &[u64], rank: u32) -> bool {
         let mut n = self.trees;
         (0..self.heights).all(|height| {
@@ -316,12 +322,12 @@ impl Level {
         })
     }
 
-    /// The first tree, at or after `from`, that may have a block as `spec` says.
-    /// [`Level::sync_heads`] comes first. At most two items are returned trees of without such a
-    /// block: that with `from`, and the last one.
+    /// Returns the first tree, at or after `from`, that may have a block that matches `spec`.
+    /// [`Level::sync_heads`] has to come first. A search may get trees without a match from two
+    /// items only: the item of `from`, and the last one.
     ///
-    /// A search through several trees passes the same `end` each time, 0 at first: the second index
-    /// has an item up to there.
+    /// A search through several trees passes the same `end` to each call, 0 at first. The trees
+    /// before `end` belong to an item that the second index has returned.
     #[inline(always)]
     pub(super) fn next_match(
         &self,
@@ -356,8 +362,9 @@ impl Level {
         }
     }
 
-    /// The last tree, at or before `from`, that may; as [`Level::next_match`], but the second
-    /// index has an item from `start` on, which is [`u32::MAX`] at first.
+    /// Returns the last tree, at or before `from`, that may have a block that matches `spec`, as
+    /// [`Level::next_match`] does. The trees from `start` on belong to an item that the second
+    /// index has returned. It is [`u32::MAX`] at first.
     #[inline(always)]
     pub(super) fn prev_match(
         &self,
@@ -392,7 +399,7 @@ impl Level {
         }
     }
 
-    /// Brings the second index up to date.
+    /// Updates the second index with the changes of the pending tree.
     #[inline]
     pub(super) fn sync_heads(&self, words: &mut [u64]) {
         let (number, known) = self.known(words);
@@ -401,8 +408,8 @@ impl Level {
         }
     }
 
-    /// Makes another tree, which is about to change, the pending one: brings the second index up to
-    /// date, and saves its words.
+    /// Makes tree `next`, which is about to change, the pending one. Updates the second index
+    /// first, and saves the words of `next`.
     #[inline(never)]
     fn set_pending(&self, words: &mut [u64], next: u32) {
         let (number, known) = self.known(words);
@@ -421,7 +428,8 @@ impl Level {
                 continue;
             }
             let item = self.item(number);
-            // Blocks of other trees may be on boundaries as large as either.
+            // Other trees of the item may have a block that is aligned as much. The bits are then
+            // set.
             if is.is_some_and(|is| Some(is) > was && self.heads.has(words, item, rank, is)) {
                 continue;
             }
@@ -430,27 +438,28 @@ impl Level {
             self.heads.refresh(words, item, rank, before, after);
         }
         let next_words = self.tree(words, next << RANKS).words();
-        // CAST: u32 fits usize wherever there is a kernel with an MMU.
+        // CAST: u32 fits usize in every kernel with an MMU.
         let known = words.get_mut(self.known as usize..);
         if let Some(known) = known.and_then(|words| words.first_chunk_mut()) {
             count_words(2);
-            // INVARIANT: The index knows of what there was, and these are the words of the other.
+            // INVARIANT: The second index agrees with the tree that was pending, and these are the
+            // words of the tree that now is.
             *known = next_words;
             self.pending.set(next);
         }
     }
 
-    /// The pending tree, and its words as the second index knows them.
+    /// Returns the number of the pending tree, and its words as the second index knows them.
     fn known(&self, words: &[u64]) -> (u32, Tree) {
         count_words(2);
-        // CAST: As above.
+        // CAST: u32 fits usize in every kernel with an MMU.
         let known = words.get(self.known as usize..);
         let known = known.and_then(|words| words.first_chunk());
         let known = Tree::new(known.copied().unwrap_or_default());
         (self.pending.get(), known)
     }
 
-    /// The largest alignment of the blocks of `rank` in `item`, whose trees are as `tree` says.
+    /// Returns the largest alignment of the blocks of `rank` in `item`, whose trees `tree` returns.
     fn alignment_in(&self, item: u64, rank: u32, tree: impl Fn(u32) -> Tree) -> Option<u32> {
         let first = self.first_tree(item);
         let end = self.first_tree(item + 1).min(self.trees);
@@ -459,7 +468,8 @@ impl Level {
             .max()
     }
 
-    /// The same without tree `but`, or any alignment from `enough` on if there is one.
+    /// Returns the largest alignment of the blocks of `rank` in `item`, without tree `but`. Stops
+    /// at the first one that is `enough` or more.
     fn alignment_of_others(
         &self,
         words: &[u64],
@@ -472,8 +482,8 @@ impl Level {
         let end = self.first_tree(item + 1).min(self.trees);
         let mut best = None;
         let mut from = first;
-        // Only trees with blocks of that rank or more. Of the pending tree the index may say less
-        // than the second one knows, but that is the one that is left out.
+        // The first index leads to the trees with blocks of that rank or more. The second one may
+        // be outdated only for the pending tree, which is `but`.
         while let Some(number) = self.next_tree(words, from, rank).filter(|&tree| tree < end) {
             from = number + 1;
             if number == but {
@@ -488,25 +498,27 @@ impl Level {
         best
     }
 
-    /// The alignment of a tree's start, in leaves as a power of two, as far as items tell.
+    /// Returns the alignment of a tree's start, as a binary logarithm in leaves, as far as items
+    /// distinguish it.
     fn alignment_of(&self, tree: u32) -> u32 {
         let number = (self.origin >> (self.shift + RANKS)) + u64::from(tree);
         RANKS + number.trailing_zeros().min(TREE_SHIFT)
     }
 
-    /// The item with `tree` in it.
+    /// Returns the item that holds `tree`.
     fn item(&self, tree: u32) -> u64 {
         ((self.origin >> (self.shift + RANKS)) + u64::from(tree)) >> TREE_SHIFT
     }
 
-    /// The first tree that `item` has of the level.
+    /// Returns the first tree of the level in `item`.
     fn first_tree(&self, item: u64) -> u32 {
         let first = self.origin >> (self.shift + RANKS);
-        // CAST: An item of the level, or the one after it: at most 2^24 + 16 trees.
+        // CAST: `item` is at most the one after the level's last: that is at most 2^24 + 16 trees.
         (item << TREE_SHIFT).saturating_sub(first) as u32
     }
 
-    /// Does the second index say what is in the trees of blocks of `rank`? For validation.
+    /// Returns whether the second index agrees with the trees, for blocks of `rank`. For
+    /// validation.
     pub(super) fn heads_hold(&self, words: &[u64], rank: u32) -> bool {
         let (pending, known) = self.known(words);
         self.heads.holds(words, rank, |item| {
@@ -517,7 +529,7 @@ impl Level {
         })
     }
 
-    /// The first tree, at or after `from`, with a block of `rank` or more.
+    /// Returns the first tree, at or after `from`, with a block of `rank` or more.
     pub(super) fn next_tree(&self, words: &[u64], from: u32, rank: u32) -> Option<u32> {
         let mut i = from;
         let mut n = self.trees;
@@ -531,14 +543,14 @@ impl Level {
                 let found = (i & !(WORD_BITS - 1)) + rest.trailing_zeros();
                 return Some(self.descend(words, height, found, rank, u64::trailing_zeros));
             }
-            // Nothing more in this word: go on after it, one height up.
+            // The search continues after this word, one height up.
             i = (i >> WORD_SHIFT) + 1;
             n = n.div_ceil(WORD_BITS);
         }
         None
     }
 
-    /// The last tree, at or before `from`, with a block of `rank` or more.
+    /// Returns the last tree, at or before `from`, with a block of `rank` or more.
     pub(super) fn prev_tree(&self, words: &[u64], from: u32, rank: u32) -> Option<u32> {
         let mut i = from.min(self.trees.checked_sub(1)?);
         for height in 0..self.heights {
@@ -552,7 +564,7 @@ impl Level {
         None
     }
 
-    /// From bit `i` at `height` down to the tree that `pick` chooses in each word.
+    /// Descends from bit `i` at `height` to a tree. `pick` chooses the bit in each word.
     #[inline]
     fn descend(
         &self,
@@ -568,15 +580,15 @@ impl Level {
         i
     }
 
-    /// Sets the index's bits for a block of `rank` in the tree with `leaf` in it, which may have
-    /// had only smaller ones.
+    /// Updates the index after the tree that holds `leaf` got a block of `rank`, which may be its
+    /// largest.
     #[inline(always)]
     fn index_set(&self, words: &mut [u64], leaf: Leaf, rank: u32) {
         let tree = leaf >> RANKS;
         let Some(word) = self.word_mut(words, 0, tree >> WORD_SHIFT, rank) else {
             return;
         };
-        // Then so are those of all smaller ranks.
+        // The bits of all smaller ranks are set as well.
         if *word & bit(tree) != 0 {
             return;
         }
@@ -593,8 +605,8 @@ impl Level {
         }
     }
 
-    /// Clears the index's bits after the tree with `leaf` in it lost a block of `rank`, which may
-    /// have been its largest; `now` is what it has.
+    /// Updates the index after the tree that holds `leaf` lost a block of `rank`, which may have
+    /// been its largest. `now` is the tree after that.
     #[inline(always)]
     fn index_clear(&self, words: &mut [u64], leaf: Leaf, now: Tree, rank: u32) {
         if now.has(rank) {
@@ -606,12 +618,12 @@ impl Level {
         }
     }
 
-    /// A tree has blocks of less than `ranks`, the last of these among them, and no others: puts
-    /// that into the index, for all ranks and without a branch that could be guessed wrong.
+    /// Updates the index for a tree whose largest block has rank `ranks - 1`, or that is empty if
+    /// `ranks` is 0. Does so for all ranks, without a branch that the CPU could mispredict.
     #[inline(never)]
     fn update(&self, words: &mut [u64], tree: u32, ranks: u32) {
         let mut i = tree;
-        // Whether there is any, a bit a rank.
+        // Bit `rank` is set if there is a block of that rank or more.
         let mut any = (1_u64 << (ranks % u64::BITS)) - 1;
         for height in 0..self.heights {
             let group = self
@@ -632,12 +644,12 @@ impl Level {
         }
     }
 
-    /// Clears a tree's bit for `rank`, and those above it of words that are zero then.
+    /// Clears a tree's bit for `rank`, and the bits at greater heights for words that become zero.
     #[inline(always)]
     fn clear(&self, words: &mut [u64], tree: u32, rank: u32) {
         let mut i = tree;
         let mut none = true;
-        // To the top, without a branch that could be guessed wrong.
+        // The loop runs to the top, without a branch that the CPU could mispredict.
         for height in 0..self.heights {
             if let Some(word) = self.word_mut(words, height, i >> WORD_SHIFT, rank) {
                 *word &= !(u64::from(none) << (i % WORD_BITS));
@@ -647,22 +659,23 @@ impl Level {
         }
     }
 
-    /// Where the words of the tree with `leaf` start, if there is one.
+    /// Returns the position of the words of the tree that holds `leaf`, if there is one.
     #[inline(always)]
     fn start_of(&self, leaf: Leaf) -> Option<usize> {
         let tree = leaf >> RANKS;
-        // CAST: u32 fits usize wherever there is a kernel with an MMU.
+        // CAST: u32 fits usize in every kernel with an MMU.
         (tree < self.trees).then_some((self.first + 2 * tree) as usize)
     }
 
-    /// Puts the tree with `leaf` in it back, changed.
+    /// Writes the changed tree that holds `leaf`. Makes it the pending tree first.
     #[inline(always)]
     fn put(&self, words: &mut [u64], leaf: Leaf, tree: Tree) {
         if self.pending.get() != leaf >> RANKS {
             self.set_pending(words, leaf >> RANKS);
         }
         count_words(2);
-        // CAST: As above. It was read from there: there is such a tree.
+        // CAST: u32 fits usize in every kernel with an MMU. The sum does not overflow: the caller
+        // has read the tree, so it exists.
         let at = (self.first + 2 * (leaf >> RANKS)) as usize;
         for (at, now) in (at..).zip(tree.words()) {
             if let Some(word) = words.get_mut(at) {
@@ -671,11 +684,11 @@ impl Level {
         }
     }
 
-    /// Where the word of a group for `rank` is.
+    /// Returns the position of a group's word for `rank`.
     #[inline]
     fn word_at(&self, height: u8, group: u32, rank: u32) -> Option<usize> {
         let start = self.index.get(usize::from(height))?;
-        // CAST: As above.
+        // CAST: u32 fits usize in every kernel with an MMU.
         Some((start + RANKS * group + rank) as usize)
     }
 
@@ -706,13 +719,13 @@ fn bit(i: u32) -> u64 {
     1 << (i % WORD_BITS)
 }
 
-/// The bits of a word up to and with bit `i`.
+/// Returns the bits of a word up to and including bit `i`.
 #[inline]
 fn through(i: u32) -> u64 {
     u64::MAX >> (WORD_BITS - 1 - i % WORD_BITS)
 }
 
-/// The number of the highest bit of a word that is not zero.
+/// Returns the number of the highest set bit of a word, or 0 if there is none.
 fn top_bit(word: u64) -> u32 {
     word.checked_ilog2().unwrap_or(0)
 }

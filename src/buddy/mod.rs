@@ -2,37 +2,45 @@
 
 //! A binary buddy allocator over numbered units, for any resource that can be halved.
 //!
-//! Knowlton, "A fast storage allocator", CACM 8(10), 1965; the buddy law as in Knuth, TAOCP 1,
-//! 2.5: a block of order k starts at a multiple of 2^k, so its buddy's number differs in bit k
-//! only, and two buddies make the block of order k+1 that starts at the lower of them.
+//! The algorithm is that of Knowlton, "A fast storage allocator", CACM 8(10), 1965. The buddy law
+//! is as in Knuth, TAOCP 1, 2.5. A block of order k starts at a multiple of 2^k, so its buddy's
+//! number differs in bit k only. Two buddies form the block of order k+1 that starts at the lower
+//! of them.
 //!
-//! Boundaries are absolute: counted from unit 0, not from the region's start. A region may start
-//! and end anywhere; it is then a row of free blocks of many orders from the beginning.
+//! Boundaries are absolute: they count from unit 0, not from the region's start. A region may start
+//! and end anywhere. A new region is therefore a row of free blocks of many orders.
 //!
-//! # How it is kept
+//! # Data structure
 //!
-//! As bits: one for each block there can be, set where it is free; nothing for what is allocated.
-//! Six orders make a level. 64 neighbours of a level's lowest order and all they can be joined to
-//! are a [`tree`] of two words; all trees of a level, with an index over them, are a
-//! [`level::Level`]; a whole tree is one of the 64 on the level above. A second index, [`heads`],
-//! finds what is aligned to more than its size, and what a limit on splitting leaves. 2.18 bits a
-//! unit in all. Finding, splitting and joining cost a few word operations a level.
+//! The allocator keeps one bit for each possible block, set while the block is free. Allocated
+//! blocks have no record. Six orders form a level. 64 neighbours of a level's lowest order, with
+//! all blocks that they can be joined to, are a [`tree`] of two words. A [`level::Level`] is all
+//! trees of a level, with an index over them. A whole tree is one of the 64 neighbours on the level
+//! above. A second index, [`heads`], finds blocks that are aligned to more than their size, and
+//! blocks that a limit on splitting permits. All of this takes 2.18 bits a unit. Finding, splitting
+//! and joining cost a few word operations a level.
 //!
-//! # What is given
+//! # Placement
 //!
-//! Who has no wish for a place gets a block of the lowest level that has one that is large enough:
-//! from one of the lowest 64 trees that have any, the lowest that has nothing larger than needed,
-//! or else the lowest, and in it the smallest block. Smallest first everywhere would fill the holes
-//! of trees that are nearly free; lowest first lets these become free while blocks come and go, and
-//! large blocks whole again. Single units are also taken from larger blocks that lie lower. The
-//! last block of an order that no single tree holds is not split while a smaller one will do.
+//! A request without a wish for a place gets a block of the lowest level that has one that is large
+//! enough. The search looks at the lowest group of 64 trees in which a block fits. In that group, it
+//! takes the lowest tree that has no block larger than needed, or else the lowest tree that fits. In
+//! the tree, it takes the smallest block that fits.
 //!
-//! [`Buddy::alloc_run`] serves an exact request that no block covers with adjacent free blocks.
-//! Such a scan can be long, so it goes on from call to call.
+//! Taking the smallest block of the region would fill the holes of trees that are nearly free.
+//! Taking low trees first lets these trees become free while blocks come and go, so that large
+//! blocks form again. Single units are also taken from a larger block if it lies lower. Before a
+//! request splits a block of a higher level, it checks whether this is the last block that large.
+//! If so, it takes a smaller block, if one fits.
 //!
-//! The words come from the caller ([`storage_len`] says how many); nothing here allocates, blocks,
-//! panics or is `unsafe`, so the same files serve the kernel and the host's tests. Whoever shares a
-//! [`Buddy`] brings the lock.
+//! [`Buddy::alloc_run`] serves an exact request that no single block covers. It takes adjacent free
+//! blocks. The scan for them can be long, so a caller continues it from call to call.
+//!
+//! # Use
+//!
+//! The caller provides the words; [`storage_len`] returns how many are needed. Nothing here
+//! allocates memory, blocks, panics or is `unsafe`, so the kernel and the host tests share these
+//! files. A [`Buddy`] has no lock: callers that share one serialize access to it.
 
 #![forbid(unsafe_code)]
 
@@ -68,27 +76,28 @@ use tree::{
     RANKS, //
 };
 
-/// Counts words that are read or written, where a test wants to know.
+/// Counts words that are read or written, for the host test that has the feature `count`.
 #[inline(always)]
 fn count_words(_words: u32) {
     #[cfg(feature = "count")]
     crate::touched::add(_words);
 }
 
-/// Levels of trees: six orders each.
-// CAST: 6.
+/// Levels of trees, each of six orders.
+// CAST: RANKS is 6.
 const LEVELS: usize = Order::COUNT.div_ceil(RANKS as usize);
 
-/// Ranges of adjacent free blocks that one call of [`Buddy::alloc_run`] looks at.
+/// Ranges of adjacent free blocks that one call of [`Buddy::alloc_run`] examines.
 const SCAN_BATCH: u32 = 8;
 
-/// Says whether two free buddies may become one.
+/// Decides whether two free buddies may be joined.
 pub trait JoinPolicy {
-    /// May the two blocks of `order` that start at `left` and at `left + 2^order` be joined?
+    /// Returns whether the two blocks of `order` that start at `left` and at `left + 2^order` may
+    /// be joined.
     fn can_join(&self, left: u64, order: Order) -> bool;
 }
 
-/// Buddies always join: what memory wants.
+/// A policy that always joins buddies, as memory needs it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AlwaysJoin;
 
@@ -98,32 +107,33 @@ impl JoinPolicy for AlwaysJoin {
     }
 }
 
-/// What is counted as it goes; reading it costs nothing.
+/// The counters of an allocator. It keeps them up to date, so reading them costs little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counters {
     /// Units in free blocks.
     pub free_units: u64,
-    /// Units in runs.
+    /// Units in runs, that is, allocated units.
     pub granted: u64,
-    /// Units that were asked for by the runs there are: the rest of `granted` is internal
+    /// Units that the callers of the present runs requested. The rest of `granted` is internal
     /// fragmentation.
     pub requested: u64,
-    /// Halvings so far.
+    /// Number of times that a block was halved.
     pub splits: u64,
-    /// Joinings of two buddies so far.
+    /// Number of times that two buddies were joined.
     pub joins: u64,
-    /// Free blocks of each order.
+    /// Number of free blocks of each order.
     pub free_blocks: [u32; Order::COUNT],
 }
 
-/// The allocator. `S` is where its words are, `P` says which buddies may join.
+/// A buddy allocator. `S` holds its words, `P` decides which buddies may join.
 ///
 /// # Invariants
 ///
 /// - A set bit in `levels[l]` is a free block that lies in the region, on its boundary, and
-///   overlaps no other.
-/// - No two free buddies are there that `policy` let join when the later of them became free.
-/// - `blocks` with `steps`, and `free_units`, count what the bits say.
+///   overlaps no other free block.
+/// - Two buddies are both free only if `policy` refused to join them when the later one became
+///   free.
+/// - `blocks` with `steps`, and `free_units`, agree with the bits.
 pub struct Buddy<S, P = AlwaysJoin> {
     words: S,
     policy: P,
@@ -131,9 +141,9 @@ pub struct Buddy<S, P = AlwaysJoin> {
     end: u64,
     max_order: Order,
     levels: [Level; LEVELS],
-    /// Free blocks of each order, but for what was split and joined: of these there are so many
-    /// more as `steps` says, up to and with that of the order. A split or a join over any number
-    /// of orders changes two of them. All may wrap; the sum doesn't.
+    /// Number of free blocks of each order, without the effect of splits and joins. The number of
+    /// order k is `blocks[k]` plus the sum of `steps[0..=k]`. A split or a join over any number of
+    /// orders thus changes only two entries of `steps`. All entries may wrap; the sum does not.
     blocks: [u32; Order::COUNT],
     steps: [u32; Order::COUNT],
     free_units: u64,
@@ -142,7 +152,7 @@ pub struct Buddy<S, P = AlwaysJoin> {
     joins: u64,
 }
 
-/// How many words [`Buddy::new`] needs for the region `[base, base + len)`.
+/// Returns how many words [`Buddy::new`] needs for the region `[base, base + len)`.
 ///
 /// # Errors
 ///
@@ -151,7 +161,8 @@ pub fn storage_len(base: u64, len: u64) -> Result<usize, ConfigError> {
     layout(base, len).map(|(_, _, words)| words)
 }
 
-/// The largest order of which the region holds a block, the levels, and their words.
+/// Returns the largest order of which the region holds a block, the levels, and the number of
+/// words.
 fn layout(base: u64, len: u64) -> Result<(Order, [Level; LEVELS], usize), ConfigError> {
     let end = base
         .checked_add(len)
@@ -170,12 +181,12 @@ fn layout(base: u64, len: u64) -> Result<(Order, [Level; LEVELS], usize), Config
     {
         (*level, words) = Level::layout(shift, base, end, words);
     }
-    // CAST: Below 2^26.
+    // CAST: The number of words is below 2^26.
     Ok((max_order, levels, words as usize))
 }
 
-/// The blocks that `[start, end)` falls into when it is cut on the boundaries: from the left always
-/// the largest that starts there and fits. No two of them are buddies.
+/// Cuts `[start, end)` into blocks on their boundaries. From the left, each is the largest block
+/// that starts there and fits. No two of them are buddies.
 fn pieces(start: u64, end: u64) -> impl Iterator<Item = (u64, Order)> {
     let mut at = start;
     core::iter::from_fn(move || {
@@ -190,7 +201,7 @@ fn count_pieces(start: u64, end: u64) -> u64 {
     pieces(start, end).fold(0, |n, _| n + 1)
 }
 
-/// A free block, and the place in it that a request would get.
+/// A free block, and the place in it at which a request would be served.
 struct Candidate {
     block: u64,
     order: Order,
@@ -199,30 +210,30 @@ struct Candidate {
 
 /// The outcome of a scan for adjacent free blocks.
 enum ScanOutcome {
-    /// They are there from this unit on.
+    /// The units from this one on are free.
     Found(u64),
-    /// They may be where nothing has looked yet.
+    /// The part of the region that the scan has not reached may have them.
     Unfinished,
-    /// They are nowhere.
+    /// The region does not have them.
     NotFound,
 }
 
-/// Where a request's block may be.
+/// Limits on the place of a request's block.
 struct Bounds {
     /// The order of the block.
     least: Order,
-    /// The largest order of a free block that it may be part of.
+    /// The largest order of a free block that may be taken or split.
     limit: Order,
-    /// Places are multiples of this order, at least that of the block,
+    /// Places are multiples of this order. It is at least the order of the block.
     align: Order,
-    /// from the first
+    /// The lowest place, a multiple of `align`.
     first: u64,
-    /// to the last: multiples of it, too.
+    /// The highest place, a multiple of `align`.
     last: u64,
 }
 
 impl Bounds {
-    /// The blocks that will do on the level whose leaves are 2^`shift` units.
+    /// Returns the blocks that fit, on the level whose leaves are 2^`shift` units.
     fn spec(&self, shift: u32) -> BlockSpec {
         let rank = |order: Order| order.get().saturating_sub(shift).min(RANKS - 1);
         BlockSpec {
@@ -232,12 +243,13 @@ impl Bounds {
         }
     }
 
-    /// Blocks smaller than the alignment have a place only where they start on it.
+    /// Returns whether a block has no place at all: it is smaller than the alignment, and does not
+    /// start on it.
     fn is_off(&self, block: u64, order: Order) -> bool {
         order < self.align && block & (self.align.units() - 1) != 0
     }
 
-    /// The lowest place in a free block that does not end before the first.
+    /// Returns the lowest place in a free block that does not end before the first place.
     fn lowest_place(&self, block: u64, order: Order) -> Option<Candidate> {
         (!self.is_off(block, order)).then(|| Candidate {
             block,
@@ -246,7 +258,7 @@ impl Bounds {
         })
     }
 
-    /// The highest place in a free block that does not start after the last.
+    /// Returns the highest place in a free block that does not start after the last place.
     fn highest_place(&self, block: u64, order: Order) -> Option<Candidate> {
         let highest = block + order.units().saturating_sub(self.align.units());
         (!self.is_off(block, order)).then(|| Candidate {
@@ -258,13 +270,13 @@ impl Bounds {
 }
 
 impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
-    /// Takes over the region `[base, base + len)` of units, all free. What `words` held before does
-    /// not matter.
+    /// Creates an allocator for the region `[base, base + len)` of units, all of them free.
+    /// Overwrites `words`.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Region`] as [`storage_len`], [`ConfigError::Storage`] if there are fewer
-    /// words than that says.
+    /// [`ConfigError::Region`] as [`storage_len`], [`ConfigError::Storage`] if `words` has fewer
+    /// words than [`storage_len`] returns.
     pub fn new(mut words: S, policy: P, base: u64, len: u64) -> Result<Self, ConfigError> {
         let (max_order, levels, needed) = layout(base, len)?;
         words.get_mut(..needed).ok_or(ConfigError::Storage)?.fill(0);
@@ -283,32 +295,32 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             splits: 0,
             joins: 0,
         };
-        // The blocks of a new region are whole: nothing has set two of their halves apart yet.
+        // The policy is not asked: no block of a new region has been split yet.
         this.add_free_range(base, end);
         Ok(this)
     }
 
-    /// The first unit of the region.
+    /// Returns the first unit of the region.
     pub fn base(&self) -> u64 {
         self.base
     }
 
-    /// Units in the region.
+    /// Returns the number of units in the region.
     pub fn len(&self) -> u64 {
         self.end - self.base
     }
 
-    /// Never: a region has at least one unit.
+    /// Returns false, since a region has at least one unit.
     pub fn is_empty(&self) -> bool {
         false
     }
 
-    /// The largest order of which the region holds a block.
+    /// Returns the largest order of which the region holds a block.
     pub fn max_order(&self) -> Order {
         self.max_order
     }
 
-    /// The order of the largest free block.
+    /// Returns the order of the largest free block.
     pub fn largest_free(&self) -> Option<Order> {
         let mut levels = self.levels.iter().rev();
         levels.find_map(|level| {
@@ -317,12 +329,12 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// Units in free blocks.
+    /// Returns the number of units in free blocks.
     pub fn free_units(&self) -> u64 {
         self.free_units
     }
 
-    /// All counters at once.
+    /// Returns all counters.
     pub fn counters(&self) -> Counters {
         let mut free_blocks = [0; Order::COUNT];
         let mut sum = 0_u32;
@@ -340,8 +352,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// Are there free blocks of `order`, larger ones being as many as they hold of it, for `blocks`
-    /// at least?
+    /// Returns whether the free blocks hold at least `blocks` blocks of `order`. A larger block
+    /// counts as many times as it holds one of `order`.
     pub fn has_blocks(&self, order: Order, blocks: u64) -> bool {
         let (mut steps, mut sum) = (0_u32, 0);
         for ((size, step), count) in (0..).zip(self.steps).zip(self.blocks) {
@@ -355,14 +367,15 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         false
     }
 
-    /// The policy; when its answers have changed, [`Buddy::rejoin`] asks it again.
+    /// Returns the policy. After a change of its answers, the caller calls [`Buddy::rejoin`], which
+    /// asks it again.
     pub fn policy_mut(&mut self) -> &mut P {
         &mut self.policy
     }
 
-    /// Takes units that fit `request`, all of one block.
+    /// Allocates units of one free block for `request`.
     ///
-    /// Costs O(orders), whatever is asked for and whatever is free.
+    /// Costs O(orders) for every request and every state of the region.
     ///
     /// # Errors
     ///
@@ -371,7 +384,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
     pub fn alloc(&mut self, request: &Request) -> Result<Run, AllocError> {
         let (order, units) = request.shape().ok_or(AllocError::Invalid)?;
         let start = if units == order.units() && self.is_plain(request, order) {
-            // Single units get code of their own, in which level and rank are constants.
+            // A separate copy of the code for single units makes level and rank constants.
             match order == Order::default() {
                 true => self.alloc_any(Order::default()),
                 false => self.alloc_any(order),
@@ -388,19 +401,19 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// Goes on with `scan` for the units of an exact `request`, in adjacent free blocks, and
-    /// takes them: the lowest such units that start on `align`, or with [`Place::TopDown`] the
-    /// highest.
+    /// Continues `scan`, and allocates the units of an exact `request` from adjacent free blocks.
     ///
-    /// A caller that holds a lock drops it after `None` and calls again. Units that become free
-    /// where the scan has been are not found.
+    /// Takes the lowest range that starts on `align`, or the highest with [`Place::TopDown`].
+    /// Returns `None` if the scan has not reached an end. A caller that holds a lock may then drop
+    /// it before it calls again. The scan does not find units that become free behind it.
     ///
-    /// Costs O([`SCAN_BATCH`] x orders), if buddies always join.
+    /// One call costs O([`SCAN_BATCH`] x orders), if buddies always join.
     ///
     /// # Errors
     ///
-    /// [`AllocError::Invalid`] for no units or more than 2^30. [`AllocError::Full`] if the scan
-    /// is over; and at once if `request` is not exact, or limits what may be split.
+    /// [`AllocError::Invalid`] for no units or more than 2^30. [`AllocError::Full`] if the scan has
+    /// ended. [`AllocError::Full`] at once if `request` is not exact, or sets a lower `split_limit`
+    /// than the largest order, or requests more units than are free.
     pub fn alloc_run(
         &mut self,
         request: &Request,
@@ -412,7 +425,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             ScanOutcome::Unfinished => return Ok(None),
             ScanOutcome::NotFound => return Err(AllocError::Full),
         };
-        // Where the policy keeps buddies apart, these can't be taken.
+        // This fails if the policy keeps buddies apart, so that a piece is in several free blocks.
         self.alloc_range(start, start + units)
             .ok_or(AllocError::Full)?;
         self.requested += units;
@@ -423,12 +436,12 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }))
     }
 
-    /// Takes exactly the units `[start, start + units)`.
+    /// Allocates exactly the units `[start, start + units)`.
     ///
     /// # Errors
     ///
-    /// [`AllocError::Invalid`] for no units or a range outside the region; [`AllocError::Taken`] if
-    /// not all of it is free, or parts of it are free that the policy keeps apart.
+    /// [`AllocError::Invalid`] for no units or a range outside the region. [`AllocError::Taken`] if
+    /// some of it is allocated, or the policy keeps parts of it apart.
     pub fn alloc_at(&mut self, start: u64, units: u64) -> Result<Run, AllocError> {
         let end = self.end_of(start, units).ok_or(AllocError::Invalid)?;
         self.alloc_range(start, end).ok_or(AllocError::Taken)?;
@@ -440,7 +453,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// Would [`Buddy::alloc`] find units for `request`? Costs as much as finding them.
+    /// Returns whether [`Buddy::alloc`] would find units for `request`. Costs as much as finding
+    /// them.
     pub fn could_alloc(&mut self, request: &Request) -> bool {
         request.shape().is_some_and(|(order, units)| {
             self.sync_heads(request, order);
@@ -448,7 +462,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// Would [`Buddy::alloc_run`] find units for `request`? `None` where it would have to go on.
+    /// Returns whether [`Buddy::alloc_run`] would find units for `request`, or `None` if the scan
+    /// has to continue.
     pub fn could_alloc_run(&self, request: &Request, scan: &mut RunScan) -> Option<bool> {
         let Some((order, units)) = request.shape() else {
             return Some(false);
@@ -460,17 +475,17 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// Would [`Buddy::alloc_at`] get the units `[start, start + units)`?
+    /// Returns whether [`Buddy::alloc_at`] would get the units `[start, start + units)`.
     pub fn could_alloc_at(&self, start: u64, units: u64) -> bool {
         self.end_of(start, units)
             .is_some_and(|end| self.is_range_free(start, end))
     }
 
-    /// Gives a run back and joins what can be joined.
+    /// Frees a run and joins its blocks with their free buddies.
     ///
-    /// The run must come from this allocator. One that can't (it reaches out of the region, or
-    /// some of it is free already) is ignored, and its units stay lost, rather than given out
-    /// twice. One from elsewhere whose units are all in runs of this allocator can't be told.
+    /// The run has to come from this allocator. A run that reaches out of the region, or of which a
+    /// part is already free, is ignored: its units stay allocated, rather than being granted twice.
+    /// A foreign run cannot be detected if all of its units are in runs of this allocator.
     pub fn free(&mut self, run: Run) {
         let (start, end) = (run.start, run.end());
         if start < self.base || end > self.end {
@@ -488,15 +503,15 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// Lets `run` have `units` in all, where it is.
+    /// Grows `run` in place to `units` units in all.
     ///
     /// # Errors
     ///
-    /// [`GrowError::Invalid`] if that is not more than it has, or if the result would not lie in
-    /// one block of its covering order (a right buddy can't grow up, nor a left one down);
-    /// [`GrowError::Apart`] if the policy does not let them be joined to it;
-    /// [`GrowError::Taken`] if the added units are not free, or parts of them are free that the
-    /// policy keeps apart. The run is then as it was.
+    /// [`GrowError::Invalid`] if `units` is not more than the run has, or if the result would not
+    /// lie in one block of its covering order: a right buddy can't grow up, nor a left one down.
+    /// [`GrowError::Apart`] if the policy does not let the added units be joined to the run.
+    /// [`GrowError::Taken`] if some added units are not free, or the policy keeps parts of them
+    /// apart. The run is unchanged after an error.
     pub fn grow(
         &mut self,
         run: &mut Run,
@@ -536,12 +551,12 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Ok(())
     }
 
-    /// Takes back what of `run` is more than `units`, at the end that `direction` says it grew at.
+    /// Frees all but `units` units of `run`, from the end at which it grows in `direction`.
     ///
     /// # Errors
     ///
-    /// [`GrowError::Invalid`] for no units, or if that is not less than it has; it is then as it
-    /// was.
+    /// [`GrowError::Invalid`] for no units, or if `units` is not less than the run has. The run is
+    /// then unchanged.
     pub fn shrink(
         &mut self,
         run: &mut Run,
@@ -565,8 +580,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Ok(())
     }
 
-    /// Asks the policy again about all free buddies and joins those it lets. Reads every free
-    /// block.
+    /// Asks the policy again about all free buddies, and joins those that it permits. Reads every
+    /// free block.
     pub fn rejoin(&mut self) {
         for order in Order::default().to(self.max_order) {
             let mut from = self.base;
@@ -578,7 +593,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// How many units of `[lo, hi)` are free. Reads every free block there.
+    /// Returns how many units of `[lo, hi)` are free. Reads every free block there.
     pub fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let (lo, hi) = (lo.max(self.base), hi.min(self.end));
         let mut sum = 0;
@@ -586,7 +601,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             let mut from = lo;
             while let Some(block) = self.next_free(order, from, hi) {
                 let end = block + order.units();
-                // The block with `lo` in it starts before a `hi` that is below `lo`, too.
+                // With `hi` below `lo`, the block that holds `lo` may still start before `hi`.
                 sum += end.min(hi).saturating_sub(block.max(lo));
                 from = end;
             }
@@ -594,8 +609,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         sum
     }
 
-    /// Walks everything and says what is broken first. For tests and debug builds. After the
-    /// policy's answers changed, all is well only when [`Buddy::rejoin`] has asked for them.
+    /// Checks all bits and counters, for tests and debug builds. After a change of the policy's
+    /// answers, [`Buddy::rejoin`] has to come first.
     ///
     /// # Errors
     ///
@@ -608,7 +623,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
                 return Err(Fault::Summary(order));
             }
             let mut count = 0;
-            // What is before the region, too.
+            // Starts at the first tree, which may begin before the region: a block there is a
+            // fault.
             let mut from = self.level(order).unit(0);
             while let Some(block) = self.next_free(order, from, u64::MAX) {
                 self.validate_block(block, order)?;
@@ -654,21 +670,22 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Ok(())
     }
 
-    /// The free block, and the place in it, that a request for a block of `order` gets, of which it
-    /// keeps `units`.
+    /// Finds the free block, and the place in it, for a request that keeps `units` of a block of
+    /// `order`.
     #[inline(always)]
     fn find(&self, request: &Request, order: Order, units: u64) -> Option<Candidate> {
         let (lo, hi) = request.window;
         let align = request.align.max(order);
         let lo = lo.max(self.base);
         let hi = hi.min(self.end);
-        // All places are multiples of the alignment between these two, both included.
+        // Places are multiples of the alignment from `first` to `last`, both included.
         let first = lo.checked_next_multiple_of(align.units())?;
         let last = hi.checked_sub(units)? & !(align.units() - 1);
         if first > last {
             return None;
         }
-        // No larger block may be split, but one of the very order need not be.
+        // The limit is on splitting. A block of exactly `order` need not be split, so it always
+        // fits.
         let limit = match units == order.units() {
             true => request.split_limit.max(order),
             false => request.split_limit,
@@ -679,7 +696,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
         let bounds = Bounds {
             least: order,
-            // Larger blocks than the region holds need not be told from others.
+            // No block is larger than `max_order`, so this limit excludes nothing. As `Order::MAX`,
+            // it lets the search do without the second index.
             limit: if limit == self.max_order {
                 Order::MAX
             } else {
@@ -701,7 +719,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// Brings the second index up to date, if the search for a block of `order` needs it.
+    /// Updates the second index, if the search for a block of `order` needs it.
     #[inline]
     fn sync_heads(&mut self, request: &Request, order: Order) {
         if request.align > order || request.split_limit < self.max_order {
@@ -711,10 +729,10 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// Looks at the next [`SCAN_BATCH`] ranges of free units for one in which `units` have a place.
+    /// Examines the next [`SCAN_BATCH`] ranges of free units for one that has a place for `units`.
     ///
     /// A quarter of the covering block is less than half of the run. So the run holds a free block
-    /// of that size, and only ranges with such a block are looked at.
+    /// of that size, and the scan examines only ranges that have one.
     fn scan_for_run(
         &self,
         request: &Request,
@@ -765,7 +783,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         ScanOutcome::Unfinished
     }
 
-    /// The first unit from `at` on, before `hi`, that is not free, or `hi`.
+    /// Returns the first unit of `[at, hi)` that is not free, or `hi`.
     fn free_until(&self, at: u64, hi: u64) -> u64 {
         let mut at = at;
         while at < hi {
@@ -777,7 +795,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         hi
     }
 
-    /// The first of the free units before `at` that are side by side, but none before `lo`.
+    /// Returns the first of the adjacent free units that end before `at`, but none before `lo`.
     fn free_since(&self, at: u64, lo: u64) -> u64 {
         let mut at = at;
         while at > lo {
@@ -789,7 +807,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         lo
     }
 
-    /// Allocates `units` of a block of `order` where `request` wants it.
+    /// Allocates `units` of a block of `order` within the limits of `request`.
     #[inline(never)]
     fn alloc_where(&mut self, request: &Request, order: Order, units: u64) -> Option<u64> {
         self.sync_heads(request, order);
@@ -802,7 +820,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Some(found.start)
     }
 
-    /// Returns whether any free block will do that is large enough.
+    /// Returns whether any free block that is large enough fits.
     #[inline]
     fn is_plain(&self, request: &Request, order: Order) -> bool {
         request.place == Place::Any
@@ -812,15 +830,15 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             && request.split_limit >= self.max_order
     }
 
-    /// Allocates a block of `order`: on the lowest level that has one that is large enough, in the
-    /// tree that [`Level::lowest`] finds, the lowest part of the smallest.
+    /// Allocates a block of `order` from the lowest level that has one that is large enough. Takes
+    /// the lowest part of the smallest block that fits in the tree that [`Level::lowest`] returns.
     #[inline(always)]
     fn alloc_any(&mut self, order: Order) -> Option<u64> {
         let words = &mut *self.words;
         let level = &self.levels[index(order)];
         let tree = level.lowest(words, rank(order));
-        // Single units fit everywhere, and so are what is used to fill up, from the lowest on. For
-        // larger ones to cut what is whole costs more large blocks than it saves
+        // Single units fit everywhere, so they fill the holes from the lowest on. For larger
+        // requests, splitting larger blocks that lie lower costs more large blocks than it saves
         // (docs/benchmarks.md).
         if order == Order::default() {
             let from = tree.map_or(u64::MAX, |tree| level.unit(tree));
@@ -837,8 +855,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Some(start)
     }
 
-    /// Allocates the first unit of a block on the second level, or one of a smaller block if this
-    /// is the last one that is so large.
+    /// Allocates the first unit of a block on the second level. If this is the last block that
+    /// large, allocates a unit of a smaller block instead, if there is one.
     #[inline(never)]
     fn alloc_first(&mut self, leaf: Leaf, rank: u32) -> u64 {
         let level = &self.levels[1];
@@ -853,8 +871,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         found.start
     }
 
-    /// What a block of `order` is to be taken from, if a block of `from` is the last one that is so
-    /// large and a smaller one will do.
+    /// Returns a smaller free block for a request of `order`, if there is one and the block of
+    /// `from` is the last one that large.
     #[inline(never)]
     fn instead_of_last(&mut self, from: Order, order: Order) -> Option<Candidate> {
         if self.has_blocks(from, 2) {
@@ -870,7 +888,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.find(&request, order, order.units())
     }
 
-    /// The same as [`Buddy::alloc_any`], when the level of `order` has none.
+    /// Allocates a block of `order`, for [`Buddy::alloc_any`], from a level above that of `order`.
     #[inline(never)]
     fn alloc_above(&mut self, order: Order) -> Option<u64> {
         let words = &mut *self.words;
@@ -879,7 +897,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             levels.find_map(|(at, level)| Some((at, level, level.lowest(words, 0)?)))?;
         let smallest = level.tree(words, tree).smallest()?;
         let from = Order::saturating(level.shift() + smallest);
-        // In an empty region there is nothing else.
+        // If this block is all that is free, there is no smaller one.
         if self.free_units != from.units() {
             if let Some(found) = self.instead_of_last(from, order) {
                 self.trim_to_block(&found, order);
@@ -894,8 +912,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Some(start)
     }
 
-    /// Of the leaf of level `at` that starts a block with `start` in it, gives back all but the
-    /// block of `order` at `start`: trees on all levels below that one.
+    /// Frees all but the block of `order` at `start` from the leaf of level `at` that holds
+    /// `start`, which was allocated. The rest is free blocks on the levels below.
     fn split(&mut self, start: u64, at: usize, order: Order) {
         let (lowest, least) = (index(order), rank(order));
         let below = self.levels.get(lowest..at).unwrap_or_default();
@@ -905,7 +923,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// Counts that all of a free block of `from` but a block of `order` stays free.
+    /// Counts the split of a free block of `from`, of which all but a block of `order` stays free.
     #[inline]
     fn count_split(&mut self, from: Order, order: Order) {
         self.count(from, u32::MAX);
@@ -914,7 +932,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.free_units -= order.units();
     }
 
-    /// One free block of `order` more, or less: `change` is 1 or -1, wrapping.
+    /// Adds `change`, which is 1 or -1 (wrapping), to the number of free blocks of `order`.
     #[inline(always)]
     fn count(&mut self, order: Order, change: u32) {
         if let Some(blocks) = self.blocks.get_mut(order.index()) {
@@ -922,7 +940,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// The same for each order from `small` on and below `large`.
+    /// Adds `change` to the number of free blocks of each order from `small` on and below `large`.
     #[inline(always)]
     fn count_all(&mut self, small: Order, large: Order, change: u32) {
         for (order, change) in [(small, change), (large, change.wrapping_neg())] {
@@ -932,7 +950,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// The lowest free block of `level` with a place within `bounds`.
+    /// Returns the lowest free block of level `at` with a place within `bounds`.
     fn lowest_in(&self, at: usize, bounds: &Bounds) -> Option<Candidate> {
         let level = self.levels.get(at)?;
         if !level.has(&self.words, 0) {
@@ -947,8 +965,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             let start = number << RANKS;
             leaf = leaf.max(start);
             let tree = level.tree(&self.words, leaf);
-            // The lowest block has the lowest place, too. Beyond a tree's size all alignments are
-            // the same, and only a block at its start has any.
+            // The lowest block has the lowest place as well. A tree does not distinguish alignments
+            // above its own size: only a block at its start can have them.
             let lowest = tree.next_of(&spec, leaf % LEAVES);
             let found = lowest.and_then(|(in_tree, rank)| {
                 let order = Order::saturating(shift + rank);
@@ -957,7 +975,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             if let Some(found) = found {
                 return (found.start <= bounds.last).then_some(found);
             }
-            // Trees without any such boundary need not be looked at.
+            // The trees before the next boundary of the alignment hold no place.
             let unit = level.unit(start);
             let next =
                 ((unit | (bounds.align.units() - 1)) + 1).max(unit + (u64::from(LEAVES) << shift));
@@ -968,7 +986,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// The highest free block of `level` with a place within `bounds`.
+    /// Returns the highest free block of level `at` with a place within `bounds`.
     fn highest_in(&self, at: usize, bounds: &Bounds) -> Option<Candidate> {
         let level = self.levels.get(at)?;
         if !level.has(&self.words, 0) {
@@ -1001,7 +1019,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         }
     }
 
-    /// Allocates the block of `order` of a candidate and frees the rest.
+    /// Allocates the block of `order` of a candidate, and frees the rest.
     fn trim_to_block(&mut self, found: &Candidate, order: Order) {
         let at = index(found.order);
         let least = if at == index(order) { rank(order) } else { 0 };
@@ -1013,7 +1031,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.count_split(found.order, order);
     }
 
-    /// Allocates `units` of a candidate and frees the rest of the block.
+    /// Allocates `units` of a candidate, and frees the rest of the block.
     fn trim(&mut self, found: &Candidate, units: u64) {
         let block_end = found.block + found.order.units();
         let end = found.start + units;
@@ -1023,7 +1041,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.splits += rest + count_pieces(found.start, end) - 1;
     }
 
-    /// Where `[start, start + units)` ends, if it is a range of the region.
+    /// Returns the end of `[start, start + units)`, if it is a range of the region.
     fn end_of(&self, start: u64, units: u64) -> Option<u64> {
         start
             .checked_add(units)
@@ -1038,13 +1056,14 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// Allocates `[start, end)` if every piece of it lies in a free block; else changes nothing.
+    /// Allocates `[start, end)` if every piece of it lies in a free block. Otherwise changes
+    /// nothing.
     fn alloc_range(&mut self, start: u64, end: u64) -> Option<()> {
         if !self.is_range_free(start, end) {
             return None;
         }
         for (start, piece) in pieces(start, end) {
-            // What the pieces before took and gave back leaves this one in one free block still.
+            // Allocating the earlier pieces leaves this piece within one free block.
             if let Some((block, order)) = self.covering(start) {
                 let found = Candidate {
                     block,
@@ -1057,12 +1076,11 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         Some(())
     }
 
-    /// A block that was taken becomes free; nothing happens if any of it is free already. Says
-    /// which.
+    /// Frees an allocated block, unless any part of it is free. Returns whether it did.
     #[inline(always)]
     fn release_taken(&mut self, block: u64, order: Order) -> bool {
         let (words, level) = (&*self.words, self.level(order));
-        // Read once, for the look and for the change.
+        // The check and the change share one read.
         let tree = level.tree(words, level.leaf(block));
         let is_ours = !self.overlaps(words, tree, block, order);
         if is_ours {
@@ -1071,7 +1089,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         is_ours
     }
 
-    /// The same for all of `[start, end)`.
+    /// Frees all of `[start, end)`, unless any part of it is free. Returns whether it did.
     #[inline(never)]
     fn release_pieces(&mut self, start: u64, end: u64) -> bool {
         let is_ours = !pieces(start, end).any(|(block, order)| {
@@ -1083,14 +1101,15 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         is_ours
     }
 
-    /// Has the block, with `tree` on its level, anything in common with a free one?
+    /// Returns whether the block, with `tree` on its level, overlaps a free block.
     #[inline(always)]
     fn overlaps(&self, words: &[u64], tree: Tree, block: u64, order: Order) -> bool {
         let leaf = self.level(order).leaf(block) % LEAVES;
         let mut found = tree.overlaps(rank(order), leaf);
-        // In a larger one, of which no tree below knows anything. The next level is looked at in
-        // any case, without a branch that could be guessed wrong: what is found on its own is no
-        // less an overlap. And where a tree has anything free, it is no part of what is free above.
+        // A larger free block has a bit on its own level only. The loop reads the next level even
+        // if `found` is set, which avoids a branch that the CPU could mispredict. An overlap found
+        // there is as valid. A tree with a free block is not part of a free block of a higher
+        // level, so the loop ends.
         for level in self.levels.get(index(order) + 1..).unwrap_or_default() {
             if level.is_unused() {
                 break;
@@ -1105,7 +1124,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         found || (index(order) > 0 && self.any_below(words, block, order))
     }
 
-    /// Has the block free ones in it, on lower levels than its own?
+    /// Returns whether the block contains free blocks of lower levels.
     #[inline]
     fn any_below(&self, words: &[u64], block: u64, order: Order) -> bool {
         let end = block + order.units();
@@ -1114,7 +1133,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// The free block that holds `unit`.
+    /// Returns the free block that holds `unit`.
     fn covering(&self, unit: u64) -> Option<(u64, Order)> {
         for level in &self.levels {
             let leaf = level.leaf(unit);
@@ -1123,7 +1142,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
                 let order = Order::saturating(level.shift() + rank);
                 return Some((unit & !(order.units() - 1), order));
             }
-            // Where there are smaller free blocks, no larger one can be.
+            // A tree with smaller free blocks is not part of a larger one.
             if !tree.is_empty() {
                 return None;
             }
@@ -1131,7 +1150,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         None
     }
 
-    /// May everything in `[start, end)` that would join across `seam` do so?
+    /// Returns whether the policy permits all joins across `seam` within `[start, end)`.
     fn may_join_across(&self, seam: u64, start: u64, end: u64) -> bool {
         Order::default().to(Order::MAX).all(|order| {
             let Some(parent) = order.larger() else {
@@ -1143,8 +1162,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         })
     }
 
-    /// A block, with `tree` on its level, becomes free: joins it with its buddy as long as that is
-    /// free and may be joined.
+    /// Frees a block, with `tree` on its level, and joins it with its buddy as long as that is free
+    /// and the policy permits.
     #[inline(always)]
     fn release(&mut self, tree: Tree, block: u64, order: Order) {
         let at = index(order);
@@ -1159,8 +1178,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.free_units += order.units();
     }
 
-    /// The same, on one level only. Returns the rank of what came of it, which is not in yet if it
-    /// is that of a whole tree.
+    /// Frees and joins a block on one level. Returns the rank of the result. If that is the rank of
+    /// a whole tree, the caller adds the block on the next level.
     #[inline(always)]
     fn release_on(&mut self, at: usize, tree: Tree, block: u64, rank: u32) -> u32 {
         let (level, policy) = (&self.levels[at], &self.policy);
@@ -1169,8 +1188,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         level.free(&mut self.words, level.leaf(block), tree, rank, may_join)
     }
 
-    /// The same, for a whole tree of the level before `first`, on all levels that it takes; the
-    /// rank is as of that level.
+    /// Frees a whole tree of the level before `first`, and joins it on the levels from `first` on.
+    /// Returns the rank of the result, counted from the level before `first`.
     #[inline(never)]
     fn release_above(&mut self, first: usize, block: u64) -> u32 {
         let mut into = RANKS;
@@ -1186,14 +1205,15 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         into
     }
 
-    /// The same, for all blocks of `[start, end)`.
+    /// Frees and joins all blocks of `[start, end)`.
     fn release_all(&mut self, start: u64, end: u64) {
         for (block, order) in pieces(start, end) {
             self.release(self.tree(block, order), block, order);
         }
     }
 
-    /// Makes `[start, end)` free as it is: nothing in it or beside it can be joined.
+    /// Adds the blocks of `[start, end)` as free, without joining them: they have no free buddies.
+    /// Returns their number.
     fn add_free_range(&mut self, start: u64, end: u64) -> u64 {
         let mut count = 0;
         for (block, order) in pieces(start, end) {
@@ -1211,7 +1231,7 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         self.free_units += order.units();
     }
 
-    /// Deletes a free block from its level.
+    /// Removes a free block from its level.
     fn del_free(&mut self, block: u64, order: Order) {
         let leaf = self.leaf(block, order);
         self.levels[index(order)].remove(&mut self.words, leaf, rank(order));
@@ -1224,7 +1244,8 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
             .contains(&self.words, self.leaf(block, order), rank(order))
     }
 
-    /// The lowest free block of `order` that holds or comes after `from` and starts before `to`.
+    /// Returns the lowest free block of `order` that holds `from` or comes after it, and starts
+    /// before `to`.
     fn next_free(&self, order: Order, from: u64, to: u64) -> Option<u64> {
         let (level, from) = (self.level(order), self.leaf(from, order));
         let end = level.leaf_after(to);
@@ -1233,29 +1254,29 @@ impl<S: DerefMut<Target = [u64]>, P: JoinPolicy> Buddy<S, P> {
         (block < to).then_some(block)
     }
 
-    /// The level with the blocks of `order`.
+    /// Returns the level with the blocks of `order`.
     fn level(&self, order: Order) -> &Level {
         &self.levels[index(order)]
     }
 
-    /// The tree of that level with `unit` in it.
+    /// Returns the tree that holds `unit`, on the level of `order`.
     fn tree(&self, unit: u64, order: Order) -> Tree {
         self.level(order).tree(&self.words, self.leaf(unit, order))
     }
 
-    /// The leaf of that level with `unit` in it.
+    /// Returns the leaf that holds `unit`, on the level of `order`.
     fn leaf(&self, unit: u64, order: Order) -> Leaf {
         self.level(order).leaf(unit)
     }
 }
 
-/// Which level the blocks of `order` are on.
+/// Returns the index of the level with the blocks of `order`.
 fn index(order: Order) -> usize {
-    // CAST: At most 5; cut off so that the compiler knows.
+    // CAST: The quotient is at most 5. `min()` lets the compiler drop bounds checks.
     ((order.get() / RANKS) as usize).min(LEVELS - 1)
 }
 
-/// The rank, on its level, of a block of `order`.
+/// Returns the rank of a block of `order` on its level.
 fn rank(order: Order) -> u32 {
     order.get() % RANKS
 }

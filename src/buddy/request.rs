@@ -1,32 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What can be asked of the allocator, what it gives, and how it says no.
+//! The requests to the allocator, its results and its errors.
 
 use core::num::NonZeroU32;
 
-/// The size of a block as a power of two: a block of order k is 2^k units.
+/// The size of a block as a power of two: a block of order k has 2^k units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Order(u8);
 
 impl Order {
-    /// The largest order there is: 2^30 units, all that one allocator manages.
+    /// The largest order: 2^30 units, the most that one allocator manages.
     pub const MAX: Self = Self(30);
-    /// How many orders there are.
+    /// The number of orders.
     pub const COUNT: usize = 31;
 
-    /// `order`, or the largest one if it is larger.
+    /// Creates an order, at most [`Order::MAX`].
     pub const fn saturating(order: u32) -> Self {
         if order < 30 {
-            // CAST: Below 30.
+            // CAST: `order` is below 30.
             Self(order as u8)
         } else {
             Self::MAX
         }
     }
 
-    /// The order of the smallest block that holds `units`; `None` for 0 and beyond 2^30.
+    /// Returns the order of the smallest block that holds `units`, or `None` for 0 and beyond 2^30.
     pub fn covering(units: u64) -> Option<Self> {
-        // One more than the highest bit of the last unit's number; for one unit there is none.
+        // The result is one more than the highest set bit of `last`. For one unit, `last` has no
+        // set bit.
         let last = units
             .checked_sub(1)
             .filter(|&last| last < Self::MAX.units())?;
@@ -36,55 +37,55 @@ impl Order {
         )
     }
 
-    /// Units in a block of this order.
+    /// Returns the units in a block of this order.
     pub const fn units(self) -> u64 {
         1 << self.0
     }
 
-    /// As a shift.
+    /// Returns the binary logarithm of the units.
     pub const fn get(self) -> u32 {
         self.0 as u32
     }
 
-    /// As an index into tables of [`Order::COUNT`] entries.
+    /// Returns the index into tables of [`Order::COUNT`] entries.
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
-    /// This order and all up to and with `last`, from the small to the large.
+    /// Returns this order and all up to and including `last`, in ascending order.
     pub fn to(self, last: Self) -> impl DoubleEndedIterator<Item = Self> {
         (self.0..=last.0).map(Self)
     }
 
-    /// The next smaller one, but for the smallest.
+    /// Returns the next smaller order, if there is one.
     pub fn smaller(self) -> Option<Self> {
         self.0.checked_sub(1).map(Self)
     }
 
-    /// The next larger one, but for the largest.
+    /// Returns the next larger order, if there is one.
     pub fn larger(self) -> Option<Self> {
         (self < Self::MAX).then_some(Self(self.0 + 1))
     }
 }
 
-/// The order of 2 MiB of 4 KiB units: what one PMD entry maps, and the size of a pageblock.
+/// The order of 2 MiB of 4 KiB units. One PMD entry maps that size, and a pageblock has it.
 pub const PMD_ORDER: Order = Order::saturating(9);
 
-/// How much of the covering block a request keeps.
+/// The part of the covering block that a request keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// The whole block.
     Block,
-    /// The units asked for; the tail goes back at once. Where no block covers them,
+    /// The requested units only; the tail is freed at once. If no block covers them,
     /// [`Buddy::alloc_run`](super::Buddy::alloc_run) finds any adjacent free units, unless
     /// `split_limit` is less than the largest order.
     Exact,
 }
 
-/// Where in the region a request is to land.
+/// The wish of a request for a place in the region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Wherever the allocator finds it best.
+    /// The place that the allocator's policy prefers.
     Any,
     /// The lowest place where the covering block fits.
     BottomUp,
@@ -92,25 +93,26 @@ pub enum Place {
     TopDown,
 }
 
-/// A request for contiguous units; what is not said is not constrained.
+/// A request for contiguous units. [`Request::new`] sets no limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    /// How many units.
+    /// Number of units.
     pub units: u64,
-    /// What of the covering block to keep.
+    /// The part of the covering block that is kept.
     pub extent: Extent,
-    /// Where to look first.
+    /// The end of the region that is preferred.
     pub place: Place,
-    /// All that is granted lies in `[lo, hi)`, in absolute unit numbers.
+    /// The range `[lo, hi)` that all granted units lie in, in absolute unit numbers.
     pub window: (u64, u64),
-    /// The start lies on a boundary of this order, where that is more than the block's own.
+    /// The order of a boundary that the first unit lies on. It counts only if it is more than the
+    /// block's order.
     pub align: Order,
-    /// No free block of a larger order is split for this request.
+    /// The largest order of a free block that this request may split.
     pub split_limit: Order,
 }
 
 impl Request {
-    /// One block that holds `units`, anywhere.
+    /// Creates a request for one block that holds `units`, anywhere.
     pub const fn new(units: u64) -> Self {
         Self {
             units,
@@ -122,8 +124,8 @@ impl Request {
         }
     }
 
-    /// The order of the block that is looked for, and how many of its units are kept; `None` if
-    /// there can be no such block.
+    /// Returns the order of the block to look for, and how many of its units are kept. Returns
+    /// `None` for no units, or more than the largest block has.
     pub(super) fn shape(&self) -> Option<(Order, u64)> {
         let order = Order::covering(self.units)?;
         let units = match self.extent {
@@ -134,16 +136,16 @@ impl Request {
     }
 }
 
-/// A scan for adjacent free blocks, and how far it has come. It belongs to one request.
+/// The progress of a scan for adjacent free blocks. It belongs to one request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RunScan {
-    /// The end of what was looked at: its upper end, or its lower one if the highest place is
-    /// wanted.
+    /// The end of the part that was scanned: its upper end, or its lower end with
+    /// [`Place::TopDown`].
     pub(super) at: Option<u64>,
 }
 
-/// Units that belong to whoever holds this: it can't be cloned, and giving it to
-/// [`Buddy::free`](super::Buddy::free) is the only way to give them back.
+/// The units of one allocation, owned by the holder of this value. It can't be cloned, and
+/// [`Buddy::free`](super::Buddy::free) is the only way to return them.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "units whose run is dropped can never be given back"]
 pub struct Run {
@@ -153,49 +155,49 @@ pub struct Run {
 }
 
 impl Run {
-    /// The first unit, in absolute numbers.
+    /// Returns the first unit, in absolute numbers.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// How many units were granted.
+    /// Returns the number of units that were granted.
     pub fn units(&self) -> u64 {
         self.units
     }
 
-    /// How many units were asked for.
+    /// Returns the number of units that were requested.
     pub fn requested(&self) -> u64 {
         self.requested
     }
 
-    /// The unit after the last one.
+    /// Returns the unit after the last one.
     pub fn end(&self) -> u64 {
         self.start + self.units
     }
 
-    /// Is it one block, on its boundary?
+    /// Returns whether the run is one block, on its boundary.
     pub fn is_block(&self) -> bool {
         self.units.is_power_of_two() && self.start & (self.units - 1) == 0
     }
 
-    /// The order of the smallest block that could hold as many units.
+    /// Returns the order of the smallest block that could hold as many units.
     pub fn order(&self) -> Order {
         Order::covering(self.units).unwrap_or(Order::MAX)
     }
 }
 
-/// A run that is put away: one whole block, in as little as can be. It can't be cloned either.
+/// A run of one whole block in 32 bits, for storage. It can't be cloned either.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "units whose run is dropped can never be given back"]
 pub struct Packed(NonZeroU32);
 
 impl Run {
-    /// Packs it, counted from unit `base`.
+    /// Packs the run as a number relative to unit `base`.
     ///
     /// # Errors
     ///
-    /// It is returned if it is not one block that was asked for as such, or does not lie in the
-    /// 2^32 units, but for the last, that start at `base`.
+    /// Returns the run unchanged if it is not one block that was requested as a whole. Returns it
+    /// as well if it does not start in the first 2^32 - 1 units from `base` on.
     pub fn pack(self, base: u64) -> Result<Packed, Self> {
         let number = self
             .start
@@ -210,8 +212,8 @@ impl Run {
 }
 
 impl Packed {
-    /// The run of `order` that was packed with the same `base`. With another order or base it is
-    /// one that nobody gave.
+    /// Returns the run of `order` that was packed relative to `base`. Another order or base gives
+    /// units that the run did not have.
     pub fn unpack(self, base: u64, order: Order) -> Run {
         Run {
             start: base + u64::from(self.0.get() - 1),
@@ -221,16 +223,16 @@ impl Packed {
     }
 }
 
-/// Which end of a run moves when it grows.
+/// The end of a run that moves when it grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrowDirection {
     /// The start stays: a left buddy takes in the right one.
     Up,
-    /// The end stays: a right buddy takes in the left one, as a stack wants it.
+    /// The end stays: a right buddy takes in the left one, as a stack needs it.
     Down,
 }
 
-/// Why a region can't be managed.
+/// Why an allocator can't be created for a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
     /// No units, or more than 2^30, or beyond the largest unit number.
@@ -239,7 +241,7 @@ pub enum ConfigError {
     Storage,
 }
 
-/// Why there are no units to be had.
+/// Why an allocation failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AllocError {
     /// No units, more than a block can have, or a range outside the region.
@@ -250,34 +252,34 @@ pub enum AllocError {
     Taken,
 }
 
-/// Why a run can't grow where it is; it is then as it was.
+/// Why a run can't grow in place. The run is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GrowError {
-    /// Not larger than it is, or the result would be no part of one block of its order.
+    /// The size is not larger, or the result would not lie in one block of its covering order.
     Invalid,
-    /// The neighbour is not free, or outside the region.
+    /// Some of the added units are not free, or lie outside the region.
     Taken,
-    /// The policy does not let the two be one.
+    /// The policy does not permit joining the added units to the run.
     Apart,
 }
 
-/// What [`Buddy::validate`](super::Buddy::validate) found broken.
+/// The inconsistency that [`Buddy::validate`](super::Buddy::validate) found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A summary bit does not say what is below it.
+    /// A bit of a level's index disagrees with the words below it.
     Summary(Order),
-    /// A bit for an alignment does not say what is below it.
+    /// A bit of the second index disagrees with the words below it.
     Heads(Order),
-    /// A free block lies partly outside the region, or on no boundary of its order.
+    /// A free block lies partly outside the region.
     Outside(Order, u64),
     /// A unit is in two free blocks.
     Overlap(Order, u64),
-    /// Two free buddies that the policy lets join did not.
+    /// Two free buddies are not joined, although the policy permits it.
     Unjoined(Order, u64),
-    /// The number of free blocks of an order is not what was counted.
+    /// The counter of free blocks of an order disagrees with the bits.
     FreeBlocks(Order),
-    /// The number of free units is not what was counted.
+    /// The counter of free units disagrees with the bits.
     FreeUnits,
-    /// More was requested than was granted.
+    /// The counter of requested units exceeds the granted units.
     Requested,
 }

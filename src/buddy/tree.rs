@@ -2,20 +2,19 @@
 
 //! The free blocks among 64 neighbours ("leaves"), in two words.
 //!
-//! A tree has a node for each block of each rank: rank 0 are the 64 leaves, rank 1 the 32 pairs of
-//! them, up to the two halves of rank 5. (The whole is a leaf one level up, see
-//! [`super::level`].) A set bit is a free block.
+//! A tree has a node for each block of each rank. Rank 0 has the 64 leaves, rank 1 the 32 pairs of
+//! them, and so on up to the two halves of rank 5. The whole tree is a leaf one level up, see
+//! [`super::level`]. A set bit is a free block.
 //!
-//! The leaves fill the first word. The others are numbered rank after rank, from the left, in the
-//! second: 32 + 16 + 8 + 4 + 2 of 64 bits, so that
+//! The leaves fill the first word. The second word has the nodes of larger ranks, rank after rank
+//! from the left: 32 + 16 + 8 + 4 + 2 of 64 bits. This numbering has three properties:
 //!
-//! - the buddy of node `n` is `n ^ 1`,
-//! - the first set bit from a rank's first node on is the smallest block that is large enough, the
-//!   lowest of these,
-//! - all nodes that a block passes on its way up, and all their buddies, are one mask each. What a
-//!   block joins with, or what is left of one that is split, is then an `and` of a few masks,
-//!   however many ranks it is: nothing here loops over ranks, and so no loop's end is guessed
-//!   wrong.
+//! - The buddy of node `n` is `n ^ 1`.
+//! - The first set bit from a rank's first node on is the smallest block that is large enough, and
+//!   the lowest of these.
+//! - All nodes that a block passes on its way up are one mask, and so are all their buddies. A few
+//!   masks thus yield the result of a join or a split of any number of ranks. No loop runs over the
+//!   ranks, so there is no loop exit that the CPU could mispredict.
 
 use super::heads::BlockSpec;
 
@@ -26,7 +25,8 @@ pub(super) const LEAVES: u32 = 1 << RANKS;
 /// Words of one tree.
 pub(super) const WORDS: usize = 2;
 
-/// The number of each rank's first node in the second word; of rank 0 what is larger than it.
+/// The number of each rank's first node in the second word. Rank 0 is in the first word; its entry
+/// is 0, from which all larger ranks follow.
 const FIRST: [u32; 8] = [0, 0, 32, 48, 56, 60, END, END];
 /// Nodes in the second word.
 const END: u32 = 62;
@@ -42,12 +42,12 @@ const FROM: [u64; 8] = {
     from
 };
 
-/// The rank of each node in the second word, and [`RANKS`] for what comes after the last.
+/// The rank of each node in the second word, and [`RANKS`] for bits after the last node.
 const RANK: [u8; 64] = {
     let mut ranks = [0; 64];
     let mut node = 0;
     while node < ranks.len() {
-        // CAST: Below 64, and at most RANKS.
+        // CAST: The node is below 64, and RANKS is 6.
         while ranks[node] < RANKS as u8 && FIRST[ranks[node] as usize + 1] <= node as u32 {
             ranks[node] += 1;
         }
@@ -56,7 +56,7 @@ const RANK: [u8; 64] = {
     ranks
 };
 
-/// For each pair of leaves: the nodes that it is part of, itself among them.
+/// For each pair of leaves: the nodes of the second word that hold it, the pair included.
 const PATH: [u64; 32] = {
     let mut paths = [0; 32];
     let mut pair = 0;
@@ -72,7 +72,7 @@ const PATH: [u64; 32] = {
     paths
 };
 
-/// For each pair of leaves: the buddies of the nodes that it is part of.
+/// For each pair of leaves: the buddies of the nodes that hold it.
 const BUDDIES: [u64; 32] = {
     let mut buddies = [0; 32];
     let mut pair = 0;
@@ -89,7 +89,7 @@ const LEAF: [u8; 64] = {
     let mut leaves = [0; 64];
     let mut node = 0;
     while node < END {
-        // CAST: Below 64, all of them.
+        // CAST: All these numbers are below 64.
         let rank = RANK[node as usize] as u32;
         leaves[node as usize] = ((node - FIRST[rank as usize]) << rank) as u8;
         node += 1;
@@ -97,7 +97,7 @@ const LEAF: [u8; 64] = {
     leaves
 };
 
-/// What of each node in the second word is left, there, when its first leaf is taken.
+/// For each node in the second word: the nodes there that stay free when its first leaf is taken.
 const REST: [u64; 64] = {
     let mut rests = [0; 64];
     let mut node = 0;
@@ -108,15 +108,14 @@ const REST: [u64; 64] = {
     rests
 };
 
-/// For each node in the second word: the others there that are part of it, or that it is part of,
-/// and itself.
+/// For each node in the second word: the nodes there that it overlaps, itself included.
 const FAMILY: [u64; 64] = {
     let mut family = [0; 64];
     let mut pair = 0;
     while pair < PATH.len() {
         let mut node = 0;
         while node < family.len() {
-            // Part of it, or all of it: what the pair's path has below the node and above it.
+            // A path through the node has parts of it, and nodes that hold it.
             if PATH[pair] & (1 << node) != 0 {
                 family[node] |= PATH[pair];
             }
@@ -127,7 +126,7 @@ const FAMILY: [u64; 64] = {
     family
 };
 
-/// The nodes of the ranks from 1 on that start at a multiple of 2^n leaves, for each n.
+/// For each n: the nodes of the ranks from 1 on that start at a multiple of 2^n leaves.
 const ALIGNED: [u64; RANKS as usize + 1] = {
     let mut masks = [0; RANKS as usize + 1];
     let mut align = 0;
@@ -166,20 +165,20 @@ impl Tree {
         [self.leaves, self.larger]
     }
 
-    /// No free blocks at all?
+    /// Returns whether there are no free blocks.
     #[inline]
     pub(super) fn is_empty(self) -> bool {
         self.leaves | self.larger == 0
     }
 
-    /// Are there free blocks of `rank` or more?
+    /// Returns whether there is a free block of `rank` or more.
     #[inline]
     pub(super) fn has(self, rank: u32) -> bool {
         let leaves = if rank == 0 { self.leaves } else { 0 };
         leaves | (self.larger & from(rank)) != 0
     }
 
-    /// One more than the rank of the largest free block, or 0 if there is none.
+    /// Returns one more than the rank of the largest free block, or 0 if there is none.
     #[inline]
     pub(super) fn ranks(self) -> u32 {
         match self.larger.checked_ilog2() {
@@ -202,8 +201,9 @@ impl Tree {
         *self.word_mut(rank) &= !bit(node(rank, leaf));
     }
 
-    /// Allocates from the smallest free block of `rank` or more, the lowest of these, and frees all
-    /// of it but its lowest part of `rank`. Returns the first leaf and the rank of what was split.
+    /// Allocates the lowest part of `rank` from the smallest free block of `rank` or more, the
+    /// lowest of these. Frees the rest of it. Returns the first leaf, and the rank of the block
+    /// that was split.
     #[inline]
     pub(super) fn alloc(&mut self, rank: u32) -> Option<(u32, u32)> {
         if rank == 0 && self.leaves != 0 {
@@ -216,7 +216,7 @@ impl Tree {
             return None;
         }
         let node = fits.trailing_zeros();
-        // The lowest bit that is set.
+        // This clears the lowest set bit of `fits`.
         self.larger &= !(fits & fits.wrapping_neg());
         self.larger |= REST[node as usize % REST.len()] & from(rank);
         let leaf = u32::from(LEAF[node as usize % LEAF.len()]);
@@ -226,8 +226,8 @@ impl Tree {
         Some((leaf, rank_of(node)))
     }
 
-    /// Of a block of rank `large` that was allocated, or of the whole tree, frees all but the part
-    /// of rank `small` that starts at `leaf`.
+    /// Frees the rest of an allocated block of rank `large`, or of the whole tree. Keeps the part
+    /// of rank `small` that holds `leaf`.
     #[inline]
     pub(super) fn split(&mut self, leaf: u32, large: u32, small: u32) {
         self.larger |= buddies(leaf) & from(small) & !from(large);
@@ -236,9 +236,9 @@ impl Tree {
         }
     }
 
-    /// Frees a block and joins it with its buddy as long as that is there and `may_join` allows it
-    /// (it gets the left one and its rank). Returns the rank of what came of
-    /// it, which for the whole tree is not put in.
+    /// Frees a block and joins it with its buddy as long as that is free and `may_join` permits.
+    /// `may_join` gets the first leaf of the left buddy, and the rank. Returns the rank of the
+    /// result. A result that is the whole tree has no bit here.
     #[inline]
     pub(super) fn free(
         &mut self,
@@ -256,20 +256,21 @@ impl Tree {
             self.leaves &= !bit(leaf ^ 1);
             rank = 1;
         }
-        // The first buddy that is not there ends it, or the bit after the last one.
+        // The joins end at the first buddy that is not free, or at bit END if all are.
         let buddies = buddies(leaf) & from(rank);
         let mut missing = ((buddies & !self.larger) | bit(END)).trailing_zeros();
         let into = rank_of(missing);
         if let Some(stop) = (rank..into).find(|&rank| !may_join(left(rank), rank)) {
             missing = node(stop, leaf) ^ 1;
         }
-        // All buddies before that one join, and what comes of them is its buddy.
+        // All buddies before `missing` are joined, and the resulting block is the buddy of
+        // `missing`.
         self.larger &= !buddies | (u64::MAX << (missing % u64::BITS));
         self.larger |= bit(missing ^ 1) & from(1);
         rank_of(missing)
     }
 
-    /// Has a free block anything in common with the block of `rank` that starts at `leaf`?
+    /// Returns whether a free block overlaps the block of `rank` that starts at `leaf`.
     #[inline]
     pub(super) fn overlaps(self, rank: u32, leaf: u32) -> bool {
         let span = u64::MAX >> (64 - (1 << (rank % RANKS)));
@@ -277,14 +278,14 @@ impl Tree {
         (self.leaves >> (leaf % LEAVES)) & span | self.larger & family != 0
     }
 
-    /// The lowest free block, of any rank, and its rank.
+    /// Returns the lowest free block of any rank, and its rank.
     pub(super) fn lowest(self) -> Option<(u32, u32)> {
         (0..RANKS)
             .filter_map(|rank| Some((self.next(rank, 0, 0)?, rank)))
             .min()
     }
 
-    /// The rank of the smallest free block.
+    /// Returns the rank of the smallest free block.
     pub(super) fn smallest(self) -> Option<u32> {
         if self.leaves != 0 {
             return Some(0);
@@ -292,31 +293,32 @@ impl Tree {
         (self.larger != 0).then(|| rank_of(self.larger.trailing_zeros()))
     }
 
-    /// The rank of the free block that holds `leaf`.
+    /// Returns the rank of the free block that holds `leaf`.
     pub(super) fn covering(self, leaf: u32) -> Option<u32> {
         (0..RANKS).find(|&rank| self.contains(rank, leaf))
     }
 
-    /// The first leaf of the lowest free block of `rank`, at or after the one with `leaf` in it,
-    /// whose number in its rank is a multiple of 2^`shift` (at most 6).
+    /// Returns the first leaf of a free block of `rank` whose number in its rank is a multiple of
+    /// 2^`shift` (at most 6). It is the lowest, from the block that holds `leaf` on.
     #[inline]
     pub(super) fn next(self, rank: u32, leaf: u32, shift: u32) -> Option<u32> {
         let found = self.members(rank, shift) & (u64::MAX << ((leaf >> rank) % LEAVES));
         (found != 0).then(|| found.trailing_zeros() << rank)
     }
 
-    /// Is there a free block as `spec` says, on a boundary that the tree can tell?
+    /// Returns whether there is a free block that matches `spec`. Alignments above the tree's size
+    /// count as the tree's size.
     #[inline]
     fn has_any_of(self, spec: &BlockSpec) -> bool {
         let align = spec.align.min(RANKS);
-        // CAST: At most 6.
+        // CAST: `align` is at most 6.
         let larger = self.larger & ALIGNED[align as usize % ALIGNED.len()];
         let larger = larger & from(spec.least) & !from(spec.most + 1);
         larger != 0 || (spec.least == 0 && self.leaves & stride(align) != 0)
     }
 
-    /// The first leaf of the lowest free block as `spec` says, at or after the one with `leaf` in
-    /// it, and its rank.
+    /// Returns the first leaf and the rank of the lowest free block that matches `spec`, from the
+    /// one that holds `leaf` on.
     #[inline]
     pub(super) fn next_of(self, spec: &BlockSpec, leaf: u32) -> Option<(u32, u32)> {
         let mut best = None;
@@ -337,7 +339,8 @@ impl Tree {
         best
     }
 
-    /// The highest such block, at or before the one with `leaf` in it.
+    /// Returns the first leaf of a free block of `rank` whose number in its rank is a multiple of
+    /// 2^`shift` (at most 6). It is the highest, down from the block that holds `leaf`.
     #[inline]
     pub(super) fn prev(self, rank: u32, leaf: u32, shift: u32) -> Option<u32> {
         let found =
@@ -345,8 +348,8 @@ impl Tree {
         found.checked_ilog2().map(|top| top << rank)
     }
 
-    /// The first leaf of the highest free block as `spec` says, at or before the one with `leaf` in
-    /// it, and its rank.
+    /// Returns the first leaf and the rank of the highest free block that matches `spec`, down from
+    /// the one that holds `leaf`.
     #[inline]
     pub(super) fn prev_of(self, spec: &BlockSpec, leaf: u32) -> Option<(u32, u32)> {
         let mut best = None;
@@ -367,8 +370,8 @@ impl Tree {
         best
     }
 
-    /// The largest alignment, as a power of two of leaves, of the free blocks of `rank`; `whole` is
-    /// that of the tree's start.
+    /// Returns the largest alignment of the free blocks of `rank`, as a binary logarithm in leaves.
+    /// `whole` is the alignment of the tree's start.
     pub(super) fn alignment(self, rank: u32, whole: u32) -> Option<u32> {
         let members = self.members(rank, 0);
         if members & 1 != 0 {
@@ -380,8 +383,8 @@ impl Tree {
             .map(|shift| rank + shift)
     }
 
-    /// The larger of that and `best`, which is the alignment of another block of `rank`. Costs
-    /// little where it is `best`.
+    /// Returns the larger of [`Tree::alignment`] and `best`, the alignment of another block of
+    /// `rank`. Costs little if `best` is the larger.
     #[inline]
     pub(super) fn alignment_beyond(self, rank: u32, whole: u32, best: Option<u32>) -> Option<u32> {
         let shift = best.map_or(0, |best| best + 1 - rank);
@@ -391,19 +394,20 @@ impl Tree {
         best.max(self.alignment(rank, whole))
     }
 
-    /// Are the free blocks of `rank` the same as those of another tree?
+    /// Returns whether the free blocks of `rank` are the same as those of another tree.
     #[inline]
     pub(super) fn is_alike(self, other: Self, rank: u32) -> bool {
         self.only(rank) == other.only(rank)
     }
 
-    /// The free blocks of `rank` whose numbers are multiples of 2^`shift`, by their numbers.
+    /// Returns the free blocks of `rank` whose numbers are multiples of 2^`shift`, with bit n for
+    /// number n.
     #[inline]
     fn members(self, rank: u32, shift: u32) -> u64 {
         (self.only(rank) >> node(rank, 0)) & stride(shift)
     }
 
-    /// The free blocks of `rank`, by their places in their word.
+    /// Returns the free blocks of `rank`, at their bits in their word.
     #[inline]
     fn only(self, rank: u32) -> u64 {
         match rank {
@@ -421,13 +425,13 @@ impl Tree {
     }
 }
 
-/// The number, in its word, of the block of `rank` that holds `leaf`.
+/// Returns the number, in its word, of the block of `rank` that holds `leaf`.
 #[inline]
 fn node(rank: u32, leaf: u32) -> u32 {
     FIRST[rank as usize % FIRST.len()] + (leaf >> rank)
 }
 
-/// Every 2^`shift`-th bit, from the first on.
+/// Returns a word with every 2^`shift`-th bit set, from bit 0 on.
 #[inline]
 pub(super) fn stride(shift: u32) -> u64 {
     const STRIDE: [u64; RANKS as usize + 1] = [
@@ -447,7 +451,7 @@ fn bit(node: u32) -> u64 {
     1 << (node % u64::BITS)
 }
 
-/// The nodes of `rank` or more.
+/// Returns the nodes of `rank` or more.
 #[inline]
 fn from(rank: u32) -> u64 {
     FROM[rank as usize % FROM.len()]
@@ -458,7 +462,7 @@ fn rank_of(node: u32) -> u32 {
     RANK[node as usize % RANK.len()].into()
 }
 
-/// The buddies of all nodes that `leaf` is part of.
+/// Returns the buddies of all nodes that hold `leaf`.
 #[inline]
 fn buddies(leaf: u32) -> u64 {
     BUDDIES[leaf as usize / 2 % BUDDIES.len()]
