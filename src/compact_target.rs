@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The choice of the block to compact: the cheapest to evacuate. Pure: the host's tests compare it
-//! with trying all.
+//! The choice of the block to compact: the one that is cheapest to evacuate.
+//!
+//! The choice is a pure function. A host test compares it with a search that tries every block.
 
 use crate::buddy::Order;
 
 /// The pages in use in one pageblock, or in several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BlockUsage {
-    /// Pages that can't be moved.
+    /// Pages that can't be migrated.
     pub unmovable: u32,
-    /// Pages that could be moved.
+    /// Pages that can be migrated.
     pub movable: u32,
 }
 
@@ -22,23 +23,25 @@ impl BlockUsage {
     }
 }
 
-/// Where the block may be: starts are numbers of pageblocks.
+/// The range of pageblocks that the block has to lie in, and the block's size and alignment.
 #[derive(Clone, Copy, Debug)]
 pub struct SearchRange {
-    /// The first pageblock that it may have.
+    /// The first pageblock of the range.
     pub first: u64,
-    /// The pageblock after the last.
+    /// The pageblock after the last of the range.
     pub end: u64,
-    /// It has 2^shift pageblocks.
+    /// The binary logarithm of the pageblocks in the block.
     pub shift: u32,
-    /// It starts on a multiple of 2^align pageblocks, where that is more.
+    /// The binary logarithm of the block's alignment, in pageblocks. It counts only if it is more
+    /// than `shift`.
     pub align: u32,
 }
 
-/// Finds the block with the fewest pages to be moved and no unmovable ones: the highest of several,
-/// as movable memory grows from below. Leaves out free blocks, and those that `skip` names.
+/// Finds the block with the fewest movable pages in use and no unmovable ones. Of several, takes
+/// the highest, as movable memory grows from below. Leaves out free blocks, and those for which
+/// `skip` returns true.
 ///
-/// Reads each pageblock's usage once: a word for 2 MiB.
+/// Reads each pageblock's usage at most once: a word for 2 MiB.
 pub fn find_target(
     range: SearchRange,
     usage: impl Fn(u64) -> BlockUsage,

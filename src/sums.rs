@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a client's handles add up to, and the share of it that was lost.
+//! The sums over a client's handles, and their internal fragmentation.
 //!
-//! Pure, and total: every function has an answer for every number. A client chooses how many
-//! handles it has and how often each of them counts one large buffer, so the sum of their bytes can
-//! exceed 64 bits. Sums are kept in 128 bits, which no number of handles fills, so that what was
-//! added can be taken away again.
+//! All functions are pure, and have a result for every number. A client chooses the number of its
+//! handles, and may have many for one large buffer. The sum of their bytes can therefore exceed 64
+//! bits. Sums have 128 bits, which no number of handles can overflow. So each handle can be
+//! subtracted again exactly.
 
 #![warn(clippy::arithmetic_side_effects)]
 
-/// What all of a client's handles add up to. A buffer counts once for each handle.
+/// The sums over all handles of a client. A buffer counts once for each handle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sums {
     buffers: u64,
@@ -18,7 +18,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Adds a handle with so many bytes requested and granted.
+    /// Adds a handle with the given bytes requested and granted.
     pub fn add(&mut self, (requested, granted): (u64, u64)) {
         self.buffers = self.buffers.saturating_add(1);
         self.requested = self.requested.saturating_add(requested.into());
@@ -52,13 +52,13 @@ impl Sums {
         saturated(self.granted.saturating_sub(self.requested))
     }
 
-    /// Returns the internal fragmentation, of 10 000 bytes granted.
+    /// Returns the internal fragmentation, in units of 1/10 000 of the bytes granted.
     pub fn fragmentation(&self) -> u32 {
         share(self.requested, self.granted)
     }
 }
 
-/// Returns the internal fragmentation: of 10 000 bytes granted, how many were not requested.
+/// Returns the internal fragmentation: how many of 10 000 bytes granted were not requested.
 pub fn fragmentation(requested: u64, granted: u64) -> u32 {
     share(requested.into(), granted.into())
 }
@@ -67,8 +67,9 @@ fn saturated(sum: u128) -> u64 {
     u64::try_from(sum).unwrap_or(u64::MAX)
 }
 
-/// Divides in 64 bits, since kernels have no division of 128. From 2^50 bytes on both numbers lose
-/// low bits first, so that the product fits.
+/// Returns how many of 10 000 bytes granted were not requested. Divides in 64 bits, since kernels
+/// have no division of 128. From 2^50 bytes on, both numbers first lose low bits, so that the
+/// product fits.
 fn share(requested: u128, granted: u128) -> u32 {
     const ROOM: u32 = 128 - 50;
 
@@ -77,6 +78,6 @@ fn share(requested: u128, granted: u128) -> u32 {
     let (lost, granted) = (saturated(lost >> excess), saturated(granted >> excess));
     lost.saturating_mul(10_000)
         .checked_div(granted)
-        // CAST: At most 10 000.
+        // CAST: The quotient is at most 10 000.
         .map_or(0, |parts| parts as u32)
 }

@@ -23,9 +23,9 @@
 //! # Placement
 //!
 //! A request without a wish for a place gets a block of the lowest level that has one that is large
-//! enough. The search looks at the lowest group of 64 trees in which a block fits. In that group, it
-//! takes the lowest tree that has no block larger than needed, or else the lowest tree that fits. In
-//! the tree, it takes the smallest block that fits.
+//! enough. The search looks at the lowest group of 64 trees in which a block fits. In that group,
+//! it takes the lowest tree that has no block larger than needed, or else the lowest tree that
+//! fits. In the tree, it takes the smallest block that fits.
 //!
 //! Taking the smallest block of the region would fill the holes of trees that are nearly free.
 //! Taking low trees first lets these trees become free while blocks come and go, so that large

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Caches of free blocks: one magazine for each CPU, in front of an allocator with one lock.
+//! Per-CPU caches of free blocks, called magazines, in front of an allocator with one lock.
 //!
-//! Bonwick and Adams, "Magazines and Vmem", USENIX 2001. A caller that finds a block in its CPU's
-//! magazine, or room for one, takes no lock that other CPUs contend for. What is in a magazine is
-//! free to the pool's counters, and allocated to the allocator behind it.
+//! The design is that of Bonwick and Adams, "Magazines and Vmem", USENIX 2001. A caller whose CPU's
+//! magazine has a block, or room for one, takes no lock that other CPUs contend for. The pool's
+//! counters count a block in a magazine as free. The allocator counts it as allocated.
 //!
-//! Between them is a [depot](BlockSource::depot), one more magazine, under the allocator's lock:
-//! where one CPU frees what another allocates, half a class at a time is transferred there, and the
-//! allocator has no work with each block.
+//! A [depot](BlockSource::depot) is one more magazine, under the allocator's lock. If one CPU frees
+//! the blocks that another allocates, half a class at a time passes through the depot. The
+//! allocator then does no work for each block.
 //!
-//! The allocator does not know that what is in magazines is free. So a magazine can be
-//! [disabled](Magazine::disable): then it is empty, and gives and takes nothing until it is enabled
-//! as often. A caller that needs to know all that is free, or would be refused, disables all of
-//! them, one after the other ([`disable_all`]), looks, and enables them again ([`enable_all`]).
-//! This is what `zone_pcp_disable()` does. Disabling a magazine drains it to the allocator. After
-//! the last one the depot is drained, which no enabled magazine is left to fill: then all that is
-//! free is in the allocator.
+//! The allocator does not know that blocks in magazines are free. A magazine can therefore be
+//! [disabled](Magazine::disable), which drains it to the allocator. It stays empty until it is
+//! enabled as often as it was disabled. A caller that needs all free blocks in the allocator, for
+//! example before it refuses a request, proceeds in three steps. It disables all magazines, one
+//! after the other ([`disable_all`]), does its work, and enables them again ([`enable_all`]).
+//! `zone_pcp_disable()` works in the same way. The depot is drained last. Only enabled magazines
+//! fill it, so all free blocks are in the allocator then.
 //!
-//! Locks: the allocator's comes before a magazine's. Nothing here allocates, blocks, panics or is
-//! `unsafe`.
+//! Lock order: the allocator's lock comes before a magazine's. Nothing here allocates memory,
+//! blocks, panics or is `unsafe`.
 
 #![forbid(unsafe_code)]
 
@@ -31,8 +31,8 @@ use crate::buddy::{
 };
 use core::ops::DerefMut;
 
-/// The orders that are cached, and how many blocks of each, for each end. Small blocks are
-/// requested most; blocks of [`PMD_ORDER`] are what large pages are made of.
+/// The orders that are cached, and the number of blocks of each, for each end. Small blocks are
+/// requested most. Large pages consist of blocks of [`PMD_ORDER`].
 const CLASSES: [(Order, usize); 6] = [
     (Order::saturating(0), 128),
     (Order::saturating(1), 64),
@@ -42,7 +42,7 @@ const CLASSES: [(Order, usize); 6] = [
     (PMD_ORDER, 16),
 ];
 
-/// Blocks of all orders, for one end.
+/// Number of blocks of all orders, for one end.
 const PER_END: usize = {
     let mut sum = 0;
     let mut i = 0;
@@ -53,60 +53,63 @@ const PER_END: usize = {
     sum
 };
 
-/// Blocks that are allocated from the allocator, or freed, under one hold of its lock.
+/// Number of blocks that are allocated from the allocator, or freed to it, under one hold of its
+/// lock.
 const BATCH: usize = 8;
 
-/// Slots that a magazine needs.
+/// Number of slots that a magazine needs.
 pub const SLOTS: usize = 2 * PER_END;
 
-/// Something behind a lock.
+/// Access to a value under a lock.
 pub trait Lock<T> {
     /// Calls `f` with the lock held.
     fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R;
 }
 
-/// The allocator behind, under its lock.
+/// The allocator behind the magazines. The caller holds its lock.
 pub trait BlockSource {
-    /// Where the depot's blocks are.
+    /// The storage of the depot's blocks.
     type Slots: DerefMut<Target = [Option<Packed>]>;
 
-    /// The magazine through which CPUs pass blocks on to each other.
+    /// Returns the depot: the magazine through which CPUs pass blocks on to each other.
     fn depot(&mut self) -> &mut Magazine<Self::Slots>;
-    /// Allocates a block of `order` from `end`; `None` if there is none, or it is better not split.
+    /// Allocates a block of `order` from `end`. Returns `None` if there is none that
+    /// should be cached.
     fn alloc(&mut self, end: End, order: Order) -> Option<Run>;
     /// Frees a block.
     fn free(&mut self, run: Run);
-    /// Accounts for blocks that were allocated from magazines and freed to them.
+    /// Accounts for the blocks that were allocated from magazines and freed to them.
     fn add_stats(&mut self, delta: StatsDelta);
 }
 
-/// The end of the memory that a block is from: what moves and what stays are kept apart.
+/// The end of the memory that a block is from. Movable memory is kept apart from unmovable memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Where the numbers are low.
+    /// The end with the low unit numbers.
     Low,
-    /// Where they are high.
+    /// The end with the high unit numbers.
     High,
 }
 
-/// The change of the statistics since it was last taken. The difference of two counters may be
-/// below zero: all of it is to be added modulo 2^64.
+/// The change of the statistics since they were last taken. A difference may be below zero: the
+/// caller adds all fields modulo 2^64.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StatsDelta {
-    /// Blocks that were given out, less those that came back.
+    /// Blocks that were allocated, less the blocks that were freed.
     pub blocks: u64,
-    /// Bytes that these were asked for.
+    /// Bytes that were requested for these blocks.
     pub bytes: u64,
-    /// How often anything was given out or came back.
+    /// Number of allocations and frees.
     pub uses: u64,
 }
 
-/// The free blocks that one CPU caches. `S` is where they are.
+/// The free blocks that one CPU caches. `S` holds the blocks.
 ///
 /// # Invariants
 ///
-/// The first `counts[class]` slots of a class have a block each, of the class's order, and the
-/// others none; `units` is what all of them have, at most `limit`. A disabled magazine has none.
+/// The first `counts[class]` slots of a class have a block of the class's order each. The remaining
+/// slots of the class are empty. `units` is the number of units of all blocks, at most `limit`. A
+/// disabled magazine has no blocks.
 pub struct Magazine<S> {
     slots: S,
     base: u64,
@@ -117,7 +120,7 @@ pub struct Magazine<S> {
     delta: StatsDelta,
 }
 
-/// The blocks of one order and one end, and where in all slots they are.
+/// The blocks of one order and one end, and their position among all slots.
 #[derive(Clone, Copy)]
 struct Class {
     number: usize,
@@ -126,7 +129,8 @@ struct Class {
     order: Order,
 }
 
-/// The class of each order, for the end that comes first; the other end's come after all of them.
+/// The class of each order, for [`End::Low`]. The classes of [`End::High`] follow after all of
+/// these.
 const BY_ORDER: [Option<Class>; Order::COUNT] = {
     let mut table = [None; Order::COUNT];
     let (mut number, mut first) = (0, 0);
@@ -145,12 +149,12 @@ const BY_ORDER: [Option<Class>; Order::COUNT] = {
 };
 
 impl Class {
-    /// How many blocks are in it after it was filled or flushed.
+    /// Returns the number of blocks that a class has after it was filled or flushed.
     fn half(self) -> usize {
         self.len / 2
     }
 
-    /// The class of blocks of `order` from `end`; `None` if such blocks are not cached.
+    /// Returns the class of blocks of `order` from `end`, or `None` if these are not cached.
     #[inline]
     fn of(end: End, order: Order) -> Option<Self> {
         let class = (*BY_ORDER.get(order.index())?)?;
@@ -165,7 +169,7 @@ impl Class {
     }
 }
 
-/// Those of both ends.
+/// Returns the classes of both ends.
 fn all_classes() -> impl DoubleEndedIterator<Item = Class> {
     let classes = |end| {
         CLASSES
@@ -181,10 +185,10 @@ pub fn is_cached(order: Order) -> bool {
 }
 
 impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
-    /// An empty one, for at most `limit` units of a region that starts at `base`, in [`SLOTS`]
-    /// slots. With fewer it keeps less.
+    /// Creates an empty magazine for at most `limit` units of a region that starts at `base`.
+    /// `slots` should have [`SLOTS`] entries; with fewer, the magazine caches less.
     pub fn new(slots: S, base: u64, limit: u64) -> Self {
-        // INVARIANT: Nothing is counted, so nothing is looked at.
+        // INVARIANT: All counts are 0, so no slot is expected to have a block.
         Self {
             slots,
             base,
@@ -196,12 +200,13 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         }
     }
 
-    /// Units in it.
+    /// Returns the number of units in the magazine.
     pub fn units(&self) -> u64 {
         self.units
     }
 
-    /// Allocates a block for a request of `bytes`: the one that was freed last, which is cache-hot.
+    /// Allocates a block for a request of `bytes`. Takes the block that was freed last, which is
+    /// cache-hot.
     #[inline]
     pub fn alloc(&mut self, end: End, order: Order, bytes: u64) -> Option<Run> {
         let run = self.pop(Class::of(end, order)?)?;
@@ -215,8 +220,8 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     ///
     /// # Errors
     ///
-    /// It is returned if it is no whole block that was asked for as such, of an order that is kept,
-    /// or if there is no room, as there is none in a disabled magazine.
+    /// Returns the run if it is not a whole block, requested as a whole, of an order that is
+    /// cached. Returns it as well if there is no room. A disabled magazine has no room.
     #[inline]
     pub fn put(&mut self, end: End, run: Run, bytes: u64) -> Result<(), Run> {
         let class = Class::of(end, run.order()).filter(|_| self.disabled == 0);
@@ -230,8 +235,9 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         Ok(())
     }
 
-    /// Fills half of the class for blocks of `order`, or less: with what the depot has, and if that
-    /// is little, out of `source`.
+    /// Fills the class for blocks of `order` up to half of its slots, or as far as blocks are
+    /// available. Takes blocks from the depot first. If these are fewer than [`BATCH`], allocates
+    /// more from `source`, up to [`BATCH`] in all.
     fn fill(&mut self, source: &mut impl BlockSource, end: End, order: Order) {
         let Some(class) = Class::of(end, order) else {
             return;
@@ -252,16 +258,18 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
                 break;
             }
         }
-        // In the order in which the allocator gave them, which knows what is best used up first.
+        // `alloc()` takes the last slot first. Reversed, the blocks leave in the order in which the
+        // allocator returned them, which puts first those that are best used up.
         let slots = class.first + first..class.first + self.count(class);
         if let Some(new) = self.slots.get_mut(slots) {
             new.reverse();
         }
     }
 
-    /// Empties half of the class for blocks of `order`, or less: into the depot, and if there is
-    /// little room, back to `source`. Those that came first go, which may have been cached when
-    /// others were not free yet that are better used up.
+    /// Empties the class for blocks of `order`, at most down to half of its slots. Moves blocks
+    /// to the depot. If the depot has room for fewer than [`BATCH`], frees more to `source`, up to
+    /// [`BATCH`] in all. The blocks that have been cached longest leave: since they were cached,
+    /// the allocator may have got better ones to use up.
     fn flush(&mut self, source: &mut impl BlockSource, end: End, order: Order) {
         let Some(class) = Class::of(end, order) else {
             return;
@@ -271,7 +279,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         let few = surplus.min(BATCH);
         let going = source.depot().room(class).clamp(few, surplus);
         if let Some(slots) = self.slots.get_mut(class.first..class.first + count) {
-            // To the end, where they come off.
+            // `pop()` takes the blocks at the end.
             slots.rotate_left(going);
         }
         let moved = self.transfer(source.depot(), class, going);
@@ -283,8 +291,8 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         }
     }
 
-    /// Where the limit leaves no room for a block of `order`, frees smaller ones to the allocator,
-    /// the largest first. Larger ones stay: it takes more to get them again.
+    /// Makes room for a block of `order` within the limit: frees smaller blocks to the allocator,
+    /// the largest first. Keeps larger blocks, which cost more to allocate again.
     fn evict_smaller(&mut self, source: &mut impl BlockSource, order: Order) {
         let Some(most) = self.limit.checked_sub(order.units()) else {
             return;
@@ -299,7 +307,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         }
     }
 
-    /// Gives all of it back.
+    /// Frees all blocks to the allocator.
     fn drain(&mut self, source: &mut impl BlockSource) {
         for class in all_classes() {
             while let Some(run) = self.pop(class) {
@@ -308,7 +316,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         }
     }
 
-    /// Blocks that the class has room for; none in a disabled magazine.
+    /// Returns the number of blocks that the class has room for. A disabled magazine has no room.
     fn room(&self, class: Class) -> usize {
         if self.disabled > 0 {
             return 0;
@@ -318,8 +326,8 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         usize::try_from(units >> class.order.get()).map_or(slots, |blocks| blocks.min(slots))
     }
 
-    /// Moves the last `most` blocks of a class to `other`, or as many as there are, and have room
-    /// there. Returns how many.
+    /// Moves up to `most` blocks from the end of a class to `other`, as far as it has room for
+    /// them. Returns the number of blocks that it moved.
     fn transfer<T>(&mut self, other: &mut Magazine<T>, class: Class, most: usize) -> usize
     where
         T: DerefMut<Target = [Option<Packed>]>,
@@ -334,7 +342,8 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         };
         to.swap_with_slice(from);
         let units = n as u64 * class.order.units();
-        // INVARIANT: What was in the one is in the other, where there is room for it.
+        // INVARIANT: The blocks have changed places with empty slots of the other magazine, which
+        // has room for their units. The counts change by the same number.
         self.set_count(class, here - n);
         self.units = self.units.saturating_sub(units);
         other.set_count(class, there + n);
@@ -342,14 +351,14 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         n
     }
 
-    /// Drains it and keeps it empty, until it is enabled as often as it was disabled.
+    /// Drains the magazine and keeps it empty, until it is enabled as often as it was disabled.
     pub fn disable(&mut self, source: &mut impl BlockSource) {
         self.disabled += 1;
         self.drain(source);
         source.add_stats(core::mem::take(&mut self.delta));
     }
 
-    /// Ends one [`Magazine::disable`].
+    /// Undoes one [`Magazine::disable`].
     pub fn enable(&mut self) {
         self.disabled = self.disabled.saturating_sub(1);
     }
@@ -361,7 +370,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
 
     fn set_count(&mut self, class: Class, n: usize) {
         if let Some(count) = self.counts.get_mut(class.number) {
-            // CAST: At most the class's length, which is 128.
+            // CAST: The count is at most the class's length, which is at most 128.
             *count = n as u8;
         }
     }
@@ -372,7 +381,7 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         let last = count.checked_sub(1)?;
         let slot = self.slots.get_mut(class.first + usize::from(last))?;
         let packed = slot.take()?;
-        // INVARIANT: One less, of both.
+        // INVARIANT: The slot is empty now; the count and the units change with it.
         *count = last;
         self.units = self.units.saturating_sub(class.order.units());
         Some(packed.unpack(self.base, class.order))
@@ -390,7 +399,8 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
         let Some(slot) = self.slots.get_mut(class.first + usize::from(*count)) else {
             return Err(run);
         };
-        // INVARIANT: One more, of both. It is of the class's order, so that order unpacks it.
+        // INVARIANT: The slot has a block now; the count and the units change with it. The caller
+        // chose the class by the run's order, so `pop()` unpacks it with that order.
         *slot = Some(run.pack(self.base)?);
         *count += 1;
         self.units = units;
@@ -398,8 +408,8 @@ impl<S: DerefMut<Target = [Option<Packed>]>> Magazine<S> {
     }
 }
 
-/// Fills a class that was empty, with the lock of `source` held, and allocates from it as
-/// [`Magazine::alloc`] does.
+/// Fills an empty class, and allocates from it as [`Magazine::alloc`] does. The caller holds the
+/// lock of `source`.
 pub fn refill<S>(
     cpu: &impl Lock<Magazine<S>>,
     source: &mut impl BlockSource,
@@ -416,7 +426,8 @@ where
     })
 }
 
-/// Fills a class that was empty, for the next request: this one was served by `source`.
+/// Fills an empty class for the next request. The caller holds the lock of `source`, which has
+/// served this request.
 pub fn refill_for_next<S>(
     cpu: &impl Lock<Magazine<S>>,
     source: &mut impl BlockSource,
@@ -428,11 +439,11 @@ pub fn refill_for_next<S>(
     cpu.with(|magazine| magazine.fill(source, end, order));
 }
 
-/// Flushes a part of a full class, with the lock of `source` held, and puts `run` into it.
+/// Flushes a part of a full class, and puts `run` into it. The caller holds the lock of `source`.
 ///
 /// # Errors
 ///
-/// As [`Magazine::put`], which it goes on with.
+/// Returns the run as [`Magazine::put`] does.
 pub fn flush_and_put<S>(
     cpu: &impl Lock<Magazine<S>>,
     source: &mut impl BlockSource,
@@ -449,8 +460,8 @@ where
     })
 }
 
-/// Disables all magazines, one after the other, each with the lock of the allocator behind it, and
-/// drains the depot.
+/// Disables all magazines, one after the other, and drains the depot. Takes the allocator's lock
+/// for each of these steps.
 pub fn disable_all<'a, L, S, C>(magazines: impl IntoIterator<Item = &'a L>, source: &impl Lock<C>)
 where
     L: Lock<Magazine<S>> + 'a,
@@ -463,7 +474,8 @@ where
     source.with(drain_depot);
 }
 
-/// The same for a caller that holds the lock of `source`, and can't drop it in between.
+/// Disables all magazines, and drains the depot, for a caller that holds the lock of `source` and
+/// can't drop it in between.
 pub fn disable_all_locked<'a, L, S>(
     magazines: impl IntoIterator<Item = &'a L>,
     source: &mut impl BlockSource,
@@ -477,7 +489,7 @@ pub fn disable_all_locked<'a, L, S>(
     drain_depot(source);
 }
 
-/// Drains the depot, after all magazines are disabled: only enabled ones fill it.
+/// Drains the depot. Comes after all magazines are disabled, since only enabled ones fill it.
 fn drain_depot(source: &mut impl BlockSource) {
     for class in all_classes() {
         while let Some(run) = source.depot().pop(class) {
@@ -486,7 +498,7 @@ fn drain_depot(source: &mut impl BlockSource) {
     }
 }
 
-/// Ends either.
+/// Undoes one [`disable_all`] or [`disable_all_locked`].
 pub fn enable_all<'a, L, S>(magazines: impl IntoIterator<Item = &'a L>)
 where
     L: Lock<Magazine<S>> + 'a,

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Many small objects of one size in a few large buffers, as in Bonwick, "The slab allocator",
-//! USENIX Summer 1994, but that nothing of its own is ever in the memory it divides: who may write
-//! there, a device or another process, can break no list.
+//! Many small objects of one size in a few large buffers.
 //!
-//! A [`Layout`] says where in a slab objects lie; a [`Slab`] knows which of them are free, in words
-//! that the caller gives it; [`fullest`] says which slab to take the next one from, so that others
-//! become empty and can be given back. Nothing here allocates, blocks, panics or is `unsafe`.
+//! The design is that of Bonwick, "The slab allocator", USENIX Summer 1994, with one difference. It
+//! keeps no data of its own in the memory that it divides. A device or another process that can
+//! write there can't corrupt a list.
+//!
+//! A [`Layout`] says where the objects lie in a slab. A [`Slab`] records which of them are free, in
+//! words that the caller provides. [`fullest`] chooses the slab for the next object, so that other
+//! slabs become empty and the caller can free them. Nothing here allocates memory, blocks, panics
+//! or is `unsafe`.
 
 #![forbid(unsafe_code)]
 
@@ -14,20 +17,20 @@ use core::ops::DerefMut;
 
 const WORD_BITS: u32 = u64::BITS;
 
-/// Why objects can't be laid out like that.
+/// The reason why a layout is not possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misfit {
-    /// No bytes, or more than a slab has.
+    /// The object has no bytes, or more than a slab.
     Size,
-    /// No power of two, or more than a slab has.
+    /// The alignment is no power of two, or more than a slab has.
     Align,
-    /// No power of two, less than an object takes, or more than a slab has.
+    /// The boundary is no power of two, less than an object takes, or more than a slab has.
     Boundary,
-    /// Slabs whose size is no power of two, or above 2^31 bytes.
+    /// The slab's size is no power of two, or above 2^31 bytes.
     Slab,
 }
 
-/// Where in a slab the objects lie. All sizes are bytes.
+/// The positions of the objects in a slab. All sizes are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     stride: u32,
@@ -38,13 +41,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Objects of `size` bytes on multiples of `align`, none of which crosses a multiple of
-    /// `boundary` (0: of the slab's size, as none does anyway), in slabs of `slab` bytes that start
-    /// on a multiple of their size.
+    /// Lays out objects of `size` bytes on multiples of `align`, in slabs of `slab` bytes. A slab
+    /// starts on a multiple of its size. No object crosses a multiple of `boundary`. The value 0
+    /// means the slab's size, which no object crosses in any case.
     ///
     /// # Errors
     ///
-    /// As [`Misfit`] says, in that order.
+    /// Tests `slab`, `size`, `align` and `boundary`, in that order, and returns the first
+    /// [`Misfit`].
     pub fn new(size: u32, align: u32, boundary: u32, slab: u32) -> Result<Self, Misfit> {
         if !slab.is_power_of_two() {
             return Err(Misfit::Slab);
@@ -73,28 +77,28 @@ impl Layout {
         })
     }
 
-    /// Objects in a slab; at least one.
+    /// Returns the number of objects in a slab, at least one.
     pub fn objects(&self) -> u32 {
         self.objects
     }
 
-    /// Bytes of a slab.
+    /// Returns the bytes of a slab.
     pub fn slab(&self) -> u32 {
         self.slab
     }
 
-    /// Where object `index` begins, in bytes from the slab's start.
+    /// Returns the start of object `index`, in bytes from the slab's start.
     pub fn offset(&self, index: u32) -> u32 {
         index / self.per_boundary * self.boundary + index % self.per_boundary * self.stride
     }
 
-    /// Words that a [`Slab`] needs.
+    /// Returns the number of words that a [`Slab`] needs.
     pub fn words(&self) -> usize {
         self.objects.div_ceil(WORD_BITS) as usize
     }
 }
 
-/// Which objects of one slab are free.
+/// The record of the free objects of one slab.
 #[derive(Clone, Debug)]
 pub struct Slab<S> {
     /// A bit for each object, set if it is free.
@@ -106,7 +110,8 @@ pub struct Slab<S> {
 }
 
 impl<S: DerefMut<Target = [u64]>> Slab<S> {
-    /// All of them are; `None` if there are fewer than [`Layout::words`] words.
+    /// Creates a slab of free objects. Returns `None` if there are fewer than [`Layout::words`]
+    /// words.
     pub fn new(mut words: S, layout: &Layout) -> Option<Self> {
         let used = words.get_mut(..layout.words())?;
         used.fill(u64::MAX);
@@ -121,7 +126,7 @@ impl<S: DerefMut<Target = [u64]>> Slab<S> {
         })
     }
 
-    /// Takes the first free object.
+    /// Allocates the first free object.
     pub fn alloc(&mut self) -> Option<u32> {
         for (i, word) in self.words.iter_mut().enumerate().skip(self.from) {
             self.from = i;
@@ -129,14 +134,14 @@ impl<S: DerefMut<Target = [u64]>> Slab<S> {
                 let bit = word.trailing_zeros();
                 *word &= *word - 1;
                 self.free -= 1;
-                // CAST: There are no more words than 2^31 objects need.
+                // CAST: 2^31 objects need less than 2^32 words.
                 return Some(i as u32 * WORD_BITS + bit);
             }
         }
         None
     }
 
-    /// Takes an object back. False, and nothing is changed, if it is none, or free.
+    /// Frees an object. Returns false, and changes nothing, if `index` is no object, or a free one.
     pub fn free(&mut self, index: u32) -> bool {
         let at = (index / WORD_BITS) as usize;
         let bit = 1 << (index % WORD_BITS);
@@ -151,19 +156,19 @@ impl<S: DerefMut<Target = [u64]>> Slab<S> {
         }
     }
 
-    /// Objects that are free.
+    /// Returns the number of free objects.
     pub fn free_count(&self) -> u32 {
         self.free
     }
 
-    /// None is in use?
+    /// Returns whether no object is in use.
     pub fn is_empty(&self) -> bool {
         self.free == self.objects
     }
 }
 
-/// The slab to take the next object from: of those that have one the fullest, given how many each
-/// has free.
+/// Returns the slab to allocate the next object from: the fullest one that has a free object.
+/// `free` yields each slab with its number of free objects.
 pub fn fullest(free: impl Iterator<Item = (usize, u32)>) -> Option<usize> {
     free.filter(|&(_, free)| free > 0)
         .min_by_key(|&(_, free)| free)

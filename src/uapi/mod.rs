@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The ABI as Rust sees it: a mirror of `linux/rust_buddy.h`, which is its only source.
+//! The ABI in Rust: a mirror of `linux/rust_buddy.h`, which is the authoritative source.
 //!
-//! A host test compiles the header and compares every constant, and the size and offset of every
-//! field, with the tables that the macros here make along with the declarations.
+//! A host test compiles the header. It compares every constant, and the size and offset of every
+//! field, with the tables below. The macros here create these tables together with the
+//! declarations.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -67,46 +68,46 @@ pub const MAGIC: u32 = 0xBD;
 pub const NAME_LEN: usize = 32;
 /// Bytes in a device's name, with its NUL.
 pub const DEVICE_LEN: usize = 48;
-/// Entries of [`PoolInfo::free_blocks`].
+/// Number of entries of [`PoolInfo::free_blocks`].
 pub const ORDERS: usize = 32;
 
 constants! {
     /// The version that INFO reports.
     ABI_VERSION: u32 = 1;
-    /// Stands for a physical address that the caller may not see.
+    /// The value for a physical address that the caller may not see.
     NO_ADDRESS: u64 = u64::MAX;
 
-    /// Not refused.
+    /// The request was not refused.
     REASON_NONE: u32 = 0;
     /// A reserved field is not zero.
     REASON_RESERVED_FIELD: u32 = 1;
-    /// Unknown or contradicting flags.
+    /// The flags are unknown or contradict each other.
     REASON_FLAGS: u32 = 2;
-    /// No such pool.
+    /// No pool has this id.
     REASON_UNKNOWN_POOL: u32 = 3;
-    /// Zero, or more than the pool holds.
+    /// The size is zero, or more than the pool holds.
     REASON_SIZE: u32 = 4;
-    /// No power of two, or beyond the pool.
+    /// The alignment is no power of two, or beyond the pool.
     REASON_ALIGN: u32 = 5;
-    /// `lo` or `hi` unaligned, empty or outside.
+    /// `lo` or `hi` is unaligned, or the range is empty or outside the pool.
     REASON_RANGE: u32 = 6;
-    /// Below granted, or above the limit.
+    /// `max_size` is below the granted size, or above the limit.
     REASON_MAX_SIZE: u32 = 7;
-    /// Not terminated, or unprintable.
+    /// The name is not terminated, or unprintable.
     REASON_NAME: u32 = 8;
-    /// No block fits, see `largest_free`.
+    /// No free block fits, see `largest_free`.
     REASON_NO_SPACE: u32 = 9;
     /// The range is not wholly free.
     REASON_RANGE_BUSY: u32 = 10;
     /// The file is not open for writing.
     REASON_READ_ONLY_FILE: u32 = 11;
-    /// Stale, unknown, or another client's.
+    /// The handle is stale, unknown, or another client's.
     REASON_UNKNOWN_HANDLE: u32 = 12;
-    /// Pinned, UNPIN it first.
+    /// The buffer is pinned and needs an UNPIN first.
     REASON_PINNED: u32 = 13;
-    /// UNPIN without a PIN.
+    /// An UNPIN has no PIN to undo.
     REASON_NOT_PINNED: u32 = 14;
-    /// Addresses are for the phys node only.
+    /// Only the phys node gives access to addresses.
     REASON_PHYS_ACCESS: u32 = 15;
     /// The kernel is out of memory.
     REASON_KERNEL_MEMORY: u32 = 16;
@@ -114,39 +115,39 @@ constants! {
     REASON_MMAP_SPACE: u32 = 17;
     /// The client has `max_buffers` handles.
     REASON_HANDLE_LIMIT: u32 = 18;
-    /// Pinned too many times.
+    /// The buffer is pinned too many times.
     REASON_PIN_LIMIT: u32 = 19;
     /// The struct ends before an output.
     REASON_STRUCT_SIZE: u32 = 20;
-    /// Beyond the client's quota.
+    /// The allocation exceeds the client's quota.
     REASON_CLIENT_QUOTA: u32 = 21;
-    /// Beyond the file owner's quota.
+    /// The allocation exceeds the quota of the file's owner.
     REASON_USER_QUOTA: u32 = 22;
-    /// Part unaligned, empty or outside.
+    /// The part of the buffer is unaligned, empty or outside.
     REASON_BUFFER_RANGE: u32 = 23;
-    /// Not open, or no dma-buf.
+    /// The file descriptor is not open, or no dma-buf.
     REASON_FD: u32 = 24;
-    /// A dma-buf of another exporter.
+    /// The dma-buf is of another exporter.
     REASON_FOREIGN_DMABUF: u32 = 25;
     /// No file descriptor is free.
     REASON_FD_LIMIT: u32 = 26;
-    /// A memory type it does not have.
+    /// The memory type is not supported here.
     REASON_MEMTYPE: u32 = 27;
-    /// GUP without `CAP_LONGTERM_PIN`.
+    /// The pool lacks `CAP_LONGTERM_PIN`, which GUP needs.
     REASON_LONGTERM_PIN: u32 = 28;
     /// The pool lies beyond `max_address`.
     REASON_MAX_ADDRESS: u32 = 29;
-    /// No such device, or it does no DMA.
+    /// The device is not found, or does no DMA.
     REASON_UNKNOWN_DEVICE: u32 = 30;
-    /// The DMA API refuses to map it.
+    /// The DMA API refuses to map the buffer.
     REASON_DMA_MAP: u32 = 31;
-    /// Imported from a read-only dma-buf.
+    /// The handle is imported from a read-only dma-buf.
     REASON_READ_ONLY_HANDLE: u32 = 32;
-    /// It never moves, nor shrinks.
+    /// The buffer never moves, nor shrinks.
     REASON_UNMOVABLE_BUFFER: u32 = 33;
-    /// It is being moved or resized.
+    /// The buffer is being moved or resized.
     REASON_RELOCATING: u32 = 34;
-    /// Exported, or imported.
+    /// The buffer is exported, or imported.
     REASON_SHARED: u32 = 35;
     /// Stacks are not exported.
     REASON_STACK_BUFFER: u32 = 36;
@@ -154,31 +155,31 @@ constants! {
     REASON_CAP_ADMIN: u32 = 37;
     /// `CAP_SYS_NICE` is missing.
     REASON_CAP_NICE: u32 = 38;
-    /// The rest is for higher priorities.
+    /// The rest of the memory is for higher priorities.
     REASON_WATERMARK: u32 = 39;
-    /// It is for higher priorities.
+    /// The last large block is for higher priorities.
     REASON_LAST_LARGE_BLOCK: u32 = 40;
-    /// Above the pool's `max_order`.
+    /// The order is above the pool's `max_order`.
     REASON_ORDER: u32 = 41;
-    /// Some of its contents can't move.
+    /// Some contents of the range can't move.
     REASON_UNMOVABLE_RANGE: u32 = 42;
-    /// It takes more than `max_copy`.
+    /// The request takes more copying than `max_copy` permits.
     REASON_COPY_LIMIT: u32 = 43;
     /// Other requests took the free part.
     REASON_CONTENDED: u32 = 44;
     /// A signal is pending.
     REASON_SIGNAL: u32 = 45;
-    /// The array of requests.
+    /// The array of requests is inaccessible, or an entry has a non-zero tail.
     REASON_BATCH_ENTRIES: u32 = 46;
-    /// Count or stride is out of bounds.
+    /// The count or the stride is out of bounds.
     REASON_BATCH_COUNT: u32 = 47;
-    /// Neither ALLOC nor FREE.
+    /// The command is neither ALLOC nor FREE.
     REASON_BATCH_COMMAND: u32 = 48;
     /// Another request was refused.
     REASON_BATCH_ABORTED: u32 = 49;
     /// A page has a memory error.
     REASON_HWPOISON: u32 = 50;
-    /// A 32-bit caller can't map it.
+    /// A 32-bit caller can't map at the buffer's offset.
     REASON_MMAP_OFFSET: u32 = 51;
 
     /// `ALLOC_EXACT` exists.
@@ -214,11 +215,11 @@ constants! {
 
     /// A pool of memory.
     KIND_MEMORY: u32 = 1;
-    /// From the page allocator.
+    /// The memory is from the page allocator.
     SOURCE_CONTIG: u32 = 1;
-    /// From the default CMA area.
+    /// The memory is from the default CMA area.
     SOURCE_CMA: u32 = 2;
-    /// A reserved physical range.
+    /// The memory is a reserved physical range.
     SOURCE_RANGE: u32 = 3;
     /// The pages have a struct page.
     CAP_STRUCT_PAGE: u64 = 1 << 0;
@@ -233,29 +234,29 @@ constants! {
     /// Buffers can be write-back.
     CAP_WB: u64 = 1 << 5;
 
-    /// Return the tail of the covering block.
+    /// Return the tail of the covering block to the pool.
     ALLOC_EXACT: u32 = 1 << 0;
-    /// The highest range that fits.
+    /// Take the highest range that fits.
     ALLOC_TOPDOWN: u32 = 1 << 1;
-    /// The lowest range that fits.
+    /// Take the lowest range that fits.
     ALLOC_BOTTOMUP: u32 = 1 << 2;
-    /// Wholly inside `[lo, hi)`.
+    /// Allocate wholly inside `[lo, hi)`.
     ALLOC_RANGE: u32 = 1 << 3;
-    /// Exactly at `lo`.
+    /// Allocate exactly at `lo`.
     ALLOC_AT: u32 = 1 << 4;
-    /// mmap fills its mappings.
+    /// Let mmap fill its mappings.
     ALLOC_PREFAULT: u32 = 1 << 5;
-    /// Write-combining.
+    /// Use write-combining memory.
     ALLOC_WC: u32 = 1 << 6;
-    /// Uncached.
+    /// Use uncached memory.
     ALLOC_UC: u32 = 1 << 7;
-    /// Mapped by struct page.
+    /// Map the buffer by struct page.
     ALLOC_GUP: u32 = 1 << 8;
     /// After `ENOSPC`, poll reports when to try again.
     ALLOC_WAIT: u32 = 1 << 9;
-    /// Grows downward.
+    /// Make a stack, which grows downward.
     ALLOC_STACK: u32 = 1 << 10;
-    /// With a guard page above the stack.
+    /// Add a guard page above the stack.
     ALLOC_GUARD: u32 = 1 << 11;
     /// Migrate other buffers to make room.
     ALLOC_COMPACT: u32 = 1 << 12;
@@ -269,9 +270,9 @@ constants! {
     /// The device has a bounce buffer.
     PIN_BOUNCED: u32 = 1 << 1;
 
-    /// Before a device accesses the buffer.
+    /// The device accesses the buffer next.
     SYNC_FOR_DEVICE: u32 = 1 << 0;
-    /// Before the CPU accesses the buffer.
+    /// The CPU accesses the buffer next.
     SYNC_FOR_CPU: u32 = 1 << 1;
     /// The device reads.
     SYNC_TO_DEVICE: u32 = 1;
@@ -283,17 +284,17 @@ constants! {
     /// Migrate the buffer if it can't grow in place.
     RESIZE_MAY_MOVE: u32 = 1 << 0;
 
-    /// Only the block at `pool_offset`.
+    /// Consider only the block at `pool_offset`.
     COMPACT_AT: u32 = 1 << 0;
 
-    /// The reservation stays when the file is closed.
+    /// Keep the reservation when the file is closed.
     RESERVE_PERSIST: u32 = 1 << 0;
 
-    /// All requests succeed, or none.
+    /// Let all requests succeed, or none.
     BATCH_ATOMIC: u32 = 1 << 0;
-    /// Number of requests in a batch.
+    /// Largest number of requests in a batch.
     BATCH_MAX: u32 = 1024;
-    /// Bytes from one request to the next.
+    /// Largest number of bytes from one request to the next.
     BATCH_STRIDE_MAX: u32 = 4096;
 }
 
