@@ -193,8 +193,8 @@ impl Heads {
     /// Returns the items of a group that have a block that matches `spec`.
     fn matching(&self, words: &[u64], height: u8, group: u64, spec: &BlockSpec) -> u64 {
         let cap = cap(height);
-        // If the alignment is more than an item's size, the block has to start where the item
-        // starts, and the item has to be on the boundary.
+        // If the alignment is more than an item's size, the item has to be on the boundary, and the
+        // block has to start where the item starts.
         let over = spec.align.saturating_sub(cap);
         let beyond = over.saturating_sub(WORD_SHIFT);
         if group & ((1 << beyond.min(u64::BITS - 1)) - 1) != 0 {

@@ -8,8 +8,8 @@
 //! height below is not zero. The highest height has one word a rank. The words of a group of 64,
 //! one for each of the six ranks, are adjacent.
 //!
-//! A tree's bits change only when the rank of its largest block does. Most allocations and frees
-//! change none.
+//! A tree's bits in the index change only when the rank of its largest block does. Most allocations
+//! and frees change none.
 //!
 //! A [`Level`] is the layout only. The caller owns the words and passes them to each call, so that
 //! all levels share one slice.
@@ -199,7 +199,7 @@ impl Level {
         if fits == 0 {
             return None;
         }
-        // No rank is larger than the largest. `tight` is then 0, and the lowest tree is taken.
+        // For the largest rank, `larger` equals `fits`, and the lowest tree is taken.
         let larger = self.word(words, 0, group, (rank + 1).min(RANKS - 1));
         let tight = match fits & !larger {
             0 => fits,
@@ -429,7 +429,7 @@ impl Level {
             }
             let item = self.item(number);
             // Other trees of the item may have a block that is aligned as much. The bits are then
-            // set.
+            // set already.
             if is.is_some_and(|is| Some(is) > was && self.heads.has(words, item, rank, is)) {
                 continue;
             }
