@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A pool: a region, the allocator over it, and what is counted in bytes.
+//! Pools: a pool joins a region, the allocator over it, and its statistics.
 //!
-//! What a pool gives is a [`Block`], which returns by being dropped and in no other way.
+//! A pool allocates [`Block`]s. Dropping a block is the only way to free it.
 //!
-//! Lock order: the pool's lock is the innermost, but for the magazines'. Only the allocator runs
-//! under it, O(orders), and the list of waiters, a few entries at a time. Zeroing, user memory, the
-//! kernel's own allocations and wake-ups stay outside. The mutex for evacuating a part of the pool
-//! comes before all other locks.
+//! Lock order: the mutex `reclaiming` comes before all other locks, and `zeroing` after all other
+//! mutexes. Then comes the pool's spinlock. The locks of the magazines are the innermost.
+//!
+//! The pool's spinlock is held for short times only: the allocator runs under it in O(orders), and
+//! the wait list is scanned a few entries at a time. Zeroing, access to user memory, allocations
+//! from the kernel and wake-ups take place without it.
 
 mod bad;
 mod block;
@@ -113,53 +115,59 @@ use kernel::{
     }, //
 };
 
-/// The id of the first pool, and so of the default one.
+/// The id of the first pool, which is the default pool.
 pub(crate) const DEFAULT_POOL: u32 = 1;
 
-/// The pool is idle when nobody took memory or gave some back for so long.
+/// Milliseconds without an allocation or a free after which the pool is idle.
 const IDLE_MS: u32 = 500;
 
-/// Holds of the pool's lock in a scan for adjacent free blocks, until what was quiesced for it goes
-/// on.
+/// The number of times that a scan for adjacent free blocks takes the pool's lock before it lets
+/// magazines, zeroing and migration resume for a moment.
 const SCANS_PER_QUIESCE: u32 = 64;
 
-/// Units whose free blocks are counted under one hold of the pool's lock.
+/// Units of which [`Pool::free_units_in`] counts the free ones under one hold of the pool's lock.
 const COUNT_BATCH: u64 = 1 << 12;
 
-/// What a pool's administrator decides.
+/// The settings of a pool that the administrator chooses when the module is loaded.
 #[derive(Clone, Copy)]
 pub(crate) struct Policy {
-    /// How long blocks that are freed while pinned stay in quarantine.
+    /// The time that a block stays in quarantine if its client died with a pin on it.
     pub(crate) quarantine_period: QuarantinePeriod,
-    /// Parts of the pool, in per cent, that the watermarks are: min, low, high.
+    /// The watermarks min, low and high, in per cent of the pool's size.
     pub(crate) watermarks: [u32; 3],
-    /// Compaction begins when the unusable free space index is above that, of 1000.
+    /// Compaction begins when the unusable free space index, of 1000, exceeds this value.
     pub(crate) compact_threshold: u32,
 }
 
-/// Pages of allocated blocks that are no client's buffer. A block is counted here only while it
-/// lives, so that this is never more than there is.
+/// The numbers of pages in allocated blocks that back no buffer of a client.
+///
+/// A block is counted here only while it is allocated, so the sum never exceeds the number of
+/// allocated pages.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct HeldPages {
+    /// Pages in quarantine.
     pub(crate) quarantined: u64,
+    /// Pages whose free is deferred until other users of the pages drop their references.
     pub(crate) deferred: u64,
+    /// Pages that RESERVE took out of use.
     pub(crate) reserved: u64,
 }
 
-/// What is under the lock.
+/// The state that the pool's lock protects.
 struct State {
     zone: Zone,
-    /// Bytes that living blocks were asked for: finer than the core's units. Like `blocks`, modulo
-    /// 2^64 as long as magazines have a part of it.
+    /// Bytes that were requested for all allocated blocks; the allocator counts whole units only.
+    /// While magazines hold a part of the sum, this part alone may be negative, modulo 2^64.
     requested: u64,
-    /// Living blocks.
+    /// Allocated blocks; modulo 2^64 like `requested`.
     blocks: u64,
-    /// How often anything came out of a magazine or went into one.
+    /// The number of allocations from magazines and of frees to them.
     uses: u64,
-    /// Magazines are disabled since little was free at the last change, or there are waiters.
+    /// Says whether [`State::update_caching`] has disabled the magazines. It does so if little is
+    /// free, or if the wait list has entries.
     keep_disabled: bool,
     depot: Depot,
-    /// Pages that are bad, and so neither free nor a block's.
+    /// Bad pages that were taken out of the allocator; they are neither free nor part of a block.
     withheld: u64,
     held: HeldPages,
     waiters: WaitList,
@@ -174,27 +182,27 @@ pub(crate) struct Pool {
     policy: Policy,
     worker: Arc<Worker>,
     deferred_frees: Arc<DeferredFrees>,
-    /// How often an administrator has ended the quarantine of all that wait.
+    /// The number of calls of [`Pool::release_quarantine`].
     releases: Atomic<u64>,
     counts: Counts,
     pageblocks: PageblockUsage,
     magazines: Magazines,
     dirty: Dirty,
     bad: Bad,
-    /// The page up to which the worker has come in this round.
+    /// The page frame at which the zeroing worker resumes.
     zeroed_to: Atomic<u64>,
-    /// The module goes: nothing is to begin any more.
+    /// Says whether the module is being unloaded. Then no delayed work is queued any more.
     closing: Atomic<bool>,
-    /// Grows with everything that is taken or given back.
+    /// Counts frees of buffers, and allocations that the magazine of the CPU could not serve.
     activity: Atomic<u64>,
-    /// What that was when it was last looked whether the pool is idle.
+    /// The sum of `activity` and `State::uses` at the last call of [`Pool::is_busy`].
     seen: Atomic<u64>,
     #[pin]
     rmap: ReverseMap,
-    /// Held while a part of the pool is being evacuated.
+    /// Held while a range of the pool is being evacuated.
     #[pin]
     reclaiming: Mutex<()>,
-    /// Held while a buffer is moved for another client, which has source and target then.
+    /// Held while evacuation migrates a buffer, which occupies its source and its target then.
     #[pin]
     migrating: Mutex<()>,
     /// Held while free pages are out of the allocator to be zeroed. The innermost mutex.
@@ -202,19 +210,19 @@ pub(crate) struct Pool {
     zeroing: Mutex<()>,
     #[pin]
     state: SpinLock<State>,
-    /// The polls that wait for pressure.
+    /// The queue of the polls that wait for pressure.
     #[pin]
     pressure: PollWaitQueue,
-    /// Runs when a hand-off may have timed out.
+    /// Runs when a hand-off may have timed out, and begins the next one.
     #[pin]
     handoff_timeout: DelayedWork<Self>,
-    /// Runs when the pool may be idle.
+    /// Runs when the pool may be idle, and compacts it.
     #[pin]
     compaction: DelayedWork<Self, 1>,
-    /// Zeroes free pages.
+    /// Zeroes free pages in the background.
     #[pin]
     zero_work: DelayedWork<Self, 2>,
-    /// Runs once a second, to look for bad pages.
+    /// Runs once a second and looks for bad pages.
     #[pin]
     watching: DelayedWork<Self, 3>,
 }
@@ -263,50 +271,51 @@ impl WorkItem for Pool {
     }
 }
 
-/// The place that a request wants, in units from the pool's start.
+/// The place that a request asks for, in units from the pool's start.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Placement {
-    /// In `[lo, hi)`, there where `place` says.
+    /// Within the range `[lo, hi)`, at the end of it that `place` names.
     Within { place: Place, lo: u64, hi: u64 },
-    /// Exactly from here on.
+    /// At exactly this offset.
     At(u64),
 }
 
-/// A request for memory in a pool's own terms. All units are pages.
+/// A request for memory of a pool. A unit is a page.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AllocRequest {
-    /// Bytes, at least 1.
+    /// The size in bytes, at least 1.
     pub(crate) size: u64,
     pub(crate) extent: Extent,
-    /// Of the physical address, where it is more than the block's own.
+    /// The alignment of the physical address, if it exceeds the natural alignment of the block.
     pub(crate) align: Order,
     pub(crate) placement: Placement,
-    /// Units from the pool's start on that it may use, wherever it lands.
+    /// The end of the part of the pool that the request may use, in units from the pool's start.
     pub(crate) limit: u64,
     pub(crate) priority: Priority,
-    /// The client asked for the lowest place, or the highest: pages that are being zeroed are not
-    /// to be passed over.
+    /// Says whether the client asked for the lowest or the highest place that fits. Then free pages
+    /// that are being zeroed or are in magazines have to be considered as well.
     pub(crate) strict: bool,
 }
 
 impl Placement {
-    /// Is it the lowest or the highest place that fits, and no other?
+    /// Returns whether only the lowest or only the highest place that fits will do.
     pub(crate) fn is_strict(&self) -> bool {
         match self {
             Self::Within { place, .. } => *place != Place::Any,
-            // That is refused first, and then looked at once more.
+            // A first attempt may miss pages that are free but out of the allocator. The second
+            // attempt, before a refusal, finds them.
             Self::At(_) => false,
         }
     }
 }
 
 impl AllocRequest {
-    /// The units that hold what is asked for.
+    /// Returns the number of units that hold `size` bytes.
     pub(crate) fn units(&self) -> u64 {
         self.size.div_ceil(mm::PAGE_SIZE)
     }
 
-    /// The units that would be granted; `None` if no block is that large.
+    /// Returns the number of units that would be granted, or `None` if no order is that large.
     pub(crate) fn granted(&self) -> Option<u64> {
         let order = Order::covering(self.units())?;
         Some(match (self.extent, self.placement) {
@@ -315,24 +324,24 @@ impl AllocRequest {
         })
     }
 
-    /// The order of the smallest block that covers what would be granted.
+    /// Returns the order of the smallest block that covers the granted units.
     pub(crate) fn order(&self) -> u32 {
         self.granted()
             .and_then(Order::covering)
             .map_or(0, Order::get)
     }
 
-    /// Says whether it may land elsewhere to keep the last large block whole.
+    /// Returns whether the request may be placed elsewhere to keep the last large block whole.
     fn spares_the_last(&self) -> bool {
         !self.strict && matches!(self.placement, Placement::Within { .. })
     }
 
-    /// May it have adjacent free blocks, where no block is free that covers it?
+    /// Returns whether adjacent free blocks may serve the request if no free block covers it.
     fn may_be_run(&self) -> bool {
         self.extent == Extent::Exact && matches!(self.placement, Placement::Within { .. })
     }
 
-    /// Could it be served, were all of the pool free?
+    /// Returns whether the request could be served if the whole pool were free.
     pub(crate) fn can_reach(&self) -> bool {
         match self.placement {
             Placement::At(at) => at + self.units() <= self.limit,
@@ -343,8 +352,8 @@ impl AllocRequest {
         }
     }
 
-    /// The units that it may use, where the pool starts at `base`. What is at a place may grow
-    /// beyond that.
+    /// Returns the page frames that the request may use, if the pool starts at `base`. For
+    /// [`Placement::At`] that is all up to `limit`, so that a block at a fixed place can grow.
     fn bounds(&self, base: u64) -> (u64, u64) {
         let (lo, hi) = match self.placement {
             Placement::At(_) => (0, self.limit),
@@ -354,19 +363,19 @@ impl AllocRequest {
     }
 }
 
-/// Why a pool refused a request.
+/// The reason for which a pool refused a request. `largest_free` is in bytes.
 pub(crate) enum AllocFailure {
-    /// No free block fits; bytes in the largest free block.
+    /// No free block fits.
     Full { largest_free: u64 },
-    /// The exact place is in use.
+    /// The requested place is in use.
     Taken,
-    /// The rest is reserved for higher priorities.
+    /// The watermark leaves the remaining free memory to higher priorities.
     Watermark { largest_free: u64 },
-    /// So is the last block of [`PMD_ORDER`].
+    /// Only the last free block of [`PMD_ORDER`] fits, and it is left to higher priorities.
     LastBlock { largest_free: u64 },
 }
 
-/// What was done to a pool's buffers since it was made.
+/// Counters of the operations on a pool's buffers since the pool was created.
 pub(crate) struct Counts {
     migrations: Atomic<u64>,
     migrated: Atomic<u64>,
@@ -398,13 +407,13 @@ impl Counts {
         }
     }
 
-    /// A buffer moved, and `pages` were copied.
+    /// Counts a buffer that moved, for which `pages` pages were copied.
     pub(crate) fn moved(&self, pages: u64) {
         self.migrations.fetch_add(1, Relaxed);
         self.migrated.fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
-    /// One grew where it was, or by moving.
+    /// Counts a buffer that grew, in place or by moving.
     pub(crate) fn grown(&self, in_place: bool) {
         let which = if in_place {
             &self.grown
@@ -414,7 +423,7 @@ impl Counts {
         which.fetch_add(1, Relaxed);
     }
 
-    /// One gave its end back.
+    /// Counts a buffer that shrank.
     pub(crate) fn shrunk(&self) {
         self.shrunk.fetch_add(1, Relaxed);
     }
@@ -424,7 +433,7 @@ impl Counts {
         self.reclaims.fetch_add(1, Relaxed);
     }
 
-    /// Counts the outcome of such an attempt.
+    /// Counts the copied bytes of an attempt to evacuate on demand, and its error.
     fn reclaim_ended(&self, copied: u64, error: Option<&CompactError>) {
         self.reclaimed.fetch_add(copied, Relaxed);
         let which = match error {
@@ -458,24 +467,25 @@ impl Counts {
         self.zeroing[0].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
-    /// Counts pages that had to be zeroed then.
+    /// Counts pages that had to be zeroed when they were allocated.
     fn zeroed(&self, pages: u64) {
         self.zeroing[1].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
-    /// Counts pages that were zeroed ahead.
+    /// Counts pages that were zeroed in the background.
     fn zeroed_ahead(&self, pages: u64) {
         self.zeroing[2].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
-    /// Returns the bytes that were zero when they were allocated, that had to be zeroed then, and
-    /// that were zeroed ahead.
+    /// Returns the bytes that were zero when they were allocated, the bytes that had to be zeroed
+    /// then, and the bytes that were zeroed in the background.
     pub(crate) fn all_zeroing(&self) -> [u64; 3] {
         self.zeroing.each_ref().map(|count| count.load(Relaxed))
     }
 
-    /// Blocks evacuated on demand and in the background, bytes copied for them, and failures:
-    /// unmovable, no space, copy limit, contended.
+    /// Returns the blocks evacuated on demand, those evacuated in the background, and the bytes
+    /// copied for both. The numbers of failed evacuations on demand follow: unmovable, no space,
+    /// copy limit, contended.
     pub(crate) fn all_reclaims(&self) -> [u64; 7] {
         let [unmovable, no_space, copy_limit, contended] = &self.reclaims_failed;
         [
@@ -490,12 +500,14 @@ impl Counts {
         .map(|count| count.load(Relaxed))
     }
 
-    /// ALLOCs that were refused: for nothing fitted, for their priority, and the last large block.
+    /// Returns the numbers of refused ALLOCs by reason: no free block fitted, a watermark, and the
+    /// last large block.
     pub(crate) fn all_refused(&self) -> [u64; 3] {
         self.refused.each_ref().map(|count| count.load(Relaxed))
     }
 
-    /// Moves, bytes that were copied for them, growths in place and by moving, shrinks.
+    /// Returns the numbers of moves, of bytes copied for them, of growths in place, of growths by
+    /// moving, and of shrinks.
     pub(crate) fn all(&self) -> [u64; 5] {
         [
             &self.migrations,
@@ -508,7 +520,7 @@ impl Counts {
     }
 }
 
-/// A pool's state at one moment. Sizes are bytes.
+/// The counters of a pool at one moment. Sizes are in bytes.
 pub(crate) struct Snapshot {
     pub(crate) counters: Counters,
     pub(crate) free: u64,
@@ -525,11 +537,12 @@ pub(crate) struct Snapshot {
 }
 
 impl Pool {
-    /// Puts an allocator over a region.
+    /// Creates a pool over `region`, all of it free and dirty.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` for the allocator's own few words, `EINVAL` if the region is none that it manages.
+    /// `ENOMEM` if the kernel has no memory for the pool's own data, `EINVAL` if the allocator
+    /// can't manage a region of this size or at this address.
     pub(crate) fn new(id: u32, region: Region, policy: Policy) -> Result<Arc<Self>> {
         let (base, pages) = (region.base().0, region.pages());
         let len = storage_len(base, pages).map_err(|_| EINVAL)?;
@@ -542,7 +555,7 @@ impl Pool {
         .map_err(|_| EINVAL)?;
         if core.max_order().units() < pages {
             pr_info!(
-                "pool {}: the largest block has {} KiB of {}; only EXACT and AT can get more in one\n",
+                "pool {}: the largest block has {} of {} KiB; larger buffers need EXACT or AT\n",
                 id,
                 core.max_order().units() * mm::PAGE_SIZE / 1024,
                 pages * mm::PAGE_SIZE / 1024,
@@ -600,44 +613,44 @@ impl Pool {
         )
     }
 
-    /// Never 0, never given twice.
+    /// Returns the pool's id, which is never 0 and never reused.
     pub(crate) fn id(&self) -> u32 {
         self.id
     }
 
-    /// The memory under it.
+    /// Returns the region that the pool's memory is from.
     pub(crate) fn region(&self) -> &Region {
         &self.region
     }
 
-    /// The largest order a block can have.
+    /// Returns the largest order that a block of the pool can have.
     pub(crate) fn max_order(&self) -> Order {
         self.max_order
     }
 
-    /// Bytes in all.
+    /// Returns the size of the pool in bytes.
     pub(crate) fn size(&self) -> u64 {
         self.region.pages() * mm::PAGE_SIZE
     }
 
-    /// How long blocks wait in quarantine.
+    /// Returns the time that blocks stay in quarantine.
     pub(crate) fn quarantine_period(&self) -> QuarantinePeriod {
         self.policy.quarantine_period
     }
 
-    /// Returns its reverse map.
+    /// Returns the pool's reverse map.
     pub(crate) fn rmap(&self) -> &ReverseMap {
         &self.rmap
     }
 
-    /// Returns how many pages of pageblock `number` of [`Pool::pageblocks`] are in use and can't be
-    /// moved, and how many can.
+    /// Returns the numbers of unmovable and of movable pages in use in pageblock `number`, which is
+    /// in the range of [`Pool::pageblocks`].
     pub(crate) fn pageblock_usage(&self, number: u64) -> (u32, u32) {
         let usage = self.pageblocks.usage(number);
         (usage.unmovable, usage.movable)
     }
 
-    /// Returns the first pageblock and the one after the last.
+    /// Returns the number of the first pageblock, and that of the last plus one.
     pub(crate) fn pageblocks(&self) -> (u64, u64) {
         self.pageblocks.range()
     }
@@ -647,18 +660,18 @@ impl Pool {
         &self.pressure
     }
 
-    /// Is so little free that who can should give some back?
+    /// Returns whether there is pressure: clients should free memory that they can do without.
     pub(crate) fn is_short(&self) -> bool {
         self.state.lock().zone.pressure()
     }
 
-    /// What is to be left for whom, in bytes.
+    /// Returns the watermarks min, low and high in bytes.
     pub(crate) fn watermarks(&self) -> [u64; 3] {
         let watermarks = self.state.lock().zone.watermarks();
         [watermarks.min, watermarks.low, watermarks.high].map(|pages| pages * mm::PAGE_SIZE)
     }
 
-    /// Records that memory is being freed, out of which compaction may make a large block.
+    /// Records that memory is being freed, and schedules compaction for when the pool is idle.
     pub(crate) fn record_free(self: &Arc<Self>) {
         self.activity.fetch_add(1, Relaxed);
         if self.policy.compact_threshold < 1000 {
@@ -670,21 +683,21 @@ impl Pool {
         if self.closing.load(Relaxed) {
             return;
         }
-        // Refused if it is on its way already: then it looks itself whether that is still so.
+        // No effect if the work is pending already. The work itself tests whether the pool is idle.
         let _ = self
             .worker
             .queue()
             .enqueue_delayed::<_, 1>(self.clone(), msecs_to_jiffies(IDLE_MS));
     }
 
-    /// Was anything taken or given back since this was last called?
+    /// Returns whether memory was allocated or freed since the last call.
     fn is_busy(&self) -> bool {
         let cached = self.state.lock().uses;
         let now = self.activity.load(Relaxed).wrapping_add(cached);
         self.seen.xchg(now, Relaxed) != now
     }
 
-    /// Is more of what is free in small blocks than is good?
+    /// Returns whether the pool is fragmented so much that it should be compacted.
     fn is_fragmented(&self) -> bool {
         let large = PMD_ORDER.min(self.max_order).units();
         let _quiesced = self.quiesce();
@@ -692,47 +705,47 @@ impl Pool {
         state.zone.core().free_units() >= large && state.zone.unusable() > self.policy.compact_threshold
     }
 
-    /// What they wait on.
+    /// Returns the work queue on which all work of the pool runs.
     pub(crate) fn worker(&self) -> &Worker {
         &self.worker
     }
 
-    /// The blocks whose free is deferred.
+    /// Returns the blocks whose free is deferred.
     pub(crate) fn deferred_frees(&self) -> &Arc<DeferredFrees> {
         &self.deferred_frees
     }
 
-    /// Bytes that somebody may have written, free or not.
+    /// Returns the number of dirty bytes, in free memory and in allocated memory.
     pub(crate) fn dirty(&self) -> u64 {
         self.dirty.count() * mm::PAGE_SIZE
     }
 
-    /// What was done to its buffers.
+    /// Returns the counters of operations on the pool's buffers.
     pub(crate) fn counts(&self) -> &Counts {
         &self.counts
     }
 
-    /// How often [`Pool::release_quarantine`] was called.
+    /// Returns the number of calls of [`Pool::release_quarantine`].
     pub(crate) fn releases(&self) -> u64 {
         self.releases.load(Relaxed)
     }
 
-    /// Ends the quarantine of all blocks that wait for an administrator, within a second. The
-    /// others' time is fixed.
+    /// Ends the quarantine of all blocks that wait for an administrator, within a second. Blocks
+    /// with a fixed period of quarantine stay until it ends.
     pub(crate) fn release_quarantine(&self) {
         self.releases.fetch_add(1, Relaxed);
     }
 
-    /// Accounts for pages that become such, or are no longer.
+    /// Changes the numbers of [`HeldPages`], under the pool's lock.
     pub(crate) fn account_held(&self, change: impl FnOnce(&mut HeldPages)) {
         change(&mut self.state.lock().held);
     }
 
-    /// Allocates a block for `request`, not zeroed yet, for a caller that does not wait.
+    /// Allocates a block for `request`. The caller is not in the wait list, and zeroes the block.
     ///
     /// # Errors
     ///
-    /// As [`AllocFailure`] says; the pool is then as it was.
+    /// Returns the reason of a refusal. The pool is then as it was.
     pub(crate) fn alloc(self: &Arc<Self>, request: &AllocRequest) -> Result<Block, AllocFailure> {
         let key = self.cache_key(request);
         if let Some(run) = key.and_then(|key| self.alloc_cached(key, request.size)) {
@@ -742,8 +755,8 @@ impl Pool {
         Ok(self.block_for(run, request, key))
     }
 
-    /// A block to move to, from one of `held` pages that goes back afterwards. Only what it has
-    /// more needs the permission of `request`'s priority.
+    /// Allocates a block that replaces one of `held` pages, which the caller frees afterwards. The
+    /// watermark of `request`'s priority applies only to the pages in excess of `held`.
     ///
     /// # Errors
     ///
@@ -757,8 +770,8 @@ impl Pool {
         Ok(self.block_for_move(run, request, held))
     }
 
-    /// The same for a client. Removes its entry from the list of waiters. With a `reservation` and
-    /// without memory it waits for `request` instead.
+    /// Allocates a block for a `request` of a client, and removes the client from the wait list. If
+    /// the request is refused and there is a `reservation`, queues the request instead.
     ///
     /// # Errors
     ///
@@ -770,13 +783,14 @@ impl Pool {
         reservation: Option<WaitReservation>,
     ) -> Result<Block, AllocFailure> {
         let key = self.cache_key(request);
-        // While there are waiters, this client included, magazines are disabled.
+        // No entry of this client can be in the wait list then: magazines are disabled while the
+        // list has entries.
         if let Some(run) = key.and_then(|key| self.alloc_cached(key, request.size)) {
             return Ok(self.block_for(run, request, key));
         }
         let mut attempt = self.try_alloc(request, key, 0);
-        // A search drops the lock. Memory that was freed behind it woke nobody for this request:
-        // it was not in the list, or was there as notified.
+        // A search drops the lock. Memory that was freed behind the scan's position woke nobody for this request:
+        // it was not queued yet, or its entry was in the state `Notified`.
         let missed = attempt.outcome.is_err() && attempt.searched != attempt.state.supply.returns();
         let waiters = &mut attempt.state.waiters;
         let update = match (reservation, &attempt.outcome) {
@@ -796,8 +810,8 @@ impl Pool {
         outcome.map(|run| self.block_for(run, request, key))
     }
 
-    /// Tries to take units for `request`. With a `key`, refills that class of this
-    /// CPU's magazine. The block is for a buffer that has `held` units until it moves.
+    /// Tries to allocate units for `request`. With a `key`, refills that class of this CPU's
+    /// magazine as well. The caller frees `held` units after it has moved to the new ones.
     fn try_alloc(
         &self,
         request: &AllocRequest,
@@ -824,8 +838,9 @@ impl Pool {
         }
         drop(state);
         drop(quiesced);
-        // Before a refusal: deferred frees may be due, migration briefly holds source and target,
-        // and zeroing and magazines hold free pages. Sweep the one, exclude the others, and retry.
+        // Slow path, before a refusal: deferred frees may be due, evacuation briefly holds source
+        // and target, and zeroing and magazines hold free pages. Complete the deferred frees,
+        // exclude the rest, and retry.
         self.deferred_frees.sweep();
         let quiesced = self.quiesce_all();
         let mut state = self.state.lock();
@@ -845,10 +860,11 @@ impl Pool {
         }
     }
 
-    /// Goes on with an attempt that found no block, and looks for adjacent free blocks.
+    /// Continues an attempt that found no free block, and looks for adjacent free blocks.
     ///
-    /// The pool's lock is dropped every few ranges, and what was quiesced goes on from time to
-    /// time. A killed caller ends the scan: its task sees no refusal any more.
+    /// The pool's lock is dropped after every few ranges. After every [`SCANS_PER_QUIESCE`] times,
+    /// magazines, zeroing and migration may run for a moment. The scan ends if the caller is
+    /// killed, since a killed task does not return to user space and so sees no refusal.
     fn try_alloc_run<'a>(
         &'a self,
         request: &AllocRequest,
@@ -864,20 +880,21 @@ impl Pool {
         let mut scan = state.zone.begin_scan();
         for scans in 1_u32.. {
             if let Some(over) = state.alloc_run(request, held, &mut scan) {
-                // What compaction freed behind the search is not to be missing.
+                // Retry for a block that compaction freed behind the scan's position.
                 outcome = over.or_else(|_| state.take(ask, held));
                 break;
             }
             drop(state);
             if scans % SCANS_PER_QUIESCE == 0 {
-                // Waiting for the locks lets other tasks run, too.
+                // Waiting for the mutexes lets other tasks run.
                 quiesced = None;
                 quiesced.replace(self.quiesce_all());
             }
             let is_killed = mm::being_killed();
             state = self.state.lock();
             if is_killed {
-                // The search has not come to its end, so that it says nothing.
+                // The search is incomplete. Change the number, so that a queued request is tested
+                // again.
                 searched = searched.wrapping_sub(1);
                 break;
             }
@@ -890,7 +907,8 @@ impl Pool {
         }
     }
 
-    /// Ends an attempt: updates what depends on it, drops the locks, and notifies of pressure.
+    /// Ends an attempt: updates caching and pressure, drops the locks, and notifies clients if
+    /// pressure has begun.
     fn finish_alloc(&self, attempt: AllocAttempt<'_>) -> Result<Run, AllocFailure> {
         let AllocAttempt {
             state,
@@ -904,7 +922,8 @@ impl Pool {
         outcome
     }
 
-    /// Does the same and excludes migration, which holds source and target for a moment. Sleeps.
+    /// Quiesces as [`Pool::quiesce_killable`] does, and excludes evacuation's migrations, which
+    /// occupy source and target for a moment. Sleeps.
     fn quiesce_all(&self) -> Quiesced<'_> {
         let moving = turn::lock_killable(&self.moving);
         let mut still = self.still_killable();
@@ -914,8 +933,9 @@ impl Pool {
 
     /// Has nothing that is free be missing, for a client's call. Sleeps.
     ///
-    /// A killed caller does not wait for `cleaning`, whose holder may be a task that gets no CPU.
-    /// Then something that is free can be missing; the killed task's answer reaches no client.
+    /// A killed caller does not wait for `cleaning`, since the holder of that mutex may get no CPU
+    /// for something long time. Free pages can be missing from the allocator then. That does no harm: the
+    /// result of a killed task reaches no client.
     fn still_killable(&self) -> Still<'_> {
         let migrating = mutex::lock_killable(&self.migrating);
         let mut quiesced {
@@ -925,8 +945,9 @@ impl Pool {
         quiesced
     }
 
-    /// Drains and disables all magazines and excludes zeroing in the background, so that every free
-    /// page is in the allocator until the guard is dropped. Sleeps.
+    /// Drains and disables all magazines and excludes background zeroing, so that every free page
+    /// is in the allocator until the guard is dropped. For workers, and for callers that depend on
+    /// this even if they are killed. Sleeps.
     fn quiesce(&self) -> Quiesced<'_> {
         let zeroing = self.zeroing.lock();
         Quiesced {
@@ -936,19 +957,21 @@ impl Pool {
         }
     }
 
-    /// The `run` that was taken for `request`.
+    /// Makes a block of the `run` that was allocated for `request`.
     fn block(self: &Arc<Self>, run: Run, request: &AllocRequest) -> Block {
         self.block_for(run, request, None)
     }
 
-    /// The same for what has `held` pages until it moves there.
+    /// Makes a block of the `run` that was allocated for `request`, for contents that occupy `held`
+    /// pages elsewhere until they are moved.
     fn block_for_move(self: &Arc<Self>, run: Run, request: &AllocRequest, held: u64) -> Block {
         let mut block = self.block(run, request);
         block.set_twice(held);
         block
     }
 
-    /// The same for a block that may go into the magazine of `key` when it is freed.
+    /// Makes a block of the `run` that was allocated for `request`. With a `key`, it may be freed
+    /// to that class of a magazine.
     fn block_for(
         self: &Arc<Self>,
         run: Run,
@@ -958,30 +981,34 @@ impl Pool {
         Block::new(self.clone(), run, request.size, key.map(|(end, _)| end))
     }
 
-    /// Ends a change of the free units: updates what depends on them, drops the lock, and notifies
-    /// of pressure.
+    /// Ends a change of the free units: updates caching and pressure, drops the lock, and notifies
+    /// clients if pressure has begun.
     fn update_and_notify(&self, state: SpinLockGuard<'_, State>) {
         let began = self.update_and_unlock(state);
         self.notify_pressure(began);
     }
 
-    /// The same, but returns whether pressure has begun: the caller notifies when it holds no lock.
+    /// Ends a change of the free units: updates caching and pressure, and drops the lock. Returns
+    /// whether pressure has begun; the caller passes this on to [`Pool::notify_pressure`] when it
+    /// holds no lock.
     fn update_and_unlock(&self, mut state: SpinLockGuard<'_, State>) -> bool {
         state.update_caching(&self.magazines);
         state.zone.pressure_began()
     }
 
-    /// Wakes the clients that wait for pressure, if it has `began`. Outside of the lock.
+    /// Wakes the clients that poll for pressure, if it has just `began`. The caller does not hold
+    /// the pool's lock.
     ///
-    /// Not while it lasts: each wake-up walks the queue with interrupts off, and clients decide how
-    /// long that is. A client registers before it looks, so it misses no beginning.
+    /// There are no further wake-ups while pressure lasts: each one walks the queue with interrupts
+    /// off, and clients determine the queue's length. A client registers before it tests for
+    /// pressure, so it misses no beginning.
     fn notify_pressure(&self, began: bool) {
         if began && self.pressure.has_waiters() {
             self.pressure.wake(PRIORITY);
         }
     }
 
-    /// Removes a client from the list of waiters.
+    /// Removes a client from the wait list.
     pub(crate) fn cancel_wait(self: &Arc<Self>, waiter: &Waiter) {
         let mut state = self.state.lock();
         let update = state.waiters.remove(waiter);
@@ -990,7 +1017,8 @@ impl Pool {
         self.finish_update(update, None);
     }
 
-    /// Returns whether a client would get what it waits for: true if that is nothing.
+    /// Returns whether the request that a client waits for may be served now. Returns true if the
+    /// client waits for none.
     pub(crate) fn waiter_fits(self: &Arc<Self>, waiter: &Waiter) -> bool {
         let mut guard = self.state.lock();
         let state = &mut *guard;
@@ -1006,14 +1034,15 @@ impl Pool {
         fits
     }
 
-    /// Does what follows from a change of the list of waiters, outside of the lock.
+    /// Completes a change of the wait list after the lock was dropped: wakes the poll of a removed
+    /// entry, and begins the next hand-off if one has ended.
     fn finish_update(self: &Arc<Self>, update: WaitUpdate, granted: Option<&AllocRequest>) {
         if update.finish(granted) {
             self.wake_next();
         }
     }
 
-    /// Hands the pool to the first waiter that could be served, if it was not woken before.
+    /// Hands the pool to the oldest waiting client whose request fits, unless it was woken before.
     fn wake_next(self: &Arc<Self>) {
         let mut scan = Scan::default();
         loop {
@@ -1036,33 +1065,35 @@ impl Pool {
             }
             break;
         }
-        // If it is on its way already, it comes early and then again.
+        // If the work is pending already, it runs too early for this hand-off, and queues itself
+        // again.
         let _ = self
             .worker
             .queue()
             .enqueue_delayed::<_, 0>(self.clone(), msecs_to_jiffies(HANDOFF_TIMEOUT_MS));
     }
 
-    /// Does the same if there are waiters. To be called without locks: it takes time for each of
-    /// them.
+    /// Begins a hand-off if the wait list has entries. The caller holds no locks, since the scan
+    /// takes time for each entry.
     pub(crate) fn wake_waiters(self: &Arc<Self>) {
         if !self.state.lock().waiters.is_empty() {
             self.wake_next();
         }
     }
 
-    /// Before the module goes: nothing of the pool's will run later.
+    /// Stops all background work of the pool and waits until it has ended. Called at unload.
     fn flush(&self) {
         self.closing.store(true, Relaxed);
         self.worker.flush_delayed(&self.handoff_timeout);
-        // Twice: what runs may have queued itself once more before it could know.
+        // Twice: a running item may have queued itself again before it could see `closing`.
         for _ in 0..2 {
             self.worker.flush_delayed(&self.compaction);
             self.worker.flush_delayed(&self.zero_work);
             self.worker.flush_delayed(&self.watching);
         }
         self.deferred_frees.flush();
-        // The last block that waited has let the module go, from code that may still run.
+        // The item that freed the last deferred block has dropped a reference to the module, and
+        // may still be running.
         self.worker.flush();
     }
 
@@ -1070,7 +1101,7 @@ impl Pool {
         self.region.base().0
     }
 
-    /// All counters of one moment.
+    /// Returns all counters, read at one moment. Sleeps.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let _quiesced = self.quiesce();
         let state = self.state.lock();
@@ -1090,10 +1121,10 @@ impl Pool {
         }
     }
 
-    /// Counts the free units of `[lo, hi)`, from the pool's start. Sleeps.
+    /// Returns the number of free units of `[lo, hi)`, in units from the pool's start. Sleeps.
     ///
-    /// The pool's lock is held over [`COUNT_BATCH`] units at a time, so the sum is that of no
-    /// single moment.
+    /// The pool's lock is held for [`COUNT_BATCH`] units at a time, so the sum need not have been
+    /// true at any one moment.
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
         let hi = hi.min(self.region.pages());
@@ -1110,30 +1141,30 @@ impl Pool {
     }
 }
 
-/// An attempt to allocate, with the locks under which it came to its outcome.
+/// An attempt to allocate, with the locks that are still held since its outcome was found.
 struct AllocAttempt<'a> {
     state: SpinLockGuard<'a, State>,
     outcome: Result<Run, AllocFailure>,
     quiesced: Option<Quiesced<'a>>,
-    /// The zone's number of frees when it began.
+    /// The zone's number of frees when the deciding attempt began.
     frees_seen: u64,
 }
 
-/// As long as this is held every free page is in the allocator. With `_migrating` no buffer is
-/// being moved.
+/// A guard, during which every free page is in the allocator. With `_migrating`, no buffer is being
+/// migrated by evacuation either.
 struct Quiesced<'a> {
     _magazines: MagazinesDisabled<'a>,
     _zeroing: Option<MutexGuard<'a, ()>>,
     _migrating: Option<MutexGuard<'a, ()>>,
 }
 
-/// What a pool does by itself. When this is dropped nothing of it runs any more, nor will later.
+/// The background work of a pool. Dropping this stops the work and waits until it has ended.
 pub(crate) struct Background(Arc<Pool>);
 
 impl Background {
-    /// Begins with it.
+    /// Begins to zero free pages and to look for bad pages.
     pub(crate) fn begin(pool: Arc<Pool>) -> Self {
-        // The contents of the region are unknown.
+        // All of the region is dirty, since its contents are unknown.
         pool.schedule_zeroing();
         pool.watch();
         Self(pool)
@@ -1148,7 +1179,7 @@ impl Drop for Background {
 
 #[pinned_drop]
 impl PinnedDrop for Pool {
-    /// The last look before the memory goes back: a block that is missing now is lost for good.
+    /// Checks that all memory has returned to the allocator. A missing page was leaked.
     fn drop(self: Pin<&mut Self>) {
         let _magazines = self.drain_all();
         let state = self.state.lock();
@@ -1161,7 +1192,8 @@ impl PinnedDrop for Pool {
 }
 
 impl State {
-    /// Units for `request`, which has `held` units until it moves there.
+    /// Allocates units for `request`, and counts them. The `held` units that the caller frees
+    /// afterwards count as free from now on.
     fn alloc(&mut self, request: &AllocRequest, held: u64) -> Result<Run, AllocFailure> {
         let run = self.zone.alloc(request, held)?;
         self.zone.account_free(held);
@@ -1169,7 +1201,8 @@ impl State {
         Ok(run)
     }
 
-    /// The same in adjacent free blocks. `None` if the scan is to go on.
+    /// Continues `scan` for adjacent free blocks, and allocates and counts as [`State::alloc`]
+    /// does. Returns `None` if the scan is not over.
     fn alloc_run(
         &mut self,
         request: &AllocRequest,
@@ -1184,7 +1217,8 @@ impl State {
         Some(outcome)
     }
 
-    /// The same in `scope`, out of no block of more than `limit`.
+    /// Allocates and counts as [`State::alloc`] does, in `scope` only, and without splitting a
+    /// block larger than `limit`.
     fn alloc_for_move(
         &mut self,
         request: &AllocRequest,
@@ -1198,19 +1232,19 @@ impl State {
         Some(run)
     }
 
-    /// One block more, that was asked for with so many bytes.
+    /// Counts a block that was requested with `bytes` bytes.
     fn count(&mut self, bytes: u64) {
         self.requested = self.requested.wrapping_add(bytes);
         self.blocks = self.blocks.wrapping_add(1);
     }
 
-    /// One less.
+    /// Undoes [`State::count`] for a block that is freed.
     fn uncount(&mut self, bytes: u64) {
         self.requested = self.requested.wrapping_sub(bytes);
         self.blocks = self.blocks.wrapping_sub(1);
     }
 
-    /// What was asked for with `before` bytes is so with `bytes` now.
+    /// Changes the requested size of a counted block from `before` to `bytes` bytes.
     fn recount(&mut self, before: u64, bytes: u64) {
         self.requested = self.requested.wrapping_sub(before).wrapping_add(bytes);
     }
