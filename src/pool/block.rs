@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a pool gives: units that come back by being dropped.
+//! The memory that a pool allocates. Dropping a [`Block`] frees it to its pool.
 
 use super::{
     dirty::Dirty,
@@ -26,47 +26,50 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A run of a pool's units, owned: dropping it gives them back.
+/// An owned run of a pool's units, which is freed when this is dropped.
 ///
 /// # Invariants
 ///
-/// `run` is there until `drop` takes it, and came from `pool`, whose pageblock counters have it as
-/// `movable` says. All of it is in `memtype`, but for what a failed change has left in the region's
-/// own.
+/// - `run` is `Some` until the block is freed, and is a run of `pool`.
+/// - The pageblock counters of `pool` count its pages as `movable` says.
+/// - All of its pages have the memory type `memtype`. After a failed change of the type, some may
+///   have the region's default.
 pub(crate) struct Block {
     pool: Arc<Pool>,
     run: Option<Run>,
+    /// Bytes that were requested.
     requested: u64,
     memtype: MemType,
     movable: bool,
-    /// Pages that count as free until it goes back, since another block has what is in them.
+    /// Pages that the pool counts as free until this is freed, since their contents occupy two
+    /// blocks during a move.
     twice: u64,
     taint: Taint,
-    /// It may go to who asks for the same next, without the pool's lock.
+    /// The end of the magazine that the block may be freed to; `None` if it bypasses magazines.
     end: Option<End>,
 }
 
-/// What may have been written to a block since it was zeroed.
+/// The writes to a block that are possible since it was last zeroed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Taint {
-    /// Nothing: all of it is zero.
+    /// None: the whole block is zero.
     Clear,
-    /// It was not zeroed since it was allocated. Its dirty pages are still marked so.
+    /// Only those from before the allocation. The pool's dirty bits still tell the dirty pages.
     Unknown,
-    /// A client could write to it, and no longer can when it is freed.
+    /// A client could write to the block, but can't any more when it is freed.
     Dirty,
-    /// A device may write to it even after it was freed.
+    /// A device may write to the block even after it was freed.
     DeviceMayWrite,
 }
 
 impl Taint {
-    /// Records which of `pages` pages from `first` on, which are about to be freed, have to be
-    /// zeroed before they are allocated again.
+    /// Records which of the `pages` pages from `first` on have to be zeroed before they are
+    /// allocated again. The caller is about to free them.
     fn record_taint(self, pool: &Arc<Pool>, first: Pfn, pages: u64) {
         match self {
             Self::Clear => {}
-            // What was not cleared is dirty as before. The worker may have passed it over in the
-            // meantime, and looks again only if it is told.
+            // Pages that were not zeroed are still marked as dirty. The worker may have skipped
+            // them while they were allocated, and does not return to them unless it is scheduled.
             Self::Unknown => {
                 if pool
                     .dirty
@@ -86,12 +89,14 @@ impl Taint {
 }
 
 impl Block {
-    /// Of units that were just taken out of `pool`, asked for with `requested` bytes, wherever they
-    /// are if an `end` is named.
+    /// Makes a block of a `run` that was just allocated from `pool` for a request of `requested`
+    /// bytes. With an `end`, the request allowed any place, so that the block may be freed to a
+    /// magazine.
     pub(super) fn new(pool: Arc<Pool>, run: Run, requested: u64, end: Option<End>) -> Self {
         audit::unreachable(&pool, Pfn(run.start()), run.units(), When::Granted);
         pool.pageblocks.add(Pfn(run.start()), run.units(), false);
-        // INVARIANT: Counted.
+        // INVARIANT: The pages were just counted as unmovable. Free memory of the region has its
+        // default memory type.
         Self {
             memtype: pool.region.default_mode(),
             run: Some(run),
@@ -104,57 +109,60 @@ impl Block {
         }
     }
 
-    /// Could it be moved?
+    /// Says whether the block can be moved, which the pageblock counters record.
     pub(crate) fn set_movable(&mut self, movable: bool) {
         if self.movable != movable {
             self.pool
                 .pageblocks
                 .set_movable(self.first(), self.pages(), movable);
-            // INVARIANT: Counted.
+            // INVARIANT: The counters were just changed to the same.
             self.movable = movable;
         }
     }
 
-    /// Its pool counts so many of its pages as free, until it goes back or [`Block::replaces`].
+    /// Records that the pool counts `pages` pages as free until the block is freed, or until
+    /// [`Block::replaces`] is called.
     pub(super) fn set_twice(&mut self, pages: u64) {
         self.twice = pages;
     }
 
-    /// It has what was in another block, which goes back in its stead.
+    /// Records that the contents of `old` are in this block now, and that `old` is freed. Freeing
+    /// `old` ends the accounting of [`Block::set_twice`].
     pub(crate) fn replaces(&mut self, old: &mut Self) {
         old.twice = core::mem::take(&mut self.twice);
     }
 
-    /// The pool it is from.
+    /// Returns the pool that the block is from.
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
 
-    /// The first page frame.
+    /// Returns the first page frame of the block.
     pub(crate) fn first(&self) -> Pfn {
         Pfn(self.run.as_ref().map_or(0, Run::start))
     }
 
-    /// How many pages were granted.
+    /// Returns the number of pages that were granted.
     pub(crate) fn pages(&self) -> u64 {
         self.run.as_ref().map_or(0, Run::units)
     }
 
-    /// The order of the smallest block that covers it.
+    /// Returns the order of the smallest block that covers the pages.
     pub(crate) fn order(&self) -> Order {
         self.run.as_ref().map_or(Order::MAX, Run::order)
     }
 
-    /// Bytes that were asked for.
+    /// Returns the number of bytes that were requested.
     pub(crate) fn requested(&self) -> u64 {
         self.requested
     }
 
-    /// Sees to it that all of it is zero. Owned and not shared yet: nobody can be looking.
+    /// Zeroes all pages of the block that are dirty. The caller owns the block and has not shown it
+    /// to any client or device yet. May sleep.
     ///
     /// # Errors
     ///
-    /// As [`Block::zero`].
+    /// Returns the errors of [`Block::zero`].
     pub(crate) fn clear(&mut self) -> Result<(), Stopped> {
         self.zero(0, self.pages())?;
         if self.taint == Taint::Unknown {
@@ -163,13 +171,14 @@ impl Block {
         Ok(())
     }
 
-    /// The same for `pages` of it, from the `from`th on. Writes to what is dirty only.
+    /// Zeroes the dirty ones of `pages` pages, from the page with index `from` on. May sleep.
     ///
-    /// Nobody may be looking at these yet: the exclusive reference is to stand for that.
+    /// No client or device has access to these pages yet. The exclusive reference implies it.
     ///
     /// # Errors
     ///
-    /// As [`Stopped`] says. What is not zero then is dirty, and goes back so.
+    /// Returns [`Stopped::Killed`] if the caller was killed. Pages that are not zero then are still
+    /// marked as dirty, and are so when the block is freed.
     pub(crate) fn zero(&mut self, from: u64, pages: u64) -> Result<(), Stopped> {
         let first = self.first().plus(from);
         let end = first.plus(pages);
@@ -190,23 +199,25 @@ impl Block {
         Ok(())
     }
 
-    /// Marks the block as dirty. To be called before a client can write to it, or gets an address
-    /// that lets a device do so: the writes themselves are not seen.
+    /// Marks the block as dirty. The caller does this before a client can write to the block, or
+    /// gets an address with which a device can. The module can't observe the writes.
     pub(crate) fn mark_dirty(&mut self) {
         self.taint = self.taint.max(Taint::Dirty);
     }
 
-    /// Marks it as written to by a device that may go on after it was freed.
+    /// Marks the block as one that a device may write to even after it was freed.
     pub(crate) fn mark_device_dirty(&mut self) {
         self.taint = Taint::DeviceMayWrite;
     }
 
-    /// Takes over what is in another block, as much as both hold, counted from the end that stays
-    /// where it is when one grows in `direction`. Nobody may be writing to either. May sleep.
+    /// Copies the contents of `from`, as much as both blocks hold. With [`GrowDirection::Up`] the
+    /// blocks are aligned at their starts, with [`GrowDirection::Down`] at their ends. No client or
+    /// device may write to either block. May sleep.
     ///
     /// # Errors
     ///
-    /// As [`Stopped`] says. The other block is as it was; this one is to be dropped.
+    /// Returns [`Stopped`] if the caller was killed or a page is bad. `from` is then as it was, and
+    /// the caller drops this block.
     pub(crate) fn copy(&mut self, from: &Self, direction: GrowDirection) -> Result<(), Stopped> {
         let pages = self.pages().min(from.pages());
         let start = |block: &Self| match direction {
@@ -215,12 +226,14 @@ impl Block {
         };
         let (source, target) = (start(from), start(self));
         let before = self.taint;
-        // What is here when only a part has been copied is another's.
+        // If the copy stops halfway, this block holds a part of a client's contents.
         self.mark_dirty();
-        // SAFETY: The pages are the two blocks', whose runs never overlap; by this function's
-        // contract no other task writes to them.
+        // SAFETY: The caller has to own `pages` pages from `source` and from `target` on: they are
+        // pages of the runs that the two blocks own. The ranges must not overlap: the allocator
+        // gives no unit to two runs. Nothing else may write to them: this function requires it.
         unsafe { self.pool.region.copy(source, target, pages, self.memtype) }?;
-        // What may have been written there may have been here; if nothing was, all of it is zero.
+        // The copy holds the writes to `from`, so the block has at least that taint. `Clear` means
+        // that all of it is zero: the caller has zeroed the pages that are not copied.
         self.taint = match before {
             Taint::Unknown => from.taint,
             known => known.max(from.taint),
@@ -229,7 +242,8 @@ impl Block {
         Ok(())
     }
 
-    /// Counts it as asked for with so many bytes, as if it had been.
+    /// Sets the requested size of the block to `bytes`, in the pool's statistics as well. Used when
+    /// the block was allocated with another size.
     pub(crate) fn set_requested(&mut self, bytes: u64) {
         let mut state = self.pool.state.lock();
         state.recount(self.requested, bytes);
@@ -237,12 +251,18 @@ impl Block {
         self.requested = bytes;
     }
 
-    /// Grows in place to what `request` says, and clears what is new. Returns false if the
-    /// neighbour is not free or not where `request` wants it, or the block has another memory type than the pool's. May sleep.
+    /// Grows the block in place to the size of `request`, and zeroes the new pages. May sleep.
+    ///
+    /// Returns false in these cases:
+    ///
+    /// - The allocator can't extend the run.
+    /// - The new pages would be outside of the range of `request`.
+    /// - The watermark of its priority forbids it.
+    /// - The block does not have than the pool's default memory type.
     ///
     /// # Errors
     ///
-    /// As [`Stopped`] says; it has gained nothing then.
+    /// Returns [`Stopped::Killed`] if the caller was killed. The block then has its former size.
     pub(crate) fn grow(
         &mut self,
         direction: GrowDirection,
@@ -264,11 +284,11 @@ impl Block {
         if !fits {
             return Ok(false);
         }
-        // Declared before the spinlock's guard, so that it is dropped after that.
+        // Declared before the spinlock's guard, so that it is dropped after the guard.
         let mut quiesced = None;
         let mut state = self.pool.state.lock();
         if units > before && !state.zone.grow(run, direction, units, request) {
-            // Pages that are being zeroed, or in magazines, are free, too.
+            // Adjacent free pages may be out of the allocator: in magazines, or being zeroed.
             drop(state);
             quiesced = Some(self.pool.quiesce());
             state = self.pool.state.lock();
@@ -287,7 +307,7 @@ impl Block {
             GrowDirection::Down => run.start(),
         };
         audit::unreachable(&self.pool, Pfn(gained), more, When::Granted);
-        // INVARIANT: Counted.
+        // INVARIANT: Counts the new pages as `movable` says.
         self.pool.pageblocks.add(Pfn(gained), more, self.movable);
         self.requested = request.size;
         let from = match direction {
@@ -295,7 +315,7 @@ impl Block {
             GrowDirection::Down => 0,
         };
         self.zero(from, more).inspect_err(|_| {
-            // What was gained was shown to no client, whatever the rest was.
+            // Only the new pages are freed. No client had access to them, unlike to the rest.
             let taint = core::mem::replace(&mut self.taint, Taint::Unknown);
             self.shrink(direction, requested, before);
             self.taint = taint;
@@ -303,8 +323,8 @@ impl Block {
         Ok(true)
     }
 
-    /// Gives back all but `units` pages, which `size` bytes were asked for of. Nobody may be using
-    /// that any more.
+    /// Shrinks the block to `units` pages, and its requested size to `size` bytes. No client or
+    /// device may use the pages that are freed.
     pub(crate) fn shrink(&mut self, direction: GrowDirection, size: u64, units: u64) {
         let Some(run) = self.run.as_mut() else {
             return;
@@ -315,7 +335,7 @@ impl Block {
             GrowDirection::Down => run.start(),
         };
         audit::unreachable(&self.pool, Pfn(lost), fewer, When::Freed);
-        // INVARIANT: Counted, before they are somebody else's.
+        // INVARIANT: The pages are uncounted before the free, which gives them up.
         self.pool.pageblocks.remove(Pfn(lost), fewer, self.movable);
         self.taint.record_taint(&self.pool, Pfn(lost), fewer);
         let mut state = self.pool.state.lock();
@@ -330,24 +350,27 @@ impl Block {
         }
         state.update_caching(&self.pool.magazines);
         let wake = less && !state.waiters.is_empty();
-        // A bad page that stays behind is no longer free.
+        // A bad page that is withheld is not free, so pressure may begin.
         let began = state.zone.pressure_began();
         drop(state);
         self.pool.notify_pressure(began);
     }
 
-    /// Gives all of it a memory type, until it is dropped. May sleep.
+    /// Changes the memory type of the block, until it is dropped. No client has access to the block
+    /// yet. May sleep.
     ///
     /// # Errors
     ///
-    /// As [`Region::set_memtype`]; it is to be dropped then.
+    /// Returns the errors of [`Region::set_memtype`]. The caller drops the block then.
     pub(crate) fn set_memtype(&mut self, memtype: MemType) -> Result {
         if memtype == self.memtype {
             return Ok(());
         }
-        // INVARIANT: Now or in a moment, or not all of it.
+        // INVARIANT: The call below changes the pages. If it fails, some may have the default type,
+        // which the invariant permits.
         self.memtype = memtype;
-        // SAFETY: As above.
+        // SAFETY: The caller has to own the pages: they are those of the run that this block owns.
+        // Nothing else may use them: this function requires that no client has access to them yet.
         unsafe {
             self.pool
                 .region
@@ -355,21 +378,23 @@ impl Block {
         }
     }
 
-    /// Its memory type.
+    /// Returns the memory type of the block.
     pub(crate) fn memtype(&self) -> MemType {
         self.memtype
     }
 
-    /// Brings it back into the memory type in which the pool holds its memory.
+    /// Restores the memory type that free memory of the pool has.
     ///
-    /// Page tables were split when it got its own, so that nothing is left that can fail. If the
-    /// kernel sees that otherwise, nobody may get memory that is not what it is called.
+    /// This should not fail, since page tables were split when the type was changed. If it does,
+    /// the caller leaks the block, lest a client get memory of the wrong type.
     fn reset_mode(&mut self) -> Result {
         let memtype = self.pool.region.default_mode();
         if memtype == self.memtype {
             return Ok(());
         }
-        // SAFETY: Whoever was told about the pages has gone, or this would not be dropped.
+        // SAFETY: The caller has to own the pages: they are those of the run that this block owns.
+        // Nothing else may use them: the block is being freed, so no client has it mapped. A device
+        // that may still write does not go through the CPU's page tables.
         let result = unsafe {
             self.pool
                 .region
@@ -377,8 +402,8 @@ impl Block {
         };
         if let Err(error) = &result {
             pr_err!(
-                "{} pages of pool {} stay {} (error {}): they are kept from everybody, and the \
-                 module loaded, until the next boot\n",
+                "{} pages of pool {} stay {} (error {}): they can't be used, and the module can't \
+                 be unloaded, until the next boot\n",
                 self.pages(),
                 self.pool.id,
                 self.memtype.name(),
@@ -390,14 +415,14 @@ impl Block {
 }
 
 impl Block {
-    /// Gives it back without a look at the clients that wait for memory, which takes time for each
-    /// of them. The caller calls [`Pool::wake_if_wanted`] when it holds no lock. May sleep, if the
-    /// block is in a memory type of its own.
+    /// Frees the block without scanning the wait list, which takes time for each entry. The caller
+    /// calls [`Pool::wake_if_wanted`] when it holds no lock. May sleep, if the block does not have
+    /// the default memory type.
     pub(crate) fn free_without_waking(mut self) {
         self.give_back();
     }
 
-    /// Gives it back, once. Says whether clients wait for memory.
+    /// Frees the block, if it was not freed before. Returns whether the wait list has entries.
     fn give_back(&mut self) -> bool {
         if self.run.is_none() {
             return false;
@@ -415,11 +440,12 @@ impl Block {
             audit::unreachable(&self.pool, Pfn(run.start()), run.units(), When::Freed);
             self.taint
                 .record_taint(&self.pool, Pfn(run.start()), run.units());
-            // INVARIANT: Counted, before it is somebody else's.
+            // INVARIANT: The pages are uncounted before the free, which gives them up.
             self.pool
                 .pageblocks
                 .remove(Pfn(run.start()), run.units(), self.movable);
-            // Only what is clear: what is not is for the worker to find.
+            // Only clear blocks go into magazines: the zeroing worker does not find dirty pages
+            // there.
             let clear = self.taint == Taint::Clear && plain;
             let (first, pages) = (Pfn(run.start()), run.units());
             let end = self
@@ -452,7 +478,8 @@ impl Block {
             drop(state);
             self.pool.notify_pressure(began);
             return has_waiters {
-    /// May sleep, if it is in a mode of its own.
+    /// Frees the block, and begins a hand-off if the wait list has entries. May sleep, if the block
+    /// does not have the default memory type.
     fn drop(&mut self) {
         if self.give_back() {
             self.pool.wake_next();

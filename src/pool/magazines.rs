@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A pool's [magazines](crate::magazine), and when they are disabled: while there are waiters,
-//! while little is free, while a range is being evacuated, and while free pages are counted.
+//! The [magazines](crate::magazine) of a pool, one for each CPU.
 //!
-//! What is asked for with a place, a low priority or an exact size never comes from them. What is
-//! in them is clear.
+//! Magazines are disabled while the wait list has entries, while little is free, while a range is
+//! being evacuated, and while free pages are counted.
+//!
+//! Requests with a place, a low priority or an exact size bypass magazines. All blocks in magazines
+//! are clear, so that ALLOC need not zero them.
 
 use super::{
     dirty::Dirty,
@@ -41,14 +43,18 @@ use kernel::{
     sync::SpinLock, //
 };
 
-/// The part of a pool that the magazines of all CPUs together may hold, and in pages at most: so
-/// that disabling all of them never takes long. The depot may hold as much as one of them.
+/// The magazines of all CPUs together hold at most one part in so many of a pool's pages. The depot
+/// holds at most as much as the magazine of one CPU.
 const SHARE: u64 = 16;
+
+/// The most pages that the magazines of all CPUs together hold. This bounds the time that it takes
+/// to disable all of them.
 const MOST: u64 = 1 << 14;
 
+/// The memory of a magazine.
 type Slots = KVVec<Option<Packed>>;
 
-/// What all CPUs share, under the pool's lock.
+/// The magazine that all CPUs share, protected by the pool's lock.
 pub(super) type Depot = Magazine<Slots>;
 
 /// The magazine of one CPU.
@@ -67,14 +73,20 @@ impl Lock<State> for SpinLock<State> {
     }
 }
 
-/// All magazines of a pool but the depot.
+/// The magazines of all CPUs.
 pub(super) struct Magazines {
+    /// The magazine of each CPU, at the CPU's number.
     each: KVec<CpuMagazine>,
+    /// The most pages that one magazine holds.
     limit: u64,
 }
 
 impl Magazines {
-    /// For a pool of so many pages from `base` on, and its depot.
+    /// Creates the magazines and the depot of a pool of `pages` pages from `base` on.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if the kernel has no memory for their slots.
     pub(super) fn new(base: u64, pages: u64) -> Result<(Self, Depot)> {
         let cpus = u64::from(nr_cpu_ids()).max(1);
         let limit = (pages / SHARE)
@@ -99,30 +111,31 @@ impl Magazines {
         Ok((Self { each, limit }, magazine()?))
     }
 
-    /// The magazine of the current CPU. That the task may be moved to another one does no harm.
+    /// Returns the magazine of the current CPU. The task may migrate to another CPU afterwards,
+    /// which does no harm: each magazine has a lock.
     #[inline]
     fn this_cpu(&self) -> Option<&CpuMagazine> {
-        // CAST: u32 fits usize wherever there is a kernel with an MMU.
+        // CAST: A `usize` has at least 32 bits on every architecture with an MMU.
         self.each.get(CpuId::current().as_u32() as usize)
     }
 
-    /// Pages that all of them may hold, and the depot.
+    /// Returns the most pages that the magazines of all CPUs and the depot hold together.
     pub(super) fn most(&self) -> u64 {
         self.limit * (self.each.len() as u64 + 1)
     }
 
-    /// Disables all, with the pool's lock held.
+    /// Disables all magazines. The caller holds the pool's lock.
     pub(super) fn disable(&self, source: &mut impl BlockSource) {
         magazine::disable_all_locked(&self.each, source);
     }
 
-    /// Enables them again.
+    /// Enables all magazines again.
     pub(super) fn enable(&self) {
         magazine::enable_all(&self.each);
     }
 }
 
-/// As long as this is held magazines are disabled and empty.
+/// A guard, during which all magazines are disabled and empty.
 pub(super) struct MagazinesDisabled<'a>(&'a Magazines);
 
 impl Drop for MagazinesDisabled<'_> {
@@ -132,14 +145,15 @@ impl Drop for MagazinesDisabled<'_> {
 }
 
 impl Pool {
-    /// Drains all magazines into the allocator and disables them, until the guard is dropped. Not
-    /// to be called with the pool's lock held.
+    /// Drains all magazines into the allocator and disables them, until the guard is dropped. The
+    /// caller does not hold the pool's lock.
     pub(super) fn drain_all(&self) -> MagazinesDisabled<'_> {
         magazine::disable_all(&self.magazines.each, &self.state);
         MagazinesDisabled(&self.magazines)
     }
 
-    /// The class of blocks that may serve `request`; `None` if it bypasses magazines.
+    /// Returns the class of cached blocks that may serve `request`, or `None` if the request
+    /// bypasses magazines.
     pub(super) fn cache_key(&self, request: &AllocRequest) -> Option<(End, Order)> {
         let Placement::Within { place, lo, hi } = request.placement else {
             return None;
@@ -167,11 +181,12 @@ impl Pool {
         cpu.with(|magazine| magazine.alloc(end, order, bytes))
     }
 
-    /// Frees a block that was requested with `bytes` the same way.
+    /// Frees a block that was requested with `bytes` to this CPU's magazine, without the pool's
+    /// lock.
     ///
     /// # Errors
     ///
-    /// It is returned if that can't be.
+    /// Returns the block if the magazine is full or disabled.
     pub(super) fn free_cached(&self, end: End, run: Run, bytes: u64) -> Result<(), Run> {
         match self.magazines.this_cpu() {
             Some(cpu) => cpu.with(|magazine| magazine.put(end, run, bytes)),
@@ -179,8 +194,8 @@ impl Pool {
         }
     }
 
-    /// Refills this CPU's magazine after it was empty, and allocates from it. The pool's lock is
-    /// held.
+    /// Refills this CPU's magazine after it was empty, and allocates from it. The caller holds the
+    /// pool's lock.
     pub(super) fn refill(
         &self,
         state: &mut State,
@@ -192,7 +207,8 @@ impl Pool {
         magazine::refill(self.magazines.this_cpu()?, &mut source, end, order, bytes)
     }
 
-    /// The same for the next request. After a block that was not clear, the next may be.
+    /// Refills this CPU's magazine for the next request. The refill for this one found no clear
+    /// block, but the blocks behind the one that the pool allocated may be clear.
     pub(super) fn refill_for_next(&self, state: &mut State, (end, order): (End, Order)) {
         let dirty = &self.dirty;
         if let Some(cpu) = self.magazines.this_cpu() {
@@ -200,12 +216,12 @@ impl Pool {
         }
     }
 
-    /// Flushes a part of this CPU's magazine after it was full, and puts `run` into it. The pool's
-    /// lock is held.
+    /// Flushes a part of this CPU's magazine after it was full, and frees `run` to it. The caller
+    /// holds the pool's lock.
     ///
     /// # Errors
     ///
-    /// As [`Pool::free_cached`].
+    /// Returns the block if the magazine has no room for it or is disabled.
     pub(super) fn flush_and_put(
         &self,
         state: &mut State,
@@ -221,8 +237,9 @@ impl Pool {
 }
 
 impl State {
-    /// To be called after every change of the free units or the waiters: disables magazines, or
-    /// enables them again, and then updates pressure.
+    /// Disables the magazines or enables them again, as the free memory and the wait list require,
+    /// and then updates pressure. To be called after every change of the free units or of the wait
+    /// list.
     pub(super) fn update_caching(&mut self, magazines: &Magazines) {
         let tight = self
             .zone
@@ -240,7 +257,8 @@ impl State {
     }
 }
 
-/// The clear blocks of a pool: others are left for the zeroing worker to find.
+/// The free blocks of a pool that are clear. Dirty blocks stay in the allocator, where the zeroing
+/// worker finds them.
 struct Clear<'a> {
     state: &'a mut State,
     dirty: &'a Dirty,

@@ -5,9 +5,9 @@
 //! A pool allocates [`Block`]s. Dropping a block is the only way to free it.
 //!
 //! Lock order: the mutex `reclaiming` comes before all other locks, and `zeroing` after all other
-//! mutexes. Then comes the pool's spinlock. The locks of the magazines are the innermost.
+//! mutexes. The pool's spinlock follows. The locks of the magazines are the innermost.
 //!
-//! The pool's spinlock is held for short times only: the allocator runs under it in O(orders), and
+//! The pool's spinlock is held for short times only. The allocator runs under it in O(orders), and
 //! the wait list is scanned a few entries at a time. Zeroing, access to user memory, allocations
 //! from the kernel and wake-ups take place without it.
 
@@ -121,11 +121,11 @@ pub(crate) const DEFAULT_POOL: u32 = 1;
 /// Milliseconds without an allocation or a free after which the pool is idle.
 const IDLE_MS: u32 = 500;
 
-/// The number of times that a scan for adjacent free blocks takes the pool's lock before it lets
-/// magazines, zeroing and migration resume for a moment.
+/// The number of times that a scan for adjacent free blocks takes the pool's lock before magazines,
+/// zeroing and migration may resume for a moment.
 const SCANS_PER_QUIESCE: u32 = 64;
 
-/// Units of which [`Pool::free_units_in`] counts the free ones under one hold of the pool's lock.
+/// The number of units that [`Pool::free_units_in`] examines under one hold of the pool's lock.
 const COUNT_BATCH: u64 = 1 << 12;
 
 /// The settings of a pool that the administrator chooses when the module is loaded.
@@ -477,8 +477,8 @@ impl Counts {
         self.zeroing[2].fetch_add(pages * mm::PAGE_SIZE, Relaxed);
     }
 
-    /// Returns the bytes that were zero when they were allocated, the bytes that had to be zeroed
-    /// then, and the bytes that were zeroed in the background.
+    /// Returns three numbers of bytes: zero when they were allocated, zeroed when they were
+    /// allocated, and zeroed in the background.
     pub(crate) fn all_zeroing(&self) -> [u64; 3] {
         self.zeroing.each_ref().map(|count| count.load(Relaxed))
     }
@@ -541,8 +541,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if the kernel has no memory for the pool's own data, `EINVAL` if the allocator
-    /// can't manage a region of this size or at this address.
+    /// - `ENOMEM`: the kernel has no memory for the pool's own data.
+    /// - `EINVAL`: the allocator can't manage a region of this size or at this address.
     pub(crate) fn new(id: u32, region: Region, policy: Policy) -> Result<Arc<Self>> {
         let (base, pages) = (region.base().0, region.pages());
         let len = storage_len(base, pages).map_err(|_| EINVAL)?;
@@ -671,7 +671,8 @@ impl Pool {
         [watermarks.min, watermarks.low, watermarks.high].map(|pages| pages * mm::PAGE_SIZE)
     }
 
-    /// Records that memory is being freed, and schedules compaction for when the pool is idle.
+    /// Records that memory is being freed. Schedules compaction for when the pool is idle, unless
+    /// it is disabled.
     pub(crate) fn record_free(self: &Arc<Self>) {
         self.activity.fetch_add(1, Relaxed);
         if self.policy.compact_threshold < 1000 {
@@ -741,7 +742,8 @@ impl Pool {
         change(&mut self.state.lock().held);
     }
 
-    /// Allocates a block for `request`. The caller is not in the wait list, and zeroes the block.
+    /// Allocates a block for `request`, without an effect on the wait list. The block is not
+    /// zeroed.
     ///
     /// # Errors
     ///
@@ -771,7 +773,8 @@ impl Pool {
     }
 
     /// Allocates a block for a `request` of a client, and removes the client from the wait list. If
-    /// the request is refused and there is a `reservation`, queues the request instead.
+    /// the request is refused and there is a `reservation`, queues the request instead. The block
+    /// is not zeroed.
     ///
     /// # Errors
     ///
@@ -1034,7 +1037,7 @@ impl Pool {
         fits
     }
 
-    /// Completes a change of the wait list after the lock was dropped: wakes the poll of a removed
+    /// Completes a change of the wait list after the lock was dropped. Wakes the polls of a removed
     /// entry, and begins the next hand-off if one has ended.
     fn finish_update(self: &Arc<Self>, update: WaitUpdate, granted: Option<&AllocRequest>) {
         if update.finish(granted) {

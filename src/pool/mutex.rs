@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Waiting for a pool's mutexes so that a killed task can end.
+//! Locks a pool's mutexes such that a kill ends the wait.
+//!
+//! The kernel crate's `Mutex::lock()` always waits until it has the mutex. A killed task could not
+//! exit as long as the holder keeps it.
 
 use kernel::{
     bindings,
@@ -12,16 +15,18 @@ use kernel::{
 };
 
 /// Locks `mutex` as `mutex_lock_killable()` does, which keeps the order of the waiters as
-/// `mutex_lock()` does. Returns none if the task is killed while it waits.
+/// `mutex_lock()` does. Returns `None` if the task is killed while it waits.
 pub(super) fn lock_killable(mutex: &Mutex<()>) -> Option<MutexGuard<'_, ()>> {
-    // A lock over `()` has the layout of its backend's state, as `Lock::from_raw` promises.
+    // `Lock<(), B>` has the layout of `B::State`, which `Lock::from_raw` relies on as well.
     let raw = core::ptr::from_ref(mutex)
         .cast_mut()
         .cast::<bindings::mutex>();
-    // SAFETY: By the layout, `raw` points to the C mutex, which was initialized before there was a
-    // reference to `mutex`. The caller can sleep, as for `Mutex::lock`.
+    // SAFETY: The mutex has to be initialized: `raw` points to the C mutex inside `mutex`, which
+    // was initialized before `mutex` could be referenced. The caller can sleep, as it has to for
+    // `Mutex::lock`.
     let locked = unsafe { lock_raw(raw) } == 0;
-    // SAFETY: This task has just locked it, and gives the ownership to the guard.
+    // SAFETY: The caller has to own the lock: `lock_raw` returned 0, so this task has locked it.
+    // Only the guard unlocks it.
     locked.then(|| unsafe { MutexGuard::new(mutex, ()) })
 }
 
@@ -32,15 +37,15 @@ pub(super) fn lock_killable(mutex: &Mutex<()>) -> Option<MutexGuard<'_, ()>> {
 /// `mutex` must be initialized, and the caller must be able to sleep.
 #[cfg(not(CONFIG_DEBUG_LOCK_ALLOC))]
 unsafe fn lock_raw(mutex: *mut bindings::mutex) -> c_int {
-    // SAFETY: By this function's requirements.
+    // SAFETY: The mutex is initialized and the caller can sleep, as this function requires.
     unsafe { bindings::mutex_lock_killable(mutex) }
 }
 
-/// Calls what `mutex_lock_killable()` is a macro for with lockdep.
+/// Calls the function that `mutex_lock_killable()` expands to in kernels with lockdep.
 ///
 /// # Safety
 ///
-/// As above.
+/// `mutex` must be initialized, and the caller must be able to sleep.
 #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
 unsafe fn lock_raw(mutex: *mut bindings::mutex) -> c_int {
     extern "C" {
@@ -51,6 +56,7 @@ unsafe fn lock_raw(mutex: *mut bindings::mutex) -> c_int {
         ) -> c_int;
     }
 
-    // SAFETY: By this function's requirements; the mutex nests in no other of its class.
+    // SAFETY: The mutex is initialized and the caller can sleep, as this function requires. No task
+    // holds two mutexes of one class, so the subclass is 0 and there is no nest lock.
     unsafe { _mutex_lock_killable(mutex, 0, core::ptr::null_mut()) }
 }

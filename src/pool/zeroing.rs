@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Zeroing: of blocks that are being allocated, and of free memory ahead of that.
+//! Zeroes blocks that are being allocated and, in the background, dirty free memory.
 //!
-//! A worker takes at most 2 MiB out of the pool as if it were a client, zeroes it under no
-//! spinlock, and returns it. Its absence is not seen: a task that counts free pages, would be
-//! refused or asks for an end of the pool waits for the worker's mutex. The worker rests in
-//! proportion to the time that it took, and runs at the lowest priority.
+//! A worker allocates at most 2 MiB from the pool at a time, zeroes them without a spinlock held,
+//! and frees them. Clients do not notice that the pages are missing. A task waits for the mutex
+//! `zeroing` before it counts free pages, refuses a request, or allocates at an end of the pool.
+//!
+//! The worker runs at the lowest priority, and rests in proportion to the time that it has used.
 
 use super::{
     dirty::Dirty,
@@ -37,18 +38,18 @@ use kernel::{
     }, //
 };
 
-/// The delay between a free and the zeroing of its pages, and the period over which the worker's
-/// share of the CPU is kept.
+/// Milliseconds from a free to the zeroing of its pages. The worker's share of the CPU is a share
+/// of this period.
 const SLICE_MS: u32 = 20;
 
-/// The longest rest, so that a change of the share takes effect soon.
+/// The longest rest of the worker in milliseconds: a change of its share takes effect soon.
 const REST_MS: i64 = 1000;
 
-/// The worker's share of one CPU's time, in per cent; 100 and more is all of it. A change takes
-/// effect at the next free.
+/// The worker's share of one CPU's time, in per cent. 0 disables the worker, and values above 100
+/// count as 100. A change takes effect at the next free.
 pub(crate) static ZERO_CPU_PERCENT: Atomic<u64> = Atomic::new(25);
 
-/// Runs the task at the lowest priority until it is dropped.
+/// A guard, during which the current worker runs at the lowest priority.
 struct NiceGuard;
 
 impl NiceGuard {
@@ -64,18 +65,20 @@ impl Drop for NiceGuard {
     }
 }
 
-/// Finds the next dirty pages to zero: of all, or only of those that no device may write to.
+/// A function that returns the next dirty pages of a range: [`Dirty::next`], or
+/// [`Dirty::next_stable_dirty`], which skips pages that a device may still write to.
 pub(super) type NextDirty = fn(&Dirty, Pfn, Pfn) -> Option<(Pfn, u64)>;
 
 impl Pool {
-    /// Zeroes those of the pages `[from, to)` of `run` that `next_dirty` finds, and calls `count`
-    /// for each piece before it is marked as clear. Leaves out pages that the kernel has marked as
-    /// bad, and tells `bad` of each. May sleep. No other task may use any of them: the exclusive
-    /// reference is to stand for that.
+    /// Zeroes those of the pages `[from, to)` of `run` that `next_dirty` finds. May sleep.
+    ///
+    /// Calls `count` with the number of pages of each piece, before the piece is marked as clear.
+    /// Skips pages that the kernel has marked as bad, and calls `bad` for each. No other task uses
+    /// the pages; the exclusive reference implies it.
     ///
     /// # Errors
     ///
-    /// As [`Stopped`] says. What is not zeroed then is still dirty.
+    /// [`Stopped::Killed`] if the caller was killed. Pages that are not zeroed then stay dirty.
     pub(super) fn zero_dirty(
         &self,
         run: &mut Run,
@@ -91,11 +94,12 @@ impl Pool {
         let mut pace = Pace::new(self.region.default_mode());
         let mut at = from;
         while let Some((first, pages)) = next_dirty(&self.dirty, at, to) {
-            // Counted from where the words of `dirty` are.
+            // Relative to the pool's start, as the bits of `dirty` are.
             let pages = pace.next(first.0 - self.base(), pages)?;
             let pages = match self.region.poisoned(first, first.plus(pages)) {
-                // It stays dirty. The kernel counts it only after it has marked it, so the pool may
-                // not know it yet: the fault handler would show what is there.
+                // The page stays dirty. The kernel marks a bad page before it counts it, so the
+                // pool may not know this one yet. Without `bad`, the fault handler could map the
+                // page with its old contents.
                 Some(page) if page == first => {
                     bad(page);
                     at = first.plus(1);
@@ -104,8 +108,9 @@ impl Pool {
                 Some(page) => page.0 - first.0,
                 None => pages,
             };
-            // SAFETY: The units of a run belong to its holder, by the core's promise, and these are
-            // some of them.
+            // SAFETY: The caller has to own the pages: they are within `[from, to)`, which was
+            // checked to be a part of `run`. Nothing else may use them: the allocator gives a unit
+            // to one run only, and this function requires it.
             unsafe { self.region.zero(first, pages) };
             count(pages);
             self.dirty.mark_clear(first, pages);
@@ -114,25 +119,25 @@ impl Pool {
         Ok(())
     }
 
-    /// Schedules the worker.
+    /// Schedules the zeroing worker for after [`SLICE_MS`].
     pub(super) fn schedule_zeroing(self: &Arc<Self>) {
         self.schedule_zeroing_in(SLICE_MS);
     }
 
-    /// The same after so many milliseconds.
+    /// Schedules the zeroing worker for after `ms` milliseconds, unless it is disabled.
     pub(super) fn schedule_zeroing_in(self: &Arc<Self>, ms: u32) {
         if ZERO_CPU_PERCENT.load(Relaxed) == 0 || self.closing.load(Relaxed) {
             return;
         }
-        // Refused if it is on its way already.
+        // No effect if the work is pending already.
         let _ = self
             .worker
             .queue()
             .enqueue_delayed::<_, 2>(self.clone(), msecs_to_jiffies(ms));
     }
 
-    /// Zeroes free pages until the worker's share of a slice is used up. Returns for how many
-    /// milliseconds to rest if there is more to do.
+    /// Zeroes free pages until the worker's share of [`SLICE_MS`] is used up. Returns the
+    /// milliseconds that the worker rests, or `None` if no dirty page is left to zero.
     pub(super) fn zero_slice(self: &Arc<Self>) -> Option<u32> {
         let begin = Instant::<Monotonic>::now();
         // CAST: At most 100.
@@ -156,10 +161,10 @@ impl Pool {
         None
     }
 
-    /// Zeroes the `pages` dirty pages from `first` on, or as many of them as are free there.
-    /// Returns where to go on.
+    /// Zeroes as many of the `pages` dirty pages from `first` on as are free. Returns the page at
+    /// which the worker continues.
     fn zero_free(self: &Arc<Self>, first: Pfn, pages: u64) -> Pfn {
-        // At normal priority: other tasks may wait for the mutexes.
+        // Normal priority while the mutexes are held, since other tasks may wait for them.
         Worker::set_nice(0);
         let reclaiming = self.reclaiming.lock();
         let zeroing = self.zeroing.lock();
@@ -171,8 +176,8 @@ impl Pool {
                 continue;
             };
             let end = Pfn(run.end());
-            // Not those that became a device's since they were looked at. The worker can't be
-            // killed.
+            // A device may have got access to pages since the caller looked: these are skipped.
+            // Only a killed task gets an error, and the worker is a kernel thread.
             let _ = self.zero_dirty(
                 &mut run,
                 first,
@@ -193,7 +198,7 @@ impl Pool {
         } else {
             let state = self.state.lock();
             let end = first.plus(pages);
-            // The first page is allocated. If all of them are, they are skipped.
+            // The first page is allocated. If all of them are, all are skipped.
             match state.zone.core().free_units_in(first.0, end.0) {
                 0 => end,
                 _ => first.plus(1),
@@ -203,7 +208,7 @@ impl Pool {
         drop(reclaiming);
         Worker::set_nice(19);
         if len > 0 {
-            // A request may have been refused meanwhile, and queued.
+            // A request may have been refused and queued while the pages were missing.
             self.wake_waiters();
         }
         next

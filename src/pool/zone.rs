@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The allocator of a pool, its watermarks, and the isolated range. All of it is under the pool's
-//! lock.
+//! The allocator of a pool together with the rules that limit its use: watermarks, the last large
+//! block, and the isolated range.
+//!
+//! The pool calls a [`Zone`] with the pool's lock held. A large block is a free block of
+//! [`PMD_ORDER`] or more, which a leaf of 2 MiB can map.
 
 use super::{
     AllocFailure,
@@ -23,83 +26,85 @@ use crate::buddy::{
 use crate::mm;
 use kernel::prelude::*;
 
+/// The allocator of a pool.
 pub(super) type Core = Buddy<KVVec<u64>>;
 
-/// What may be split while blocks of [`PMD_ORDER`], the large ones, are spared.
+/// The largest order that may be split while large blocks are spared.
 const BELOW_PMD: Order = Order::saturating(PMD_ORDER.get() - 1);
 
-/// How urgent a request is.
+/// The importance of a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Priority {
-    /// Stops at the low watermark, and spares the last large block.
+    /// Leaves the low watermark free, and spares the last large block.
     Low,
-    /// Stops at the lowest watermark.
+    /// Leaves the min watermark free.
     Normal,
-    /// Stops at nothing.
+    /// May use all memory.
     High,
 }
 
-/// How much is to be left for whom, in pages.
+/// The watermarks of a pool, in pages.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Watermarks {
-    /// What only high priority may have.
+    /// Pages that only requests of high priority may use.
     pub(crate) min: u64,
-    /// What low priority may not have. With less free there is pressure.
+    /// Pages that requests of low priority may not use. Pressure begins when fewer are free.
     pub(crate) low: u64,
-    /// With as much free there is none any more.
+    /// Pressure ends when so many pages are free.
     pub(crate) high: u64,
 }
 
-/// Says whether a request would be served.
+/// The outcome of a test whether a request would be served.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fits {
     Yes,
     No,
-    /// It takes a long scan to know.
+    /// Only a long scan for adjacent free blocks could tell.
     Maybe,
 }
 
-/// A scan for adjacent free blocks. The isolated range is looked at last.
+/// A scan for adjacent free blocks. It searches the isolated range last.
 pub(super) struct ZoneScan {
     run: RunScan,
     phase: Phase,
 }
 
-/// Which part of the pool is looked at.
+/// The part of the pool that a scan searches.
 #[derive(Clone, Copy)]
 enum Phase {
     /// The part on the preferred side of the isolated range.
     First,
     /// The part on the other side.
     Second,
-    /// All of it.
+    /// The whole pool.
     Anywhere,
 }
 
-/// Where to allocate while a range is isolated.
+/// The part of the pool that an allocation may use while a range is isolated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum AllocScope {
     Anywhere,
-    /// Outside of the isolated range.
+    /// Only units outside of the isolated range.
     OutsideIsolated,
-    /// In the isolated range only.
+    /// Only units of the isolated range.
     InsideIsolated,
 }
 
-/// The memory of a pool, and the limits on giving it out.
+/// The memory of a pool, and the limits on its allocation.
 pub(super) struct Zone {
     core: Core,
+    /// The first unit of the pool, which is its page frame number.
     base: u64,
     watermarks: Watermarks,
-    /// Units that are being evacuated: requests get them only if there is nothing else.
+    /// The units `[lo, hi)` that are being evacuated. A request gets them only as a last resort.
     isolated: Option<(u64, u64)>,
     pressure: bool,
-    /// Pressure has begun since clients were last notified.
+    /// Says whether pressure has begun since the last call of [`Zone::pressure_began`].
     pressure_unreported: bool,
-    /// Units that are taken but count as free: the kernel zeroes them, or their contents exist
-    /// twice while a buffer moves.
+    /// Allocated units that count as free: they are being zeroed in the background, or their
+    /// contents occupy two blocks while a buffer moves.
     accounted_free: u64,
-    /// The number of frees. It wraps.
+    /// The number of frees, which may wrap.
     frees: u64,
 }
 
@@ -125,17 +130,18 @@ impl Zone {
         self.watermarks
     }
 
-    /// Returns whether so little is free that clients should free some.
+    /// Returns whether there is pressure.
     pub(super) fn pressure(&self) -> bool {
         self.pressure
     }
 
-    /// Returns whether pressure has begun since the last call. Then clients are to be notified.
+    /// Returns whether pressure has begun since the last call. The caller then notifies clients.
     pub(super) fn pressure_began(&mut self) -> bool {
         core::mem::take(&mut self.pressure_unreported) && self.pressure
     }
 
-    /// Allocates for a client, in place of `held` units that it frees afterwards.
+    /// Allocates for a client. If the run replaces another, the client frees the `held` units of
+    /// the other one afterwards.
     pub(super) fn alloc(&mut self, request: &AllocRequest, held: u64) -> Result<Run, AllocFailure> {
         self.watermark_ok(request, held)?;
         let outside = match self.isolated {
@@ -148,7 +154,7 @@ impl Zone {
             Some(run) => run,
             None => {
                 let run = self.alloc_avoiding_large(request, AllocScope::Anywhere)?;
-                // Its evacuation fails: there was no other memory.
+                // The evacuation fails, since the request got a part of the range.
                 self.isolated = None;
                 run
             }
@@ -167,8 +173,8 @@ impl Zone {
         }
     }
 
-    /// Goes on with a scan for adjacent free blocks, after [`Zone::alloc`] found nothing. Returns
-    /// `None` if the scan is not over: the caller drops the pool's lock and calls this again.
+    /// Continues a scan for adjacent free blocks, after [`Zone::alloc`] found no block. Returns
+    /// `None` if the scan is not over. Then the caller drops the pool's lock and calls this again.
     pub(super) fn alloc_run(
         &mut self,
         request: &AllocRequest,
@@ -213,7 +219,8 @@ impl Zone {
         None
     }
 
-    /// The request for adjacent free blocks, where `request` may have these.
+    /// Returns the request to the allocator for adjacent free blocks, or `None` if they may not
+    /// serve `request`.
     fn run_request(&self, request: &AllocRequest) -> Option<Request> {
         match request.placement {
             Placement::Within { place, .. } if request.may_be_run() => {
@@ -226,13 +233,13 @@ impl Zone {
         }
     }
 
-    /// Returns the number of frees. As long as it is the same, a request that was refused would be
-    /// refused again.
+    /// Returns the number of frees. As long as it does not change, a request that was refused would
+    /// be refused again.
     pub(super) fn frees(&self) -> u64 {
         self.frees
     }
 
-    /// Takes a block of `order` to have it ready; never part of the last large block.
+    /// Allocates a block of `order` for a magazine. Does not split the last large block.
     pub(super) fn alloc_block(&mut self, place: Place, order: Order) -> Option<Run> {
         let spares = order < PMD_ORDER && !self.core.has_blocks(PMD_ORDER, 2);
         let core_request = Request {
@@ -243,8 +250,10 @@ impl Zone {
         self.core.alloc(&core_request).ok()
     }
 
-    /// Returns whether a request would be served. It was last refused when the number of frees was
-    /// `frees_seen`. As long as it is the same, a long scan would find nothing.
+    /// Returns whether a request would be served now.
+    ///
+    /// The request was last refused when the number of frees was `frees_seen`. If there was no free
+    /// since, a scan for adjacent free blocks would find none.
     pub(super) fn fits(&mut self, request: &AllocRequest, frees_seen: u64) -> Fits {
         if self.watermark_ok(request, 0).is_err() {
             return Fits::No;
@@ -277,7 +286,8 @@ impl Zone {
         }
     }
 
-    /// Allocates for a buffer that moves, in `scope`, out of no block of more than `limit`.
+    /// Allocates for a buffer that moves, within `scope`, without splitting a free block larger
+    /// than `limit`. Watermarks do not apply.
     pub(super) fn alloc_for_move(
         &mut self,
         request: &AllocRequest,
@@ -287,48 +297,50 @@ impl Zone {
         self.alloc_in(request, scope, limit)
     }
 
-    /// The `units` units from `lo` on, if they are free, until [`Zone::return_range`]: as far as
-    /// watermarks and pressure go, they are free all the time.
+    /// Allocates the `units` units from `lo` on, if they are free, until [`Zone::return_range`].
+    /// For watermarks and pressure they still count as free.
     pub(super) fn take_range(&mut self, lo: u64, units: u64) -> Option<Run> {
         let run = self.core.alloc_at(lo, units).ok()?;
         self.account_free(run.units());
         Some(run)
     }
 
-    /// Returns such units. Where requests may have been refused for them, [`Zone::free`] is called
-    /// instead, so that waiters try again.
+    /// Frees units of [`Zone::take_range`]. The number of frees stays as it is, since a request
+    /// waits for these units before it is refused. A caller for which requests do not wait calls
+    /// [`Zone::free`] instead, so that they are tested again.
     pub(super) fn return_range(&mut self, run: Run) {
         self.unaccount_free(run.units());
         self.core.free(run);
     }
 
-    /// Takes units for good: they do not count as free.
+    /// Allocates the `units` units from `lo` on, if they are free, to withhold them for good.
     pub(super) fn withhold(&mut self, lo: u64, units: u64) -> Option<Run> {
         self.core.alloc_at(lo, units).ok()
     }
 
-    /// Counts so many of the units that are taken as free, until [`Zone::unaccount_free`].
+    /// Counts `units` allocated units as free, until [`Zone::unaccount_free`].
     pub(super) fn account_free(&mut self, units: u64) {
         self.accounted_free = self.accounted_free.wrapping_add(units);
     }
 
-    /// Ends that for so many of them.
+    /// Stops counting `units` allocated units as free.
     pub(super) fn unaccount_free(&mut self, units: u64) {
         self.accounted_free = self.accounted_free.wrapping_sub(units);
     }
 
-    /// Returns the units that are free, or will be so without any client's doing.
+    /// Returns the number of units that are free or count as free.
     fn available(&self) -> u64 {
         self.core.free_units().saturating_add(self.accounted_free)
     }
 
-    /// Frees units.
+    /// Frees a run.
     pub(super) fn free(&mut self, run: Run) {
         self.frees = self.frees.wrapping_add(1);
         self.core.free(run);
     }
 
-    /// Lets `run` have `units`, if `request`'s priority allows and its neighbours are free.
+    /// Grows `run` in place to `units`. Returns false if the adjacent units are not free or the
+    /// watermark of `request`'s priority forbids it.
     pub(super) fn grow(
         &mut self,
         run: &mut Run,
@@ -340,55 +352,58 @@ impl Zone {
         self.leaves_watermark(more, request) && self.core.grow(run, direction, units).is_ok()
     }
 
-    /// Lets `run` have no more than `units`.
+    /// Shrinks `run` to `units` and frees the rest. Returns false if the allocator refuses.
     pub(super) fn shrink(&mut self, run: &mut Run, direction: GrowDirection, units: u64) -> bool {
         self.frees = self.frees.wrapping_add(1);
         self.core.shrink(run, direction, units).is_ok()
     }
 
-    /// Isolates the units `[lo, hi)`: requests get them only if there is nothing else.
+    /// Isolates the units `[lo, hi)`: a request gets them only as a last resort.
     pub(super) fn isolate(&mut self, lo: u64, hi: u64) {
         self.isolated = Some((lo, hi));
     }
 
-    /// Ends that.
+    /// Ends the isolation.
     pub(super) fn undo_isolate(&mut self) {
         self.isolated = None;
     }
 
-    /// Returns the isolated range.
+    /// Returns the isolated range. `None` if there is none, or if a request got a part of it.
     pub(super) fn isolated_range(&self) -> Option<(u64, u64)> {
         self.isolated
     }
 
-    /// Bytes in the largest free block.
+    /// Returns the size of the largest free block in bytes.
     pub(super) fn largest_free(&self) -> u64 {
         self.core
             .largest_free()
             .map_or(0, |order| order.units() * mm::PAGE_SIZE)
     }
 
-    /// Free blocks of `order`, as which larger ones count as often as they hold it.
+    /// Returns the number of free blocks of `order`. A larger one counts as the blocks it contains.
     pub(super) fn free_blocks(&self, order: Order) -> u64 {
         large_units(&self.core.counters(), order) >> order.get()
     }
 
-    /// The unusable free space index at [`PMD_ORDER`], or at the pool's largest: of 1000 free
-    /// units, how many are in smaller blocks. Source: Gorman and Whitcroft, "The what, the why and
-    /// the where to of anti-fragmentation", Ottawa Linux Symposium 2006.
+    /// Returns the unusable free space index: of 1000 free units, how many are in blocks of less
+    /// than [`PMD_ORDER`], or of less than the pool's largest order.
+    ///
+    /// The index is from Gorman and Whitcroft, "The what, the why and the where to of
+    /// anti-fragmentation", Ottawa Linux Symposium 2006.
     pub(super) fn unusable(&self) -> u32 {
         let counters = self.core.counters();
         let order = PMD_ORDER.min(self.core.max_order());
         let small = counters.free_units - large_units(&counters, order);
-        // As the kernel has it: nothing free is of no use at all.
+        // Without free memory the index is 1000, as in the kernel's `unusable_free_index()`.
         (small * 1000)
             .checked_div(counters.free_units)
             // CAST: At most 1000.
             .map_or(1000, |index| index as u32)
     }
 
-    /// Checks that a request leaves its priority's watermark, if it frees `held` units for what it
-    /// gets. A request for no more than that passes.
+    /// Checks that a request leaves the watermark of its priority free. The client frees `held`
+    /// units afterwards, so a request for at most as many always passes. A request for more units
+    /// than are free passes as well: it is refused for another reason.
     fn watermark_ok(&self, request: &AllocRequest, held: u64) -> Result<(), AllocFailure> {
         let wanted = request.granted().unwrap_or(u64::MAX);
         let more = wanted.saturating_sub(held);
@@ -401,7 +416,8 @@ impl Zone {
         Ok(())
     }
 
-    /// Returns whether `more` units less leave the watermark of the request's priority.
+    /// Returns whether the watermark of the request's priority is still free after an allocation of
+    /// `more` units.
     fn leaves_watermark(&self, more: u64, request: &AllocRequest) -> bool {
         let mark = match request.priority {
             Priority::Low => self.watermarks.low,
@@ -411,8 +427,8 @@ impl Zone {
         self.available().saturating_sub(more) >= mark
     }
 
-    /// What may be split for `request`; nothing large if only the last of these is left and the
-    /// priority is low.
+    /// Returns the largest order that may be split for `request`, or `None` if it may not use large
+    /// blocks. The latter holds for low priority if at most one large block is free.
     fn split_limit(&self, request: &AllocRequest) -> Option<Order> {
         let is_small = request.order() < PMD_ORDER.get();
         if request.priority != Priority::Low || !is_small || self.free_blocks(PMD_ORDER) > 1 {
@@ -421,8 +437,17 @@ impl Zone {
         None
     }
 
-    /// Allocates as [`Zone::alloc_in`], but first tries to split nothing large: for low
-    /// priority always, and else when one large block is left and the place is not the client's.
+    /// Returns whether adjacent free blocks may serve `request`, as far as large blocks are
+    /// concerned. Fewer pages than a large block has can be parts of two large blocks. So low
+    /// priority needs more than two free ones.
+    fn may_be_parts(&self, request: &AllocRequest) -> bool {
+        let is_small = request.order() < PMD_ORDER.get();
+        request.priority != Priority::Low || !is_small || self.free_blocks(PMD_ORDER) > 2
+    }
+
+    /// Allocates as [`Zone::alloc_in`] does, but first tries not to split a large block, if the
+    /// priority is low. For other priorities it does so if at most one large block is free and the
+    /// client did not choose the place.
     fn alloc_avoiding_large(
         &mut self,
         request: &AllocRequest,
@@ -452,7 +477,7 @@ impl Zone {
             })
     }
 
-    /// Allocates for `request`, in `scope`, out of no block of more than `limit`.
+    /// Allocates for `request`, within `scope`, without splitting a free block larger than `limit`.
     fn alloc_in(&mut self, request: &AllocRequest, scope: AllocScope, limit: Order) -> Option<Run> {
         let place = match request.placement {
             Placement::At(at) => {
@@ -490,8 +515,9 @@ impl Zone {
                 let core_request = self.core_request(request, place, window, limit);
                 match self.core.alloc(&core_request) {
                     Ok(run) => Some(run),
-                    // A first look. A buffer that moves gets no other. A longer scan begins
-                    // outside of the isolated range.
+                    // One short scan for adjacent free blocks. The target of a move gets no
+                    // further one. For a client, `Zone::alloc_run` scans the rest, outside of
+                    // the isolated range first.
                     Err(AllocError::Full)
                         if (scope != AllocScope::Anywhere || self.isolated.is_none())
                             && self.may_be_parts(ask) =>
@@ -504,6 +530,7 @@ impl Zone {
             })
     }
 
+    /// Returns the request to the allocator for `request`, within `window`, in units.
     fn core_request(
         &self,
         request: &AllocRequest,
@@ -521,15 +548,16 @@ impl Zone {
         }
     }
 
-    /// Returns whether so little is free, beside the `most` pages that magazines may hold, that the
-    /// high watermark could be missed with caching. Where it `was` so, a bit more has to be free.
+    /// Returns whether so little is free that caching could leave the allocator with fewer free
+    /// pages than the high watermark. Magazines hold up to `most` pages. If this `was` true before,
+    /// more has to be free: this is the hysteresis.
     pub(super) fn caching_would_miss_high_watermark(&self, most: u64, was: bool) -> bool {
         let spare = if was { 3 * most } else { 2 * most };
         self.core.free_units() < self.watermarks.high + spare
     }
 
-    /// Updates pressure after the free units have changed. Magazines are disabled by then if little
-    /// is free.
+    /// Updates pressure after the free units have changed. The caller has disabled the magazines
+    /// before if little is free, so that their blocks count.
     pub(super) fn update_pressure(&mut self) {
         let free = self.available();
         if free < self.watermarks.low {
@@ -541,7 +569,7 @@ impl Zone {
     }
 }
 
-/// Units in free blocks of `order` and more.
+/// Returns the number of units in free blocks of at least `order`.
 fn large_units(counters: &Counters, order: Order) -> u64 {
     order
         .to(Order::MAX)
