@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The clients that wait for a pool's memory, in the order in which they are served.
+//! The wait list of a pool: the refused requests of clients that wait for memory, oldest first.
 //!
-//! A client whose request was refused may queue it. Entries stand in the order in which they came.
-//! Every path that may have made memory free scans them, from the oldest on, for one that fits now
-//! and whose client is polled. The pool is handed to that client: it alone is woken. The next scan
-//! comes when the hand-off ends: when the client has allocated, failed, cancelled or closed, and
-//! after [`HANDOFF_TIMEOUT_MS`]. So a client that sleeps or was stopped delays the others and no
-//! more. A hand-off reserves nothing.
+//! A client whose request was refused may queue it. Every path that may have made memory free scans
+//! the wait list, from the oldest entry on. The scan ends at an entry whose request fits now and
+//! whose client is being polled. The scan wakes this client only, and so hands the pool to it.
 //!
-//! No wake-up is lost. A client registers first and tests under the pool's lock whether its request
-//! fits; a free happens under the same lock. So as long as an entry fits whose client is polled, a
-//! hand-off is in progress, or one ended whose client did not test since.
+//! The hand-off ends when the client has allocated, is refused again, cancels its request, or
+//! closes its file. It also ends when a poll finds that the request does not fit, and after
+//! [`HANDOFF_TIMEOUT_MS`] at the latest. Then the next scan begins. So a client that sleeps or was
+//! stopped delays the other clients, but does not block them. A hand-off does not reserve memory.
 //!
-//! The test whether adjacent free blocks would do for an EXACT request can take longer than the
-//! lock is to be held. After a free, the client of such a request is woken and asks again. It is no
-//! hand-off: the other clients do not wait for it.
+//! No wake-up is lost. A client first registers for wake-ups, and then tests under the pool's lock
+//! whether its request fits. Memory is freed under the same lock. So as long as the request of a
+//! polled client fits, a hand-off is in progress, or one has ended whose client has not tested its
+//! request since.
 //!
-//! Nothing is allocated, freed or woken under the lock, and a scan drops it after every [`BATCH`]
-//! entries.
+//! For an EXACT request, the test whether adjacent free blocks fit can take longer than the lock
+//! may be held. Then the client is woken after a free without a complete test, and repeats its
+//! request. This is not a hand-off: the other clients do not wait for it.
+//!
+//! No memory is allocated or freed and no task is woken under the lock. A scan drops the lock after
+//! every [`BATCH`] entries.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -50,23 +53,29 @@ use kernel::{
     }, //
 };
 
-/// How long a hand-off lasts at most.
+/// The longest time that a hand-off lasts, in milliseconds.
 pub(crate) const HANDOFF_TIMEOUT_MS: u32 = 1000;
 
 /// Entries that are scanned under one hold of the pool's lock.
 const BATCH: u32 = 8;
 
-/// The part of a client that waits.
+/// The part of a client that can wait for memory.
 #[pin_data]
 pub(crate) struct Waiter {
-    /// Of its entry; 0 without one. Read and written under the pool's lock only.
+    /// The ticket of the client's entry in the wait list, or 0 if it has none. Protected by the
+    /// pool's lock.
     ticket: Atomic<u64>,
+    /// The queue that the client's polls wait in.
     #[pin]
     queue: PollWaitQueue,
 }
 
 impl Waiter {
-    /// Returns one without an entry.
+    /// Returns a waiter without an entry in a wait list.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if the kernel is out of memory.
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -77,7 +86,7 @@ impl Waiter {
         )
     }
 
-    /// Returns the queue that its polls wait in.
+    /// Returns the queue that the client's polls wait in.
     pub(crate) fn poll_queue(&self) -> &PollWaitQueue {
         &self.queue
     }
@@ -91,17 +100,18 @@ impl Waiter {
     }
 }
 
-/// What an entry can expect.
+/// The state of an entry.
 enum WaitState {
-    /// To be woken.
+    /// The client is woken when its request fits.
     Queued,
-    /// It was woken at that time, and the hand-off to it is in progress.
+    /// The client was woken at this time, and the hand-off to it is in progress.
     Notified(Instant<Monotonic>),
-    /// It was woken, and the hand-off to it timed out, or there was none.
+    /// The client was woken, and either its hand-off timed out or it was woken without one. It is
+    /// not woken again until it has tested its request.
     Expired,
 }
 
-/// A request that was refused, and whose client waits.
+/// An entry of the wait list: a request that was refused, and whose client waits.
 struct WaitEntry {
     request: AllocRequest,
     /// The pool's number of frees when the request was last refused.
@@ -110,7 +120,7 @@ struct WaitEntry {
     waiter: Arc<Waiter>,
 }
 
-/// Memory for an entry, allocated before the lock is taken.
+/// The memory for an entry, which the caller allocates before it takes the lock.
 pub(crate) struct WaitReservation(RBTreeNodeReservation<u64, WaitEntry>);
 
 impl WaitReservation {
@@ -119,18 +129,21 @@ impl WaitReservation {
     }
 }
 
-/// The outcome of a change of the list. Holds memory: to be dropped outside of the lock.
+/// The outcome of a change of the wait list. It owns memory, so the caller drops it after the lock.
 #[must_use]
 pub(crate) struct WaitUpdate {
+    /// The entry that was removed.
     removed: Option<RBTreeNode<u64, WaitEntry>>,
+    /// A reservation that was not needed.
     _unused: Option<WaitReservation>,
+    /// Says whether the change has ended a hand-off.
     handoff_ended: bool,
 }
 
 impl WaitUpdate {
-    /// Wakes the poller of an entry that was removed, unless its request was `granted`: a client
-    /// does not poll for what it has. Returns whether a hand-off has ended, so that the next can
-    /// begin. To be called outside of the lock.
+    /// Wakes the polls of an entry that was removed, unless its request was `granted`: then the
+    /// client does not wait for it any more. Returns whether a hand-off has ended, so that the
+    /// next can begin. The caller does not hold the lock.
     pub(crate) fn finish(self, granted: Option<&AllocRequest>) -> bool {
         if let Some(node) = self.removed {
             let (_, entry) = node.to_key_value();
@@ -142,31 +155,33 @@ impl WaitUpdate {
     }
 }
 
-/// All entries of a pool, by ticket: the oldest first.
+/// The wait list of a pool. Its owner is the pool's state, so the pool's lock protects it.
 pub(crate) struct WaitList {
+    /// The entries by ticket. The oldest has the lowest ticket.
     tree: RBTree<u64, WaitEntry>,
-    /// The last ticket that was given.
+    /// The ticket of the entry that was queued last.
     last: u64,
 }
 
-/// A scan of the list, a batch at a time.
+/// A scan of the wait list, which proceeds by batches.
 #[derive(Default)]
 pub(crate) struct Scan {
-    /// The ticket to go on at.
+    /// The ticket at which the next batch begins.
     ticket: u64,
-    /// A hand-off is in progress.
+    /// Says whether an entry has been found to which a hand-off is in progress.
     pub(crate) handoff_pending: bool,
 }
 
 /// The outcome of a batch.
 pub(crate) enum ScanResult {
-    /// The pool is handed to this client.
+    /// The pool is handed to this client. The caller wakes it and ends the scan.
     Notify(Arc<Waiter>),
-    /// This client is to retry, since the test would take too long. It is no hand-off.
+    /// The test of this client's request would take too long. The caller wakes the client, which
+    /// repeats its request, and continues the scan. This is not a hand-off.
     Retry(Arc<Waiter>),
-    /// No entry fits so far.
+    /// No entry of this batch fits, and there may be more entries.
     Continue,
-    /// No entry fits.
+    /// No entry fits, and the scan is over.
     Done,
 }
 
@@ -182,8 +197,10 @@ impl WaitList {
         self.tree.is_empty()
     }
 
-    /// Queues `request`, which was refused when the pool's number of frees was `frees_seen`. A
-    /// client that waited for the same keeps its place; any other goes to the end.
+    /// Queues `request`, which was refused when the pool's number of frees was `frees_seen`.
+    ///
+    /// If the client waits for an equal request already, that entry keeps its place. Otherwise, the
+    /// new entry goes to the end of the list and replaces any entry that the client has.
     pub(crate) fn enqueue(
         &mut self,
         waiter: &Arc<Waiter>,
@@ -194,8 +211,9 @@ impl WaitList {
         let handoff_ended = self.rearm(waiter);
         if let Some(entry) = self.tree.get_mut(&waiter.ticket()) {
             if entry.request == *request {
-                // Of two threads with the same request, the one that began to look last knows more.
-                // CAST: The distance is signed.
+                // Two threads of the client may have made the same request. The later attempt knows
+                // of more frees.
+                // CAST: The counter wraps, so the sign of the difference tells the later value.
                 entry.frees_seen = frees_seen;
                 }
                 return WaitUpdate {
@@ -225,7 +243,7 @@ impl WaitList {
         }
     }
 
-    /// Removes a client's entry.
+    /// Removes the entry of a client, if it has one.
     pub(crate) fn remove(&mut self, waiter: &Waiter) -> WaitUpdate {
         let handoff_ended = self.rearm(waiter);
         let removed = self.tree.remove_node(&waiter.ticket());
@@ -237,15 +255,16 @@ impl WaitList {
         }
     }
 
-    /// Returns the request that a client waits for, and the pool's number of frees when it was last
-    /// refused.
+    /// Returns the request that a client waits for, and the pool's number of frees when the request
+    /// was last refused.
     pub(crate) fn get(&self, waiter: &Waiter) -> Option<(&AllocRequest, u64)> {
         let entry = self.tree.get(&waiter.ticket())?;
         Some((&entry.request, entry.frees_seen))
     }
 
-    /// Has a client woken again, after it saw that its request doesn't fit. Returns whether a
-    /// hand-off to it was in progress.
+    /// Returns the entry of a client to the state `Queued`, so that the client is woken again. The
+    /// client has found that its request does not fit. Returns whether a hand-off to the client was
+    /// in progress.
     pub(crate) fn rearm(&mut self, waiter: &Waiter) -> bool {
         self.tree.get_mut(&waiter.ticket()).is_some_and(|entry| {
             let before = core::mem::replace(&mut entry.state, WaitState::Queued);
@@ -253,7 +272,10 @@ impl WaitList {
         })
     }
 
-    /// Scans the next entries for one to hand the pool to.
+    /// Scans the next batch of entries for a client to hand the pool to.
+    ///
+    /// `fits` tests a request. Its second argument is the pool's number of frees when the request
+    /// was last refused.
     pub(crate) fn scan(
         &mut self,
         scan: &mut Scan,
@@ -279,7 +301,7 @@ impl WaitList {
                             entry.state = WaitState::Notified(Instant::now());
                             return ScanResult::Notify(entry.waiter.clone());
                         }
-                        // The other clients do not wait for its search.
+                        // The other clients do not wait for the search of this one.
                         Fits::Maybe => {
                             entry.state = WaitState::Expired;
                             return ScanResult::Retry(entry.waiter.clone());
