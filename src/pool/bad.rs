@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pages that the kernel has marked as bad, after a memory error that could not be corrected.
+//! Hwpoisoned pages of a pool: the kernel marks a page so after a memory error that it could not
+//! correct.
 //!
-//! The kernel tells no driver of such a page; it sets a flag in its `struct page` and, some time
-//! later, counts it by node. A pool looks for its own when that count has changed: before the
-//! allocator gives a block that no magazine had, before a fault shows a page, and once a second.
-//! What is to be cleared or copied is looked at in any case.
+//! The kernel notifies no driver of the error. It sets a flag in the `struct page`, and later
+//! increments a count of the node. A pool searches its pages for the flag when the count has
+//! changed. It reads the count before the allocator serves a request that the magazines could not,
+//! before a fault maps a page, and once a second. Zeroing and copying test the flag of each page
+//! themselves.
 //!
-//! A bad page that is free is taken out of the allocator for good. One that a block has is taken
-//! out of all page tables, a fault on it is `SIGBUS`, and the block leaves it behind when it goes
-//! back. At unload the page goes back with all others: the kernel keeps it off its own free lists
-//! (`free_pages_prepare()`).
+//! A hwpoisoned page that is free leaves the allocator until the module is unloaded. A hwpoisoned
+//! page of a block is removed from all page tables, and a fault on it is `SIGBUS`. The page does
+//! not return to the allocator with its block. At unload it returns to the kernel with the region,
+//! and `free_pages_prepare()` keeps it off the kernel's free lists.
 //!
-//! Of a reserved range there are neither flags nor counts, so none of this is done for it.
+//! The kernel has neither flags nor counts for the memory of `source=range`, so none of this is
+//! done there.
 
 use super::{
     dirty::Dirty,
@@ -38,21 +41,21 @@ use kernel::{
     time::msecs_to_jiffies, //
 };
 
-/// How often the kernel's count is looked at when nothing else happens.
+/// The period in ms at which the kernel's count is read.
 const WATCH_MS: u32 = 1000;
 
-/// What a pool knows of its bad pages.
+/// The hwpoisoned pages of a pool, as far as they are known.
 pub(super) struct Bad {
-    /// The pages. Changed only under the pool's `zeroing`; never taken out again.
+    /// One bit per page. A bit is set under the pool's `zeroing`, and never cleared.
     pages: Dirty,
-    /// The kernel's count when they were last looked for.
+    /// The kernel's count at the last search.
     seen: Atomic<u64>,
-    /// How many of them have been taken out of page tables.
+    /// How many of the pages have been removed from all page tables.
     hidden: Atomic<u64>,
 }
 
 impl Bad {
-    /// None is known yet of `region`.
+    /// Makes an empty record for `region`.
     pub(super) fn new(region: &Region) -> Result<Self> {
         Ok(Self {
             pages: Dirty::none(region.base().0, region.pages())?,
@@ -61,7 +64,7 @@ impl Bad {
         })
     }
 
-    /// Are there any?
+    /// Returns whether any page is known to be hwpoisoned.
     #[inline]
     pub(super) fn any(&self) -> bool {
         self.pages.count() != 0
@@ -69,19 +72,21 @@ impl Bad {
 }
 
 impl Pool {
-    /// Bytes that are bad.
+    /// Returns the number of bytes in hwpoisoned pages.
     pub(crate) fn bad(&self) -> u64 {
         self.bad.pages.count() * mm::PAGE_SIZE
     }
 
-    /// Is any of `pages` pages from `first` on known to be bad?
+    /// Returns whether any of the `pages` pages from `first` on is known to be hwpoisoned.
     #[inline]
     pub(crate) fn has_bad(&self, first: Pfn, pages: u64) -> bool {
         self.bad.any() && self.bad.pages.next(first, first.plus(pages)).is_some()
     }
 
-    /// Looks for bad pages, if the kernel has found any on the node since this was last called. May
-    /// sleep. Not to be called with the pool's `zeroing` or its lock held.
+    /// Searches for hwpoisoned pages if the kernel's count has changed since the last search. May
+    /// sleep.
+    ///
+    /// The caller must hold neither the pool's `zeroing` nor its lock.
     #[inline]
     pub(crate) fn look_for_bad(&self) {
         if self.bad.seen.load(Acquire) != self.region.failures() {
@@ -89,11 +94,14 @@ impl Pool {
         }
     }
 
+    /// Searches all pages of the pool, and withholds the hwpoisoned ones that are free.
     #[cold]
     fn look_for_bad_now(&self) {
-        // Every free page is in the allocator, to be withheld there. One task searches at a time.
+        // Puts every free page into the allocator, from where it can be withheld, and excludes
+        // other searches.
         let quiesced = self.quiesce();
-        // Before the pages: what is marked while they are looked at is found the next time.
+        // Read before the search: a page that the kernel marks during the search changes the count
+        // afterwards, which causes another search.
         let failures = self.region.failures();
         let mut pages = 0;
         let (mut at, end) = (
@@ -114,45 +122,49 @@ impl Pool {
         drop(quiesced);
         if pages > 0 {
             pr_err!(
-                "{} pages of pool {} are bad: they are given to no client any more\n",
+                "{} pages of pool {} are hwpoisoned: they are not allocated any more\n",
                 pages,
                 self.id,
             );
         }
     }
 
-    /// Takes note of a bad page that was found while it was to be cleared, before the kernel has
-    /// counted it. To be called with `zeroing` held, by the task that owns the page: it leaves the
-    /// page behind when it gives back what it owns.
+    /// Records a hwpoisoned page that zeroing has met before the kernel counted it.
+    ///
+    /// The caller owns the page and holds `zeroing`. It withholds the page when it frees its
+    /// memory.
     pub(super) fn learn_bad(&self, page: Pfn) {
         if !self.has_bad(page, 1) {
             self.bad.pages.mark_dirty(page, 1);
             pr_err!(
-                "a page of pool {} is bad: it is given to no client any more\n",
+                "a page of pool {} is hwpoisoned: it is not allocated any more\n",
                 self.id
             );
         }
     }
 
-    /// Takes what is bad and free of the pages `[from, to)` out of the allocator, for good.
+    /// Takes the free hwpoisoned pages of `[from, to)` out of the allocator until the module is
+    /// unloaded.
     pub(super) fn withhold(&self, state: &mut State, from: Pfn, to: Pfn) {
         if !self.bad.any() {
             return;
         }
         let mut at = from;
         while let Some((page, _)) = self.bad.pages.next(at, to) {
-            // A run that is not given back stays taken.
+            // The run is dropped without being freed, so the page stays allocated.
             if state.zone.withhold(page.0, 1).is_some() {
                 self.pageblocks.add(page, 1, false);
                 state.withheld += 1;
-                // Or it would count as lost to rounding.
+                // A page that counts as requested does not count as internal fragmentation.
                 state.requested = state.requested.wrapping_add(mm::PAGE_SIZE);
             }
             at = page.plus(1);
         }
     }
 
-    /// Begins to look once a second.
+    /// Schedules the next [`Pool::look_around`], unless the module is being unloaded.
+    ///
+    /// Does nothing if the kernel does not count memory errors of the region.
     pub(super) fn watch(self: &Arc<Self>) {
         if self.closing.load(Relaxed) || !self.region.tells_failures() {
             return;
@@ -163,7 +175,7 @@ impl Pool {
             .enqueue_delayed::<_, 3>(self.clone(), msecs_to_jiffies(WATCH_MS));
     }
 
-    /// Looks, and takes what was found since the last time out of all page tables.
+    /// Searches for hwpoisoned pages, and removes new ones from all page tables. Sleeps.
     pub(super) fn look_around(&self) {
         self.look_for_bad();
         let count = self.bad.pages.count();
@@ -175,7 +187,7 @@ impl Pool {
             self.region.base().plus(self.region.pages()),
         );
         while let Some((page, _)) = self.bad.pages.next(at, end) {
-            // Not one that ends later and begins later, too: its owner may keep it locked.
+            // Not one that ends later and begins later, too: its lock may be held for long.
             match self.residents.next(page.0) {
                 Some((first, _, owner)) if first <= self.rmap.next(page.0 {
                 owner.hide(page),

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Emptying a part of a pool: targeted reclaim, exact places, and compaction when nothing else is
-//! going on.
+//! Evacuation of a range of a pool.
 //!
-//! The part is isolated: its free blocks stay free, and its buffers are moved out, one at a time. A
-//! mutex allows one part at a time. A request that finds nothing anywhere else takes from the
-//! isolated range, which ends the isolation. Before it is refused it waits for the buffer that is
-//! being moved. So evacuation never makes a request fail that would have been served without it.
+//! Three callers evacuate: COMPACT and RESERVE, an allocation that no free block satisfies, and the
+//! worker that compacts an idle pool.
+//!
+//! The range is isolated first, so its free blocks stay free. Then its buffers are migrated, one at
+//! a time. A mutex allows one isolated range per pool.
+//!
+//! Evacuation never makes a request fail that would have succeeded without it. A request that finds
+//! no other free block takes one from the isolated range, which ends the isolation. Before a
+//! request is refused, it waits for the buffer that is being migrated.
 
 use super::{
     magazines::MagazinesDisabled,
@@ -39,39 +43,41 @@ use kernel::{
     }, //
 };
 
-/// How many blocks are tried, beginning with the cheapest, before it is given up.
+/// How many blocks one evacuation tries, the cheapest first, before it gives up.
 const TRIES: usize = 8;
 
-/// Pageblocks that are searched for orders below a pageblock's.
+/// How many pageblocks are searched for a target of an order below a pageblock's.
 const PAGEBLOCKS: usize = 8;
 
-/// Why a buffer was not moved.
+/// Tells why a buffer was not migrated.
 pub(crate) enum MigrateError {
-    /// Its address is known outside of page tables, its lock is busy, it is being moved or resized
-    /// already, or the move would block its users for too long.
+    /// The buffer can't be migrated now.
+    ///
+    /// Its address is known outside of page tables, its lock is busy, it is being migrated or
+    /// resized already, or the migration would block its users for too long.
     Unmovable,
-    /// There is no free block to move it to.
+    /// No free block can be the target.
     NoSpace,
-    /// The move would exceed the copy budget.
+    /// The migration would exceed the copy budget.
     CopyLimit,
-    /// The copy has ended early.
+    /// The copy ended early.
     Stopped(Stopped),
 }
 
-/// Why no block was evacuated.
+/// Tells why no block was evacuated.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CompactError {
-    /// It holds memory that can't be moved.
+    /// The block holds memory that can't be migrated.
     Unmovable,
-    /// There was no free block to move its contents to.
+    /// No free block could be the target of a migration.
     NoSpace,
-    /// It would have exceeded the copy budget.
+    /// The evacuation would have exceeded the copy budget.
     CopyLimit,
-    /// Other requests took what was free already.
+    /// Other requests have taken the memory that the evacuation was to free.
     Contended,
-    /// A signal came for the caller.
+    /// The caller has a pending signal.
     Interrupted,
-    /// A page that was to be moved is bad.
+    /// A page to be migrated is hwpoisoned.
     HwPoison,
 }
 
@@ -87,30 +93,30 @@ impl From<MigrateError> for CompactError {
     }
 }
 
-/// The bytes that compaction may copy.
+/// The number of bytes that one call may copy.
 #[derive(Clone, Copy)]
 pub(crate) struct CopyBudget(u64);
 
 impl CopyBudget {
-    /// Allows at most `limit` bytes; 0 stands for no limit.
+    /// Makes a budget of at most `limit` bytes; 0 stands for no limit.
     pub(crate) fn new(limit: u64) -> Self {
         Self(if limit == 0 { u64::MAX } else { limit })
     }
 }
 
-/// What compaction has done so far, and the budget that it has for that.
+/// The results of an evacuation so far, and its copy budget.
 pub(crate) struct CompactReport {
     budget: CopyBudget,
-    /// Bytes that were copied.
+    /// The number of bytes copied.
     pub(crate) copied: u64,
-    /// Blocks that were evacuated.
+    /// The number of blocks evacuated.
     pub(crate) blocks: u64,
-    /// The offset of the last one of them, in units from the pool's start.
+    /// The start of the last block evacuated, in units from the pool's start.
     pub(crate) last_offset: u64,
 }
 
 impl CompactReport {
-    /// Nothing was done yet.
+    /// Makes an empty report.
     pub(crate) fn new(budget: CopyBudget) -> Self {
         Self {
             budget,
@@ -126,29 +132,32 @@ impl CompactReport {
     }
 }
 
-/// The range that a [`Movable`](super::Movable) is to leave, and what it may use for that.
+/// The range that a [`Movable`](super::Movable) has to leave, and the limits of its migration.
+///
+/// The range is `[lo, hi)`, in page frames.
 pub(crate) struct Evacuation<'a> {
     pool: &'a Arc<Pool>,
     lo: u64,
     hi: u64,
-    /// Free blocks of higher orders are not split for it.
+    /// The highest order of a free block that may be taken or split for the target.
     limit: Order,
-    /// What is left of the copy budget, in bytes.
+    /// The rest of the copy budget, in bytes.
     copy_left: u64,
 }
 
 impl Evacuation<'_> {
-    /// Returns whether any of `pages` pages from `first` on is in it.
+    /// Returns whether any of the `pages` pages from `first` on is in the range.
     pub(crate) fn overlaps(&self, first: Pfn, pages: u64) -> bool {
         first.0 < self.hi && first.0 + pages > self.lo
     }
 
-    /// Allocates a block to move `pages` pages to, that were asked for with `request`. It is not
-    /// cleared.
+    /// Allocates the target for a buffer of `pages` pages that was allocated with `request`.
+    ///
+    /// The target is outside the range. Its contents are not zeroed.
     ///
     /// # Errors
     ///
-    /// As [`MigrateError`] says.
+    /// [`MigrateError::CopyLimit`] or [`MigrateError::NoSpace`].
     pub(crate) fn alloc_target(
         &self,
         request: &AllocRequest,
@@ -157,7 +166,7 @@ impl Evacuation<'_> {
         if pages * mm::PAGE_SIZE > self.copy_left {
             return Err(MigrateError::CopyLimit);
         }
-        // It would take one block as large to gain one.
+        // The target would use up a block as large as the one that the evacuation gains.
         if pages > self.limit.units() {
             return Err(MigrateError::NoSpace);
         }
@@ -175,7 +184,7 @@ impl Evacuation<'_> {
     }
 }
 
-/// A part of a pool that is isolated until this is dropped.
+/// A range of a pool, `[lo, hi)` in page frames, that is isolated until this is dropped.
 struct IsolatedRange<'a> {
     pool: &'a Arc<Pool>,
     lo: u64,
@@ -184,9 +193,12 @@ struct IsolatedRange<'a> {
 }
 
 impl<'a> IsolatedRange<'a> {
-    /// Isolates the units `[lo, hi)`. The caller holds the mutex.
+    /// Isolates the page frames `[lo, hi)`. Sleeps.
+    ///
+    /// The guard shows that the caller holds the pool's `reclaiming`, so no other range is
+    /// isolated.
     fn isolate(pool: &'a Arc<Pool>, _reclaiming: &MutexGuard<'_, ()>, lo: u64, hi: u64) -> Self {
-        // What moves is not to move to a page that is bad.
+        // Withholds hwpoisoned pages first, so that none of them becomes part of a target.
         pool.look_for_bad();
         let magazines = pool.drain_all();
         pool.state.lock().zone.isolate(lo, hi);
@@ -198,11 +210,16 @@ impl<'a> IsolatedRange<'a> {
         }
     }
 
+    /// Returns whether no request has ended the isolation.
     fn is_isolated(&self) -> bool {
         self.pool.state.lock().zone.isolated_range().is_some()
     }
 
-    /// Moves out what is there, without splitting free blocks of more than `limit`.
+    /// Migrates all buffers in the range to free blocks of at most order `limit`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// See [`CompactError`]. Buffers that were migrated before the error stay where they are then.
     fn evacuate(&self, report: &mut CompactReport, limit: Order) -> Result<(), CompactError> {
         let pool = self.pool;
         let mut from = self.lo;
@@ -233,14 +250,19 @@ impl<'a> IsolatedRange<'a> {
         if state.zone.isolated_range().is_none() {
             return Err(CompactError::Contended);
         }
-        // A block without an owner is being allocated or freed, or waits for a device.
+        // A block that is not in the reverse map stays where it is: it is being allocated or freed,
+        // or it is quarantined, a deferred free or reserved.
         if !state.zone.core().could_alloc_at(self.lo, self.hi - self.lo) {
             return Err(CompactError::Unmovable);
         }
         Ok(())
     }
 
-    /// Allocates for `request` out of it.
+    /// Allocates a block for `request` in the range.
+    ///
+    /// # Errors
+    ///
+    /// [`CompactError::Contended`] if other requests have taken the memory.
     fn alloc(&self, request: &AllocRequest) -> Result<Block, CompactError> {
         let mut state = self.pool.state.lock();
         let run = state.alloc_for_move(request, 0, AllocScope::InsideIsolated, Order::MAX);
@@ -253,17 +275,17 @@ impl<'a> IsolatedRange<'a> {
 impl Drop for IsolatedRange<'_> {
     fn drop(&mut self) {
         self.pool.state.lock().zone.undo_isolate();
-        // A waiter may have use for it, and for the places that buffers have left.
+        // The range, and the blocks that migrated buffers have left, may satisfy waiting requests.
         self.pool.wake_waiters();
     }
 }
 
 impl Pool {
-    /// Sees to it that `blocks` blocks of `order` are free.
+    /// Evacuates blocks of `order` until `blocks` of them are free. Sleeps.
     ///
     /// # Errors
     ///
-    /// As [`CompactError`] says; what was gained until then stays.
+    /// See [`CompactError`]. The blocks evacuated before the error stay free.
     pub(crate) fn reclaim(
         self: &Arc<Self>,
         order: Order,
@@ -275,7 +297,7 @@ impl Pool {
             let free = self.state.lock().zone.free_blocks(order);
             blocks.saturating_sub(free)
         };
-        // Who takes them as fast as they come is not to keep this going for ever.
+        // The bound ends the loop if clients take the blocks as fast as they become free.
         let mut rounds = 2 * missing() + 16;
         let result = loop {
             if missing() == 0 {
@@ -286,7 +308,7 @@ impl Pool {
             }
             rounds -= 1;
             let bounds = (self.base(), self.base() + self.region.pages());
-            // One block, and then another task may have the mutex.
+            // The mutex is held for one block at a time, so that other tasks get a turn.
             let Some(reclaiming) = mutex::lock_killable(&self.reclaiming) else {
                 break Err(CompactError::Interrupted);
             };
@@ -302,11 +324,11 @@ impl Pool {
         result
     }
 
-    /// Empties the block of `order` that starts at unit `at` from the pool's start.
+    /// Evacuates the block of `order` that starts `at` units from the pool's start. Sleeps.
     ///
     /// # Errors
     ///
-    /// As [`CompactError`] says.
+    /// See [`CompactError`].
     pub(crate) fn reclaim_at(
         self: &Arc<Self>,
         order: Order,
@@ -327,12 +349,13 @@ impl Pool {
         result
     }
 
-    /// Allocates a block for `request` by moving what is in its way, after it was refused
-    /// otherwise.
+    /// Evacuates memory for `request` and allocates a block there. Sleeps.
+    ///
+    /// For requests that [`Pool::alloc`] has refused.
     ///
     /// # Errors
     ///
-    /// As [`CompactError`] says.
+    /// See [`CompactError`].
     pub(crate) fn alloc_by_reclaim(
         self: &Arc<Self>,
         request: &AllocRequest,
@@ -372,13 +395,21 @@ impl Pool {
         result
     }
 
+    /// Adds the results of an evacuation to the pool's counts.
     fn count_reclaim<T>(&self, report: &CompactReport, result: &Result<T, CompactError>) {
         self.counts
             .reclaim_ended(report.copied, result.as_ref().err());
     }
 
-    /// Evacuates the block of `order`, on a boundary of `align`, within `bounds`, that is cheapest
-    /// to evacuate, or the next one if that fails, and does `then` before the isolation ends.
+    /// Evacuates the cheapest block of `order`, on a boundary of `align`, and calls `then`. Sleeps.
+    ///
+    /// The block lies within `bounds`, in page frames. It is still isolated when `then` runs. If
+    /// the evacuation or `then` fails, the next cheapest block is tried, up to [`TRIES`] in all.
+    ///
+    /// # Errors
+    ///
+    /// The error of the cheapest block, or [`CompactError::Unmovable`] if no block can be
+    /// evacuated. [`CompactError::NoSpace`] for a block of one unit.
     fn evacuate_one(
         self: &Arc<Self>,
         reclaiming: &MutexGuard<'_, ()>,
@@ -388,7 +419,7 @@ impl Pool {
         report: &mut CompactReport,
         mut then: impl FnMut(&IsolatedRange<'_>) -> Result<(), CompactError>,
     ) -> Result<(), CompactError> {
-        // Nothing as large as what is to be gained is split for it. So nothing moves for one unit.
+        // Targets come from free blocks below `order`; for a block of one unit there are none.
         let Some(limit) = order.get().checked_sub(1).map(Order::saturating) else {
             return Err(CompactError::NoSpace);
         };
@@ -407,7 +438,7 @@ impl Pool {
                     report.last_offset = lo - self.base();
                     return Ok(());
                 }
-                // The first is the cheapest, and tells best what it would take.
+                // The cheapest block came closest, so its error is the one to report.
                 Err(why) if i == 0 => first_error = why,
                 Err(_) => {}
             }
@@ -415,7 +446,7 @@ impl Pool {
         Err(first_error)
     }
 
-    /// The start of the block that is cheapest to empty, but none of those that were `tried`.
+    /// Returns the start of the block that is cheapest to evacuate and not in `tried`.
     fn choose_target(
         &self,
         order: Order,
@@ -445,7 +476,9 @@ impl Pool {
         .map(|start| start << shift)
     }
 
-    /// The same for orders below a pageblock's. Searches the pageblocks with the most free pages.
+    /// Returns the start of the cheapest block of an order below a pageblock's, not in `tried`.
+    ///
+    /// Searches only the [`PAGEBLOCKS`] pageblocks with the most free pages, which bounds the time.
     fn choose_target_in_pageblock(
         &self,
         order: Order,
@@ -457,7 +490,7 @@ impl Pool {
         let (first, end) = self.pageblocks.range();
         for number in first..end {
             let free = self.pageblocks.usage(number).free(PMD_ORDER);
-            // The array is in order, the least free last.
+            // The array is sorted by free pages, in descending order.
             let at = pageblocks.partition_point(|&(more, _)| more >= free);
             if free > 0 && at < PAGEBLOCKS {
                 pageblocks[at..].rotate_right(1);
@@ -481,8 +514,9 @@ impl Pool {
             .map(|(_, block)| block)
     }
 
-    /// Pages in `[lo, hi)` that would have to be moved; none if there are some that can't be, or
-    /// nothing is there.
+    /// Returns how many pages in `[lo, hi)` an evacuation has to migrate.
+    ///
+    /// Returns `None` if a page can't be migrated, or if no page belongs to a buffer.
     fn cost(&self, lo: u64, hi: u64) -> Option<u64> {
         let mut pages = 0;
         let mut from = lo;
@@ -497,8 +531,10 @@ impl Pool {
         (pages > 0 && pages + free == hi - lo).then_some(pages)
     }
 
-    /// Compacts if nothing else was going on for a while: frees large blocks until the pool is
-    /// fragmented no more than it may be. Says whether to look again later.
+    /// Compacts an idle pool, and returns whether to try again later. Sleeps.
+    ///
+    /// Evacuates large blocks until the unusable free space index is within the pool's threshold.
+    /// Each evacuation copies at most the bytes of the block that it gains.
     pub(super) fn compact(self: &Arc<Self>) -> bool {
         let order = PMD_ORDER.min(self.max_order);
         loop {
@@ -521,7 +557,7 @@ impl Pool {
         }
     }
 
-    /// Returns the isolated range, in units from the pool's start.
+    /// Returns the isolated range, if there is one, in units from the pool's start.
     pub(crate) fn isolated_range(&self) -> Option<(u64, u64)> {
         let (lo, hi) = self.state.lock().zone.isolated_range()?;
         Some((lo - self.base(), hi - self.base()))
