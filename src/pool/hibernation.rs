@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hibernation of a machine whose pool is a physical range.
+//! Hibernation of a machine whose pool is a physical range (`source=range`).
 //!
-//! The kernel has no pages for such a range, so the image does not save it, and what is in it after
-//! the machine was off is arbitrary. A buffer there would come back with other contents. So the
-//! pool refuses hibernation while anything of it is in use. If nothing is, it takes all of its
-//! memory out of use until the machine is back: no buffer can be made before processes are frozen,
-//! nor after they run again until the kernel has called the last notifier. A request in between is
-//! refused as if the pool were full, and one that waits is served afterwards. It can't be held up
-//! instead: a task that sleeps in the kernel could not be frozen. That is no pressure: no client
-//! has anything to give back.
-//! All of it counts as dirty before the image is made, so it is so afterwards.
+//! The hibernation image does not contain the range, since the kernel has no pages for it. Its
+//! contents are arbitrary after the machine was off, so a buffer would lose its data.
+//!
+//! The pool therefore refuses hibernation while any of its memory is in use. Otherwise it allocates
+//! all of its memory itself, from `PM_HIBERNATION_PREPARE` until `PM_POST_HIBERNATION`. Clients run
+//! for a part of that time: before the kernel freezes them, and after it thaws them.
+//!
+//! A request during that time is refused as if the pool were full; a waiting request is served
+//! afterwards. The request can't sleep in the kernel instead: the kernel could not freeze its task.
+//! The memory counts as free for watermarks and pressure, since clients have none to free.
+//!
+//! All of the memory is marked as dirty before the image is made, so it is dirty in the image too.
 
 use super::Pool;
 use crate::buddy::Run;
@@ -30,72 +33,77 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Has the kernel call a notifier.
+/// Adds a notifier to the kernel's power management chain.
 ///
 /// # Safety
 ///
-/// `block` must stay valid until [`unregister`] is called with it.
+/// `block` must be initialised, in no chain, and valid until [`unregister`] is called with it.
 #[cfg(CONFIG_PM_SLEEP)]
 unsafe fn register(block: *mut bindings::notifier_block) -> Result {
-    // SAFETY: By this function's requirements.
+    // SAFETY: The chain links `block` and calls it until it is unregistered. By this function's
+    // requirements it is initialised, in no other list, and valid for that long.
     to_result(unsafe { bindings::register_pm_notifier(block) })
 }
 
-/// Ends that.
+/// Removes a notifier from the chain, after waiting until the chain calls it no more.
 ///
 /// # Safety
 ///
 /// `block` must be registered.
 #[cfg(CONFIG_PM_SLEEP)]
 unsafe fn unregister(block: *mut bindings::notifier_block) {
-    // SAFETY: By this function's requirements.
+    // SAFETY: `block` is in the chain, by this function's requirements.
     unsafe { bindings::unregister_pm_notifier(block) };
 }
 
 #[cfg(not(CONFIG_PM_SLEEP))]
 unsafe fn register(_block: *mut bindings::notifier_block) -> Result {
-    // A kernel without sleep calls no notifier.
+    // A kernel without CONFIG_PM_SLEEP calls no notifier.
     to_result(0)
 }
 
 #[cfg(not(CONFIG_PM_SLEEP))]
 unsafe fn unregister(_block: *mut bindings::notifier_block) {}
 
-/// A pool's notifier of the machine's sleep.
+/// The power management notifier of a pool.
 ///
 /// # Invariants
 ///
-/// `block` is registered, and is in this.
+/// `block` is registered from [`Hibernation::new`] until the value is dropped.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Hibernation {
     pool: Arc<Pool>,
-    /// All of the pool, while the machine hibernates.
+    /// All memory of the pool, while the machine hibernates.
     #[pin]
     held: Mutex<Option<Run>>,
     #[pin]
     block: Opaque<bindings::notifier_block>,
 }
 
-// SAFETY: The notifier belongs to no thread, and the pool may be used by any.
+// SAFETY: `Arc<Pool>` and `Mutex<Option<Run>>` are `Send`. The notifier block is bound to no
+// thread: any thread may unregister it.
 unsafe impl Send for Hibernation {}
-// SAFETY: What can be changed has a lock.
+// SAFETY: `Arc<Pool>` and `Mutex<Option<Run>>` are `Sync`. Shared references do not access the
+// notifier block; the kernel does so under the chain's lock.
 unsafe impl Sync for Hibernation {}
 
 impl Hibernation {
-    /// Begins to watch on behalf of a pool.
+    /// Registers a notifier for `pool`. Sleeps.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`.
+    /// `ENOMEM` if the kernel is out of memory.
     pub(crate) fn new(pool: Arc<Pool>) -> Result<Pin<KBox<Self>>> {
-        // INVARIANT: The only place where one is registered.
+        // INVARIANT: The initializer fails unless it has registered `block`.
         KBox::try_pin_init(
             try_pin_init!(Self {
                 pool,
                 held <- new_mutex!(None, "rust_buddy_hibernation"),
                 block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
-                    // SAFETY: The slot may be written, and stays where it is until it is
-                    // unregistered. The other fields were initialised above.
+                    // SAFETY: `try_ffi_init` gives a `slot` that is valid for writes. The block is
+                    // initialised before it is registered, and new, so it is in no chain. It is
+                    // pinned, and `drop` unregisters it. `notify` may run at once: the other
+                    // fields are initialised above.
                     unsafe {
                         slot.write(bindings::notifier_block {
                             notifier_call: Some(notify),
@@ -109,7 +117,11 @@ impl Hibernation {
         )
     }
 
-    /// Takes all of the pool out of use, if none of it is in use.
+    /// Allocates all memory of the pool, before the machine hibernates. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if any memory of the pool is in use.
     fn prepare(&self) -> Result {
         let pool = &self.pool;
         pool.deferred_frees.sweep();
@@ -135,12 +147,12 @@ impl Hibernation {
         Ok(())
     }
 
-    /// Takes the pool into use again.
+    /// Frees the memory of the pool again, if [`Hibernation::prepare`] has allocated it. Sleeps.
     fn end(&self) {
         let run = self.held.lock().take();
         if let Some(run) = run {
             let mut state = self.pool.state.lock();
-            // A request that came meanwhile found nothing, and has disabled magazines.
+            // A request during hibernation found no memory and has disabled the magazines.
             state.zone.unaccount_free(run.units());
             state.zone.free(run);
             self.pool.update_and_notify(state);
@@ -153,25 +165,26 @@ impl Hibernation {
 #[pinned_drop]
 impl PinnedDrop for Hibernation {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Registered, by the type invariants. Waits until it runs nowhere any more.
+        // SAFETY: The block is registered, by the type invariants.
         unsafe { unregister(self.block.get()) };
         self.end();
     }
 }
 
-/// The machine is about to sleep, or is back.
+/// Handles the notifications about hibernation. Called by the kernel; sleeps.
 ///
 /// # Safety
 ///
-/// `block` must be that of a [`Hibernation`].
+/// `block` must be the field of a [`Hibernation`], and registered during the call.
 unsafe extern "C" fn notify(
     block: *mut bindings::notifier_block,
     action: c_ulong,
     _data: *mut c_void,
 ) -> c_int {
     let block = block.cast::<Opaque<bindings::notifier_block>>();
-    // SAFETY: By this function's requirements, and the type invariants of `Hibernation`: until it
-    // is unregistered, what it is a part of lives.
+    // SAFETY: By this function's requirements `block` is a field of a `Hibernation`, so both
+    // pointers are in bounds of that. The `Hibernation` is valid for the call, since its `drop`
+    // first unregisters the block, which waits for this call.
     let this = unsafe { &*kernel::container_of!(block, Hibernation, block) };
     match u32::try_from(action) {
         Ok(bindings::PM_HIBERNATION_PREPARE) => match this.prepare() {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How much of each pageblock (2 MiB) of a pool is in use, and how much of that could be moved.
+//! The usage of the pageblocks (2 MiB) of a pool: how many pages are movable, and how many
+//! unmovable.
 //!
-//! Counted as it changes, without a lock: each block counts itself after it was allocated and
-//! before it is freed, so no count ever says more than there is.
+//! Compaction and debugfs read the counts, which need no lock. A block is added after it is
+//! allocated, and removed before it is freed, so a count never exceeds the pages in use.
 
 use crate::buddy::PMD_ORDER;
 use crate::compact_target::BlockUsage;
@@ -16,18 +17,22 @@ use kernel::{
     }, //
 };
 
-/// Where the pages that could be moved are counted; the others are below.
+/// The lowest bit of the count of movable pages; the bits below count the unmovable ones.
 const MOVABLE_SHIFT: u32 = 16;
 
-/// The usage of a pool's pageblocks. Pageblocks lie on their boundaries in physical memory, so the
-/// first and the last may reach beyond the pool. What is beyond counts as unmovable.
+/// The usage of a pool's pageblocks.
+///
+/// Pageblocks are aligned in physical memory, so the first and the last may extend beyond the pool.
+/// Pages beyond the pool count as unmovable.
 pub(super) struct PageblockUsage {
+    /// The number of the first pageblock in physical memory.
     first: u64,
+    /// Two counts per pageblock, see [`MOVABLE_SHIFT`].
     counts: KVVec<Atomic<u32>>,
 }
 
 impl PageblockUsage {
-    /// Of a pool of `pages` pages from `base` on, all free.
+    /// Makes the counts of a pool of `pages` pages from `base` on, all free.
     pub(super) fn new(base: u64, pages: u64) -> Result<Self> {
         let first = base >> PMD_ORDER.get();
         let pageblocks = ((base + pages - 1) >> PMD_ORDER.get()) - first + 1;
@@ -46,12 +51,13 @@ impl PageblockUsage {
         Ok(this)
     }
 
-    /// The first pageblock and the one after the last, by their numbers in physical memory.
+    /// Returns the first pageblock and the one after the last, as numbers in physical memory.
     pub(super) fn range(&self) -> (u64, u64) {
         (self.first, self.first + self.counts.len() as u64)
     }
 
-    /// What is in pageblock `number`.
+    /// Returns the usage of pageblock `number`; all pages of one that is not in the pool are
+    /// unmovable.
     pub(super) fn usage(&self, number: u64) -> BlockUsage {
         let count = number
             .checked_sub(self.first)
@@ -63,23 +69,26 @@ impl PageblockUsage {
         }
     }
 
-    /// So many pages more are in use.
+    /// Adds `pages` pages from `first` on to the counts.
     pub(super) fn add(&self, first: Pfn, pages: u64, movable: bool) {
         self.each(first, pages, |pages| weight(pages, movable));
     }
 
-    /// So many less.
+    /// Removes `pages` pages from `first` on from the counts.
     pub(super) fn remove(&self, first: Pfn, pages: u64, movable: bool) {
         self.each(first, pages, |pages| weight(pages, movable).wrapping_neg());
     }
 
-    /// Pages can be moved now, or no longer.
+    /// Counts pages in use as movable or unmovable from now on; they were counted as the opposite.
     pub(super) fn set_movable(&self, first: Pfn, pages: u64, movable: bool) {
         self.each(first, pages, |pages| {
             weight(pages, movable).wrapping_sub(weight(pages, !movable))
         });
     }
 
+    /// Adds the result of `change` to the counts of each pageblock that the pages are in.
+    ///
+    /// `change` is called with the number of pages in one pageblock.
     fn each(&self, first: Pfn, pages: u64, change: impl Fn(u32) -> u32) {
         let (mut at, end) = (first.0, first.0 + pages);
         while at < end {
@@ -89,7 +98,7 @@ impl PageblockUsage {
                 .checked_sub(self.first)
                 .and_then(|i| self.counts.get(i as usize));
             if let Some(count) = count {
-                // CAST: At most an pageblock's pages.
+                // CAST: The number is at most the pages of a pageblock.
                 count.fetch_add(change((next - at) as u32), Relaxed);
             }
             at = next;
@@ -97,7 +106,7 @@ impl PageblockUsage {
     }
 }
 
-/// Pages as they are counted.
+/// Returns the value that `pages` pages add to a pageblock's counts.
 fn weight(pages: u32, movable: bool) -> u32 {
     if movable {
         pages << MOVABLE_SHIFT

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The reverse map: from page frames to the object that has them, for evacuation.
+//! The reverse map of a pool: finds the object that has a page frame.
+//!
+//! Evacuation uses it to find the buffers in a range, and the handling of memory errors to find the
+//! buffer that has a hwpoisoned page.
 
 use super::reclaim::{
     Evacuation, //
@@ -21,48 +24,56 @@ use kernel::{
     }, //
 };
 
-/// An object that has memory of a pool and may be moved.
+/// An object that has memory of a pool and can be migrated.
 pub(crate) trait Movable: Send + Sync {
-    /// Moves out of the range of `evacuation`, if it is still in it. Returns the bytes that were
-    /// copied. May sleep.
+    /// Migrates the object out of the range of `evacuation`, and returns the bytes copied. Sleeps.
+    ///
+    /// Returns 0 if the object is not in the range any more.
     ///
     /// # Errors
     ///
-    /// As [`MigrateError`] says; all is then as it was.
+    /// See [`MigrateError`]. The object is unchanged then.
     fn evacuate(&self, evacuation: &Evacuation<'_>) -> Result<u64, MigrateError>;
 
-    /// Takes a page, if it is one of its own, out of all page tables: it is bad. May sleep.
+    /// Removes a hwpoisoned page from all page tables. Sleeps.
+    ///
+    /// Does nothing if the page is not the object's any more.
     fn hide(&self, page: Pfn);
 }
 
-/// The first page frame of an object, and the object.
+/// The memory of one object: its first page frame. The last one is the key in the tree.
 struct RmapEntry {
     first: u64,
     owner: Arc<dyn Movable>,
 }
 
-/// All objects of a pool, by their last page frame.
+/// The objects of a pool, by their last page frame.
 #[pin_data]
 pub(crate) struct ReverseMap {
     #[pin]
     tree: SpinLock<RBTree<u64, RmapEntry>>,
 }
 
-/// Memory for an entry, allocated while the caller can still fail.
+/// The memory for one entry, which a caller allocates while it can still fail.
 pub(crate) struct RmapReservation(RBTreeNodeReservation<u64, RmapEntry>);
 
 impl RmapReservation {
+    /// Allocates memory for one entry.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if the kernel is out of memory.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self(RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?))
     }
 }
 
-/// An entry that was removed. Holds memory: to be dropped outside of locks.
+/// An entry that was removed. To be dropped outside of spinlocks, since that may drop the object.
 #[must_use]
 pub(crate) struct RemovedEntry(Option<RBTreeNode<u64, RmapEntry>>);
 
 impl RemovedEntry {
-    /// Keeps its memory for the next one.
+    /// Returns the memory of the entry for another one, or `None` if there was no entry.
     pub(crate) fn into_reservation(self) -> Option<RmapReservation> {
         Some(RmapReservation(self.0?.into_reservation()))
     }
@@ -76,7 +87,7 @@ impl ReverseMap {
         })
     }
 
-    /// Adds an object that has the `pages` from `first` on.
+    /// Adds an object that has the `pages` page frames from `first` on. Allocates nothing.
     pub(crate) fn insert(
         &self,
         reservation: RmapReservation,
@@ -89,7 +100,7 @@ impl ReverseMap {
             owner,
         };
         let node = reservation.0.into_node(first.0 + pages - 1, entry);
-        // There is none with the same end: no page has two owners.
+        // No page has two owners, so the tree had no entry with this key.
         let none = self.tree.lock().insert(node);
         drop(none);
     }
@@ -102,7 +113,7 @@ impl ReverseMap {
         let Some(entry) = tree.get(&last) else {
             return end;
         };
-        // Held once more, so that emptying the node frees nothing under the lock.
+        // The extra reference keeps the object from being dropped under the lock.
         let owner = entry.owner.clone();
         if let Some(node) = tree.remove_node(&last) {
             let entry = RmapEntry {
@@ -114,7 +125,7 @@ impl ReverseMap {
         end
     }
 
-    /// Removes the entry keyed by `last`.
+    /// Removes the entry keyed by `last`, if there is one.
     pub(crate) fn remove(&self, last: u64) -> RemovedEntry {
         RemovedEntry(self.tree.lock().remove_node(&last))
     }

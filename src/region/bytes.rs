@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bytes in and out of a region, while whoever else has them, processes or devices, may be writing.
+//! Copies of bytes from and to a region, for debuggers that access a mapping (ptrace).
+//!
+//! Processes that have mapped the memory, and devices, may access it at the same time. All accesses
+//! are therefore volatile, and no reference to the memory exists.
 
 use super::Region;
 use crate::mm::{
@@ -12,11 +15,13 @@ use core::{
     ptr::NonNull, //
 };
 
-/// What is copied at once where it is aligned, so that a word is seen whole.
+/// The unit of aligned accesses: an aligned word is not torn.
 const WORD: usize = size_of::<u64>();
 
 impl Region {
-    /// Where `len` bytes from byte `offset` of `frame` on are, if they are the region's.
+    /// Returns the address of `len` bytes from byte `offset` of `frame` on.
+    ///
+    /// Returns `None` if any of them is outside the region.
     fn span(&self, frame: Pfn, offset: usize, len: usize) -> Option<NonNull<u8>> {
         let before = frame.0.checked_sub(self.base.0)?;
         let start = before
@@ -26,29 +31,34 @@ impl Region {
         if end > self.pages * mm::PAGE_SIZE {
             return None;
         }
-        // SAFETY: By the type invariants, so many bytes are mapped from there on.
+        // SAFETY: By the type invariants, the region's bytes are mapped from `mapping` on. `start`
+        // is at most their number, as checked above, so the sum is in bounds or one past the end.
         Some(unsafe { self.mapping.add(start as usize) })
     }
 
-    /// Fills `to` from byte `offset` of `frame` on; false if that leaves the region.
+    /// Fills `to` from byte `offset` of `frame` on.
+    ///
+    /// Returns false, and reads nothing, if any of the bytes is outside the region.
     pub(crate) fn read(&self, frame: Pfn, offset: usize, to: &mut [MaybeUninit<u8>]) -> bool {
         let Some(from) = self.span(frame, offset, to.len()) else {
             return false;
         };
         let mut done = 0;
         while done < to.len() {
-            // SAFETY: Less than the length of the span.
+            // SAFETY: `done` is less than the length of the span, so the sum is in the mapping.
             let at = unsafe { from.add(done) };
             let rest = &mut to[done..];
             if at.cast::<u64>().is_aligned() && rest.len() >= WORD {
-                // SAFETY: In the span, and aligned; volatile since others may be writing.
+                // SAFETY: `at` is aligned, and at least a word of the span is left from there on.
+                // The span is mapped; concurrent writes are allowed since the read is volatile.
                 let word = unsafe { at.cast::<u64>().read_volatile() };
                 for (to, from) in rest.iter_mut().zip(word.to_ne_bytes()) {
                     to.write(from);
                 }
                 done += WORD;
             } else {
-                // SAFETY: As above.
+                // SAFETY: `at` is in the span, which is mapped, and a byte is always aligned. The
+                // read is volatile, as above.
                 rest[0].write(unsafe { at.read_volatile() });
                 done += 1;
             }
@@ -56,25 +66,29 @@ impl Region {
         true
     }
 
-    /// Puts `from` there where [`Region::read`] takes it.
+    /// Writes `from` to the bytes from byte `offset` of `frame` on.
+    ///
+    /// Returns false, and writes nothing, if any of the bytes is outside the region.
     pub(crate) fn write(&self, frame: Pfn, offset: usize, from: &[u8]) -> bool {
         let Some(to) = self.span(frame, offset, from.len()) else {
             return false;
         };
         let mut done = 0;
         while done < from.len() {
-            // SAFETY: Less than the length of the span.
+            // SAFETY: `done` is less than the length of the span, so the sum is in the mapping.
             let at = unsafe { to.add(done) };
             let rest = &from[done..];
             match rest.first_chunk::<WORD>() {
                 Some(word) if at.cast::<u64>().is_aligned() => {
-                    // SAFETY: In the span, and aligned; volatile since others may be looking. No
-                    // reference to a region's memory exists in the module.
+                    // SAFETY: `at` is aligned, and at least a word of the span is left from there
+                    // on. The span is mapped writable, and no reference to it exists. Concurrent
+                    // accesses are allowed since the write is volatile.
                     unsafe { at.cast::<u64>().write_volatile(u64::from_ne_bytes(*word)) };
                     done += WORD;
                 }
                 _ => {
-                    // SAFETY: As above.
+                    // SAFETY: `at` is in the span, which is mapped writable, and a byte is always
+                    // aligned. No reference exists, and the write is volatile, as above.
                     unsafe { at.write_volatile(rest[0]) };
                     done += 1;
                 }

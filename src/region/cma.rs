@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory from the default CMA area, which was set aside at boot (`cma=`): there even when the rest
-//! is fragmented, shared with other drivers, and its pages can't be pinned for long.
+//! Regions from the default CMA area (`source=cma`), which the kernel reserves at boot (`cma=`).
+//!
+//! The area can serve an allocation even when all other memory is fragmented. It is shared with
+//! other drivers, and its pages refuse long-term pins.
 
 use super::{
     Region,
@@ -21,15 +23,24 @@ use crate::mm::{
 use core::ptr::NonNull;
 use kernel::prelude::*;
 
+/// Contiguous pages of a CMA area, which are released when this is dropped.
+///
 /// # Invariants
 ///
-/// `pages` pages from `first` on came from `area` in one piece and were not given back.
+/// One call of [`mm::cma_alloc_pages`] on `area` returned the `pages` pages from `first` on, and
+/// they have not been released.
 pub(super) struct CmaPages {
     area: NonNull<CmaArea>,
     first: Pfn,
     pages: u64,
 }
 
+/// Allocates a region from the default CMA area. Sleeps.
+///
+/// # Errors
+///
+/// `ENODEV` without a CMA area, or if it is not on the node of `spec`. `ENOMEM` if the area has no
+/// contiguous memory of that size. The log holds the reason and the remedy.
 pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
     let Some(area) = mm::default_cma_area() else {
         pr_err!(
@@ -39,8 +50,8 @@ pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
         );
         return Err(ENODEV);
     };
-    // The better aligned, the larger the blocks; better a badly aligned pool than none,
-    // but it should start on a boundary of 2 MiB at least.
+    // Better alignment allows larger blocks. So this tries the alignment of the whole size, then
+    // 2 MiB, then one page.
     let whole = Order::covering(spec.pages).map_or(0, Order::get);
     let first = [whole, whole.min(PMD_ORDER.get()), 0]
         .into_iter()
@@ -54,13 +65,13 @@ pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
         );
         return Err(ENOMEM);
     };
-    // INVARIANT: Just allocated, and not given to anybody.
+    // INVARIANT: `cma_alloc_pages` has just returned these pages, and nothing has released them.
     let backing = CmaPages {
         area,
         first,
         pages: spec.pages,
     };
-    // SAFETY: CMA areas consist of RAM with a memory map.
+    // SAFETY: CMA areas consist of RAM that the kernel manages, so the memory map covers `first`.
     let node = unsafe { mm::node_of(first) };
     if let Some(wanted) = spec.node.filter(|&wanted| wanted != node) {
         pr_err!(
@@ -71,13 +82,13 @@ pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
         );
         return Err(ENODEV);
     }
-    // INVARIANT: The pages are RAM of ours; all of RAM is in the direct map, cached.
+    // INVARIANT: `backing` owns the pages. They are RAM, which the direct map maps write-back.
     Ok(Region {
         base: first,
         pages: spec.pages,
         node: Some(node),
         memtype: MemType::WriteBack,
-        // SAFETY: As above.
+        // SAFETY: CMA areas consist of RAM that the kernel manages.
         mapping: unsafe { first.direct_map() }?,
         backing: SpanOwner::Cma(backing),
     })
@@ -85,7 +96,8 @@ pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
 
 impl Drop for CmaPages {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants; whoever drops a region has no users of its pages left.
+        // SAFETY: By the type invariants, one `cma_alloc_pages` on `area` returned these pages. The
+        // owner of a region drops it only when its pages have no users.
         unsafe { mm::cma_release_pages(self.area, self.first, self.pages) };
     }
 }

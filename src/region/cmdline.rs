@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The ranges that `memmap=SIZE$START` on the kernel's command line sets aside.
+//! The ranges that `memmap=SIZE$START` on the kernel's command line reserves.
 //!
-//! In the kernel's table of physical addresses such a range is "Reserved", exactly as what the
-//! firmware keeps for itself or for registers. Only the command line tells the two apart. The
-//! kernel exports no symbol for it, so this reads `/proc/cmdline`, once, at load.
+//! In the kernel's table of physical addresses, each of them is "Reserved". So are the ranges that
+//! the firmware keeps for itself or for registers. Only the command line tells them apart. The
+//! kernel exports no symbol for it, so the module reads `/proc/cmdline`, once, at load.
 
 use core::ptr::NonNull;
 use kernel::{
@@ -13,12 +13,12 @@ use kernel::{
     prelude::*, //
 };
 
-/// A command line is at most 2048 bytes on x86; a boot configuration can add to it.
+/// The most bytes to read. x86 allows 2048, and a boot configuration can add to them.
 const LONGEST: usize = 16 << 10;
 
-/// Returns whether `memmap=` options set aside all of `[start, end)`.
+/// Returns whether `memmap=` options reserve all of the bytes `[start, end)`. Sleeps.
 ///
-/// A command line that can't be read sets nothing aside. May sleep.
+/// Returns false if the command line can't be read.
 pub(super) fn names(start: u64, end: u64) -> bool {
     read().is_ok_and(|line| sets_aside(&line, start, end))
 }
@@ -32,15 +32,15 @@ struct OpenFile(NonNull<bindings::file>);
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants the reference is ours to give up. The file has a module's
-        // or the kernel's own operations, which outlive it.
+        // SAFETY: By the type invariants this owns a reference to the file, and gives it up here.
         unsafe { bindings::fput(self.0.as_ptr()) };
     }
 }
 
 /// Returns the kernel's command line.
 fn read() -> Result<KVVec<u8>> {
-    // SAFETY: The path is a string that lives through the call. No file is created.
+    // SAFETY: The path is a string with a terminating NUL that is valid for the call. The flags do
+    // not create a file, so the mode is ignored.
     let file = from_err_ptr(unsafe {
         bindings::filp_open(
             c"/proc/cmdline".as_char_ptr(),
@@ -48,13 +48,14 @@ fn read() -> Result<KVVec<u8>> {
             0,
         )
     })?;
-    // INVARIANT: `filp_open()` returned a reference.
+    // INVARIANT: `filp_open()` returned a reference to the file, which this takes over.
     let file = OpenFile(NonNull::new(file).ok_or(ENOENT)?);
     let mut line = KVVec::from_elem(0u8, LONGEST, GFP_KERNEL)?;
     let mut at: bindings::loff_t = 0;
     let mut length = 0;
     while let Some(rest) = line.get_mut(length..).filter(|rest| !rest.is_empty()) {
-        // SAFETY: The file is open for reading; the buffer has room for `rest.len()` bytes.
+        // SAFETY: `file` is open for reading. `rest` is valid for writes of `rest.len()` bytes, and
+        // `at` is a variable of this function.
         let read = unsafe {
             bindings::kernel_read(
                 file.0.as_ptr(),
@@ -73,9 +74,9 @@ fn read() -> Result<KVVec<u8>> {
     Ok(line)
 }
 
-/// Returns whether the options of a command line set aside all of `[start, end)`.
+/// Returns whether the options of a command line reserve all of the bytes `[start, end)`.
 fn sets_aside(line: &[u8], start: u64, end: u64) -> bool {
-    // The kernel adds up adjacent ranges, so no single option has to cover all.
+    // The kernel merges adjacent ranges, so several options together may cover the range.
     let mut covered = start;
     while covered < end {
         let Some((_, next)) =
@@ -88,10 +89,10 @@ fn sets_aside(line: &[u8], start: u64, end: u64) -> bool {
     true
 }
 
-/// Iterates over the first byte and the byte after the last one of each range.
+/// Iterates over the reserved ranges: the first byte of each, and the byte after its last one.
 fn ranges(line: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
     line.split(u8::is_ascii_whitespace)
-        // What follows belongs to init.
+        // The kernel passes the words after `--` to init.
         .take_while(|word| *word != b"--")
         .filter_map(|word| {
             let word = word.strip_prefix(b"\"").unwrap_or(word);
@@ -108,7 +109,7 @@ fn ranges(line: &[u8]) -> impl Iterator<Item = (u64, u64)> + '_ {
         })
 }
 
-/// Reads a number with an optional suffix, as `memparse()` does, and returns what follows it.
+/// Reads a number with an optional suffix, as `memparse()` does. Returns it and the rest of `text`.
 fn number(text: &[u8]) -> Option<(u64, &[u8])> {
     let (radix, digits) = match text {
         [b'0', b'x' | b'X', rest @ ..] => (16, rest),

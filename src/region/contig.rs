@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory from the page allocator, which moves others out of the way for it: needs no preparation
-//! at boot, and succeeds the surer the earlier it is asked.
+//! Regions from the page allocator (`source=contig`), which migrates pages in use out of the way.
 //!
-//! The kernel's own search (`alloc_contig_pages()`) tries only places that are aligned to the whole
-//! size, from the lowest on, and takes each in one go. One page that can't be moved in each such
-//! place fails it on an empty machine, and a try that fails late has cleared all before. So this
-//! looks at each pageblock, picks the stretch with the fewest pages in use, and takes that in
-//! chunks, the fullest first, since these are the ones that fail. A chunk that fails is halved
-//! until the pageblock is found that fails; the next stretch does without it.
+//! This source needs no preparation at boot. It is the more likely to succeed the earlier the
+//! module is loaded.
+//!
+//! The kernel's own search (`alloc_contig_pages()`) tries only ranges aligned to the whole size,
+//! from the lowest on, and allocates each as a whole. It fails even on an empty machine if each of
+//! these ranges has one unmovable page. An attempt that fails late has migrated all pages before in
+//! vain.
+//!
+//! So this search counts the pages in use of each pageblock. It picks the stretch of adjacent
+//! pageblocks with the fewest, and allocates that in chunks. The chunk with the most pages in use
+//! comes first, since it is the most likely to fail. A chunk that fails is halved until the
+//! pageblock that fails is found. The next stretch leaves that pageblock out.
 //!
 //! `alloc_contig_range()` reads the memory map of the first and of the last pageblock before it
-//! checks anything. So no memory may go offline from the look at a pageblock to the call.
+//! checks anything. So no memory may go offline between the look at a pageblock and the call.
 
 use super::{
     online::Online,
@@ -36,22 +41,30 @@ use kernel::{
     }, //
 };
 
-/// ContigPages in a pageblock, the unit in which the kernel isolates memory.
+/// The pages in a pageblock, the unit in which the kernel isolates memory.
 const BLOCK: u64 = mm::PAGEBLOCK;
-/// Pageblocks in the largest chunk: 64 MiB.
+/// The pageblocks in the largest chunk: 64 MiB.
 const CHUNK: usize = 32;
-/// Pageblocks between two chances for others to run: some milliseconds.
+/// The pageblocks looked at before the task sleeps once: some milliseconds of work.
 const BREATH: usize = 4096;
 
+/// Contiguous pages of the page allocator, which are freed when this is dropped.
+///
 /// # Invariants
 ///
-/// `pages` pages from `first` on came from `alloc_contig_range()`, with one reference each, and
-/// were not given back.
+/// `alloc_contig_range()` allocated the `pages` pages from `first` on, with one reference each.
+/// They have not been freed.
 pub(super) struct ContigPages {
     first: Pfn,
     pages: u64,
 }
 
+/// Allocates a region from the page allocator. Sleeps.
+///
+/// # Errors
+///
+/// `ENOMEM` if the search finds no memory, `EINTR` if the caller is killed. The log holds the
+/// reason, and for `ENOMEM` the remedy.
 pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
     let mut stats = SearchStats::default();
     let pages = search(spec, &mut stats).inspect_err(|&error| {
@@ -76,7 +89,7 @@ pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
         stats.failed,
     );
     let first = pages.first;
-    // INVARIANT: The pages are RAM of ours; all of RAM is in the direct map, cached.
+    // INVARIANT: `pages` owns the pages. They are RAM, which the direct map maps write-back.
     Ok(Region {
         base: first,
         pages: spec.pages,
@@ -89,27 +102,28 @@ pub(super) fn alloc(spec: &RegionSpec) -> Result<Region> {
     })
 }
 
-/// What it took to get the memory, for the log.
+/// The cost of a search, for the log.
 #[derive(Default)]
 struct SearchStats {
-    /// ContigPages in use in the stretch that was taken.
+    /// The pages in use in the stretch that was allocated.
     moved: u64,
-    /// Stretches that were tried.
+    /// The number of stretches tried.
     places: u64,
-    /// Calls of the kernel that failed.
+    /// The number of calls of `alloc_contig_range()` that failed.
     failed: u64,
 }
 
-/// Finds and takes the stretch with the fewest pages in use.
+/// Allocates the stretch with the fewest pages in use. Sleeps.
 ///
-/// Prefers the node that the kernel would choose for one page, unless it would have to move more
-/// than an eighth of the pages there.
+/// Prefers the node that the kernel chooses for a single page, unless each stretch there has more
+/// than an eighth of its pages in use.
 ///
 /// # Errors
 ///
-/// `ENOMEM` if there is none, `EINTR` if the caller is killed. Nothing is taken then.
+/// `ENOMEM` if no stretch can be allocated, `EINTR` if the caller is killed. Nothing is allocated
+/// then.
 fn search(spec: &RegionSpec, stats: &mut SearchStats) -> Result<ContigPages> {
-    // A place that is as good as any is not worth looking further for.
+    // A stretch with at most this many pages in use ends the search.
     let good = spec.pages / 8;
     let home = match spec.node {
         Some(node) => node,
@@ -117,7 +131,7 @@ fn search(spec: &RegionSpec, stats: &mut SearchStats) -> Result<ContigPages> {
     };
     let others = (0..mm::MAX_NODES)
         .filter(|&node| spec.node.is_none() && node != home && mm::is_memory_node(node));
-    // Before the first look: see `Map`.
+    // Taken before the first look at a pageblock, as the invariants of `Map` require.
     let online = Online::hold()?;
     let mut maps = KVec::new();
     for node in Iterator::chain(core::iter::once(home), others) {
@@ -133,7 +147,7 @@ fn search(spec: &RegionSpec, stats: &mut SearchStats) -> Result<ContigPages> {
             }
         }
     }
-    // None was good: the best of all of them, as often as there is one.
+    // No zone has a good stretch, so this tries the best ones of all zones in turn.
     loop {
         let best = maps
             .iter_mut()
@@ -147,27 +161,27 @@ fn search(spec: &RegionSpec, stats: &mut SearchStats) -> Result<ContigPages> {
     }
 }
 
-/// A pageblock that can't be part of any stretch.
+/// The count of a pageblock that can't be part of a stretch.
 const UNFIT: u16 = u16::MAX;
 
-/// What is in a zone, pageblock by pageblock.
+/// The pages in use in a zone, pageblock by pageblock.
 ///
 /// # Invariants
 ///
-/// Each pageblock in `blocks` that is not [`UNFIT`] was online and not isolated when it was looked
-/// at, which was after `_online` was taken. So it is online.
+/// Each pageblock in `blocks` that is not [`UNFIT`] is in `zone` and online. It was online and not
+/// isolated when it was looked at, and `_online` has kept it so.
 struct Map<'a> {
     _online: &'a Online,
     zone: KernelZone,
-    /// Index of the first pageblock that lies wholly in the zone: its first frame by [`BLOCK`].
+    /// The first pageblock that lies wholly in the zone: its first frame divided by [`BLOCK`].
     first: u64,
-    /// ContigPages in use of each that was looked at, from the first on, or [`UNFIT`].
+    /// The pages in use of each pageblock looked at, from the first on, or [`UNFIT`].
     blocks: KVVec<u16>,
-    /// Pageblocks that there are to look at.
+    /// The number of pageblocks to look at.
     count: usize,
-    /// The frame up to which free blocks of the kernel reach that were seen.
+    /// The end of the last free block of the kernel that was seen.
     known_free: Pfn,
-    /// ContigPages of the region.
+    /// The pages of the region.
     pages: u64,
     /// The stretch to try next.
     best: Option<BlockRange>,
@@ -176,13 +190,13 @@ struct Map<'a> {
 /// A stretch of pageblocks.
 #[derive(Clone, Copy)]
 struct BlockRange {
-    /// Index in the map.
+    /// The index of the first pageblock in the map.
     at: usize,
-    /// ContigPages in use.
+    /// The number of pages in use.
     used: u64,
 }
 
-/// A part of a stretch: pageblocks by their index in the map.
+/// A part of a stretch: its first pageblock as an index in the map, and its pages in use.
 #[derive(Clone, Copy)]
 struct Chunk {
     at: usize,
@@ -191,13 +205,17 @@ struct Chunk {
 }
 
 impl<'a> Map<'a> {
-    /// Looks at a zone.
+    /// Looks at the pageblocks of a zone, and chooses the stretch to try first. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the caller is killed, `ENOMEM` if the kernel is out of memory.
     fn new(zone: KernelZone, pages: u64, online: &'a Online) -> Result<Self> {
         let span = zone.span();
-        // A pageblock that begins before its zone is left alone, and one that ends after it.
+        // Leaves out a pageblock that begins before its zone or ends after it.
         let first = span.start.0.div_ceil(BLOCK);
         let count = (span.end.0 / BLOCK).saturating_sub(first) as usize;
-        // INVARIANT: No pageblock was looked at yet.
+        // INVARIANT: `blocks` is empty.
         let mut map = Self {
             _online: online,
             zone,
@@ -214,10 +232,10 @@ impl<'a> Map<'a> {
         Ok(map)
     }
 
-    /// Looks at the rest of the zone, or until a stretch is found that is free and aligned, and
-    /// chooses a stretch to try.
+    /// Looks at further pageblocks, and chooses the stretch to try next. Sleeps.
     ///
-    /// What it finds is a hint, since the zone is in use: the kernel checks when it takes.
+    /// Stops at the end of the zone, or after a stretch that is free and aligned. The counts are
+    /// hints, since the zone is in use; the kernel checks each page when it allocates.
     ///
     /// # Errors
     ///
@@ -227,7 +245,7 @@ impl<'a> Map<'a> {
         let alignment = self.natural_alignment();
         let mut free = 0;
         for index in self.blocks.len()..self.count {
-            // INVARIANT: `look()` finds unfit all that is not online, or is isolated.
+            // INVARIANT: `look()` returns `UNFIT` unless the pageblock is online and not isolated.
             let used = self.look(index);
             self.blocks.push(used, GFP_KERNEL)?;
             free = if used == 0 { free + 1 } else { 0 };
@@ -245,13 +263,13 @@ impl<'a> Map<'a> {
         Ok(())
     }
 
-    /// Gives a zone up.
+    /// Ends the search in the zone.
     fn give_up(&mut self) {
         self.count = 0;
         self.best = None;
     }
 
-    /// Returns how many pageblocks hold what is wanted.
+    /// Returns the number of pageblocks that the region needs.
     fn wanted_blocks(&self) -> usize {
         self.pages.div_ceil(BLOCK) as usize
     }
@@ -261,17 +279,17 @@ impl<'a> Map<'a> {
         Pfn((self.first + index as u64) * BLOCK)
     }
 
-    /// Returns the alignment of a pageblock's address, as a power of two of pageblocks.
+    /// Returns the alignment of a pageblock, as the exponent of a power of two of pageblocks.
     fn alignment_of(&self, index: usize) -> u32 {
         (self.first + index as u64).trailing_zeros()
     }
 
-    /// Returns the alignment from which on the largest block fits.
+    /// Returns the smallest alignment at which the pool's largest block fits, as an exponent.
     fn natural_alignment(&self) -> u32 {
         self.wanted_blocks().checked_ilog2().unwrap_or(0)
     }
 
-    /// Counts the pages in use of a pageblock.
+    /// Returns the pages in use of a pageblock, or [`UNFIT`] if they can't all be migrated.
     fn look(&mut self, index: usize) -> u16 {
         let mut frame = self.frame(index);
         let end = frame.plus(BLOCK);
@@ -288,7 +306,7 @@ impl<'a> Map<'a> {
                 Content::Free(pages) => self.known_free = frame.plus(pages),
                 Content::Movable(pages) => {
                     let pages = pages.min(end.0 - frame.0);
-                    // CAST: At most the pages of a pageblock.
+                    // CAST: The number is at most the pages of a pageblock.
                     used += pages as u16;
                     frame = frame.plus(pages);
                 }
@@ -298,8 +316,10 @@ impl<'a> Map<'a> {
         used
     }
 
-    /// Chooses the stretch to try next: the best aligned of those with about the fewest pages in
-    /// use.
+    /// Chooses the stretch to try next.
+    ///
+    /// Of the stretches whose pages in use are within 1/32 of the region of the fewest, this takes
+    /// one with the best alignment.
     fn choose(&mut self) {
         /// Larger alignments than this make no difference.
         const LEVELS: usize = 32;
@@ -330,7 +350,7 @@ impl<'a> Map<'a> {
                 }
             }
         }
-        // Alignment is worth moving a few pages more.
+        // A better alignment is worth a few more migrated pages.
         let slack = self.pages / 32;
         let least = best[0].map_or(0, |range| range.used);
         self.best = best
@@ -340,11 +360,12 @@ impl<'a> Map<'a> {
             .find(|range| range.used <= least + slack);
     }
 
-    /// Takes a stretch, or returns `None` and chooses the next one.
+    /// Allocates a stretch, or returns `None` and chooses the next one. Sleeps.
     ///
     /// # Errors
     ///
-    /// `EINTR` if the caller is killed, `ENOMEM` without memory for lists. Nothing is taken then.
+    /// `EINTR` if the caller is killed, `ENOMEM` if the kernel has no memory for the lists. Nothing
+    /// is allocated then.
     fn try_alloc(
         &mut self,
         range: BlockRange,
@@ -369,12 +390,13 @@ impl<'a> Map<'a> {
                 self.give_up();
                 return Ok(None);
             }
-            // SAFETY: `choose()` has put no unfit pageblock in the stretch. So all of the chunk is
-            // in this zone, and stays online, by the type invariants.
+            // SAFETY: `choose()` puts no unfit pageblock into a stretch. So by the type invariants,
+            // all pageblocks of the chunk are in this zone and online. `self` keeps them online
+            // during the call.
             match unsafe { ContigPages::new(start, pages) } {
                 Ok(pages) => taken.0.push(pages, GFP_KERNEL)?,
                 Err(error) if error == EINTR => return Err(error),
-                // There is no room to move anything to.
+                // The kernel has no free pages as targets, so further attempts would fail as well.
                 Err(error) if error == ENOMEM => {
                     stats.failed += 1;
                     self.give_up();
@@ -401,7 +423,7 @@ impl<'a> Map<'a> {
         Ok(Some(taken.join(first, self.pages)))
     }
 
-    /// Makes a chunk of pageblocks of a stretch.
+    /// Makes a chunk of `blocks` pageblocks from index `at` on.
     fn chunk(&self, at: usize, blocks: usize) -> Chunk {
         let used = self.blocks.iter().skip(at).take(blocks);
         Chunk {
@@ -412,7 +434,7 @@ impl<'a> Map<'a> {
     }
 }
 
-/// Takes the chunk with the most pages in use out of a list.
+/// Removes the chunk with the most pages in use from a list, and returns it.
 fn fullest(chunks: &mut KVec<Chunk>) -> Option<Chunk> {
     let (at, _) = (0..).zip(&*chunks).max_by_key(|(_, chunk)| chunk.used)?;
     let last = chunks.len().checked_sub(1)?;
@@ -420,23 +442,23 @@ fn fullest(chunks: &mut KVec<Chunk>) -> Option<Chunk> {
     chunks.pop()
 }
 
-/// The chunks of a stretch that were allocated; they are freed when this is dropped.
+/// The allocated chunks of a stretch, which are freed when this is dropped.
 struct TakenChunks(KVec<ContigPages>);
 
 impl TakenChunks {
-    /// Makes one of them, which are all of the `pages` pages from `first` on.
+    /// Joins the chunks, which together are the `pages` pages from `first` on.
     fn join(self, first: Pfn, pages: u64) -> ContigPages {
         for part in self.0 {
             core::mem::forget(part);
         }
-        // INVARIANT: `try_alloc()` has allocated each chunk of the stretch, once, and none of them
-        // is given back above.
+        // INVARIANT: `try_alloc()` has allocated each chunk of the stretch once. The chunks are
+        // forgotten above, so none of them is freed.
         ContigPages { first, pages }
     }
 }
 
 impl ContigPages {
-    /// Takes exactly these pages, after moving what is in them elsewhere.
+    /// Migrates the contents of exactly these pages elsewhere, and allocates them. Sleeps.
     ///
     /// # Safety
     ///
@@ -444,8 +466,9 @@ impl ContigPages {
     /// call.
     unsafe fn new(first: Pfn, pages: u64) -> Result<Self> {
         let gfp = bindings::GFP_KERNEL | bindings::__GFP_NOWARN | mm::GFP_RETRY_MAYFAIL;
-        // SAFETY: By this function's requirements, the memory map covers the range, and its first
-        // page has the zone of all of it.
+        // SAFETY: The kernel reads the memory map of the pageblocks, and takes the zone of the
+        // first page for that of all. By this function's requirements they are in one zone, and
+        // online, so the memory map covers them.
         let error = unsafe {
             bindings::alloc_contig_range_noprof(
                 first.raw(),
@@ -455,14 +478,15 @@ impl ContigPages {
             )
         };
         kernel::error::to_result(error)?;
-        // INVARIANT: Just allocated, and not given to anybody.
+        // INVARIANT: The call has allocated the pages, and nothing has freed them.
         Ok(Self { first, pages })
     }
 }
 
 impl Drop for ContigPages {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants; whoever drops a region has no users of its pages left.
+        // SAFETY: By the type invariants, `alloc_contig_range()` allocated the pages, and this owns
+        // a reference to each. The owner of a region drops it only when its pages have no users.
         unsafe { bindings::free_contig_range(self.first.raw(), Pfn(self.pages).raw()) };
     }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory a pool is made of: one physically contiguous span, taken once, given back whole.
+//! The region of a pool: one physically contiguous span of memory.
 //!
-//! A module each for where it can come from. Each takes its span or says in one sentence why it
-//! can't and what would help; each gives it back when dropped.
+//! The module allocates a region at load, and frees it as a whole at unload. Each source of memory
+//! has a submodule. It allocates the span, or logs in one sentence the reason and the remedy. It
+//! frees the span when its owner is dropped.
 
 mod bytes;
 mod cma;
@@ -38,64 +39,66 @@ use kernel::{
     }, //
 };
 
-/// Where to look for memory.
+/// The source of a region.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The page allocator, else CMA.
+    /// The page allocator, and the default CMA area if that fails.
     Auto,
     /// The page allocator.
     Contig,
     /// The default CMA area.
     Cma,
-    /// The physical range that starts at a given address.
+    /// The physical range that starts at [`RegionSpec::start`].
     Range,
 }
 
-/// What a region is to be.
+/// The properties of a region to be allocated.
 #[derive(Clone, Copy)]
 pub(crate) struct RegionSpec {
     pub(crate) source: Source,
     pub(crate) pages: u64,
-    /// Physical address, for [`Source::Range`].
+    /// The physical address of the first byte, for [`Source::Range`].
     pub(crate) start: u64,
-    /// Only memory of this NUMA node will do.
+    /// The NUMA node that the memory has to be on, if any.
     pub(crate) node: Option<i32>,
-    /// The memory type of all of it, for [`Source::Range`].
+    /// The memory type of all pages, for [`Source::Range`].
     pub(crate) memtype: MemType,
-    /// What to believe of [`Source::Range`].
+    /// The evidence that is required, for [`Source::Range`].
     pub(crate) trust: Trust,
 }
 
-/// What shows that a physical range is memory.
+/// The evidence that is required to use a physical range as memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trust {
-    /// The kernel's and the firmware's tables, and `memmap=`.
+    /// The tables of the kernel and the firmware, or `memmap=`, have to show it.
     Tables,
-    /// The administrator's word, where the tables say nothing, or only that it is reserved.
+    /// The administrator's statement suffices if the tables have no entry, or one that is reserved.
     Assume,
 }
 
 impl RegionSpec {
-    /// Its size in MiB, for the log.
+    /// Returns the size in MiB, for the log.
     fn mib(&self) -> u64 {
         self.pages * mm::PAGE_SIZE >> 20
     }
 }
 
-/// The ownership of the span, until it is dropped.
+/// The owner of the span, which frees it when dropped.
 enum SpanOwner {
     Contig(#[expect(dead_code, reason = "dropped")] contig::ContigPages),
     Cma(#[expect(dead_code, reason = "dropped")] cma::CmaPages),
     Range(#[expect(dead_code, reason = "dropped")] range::RangeMapping),
 }
 
-/// A span of physical memory that is the module's.
+/// A span of physical memory that belongs to the module.
 ///
 /// # Invariants
 ///
-/// `pages` pages from `base` on belong to `backing` alone and are mapped, writable, at `mapping`
-/// for as long as this lives: in `memtype`, or as [`Region::set_memtype`] has set it. Of a range
-/// that is the only mapping; all else is RAM in the direct map.
+/// - The `pages` pages from `base` on belong to `backing` alone.
+/// - They are mapped, writable, at `mapping` while the region lives.
+/// - Their memory type is `memtype`, or the one that [`Region::set_memtype`] has set.
+/// - A physical range has no other kernel mapping.
+/// - Other regions are RAM that the kernel manages; `mapping` is their address in the direct map.
 pub(crate) struct Region {
     backing: SpanOwner,
     base: Pfn,
@@ -105,22 +108,26 @@ pub(crate) struct Region {
     mapping: NonNull<u8>,
 }
 
-// SAFETY: The mapping may be used on any CPU, and is reached only through methods that say who may.
+// SAFETY: `mapping` is a kernel address, which is valid on every CPU and in every task. The other
+// fields are not bound to a thread.
 unsafe impl Send for Region {}
-// SAFETY: As above.
+// SAFETY: A shared region does not change. Its memory is accessed by volatile accesses, or by
+// `unsafe` methods that require the caller to own the pages.
 unsafe impl Sync for Region {}
 
-/// Why a copy or a clearing ended before all was done.
+/// Tells why copying or zeroing ended early.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stopped {
     /// The task is being killed.
     Killed,
-    /// A page that was to be copied is bad.
+    /// A page to be copied is hwpoisoned.
     Bad,
 }
 
-/// Divides long work on pages into pieces. Between two of them the work ends if the task is being
-/// killed, and now and then others get the CPU.
+/// Divides long work on pages into pieces.
+///
+/// Between two pieces, the work ends if the task is being killed. After some pieces it sleeps, so
+/// that other tasks get the CPU.
 pub(crate) struct Pace {
     piece: u64,
     rest_after: u32,
@@ -128,12 +135,14 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// For work on pages in `memtype`. Uncached memory is slower by two orders of magnitude.
+    /// Makes the pace of work on pages in `memtype`.
+    ///
+    /// Uncached memory is slower by two orders of magnitude.
     pub(crate) fn new(memtype: MemType) -> Self {
         let (piece, rest_after) = match memtype {
-            // 2 MiB, and a rest after 64 MiB: some 10 ms.
+            // Pieces of 2 MiB, and a sleep after 64 MiB: some 10 ms.
             MemType::WriteBack => (PMD_ORDER.units(), 32),
-            // 256 KiB.
+            // Pieces of 256 KiB, and a sleep after each.
             MemType::WriteCombining | MemType::Uncached => (1 << 6, 1),
         };
         Self {
@@ -143,12 +152,13 @@ impl Pace {
         }
     }
 
-    /// Begins a piece; returns how many of the `left` pages from the `first`th on are in it. Pieces
-    /// are on boundaries of their size. May sleep.
+    /// Begins a piece, and returns how many of the `left` pages from the `first`th on it has.
+    ///
+    /// Pieces are aligned to their size. May sleep.
     ///
     /// # Errors
     ///
-    /// [`Stopped::Killed`].
+    /// [`Stopped::Killed`] if the task is being killed.
     pub(crate) fn next(&mut self, first: u64, left: u64) -> Result<u64, Stopped> {
         if mm::being_killed() {
             return Err(Stopped::Killed);
@@ -163,13 +173,19 @@ impl Pace {
 }
 
 impl Region {
-    /// Gets a region as `spec` says, and logs what came of it.
+    /// Allocates a region as `spec` describes it, and logs its place and abilities. Sleeps.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` if there is no such memory, `EINTR` if the caller is killed, `EINVAL` for a range
-    /// that can't be, `EBUSY` for one in use, `ENXIO` for one that is no memory, `ENODEV` without a
-    /// CMA area. The log holds the reason and the remedy.
+    /// The log holds the reason and the remedy.
+    ///
+    /// - `EBUSY`: the range is in use.
+    /// - `EINTR`: the caller is killed.
+    /// - `EINVAL`: the range is invalid.
+    /// - `ENODEV`: the kernel has no CMA area, or not on the node.
+    /// - `ENOMEM`: the source does not have the memory.
+    /// - `ENXIO`: the range is no memory.
+    /// - `EOPNOTSUPP`: the range can't have the memory type.
     pub(crate) fn new(spec: &RegionSpec) -> Result<Self> {
         let begin = Instant::<Monotonic>::now();
         let region = match spec.source {
@@ -177,7 +193,7 @@ impl Region {
             Source::Cma => cma::alloc(spec),
             Source::Range => range::map(spec),
             Source::Auto => contig::alloc(spec).or_else(|error| match error {
-                // The caller is killed.
+                // A killed caller does not wait for another attempt.
                 EINTR => Err(error),
                 _ => cma::alloc(spec),
             }),
@@ -199,22 +215,22 @@ impl Region {
         Ok(region)
     }
 
-    /// The first page frame.
+    /// Returns the first page frame.
     pub(crate) fn base(&self) -> Pfn {
         self.base
     }
 
-    /// How many pages there are.
+    /// Returns the number of pages.
     pub(crate) fn pages(&self) -> u64 {
         self.pages
     }
 
-    /// The NUMA node, where it is known.
+    /// Returns the NUMA node, if it is known.
     pub(crate) fn node(&self) -> Option<i32> {
         self.node
     }
 
-    /// `RUST_BUDDY_SOURCE_*`.
+    /// Returns the source as `RUST_BUDDY_SOURCE_*`.
     pub(crate) fn source(&self) -> u32 {
         match self.backing {
             SpanOwner::Contig(_) => uapi::SOURCE_CONTIG,
@@ -223,7 +239,7 @@ impl Region {
         }
     }
 
-    /// The same for people.
+    /// Returns the name of the source, as the parameter `source` has it.
     pub(crate) fn source_name(&self) -> &'static str {
         match self.backing {
             SpanOwner::Contig(_) => "contig",
@@ -232,14 +248,14 @@ impl Region {
         }
     }
 
-    /// `RUST_BUDDY_CAP_*`: what the pages are good for.
+    /// Returns the abilities of the pages, as `RUST_BUDDY_CAP_*`.
     pub(crate) fn caps(&self) -> u64 {
         let pages = match self.backing {
             SpanOwner::Contig(_) => {
                 uapi::CAP_STRUCT_PAGE | uapi::CAP_LONGTERM_PIN | uapi::CAP_MOVABLE
             }
             SpanOwner::Cma(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_MOVABLE,
-            // VFIO takes pages that the kernel has no record of without a reference.
+            // No long-term pins: VFIO maps pages without a `struct page` without a reference.
             SpanOwner::Range(_) => 0,
         };
         let types = MemType::ALL
@@ -248,7 +264,7 @@ impl Region {
         types.fold(pages, |caps, memtype| caps | memtype.cap())
     }
 
-    /// Returns whether its pages can have this memory mode.
+    /// Returns whether the pages can have a memory type.
     pub(crate) fn supports(&self, memtype: MemType) -> bool {
         match self.backing {
             SpanOwner::Contig(_) | SpanOwner::Cma(_) => {
@@ -258,7 +274,7 @@ impl Region {
         }
     }
 
-    /// Returns whether an image of the machine's memory (hibernation) has the region in it.
+    /// Returns whether a hibernation image contains the region.
     pub(crate) fn is_saved(&self) -> bool {
         match self.backing {
             SpanOwner::Contig(_) | SpanOwner::Cma(_) => true,
@@ -271,39 +287,42 @@ impl Region {
         self.memtype
     }
 
-    /// Changes the memory type of pages, and of every mapping made from now on. May sleep.
+    /// Changes the memory type of pages, and of all mappings made afterwards. May sleep.
     ///
     /// # Errors
     ///
-    /// `EOPNOTSUPP` for a type that the region does not offer, `ENOMEM` without memory for page
-    /// tables, others where the kernel refuses. Some of the pages may then have the new type.
+    /// `EOPNOTSUPP` for a type that the region does not support, `ENOMEM` if the kernel has no
+    /// memory for page tables, or the kernel's error if it refuses. Some of the pages may have the
+    /// new type then.
     ///
     /// # Safety
     ///
-    /// The caller must own the pages `[first, first + pages)` and nobody else may use them.
+    /// The caller must own the pages `[first, first + pages)`, and they must be neither mapped nor
+    /// accessed elsewhere.
     pub(crate) unsafe fn set_memtype(&self, first: Pfn, pages: u64, memtype: MemType) -> Result {
         if !self.supports(memtype) {
             return Err(EOPNOTSUPP);
         }
         let at = self.kernel_address(first).ok_or(EINVAL)?;
         match self.backing {
-            // SAFETY: By the type invariants this is the direct map, and nobody else maps pages
-            // that nobody else uses.
+            // SAFETY: By the type invariants `at` is the direct map's address of RAM that is the
+            // region's. By this function's requirements the caller owns the pages, and they are
+            // not mapped elsewhere.
             SpanOwner::Contig(_) | SpanOwner::Cma(_) => unsafe { memtype.apply(at, pages) },
-            // The one that it has.
+            // `supports()` accepts only the type that a range has.
             SpanOwner::Range(_) => Ok(()),
         }
     }
 
-    /// What the kernel's page table says of a page.
+    /// Returns the page-table entry that maps a page in the kernel, or `None` outside the region.
     pub(crate) fn entry_of(&self, page: Pfn) -> Option<PatEntry> {
         let at = self.kernel_address(page)?;
-        // SAFETY: By the type invariants it stays mapped; the direct map's page tables stay as
-        // long as there is memory that they map.
+        // SAFETY: By the type invariants the page is mapped at `at` while `self` is borrowed, in
+        // the direct map or in the mapping of a range. So the page tables stay for the call.
         unsafe { PatEntry::of_kernel(at) }
     }
 
-    /// The same for people.
+    /// Returns the abilities of the pages as text for the log.
     fn abilities(&self) -> &'static str {
         match self.backing {
             SpanOwner::Contig(_) => {
@@ -320,15 +339,19 @@ impl Region {
         }
     }
 
-    /// Where the kernel sees a frame of the region, as long as that lives.
+    /// Returns the kernel's address of a frame, or `None` if the frame is not in the region.
+    ///
+    /// The address is valid while the region lives.
     pub(crate) fn kernel_address(&self, frame: Pfn) -> Option<NonNull<u8>> {
         let page = frame.0.checked_sub(self.base.0)?;
-        // SAFETY: By the type invariants, that many pages are mapped from there on.
+        // SAFETY: By the type invariants, `self.pages` pages are mapped from `mapping` on. `page`
+        // is less than that, so the sum is in bounds.
         (page < self.pages).then(|| unsafe { self.mapping.add((page * mm::PAGE_SIZE) as usize) })
     }
 
-    /// How many memory errors the kernel has met on the region's node. The same every time where it
-    /// tells of none.
+    /// Returns how many memory errors the kernel has counted on the region's node.
+    ///
+    /// Returns 0 if the kernel does not count errors for the region.
     #[inline]
     pub(crate) fn failures(&self) -> u64 {
         match (&self.backing, self.node) {
@@ -339,7 +362,7 @@ impl Region {
         }
     }
 
-    /// Does the kernel tell of memory errors in the region?
+    /// Returns whether the kernel counts memory errors for the region.
     pub(crate) fn tells_failures(&self) -> bool {
         match (&self.backing, self.node) {
             (SpanOwner::Contig(_) | SpanOwner::Cma(_), Some(node)) => {
@@ -349,7 +372,7 @@ impl Region {
         }
     }
 
-    /// The first page of `[from, to)` that the kernel has marked as bad.
+    /// Returns the first hwpoisoned page of `[from, to)` that is in the region.
     pub(crate) fn poisoned(&self, from: Pfn, to: Pfn) -> Option<Pfn> {
         if let SpanOwner::Range(_) = self.backing {
             return None;
@@ -357,22 +380,21 @@ impl Region {
         let last = self.base.plus(self.pages);
         (from.0.max(self.base.0)..to.0.min(last.0))
             .map(Pfn)
-            // SAFETY: A frame of the region, which is RAM of the kernel's own.
+            // SAFETY: The frame is in the region, by the bounds above. The region is not a physical
+            // range, so it is RAM that the memory map covers.
             .find(|&page| unsafe { mm::is_poisoned(page) })
     }
 
-    /// Copies pages from one place to another, both in `memtype`.
-    ///
-    /// May sleep.
+    /// Copies `pages` pages from `from` to `to`, both in `memtype`. May sleep.
     ///
     /// # Errors
     ///
-    /// As [`Stopped`] says. Some of the pages may have been copied then.
+    /// See [`Stopped`]. Some of the pages may have been copied then.
     ///
     /// # Safety
     ///
-    /// The caller must own `pages` pages from each of the two on, which don't overlap, and nobody
-    /// else may write to them.
+    /// The caller must own the `pages` pages from `from` on and those from `to` on. The two must
+    /// not overlap, and no other task or device may write to them during the call.
     pub(crate) unsafe fn copy(
         &self,
         from: Pfn,
@@ -389,10 +411,11 @@ impl Region {
                 return Err(Stopped::Bad);
             }
             let at = |frame: Pfn| ((frame.0 - self.base.0) * mm::PAGE_SIZE) as usize;
-            // CAST: A piece has 2 MiB at most.
+            // CAST: A piece has at most 2 MiB.
             let bytes = (now * mm::PAGE_SIZE) as u32;
-            // SAFETY: By the type invariants and the caller's promise, these bytes are mapped, are
-            // the caller's and don't overlap, and nobody writes to them.
+            // SAFETY: By this function's requirements, both pieces are pages of the region. By the
+            // type invariants these are mapped writable at their offset from `mapping`, so both
+            // sums are in bounds. The pieces don't overlap, and no other task writes to them.
             let copied = unsafe {
                 let (from, to) = (self.mapping.add(at(source)), self.mapping.add(at(target)));
                 mm::copy_checked(from, to, bytes)
@@ -402,27 +425,30 @@ impl Region {
             }
             done += now;
         }
-        // Into memory that is not cached: writes that a CPU still gathers are seen by nobody else.
+        // Drains the write-combining buffers of this CPU, so that all CPUs and devices see the
+        // copy.
         mb(Full);
         Ok(())
     }
 
-    /// Fills pages with zeroes, as many as one piece of [`Pace`] has.
+    /// Fills pages with zeroes. The caller passes at most one piece of [`Pace`] at a time.
     ///
     /// # Safety
     ///
-    /// The caller must own the pages `[first, first + pages)` and nobody else may use them.
+    /// The caller must own the pages `[first, first + pages)` of the region, and no other task may
+    /// access them during the call.
     pub(crate) unsafe fn zero(&self, first: Pfn, pages: u64) {
         let offset = (first.0 - self.base.0) * mm::PAGE_SIZE;
-        // SAFETY: By the type invariants and the caller's promise, these bytes are mapped writable
-        // and are the caller's.
+        // SAFETY: By this function's requirements the pages are in the region, and no other task
+        // accesses them. By the type invariants they are mapped writable at `offset` from
+        // `mapping`.
         unsafe {
             self.mapping
                 .add(offset as usize)
                 .write_bytes(0, (pages * mm::PAGE_SIZE) as usize)
         };
         if self.memtype != MemType::WriteBack {
-            // Writes that a CPU still gathers are seen by nobody else.
+            // Drains the write-combining buffers of this CPU, as in `copy()`.
             mb(Full);
         }
     }

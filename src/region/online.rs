@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that stays online while the kernel's memory map is read.
+//! A guard that keeps memory online while the kernel's memory map is read.
 //!
-//! The kernel offlines a block of memory in this order: it isolates the pageblocks, it calls the
-//! notifiers, and only then it takes the memory away. A notifier that refuses ends that. So a
-//! pageblock which is online, and not isolated, after the notifier was registered stays online
-//! until it is unregistered: had the offlining passed the notifiers before, its isolation would be
-//! seen.
+//! To take a block of memory offline, the kernel isolates its pageblocks, then calls the memory
+//! notifiers, and only then takes the memory away. It stops if a notifier refuses.
+//!
+//! The guard registers a notifier that refuses. A pageblock that is online and not isolated after
+//! that stays online until the guard is dropped. If the kernel had called the notifiers before, the
+//! pageblock would be isolated.
 
 use crate::mm;
 use kernel::{
@@ -16,46 +17,48 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Refuses to let memory go offline, anywhere, until it is dropped.
+/// Keeps all memory of the machine online until it is dropped.
 ///
 /// # Invariants
 ///
-/// The block is registered as a notifier of memory, and stays where it is.
+/// The block is registered as a memory notifier, and the box keeps its address stable.
 pub(super) struct Online(KBox<Opaque<bindings::notifier_block>>);
 
 impl Online {
-    /// Begins to refuse. Sleeps while notifiers are being called.
+    /// Registers the notifier. Sleeps while the kernel calls memory notifiers.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`.
+    /// `ENOMEM` if the kernel is out of memory.
     pub(super) fn hold() -> Result<Self> {
         let block = bindings::notifier_block {
             notifier_call: Some(notify),
-            // First of all, so that no other notifier prepares for nothing.
+            // The highest priority: no other notifier prepares for an offlining that is refused.
             priority: c_int::MAX,
             ..Default::default()
         };
         let block = KBox::new(Opaque::new(block), GFP_KERNEL)?;
-        // SAFETY: The block is filled in, is in no list, and stays until `drop()` unregisters it.
+        // SAFETY: The block is initialised and new, so it is in no list. The box keeps it valid
+        // until `drop()` unregisters it.
         to_result(unsafe { mm::register_memory_notifier(block.get()) })?;
-        // INVARIANT: Registered above. A box keeps it in place.
+        // INVARIANT: The block was registered above, and moving the box does not move the block.
         Ok(Self(block))
     }
 }
 
 impl Drop for Online {
     fn drop(&mut self) {
-        // SAFETY: Registered, by the type invariants. Waits until it runs nowhere any more.
+        // SAFETY: The block is registered, by the type invariants. It is freed after this call,
+        // which waits until the kernel calls `notify` no more.
         unsafe { mm::unregister_memory_notifier(self.0.get()) };
     }
 }
 
-/// Memory is about to come or go.
+/// Refuses to let memory go offline. Called by the kernel.
 ///
 /// # Safety
 ///
-/// None: it uses none of the pointers.
+/// There are no requirements, since the function uses none of the pointers.
 unsafe extern "C" fn notify(
     _block: *mut bindings::notifier_block,
     action: c_ulong,
