@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Module parameters beyond what `module!` can declare, and the check of all of them.
+//! Module parameters.
+//!
+//! This declares the parameters that `module!` can't: words, strings, and numbers that root can
+//! change. It also checks the values of all parameters. An invalid value fails the load, and the
+//! log names the valid ones.
 
 use crate::memtype::MemType;
 use crate::mm;
@@ -22,10 +26,10 @@ use kernel::{
     }, //
 };
 
-/// The largest pool in MiB: 2^30 units are what the allocator manages.
+/// The largest pool in MiB: the allocator manages at most 2^30 units.
 const MAX_SIZE_MB: u64 = (1 << 30) / (1 << 20) * mm::PAGE_SIZE;
 
-/// The values that `source=` takes, each at the place of its number.
+/// The values of `source=`; the first is the default.
 const SOURCES: [(&CStr, Source); 4] = [
     (c"auto", Source::Auto),
     (c"contig", Source::Contig),
@@ -33,7 +37,7 @@ const SOURCES: [(&CStr, Source); 4] = [
     (c"range", Source::Range),
 ];
 
-/// The values that `memtype=` takes; the first is the default.
+/// The values of `memtype=`; the first is the default.
 const MEMTYPES: [(&CStr, Option<MemType>); 4] = [
     (c"", None),
     (c"wb", Some(MemType::WriteBack)),
@@ -41,37 +45,38 @@ const MEMTYPES: [(&CStr, Option<MemType>); 4] = [
     (c"uc", Some(MemType::Uncached)),
 ];
 
-/// A parameter that takes one of some words.
+/// A parameter whose value is one of several words.
 trait Words {
-    /// What goes with a word.
+    /// The value that a word stands for.
     type Value: Copy + 'static;
 
-    /// The words; the first is the default.
+    /// The words and their values; the first is the default.
     const ALL: &'static [(&'static CStr, Self::Value)];
 
-    /// What the log says to other words.
+    /// The log message for an invalid word.
     const RULE: &'static str;
 
-    /// Which one is chosen. Atomic, since sysfs may read while it is set.
+    /// Returns the index in `ALL` of the current word. Atomic, since sysfs may read it at any time.
     fn index() -> &'static Atomic<u32>;
 
-    /// The word that is chosen, and what goes with it.
+    /// Returns the current word and its value.
     fn chosen() -> (&'static CStr, Self::Value) {
         *Self::ALL
             .get(Self::index().load(Relaxed) as usize)
             .unwrap_or(&Self::ALL[0])
     }
 
-    /// Sets it, at load.
+    /// Sets the word. Called by the kernel, at load.
     ///
     /// # Safety
     ///
-    /// `value` must be null or a string that lives through this call.
+    /// `value` must be null, or a C string that is valid and unchanged during the call.
     unsafe extern "C" fn set(value: *const c_char, _param: *const bindings::kernel_param) -> c_int {
         if value.is_null() {
             return EINVAL.to_errno();
         }
-        // SAFETY: Not null, and so a string by this function's requirements.
+        // SAFETY: `value` is not null, so it is a C string that is valid and unchanged during this
+        // call, by this function's requirements. The `CStr` is not used afterwards.
         let value = unsafe { CStr::from_char_ptr(value) };
         match (0..).zip(Self::ALL).find(|(_, (name, _))| *name == value) {
             Some((index, _)) => {
@@ -85,19 +90,20 @@ trait Words {
         }
     }
 
-    /// Shows it in sysfs.
+    /// Prints the word, for sysfs. Called by the kernel.
     ///
     /// # Safety
     ///
-    /// `buffer` must have room for a page.
+    /// `buffer` must be valid for writes of a page.
     unsafe extern "C" fn get(buffer: *mut c_char, _param: *const bindings::kernel_param) -> c_int {
         let word = Self::chosen().0.as_char_ptr();
-        // SAFETY: There is room for a page, of which this writes a word.
+        // SAFETY: The format takes one string, and `word` is a C string. A word is shorter than a
+        // page, for which `buffer` is valid, by this function's requirements.
         unsafe { bindings::sprintf(buffer, c"%s\n".as_char_ptr(), word) }
     }
 }
 
-/// A parameter of `$words`.
+/// Declares the parameter `$name`, with the type `$words` for its trait [`Words`].
 macro_rules! words_parameter {
     ($words:ident, $value:ty, $all:expr, $param:ident, $name:literal, $rule:literal) => {
         struct $words;
@@ -138,10 +144,11 @@ macro_rules! words_parameter {
     };
 }
 
+/// The operations of a parameter, in a type that is `Sync`.
 #[repr(transparent)]
 struct ParamOps(bindings::kernel_param_ops);
 
-// SAFETY: Function pointers, never written.
+// SAFETY: The operations are constants: function pointers and flags that are never written.
 unsafe impl Sync for ParamOps {}
 
 words_parameter!(
@@ -161,11 +168,14 @@ words_parameter!(
     "memtype= must be wb, wc or uc"
 );
 
-/// A string that the kernel keeps: null, or what was given at load, never changed afterwards.
+/// A pointer to a string parameter, which the kernel sets before the module's init function runs.
+///
+/// It points to a C string that lives as long as the module. Sysfs can't write it.
 #[repr(transparent)]
 struct Text(core::cell::UnsafeCell<*const c_char>);
 
-// SAFETY: Written by the kernel before the module's first function runs, and never again.
+// SAFETY: The kernel writes the pointer only before the init function runs, so no read of this
+// module races with the write.
 unsafe impl Sync for Text {}
 
 static HEAP_NAME: Text = Text(core::cell::UnsafeCell::new(
@@ -186,13 +196,14 @@ static HEAP_NAME_PARAM: KernelParam = KernelParam::new(bindings::kernel_param {
     },
 });
 
-/// The name of the dma-heap, if there is to be one.
+/// Returns the name of the dma-heap, or `None` if there is to be none.
 ///
 /// # Errors
 ///
-/// `EINVAL`, with the reason and the remedy in the log.
+/// `EINVAL` for an invalid name, with the reason and the remedy in the log.
 pub(crate) fn heap_name() -> Result<Option<&'static CStr>> {
-    // SAFETY: By `Text`'s promise; the string lives as long as the module.
+    // SAFETY: `HEAP_NAME` points to a C string that lives as long as the module, see `Text`. The
+    // kernel does not write pointer or string after the init function has begun.
     let name = unsafe { CStr::from_char_ptr(*HEAP_NAME.0.get()) };
     let plain = |&byte: &u8| byte.is_ascii_alphanumeric() || b"_-,.".contains(&byte);
     match name.to_bytes() {
@@ -210,7 +221,7 @@ pub(crate) fn heap_name() -> Result<Option<&'static CStr>> {
     })
 }
 
-/// A number that root may change at any time: the kernel writes the number where `$number` is.
+/// Declares a number that root may change at any time. The kernel writes it to `$number`.
 macro_rules! writable_parameter {
     ($name:ident, $text:literal, $number:expr) => {
         #[link_section = "__param"]
@@ -243,7 +254,7 @@ writable_parameter!(
     pool::ZERO_CPU_PERCENT
 );
 
-/// A line for modinfo(8).
+/// Declares a line for modinfo(8).
 macro_rules! modinfo {
     ($name:ident, $text:literal) => {
         #[link_section = ".modinfo"]
@@ -263,7 +274,7 @@ macro_rules! modinfo {
 modinfo!(SOURCE_TYPE, "parmtype=source:charp\0");
 modinfo!(
     SOURCE_TEXT,
-    "parm=source:Where the pool comes from: auto (default), contig, cma or range\0"
+    "parm=source:Source of the pool's memory: auto (default), contig, cma or range\0"
 );
 modinfo!(HEAP_NAME_TYPE, "parmtype=heap_name:charp\0");
 modinfo!(
@@ -273,7 +284,7 @@ modinfo!(
 modinfo!(MEMTYPE_TYPE, "parmtype=memtype:charp\0");
 modinfo!(
     MEMTYPE_TEXT,
-    "parm=memtype:Memory type of all of the pool, with source=range: wb (default), wc or uc\0"
+    "parm=memtype:Memory type of the whole pool, for source=range only: wb (default), wc or uc\0"
 );
 modinfo!(CLIENT_BYTES_TYPE, "parmtype=quota_client_bytes:ullong\0");
 modinfo!(
@@ -301,14 +312,14 @@ modinfo!(
 modinfo!(ZERO_CPU_PERCENT_TYPE, "parmtype=zero_cpu_percent:ullong\0");
 modinfo!(
     ZERO_CPU_PERCENT_TEXT,
-    "parm=zero_cpu_percent:Per cent of one CPU's time for zeroing free memory ahead (default 25)\0"
+    "parm=zero_cpu_percent:Per cent of one CPU's time for zeroing in the background (default 25)\0"
 );
 
-/// What the parameters ask for.
+/// Checks the parameters of the region, and returns its properties.
 ///
 /// # Errors
 ///
-/// `EINVAL`, with the reason and the remedy in the log.
+/// `EINVAL` for invalid parameters, with the reason and the remedy in the log.
 pub(crate) fn region_spec(
     size_mb: u64,
     phys_start: u64,
@@ -364,13 +375,13 @@ pub(crate) fn region_spec(
     })
 }
 
-/// Checks for how long memory that a dead client had pinned stays in quarantine.
+/// Checks `quarantine_ms`, and returns how long memory of a dead client stays in quarantine.
 ///
 /// # Errors
 ///
-/// `EINVAL`, with the reason and the remedy in the log.
+/// `EINVAL` for an invalid period, with the valid ones in the log.
 pub(crate) fn quarantine(ms: i64) -> Result<QuarantinePeriod> {
-    /// A day.
+    /// One day.
     const MAX_MS: u32 = 86_400_000;
 
     match (ms, u32::try_from(ms)) {
@@ -384,11 +395,11 @@ pub(crate) fn quarantine(ms: i64) -> Result<QuarantinePeriod> {
     }
 }
 
-/// The watermarks, in per cent of the pool.
+/// Checks the watermarks, in per cent of the pool, and returns them in this order.
 ///
 /// # Errors
 ///
-/// `EINVAL`, with the reason and the remedy in the log.
+/// `EINVAL` if they are not in ascending order or above 90, with the reason in the log.
 pub(crate) fn watermarks(min: u32, low: u32, high: u32) -> Result<[u32; 3]> {
     if min <= low && low <= high && high <= 90 {
         return Ok([min, low, high]);
@@ -402,11 +413,13 @@ pub(crate) fn watermarks(min: u32, low: u32, high: u32) -> Result<[u32; 3]> {
     Err(EINVAL)
 }
 
-/// The unusable free space index from which on the pool is compacted, of 1000.
+/// Checks `compact_threshold`, in per cent, and returns it in units of 1/1000.
+///
+/// The pool is compacted while its unusable free space index exceeds the threshold.
 ///
 /// # Errors
 ///
-/// `EINVAL`, with the reason and the remedy in the log.
+/// `EINVAL` for more than 100 per cent, with the valid values in the log.
 pub(crate) fn compact_threshold(per_cent: u32) -> Result<u32> {
     if per_cent <= 100 {
         return Ok(per_cent * 10);

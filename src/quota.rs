@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Quotas: what one client, and all clients of one user, may hold at a time.
+//! Quotas: limits of the handles and bytes of one client, and of all clients of one user.
 //!
-//! Handles count from ALLOC to FREE. Bytes, those that were granted, count until the memory is back
-//! in its pool: while a mapping keeps it, and in quarantine, its owner is charged. The owner is the
-//! user that opened the file, also if another one uses it later.
+//! A handle is charged from ALLOC to FREE. Granted bytes are charged until the memory returns to
+//! its pool, so also while a mapping keeps it and while it is in quarantine. They are charged to
+//! the user that opened the file, even if another user uses the file later.
 //!
-//! Windows of mmap offsets count from ALLOC until the buffer and what is kept of it are gone. There
-//! is a fixed number of offsets for all, so a bound holds without any limit set: what a client, its
-//! user, and all users have, added up, stays within what there is. So a client that takes a window
-//! leaves as much as it and its user have to others, and so does the next.
+//! Windows of mmap offsets are charged from ALLOC until the buffer and all references to it are
+//! gone. The number of offsets is fixed, so they are bounded even if no limit is set. The sum of
+//! three numbers has to stay within the offsets of an area: those of the client, of its user, and
+//! of all users. So after each charge, at least as many offsets are free as the client and its user
+//! have together.
 //!
-//! Limits are looked at when something is asked for. Lowering one takes nothing away.
+//! A limit is checked at each charge. Lowering it uncharges nothing.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -38,13 +39,14 @@ use kernel::{
     }, //
 };
 
-/// What may be held; 0 is no limit.
+/// The limits of one client or user, which root may change at any time. 0 stands for no limit.
 pub(crate) struct Limit {
     pub(crate) bytes: Atomic<u64>,
     pub(crate) handles: Atomic<u64>,
 }
 
 impl Limit {
+    /// Makes a limit of so many bytes and handles.
     const fn new(bytes: u64, handles: u64) -> Self {
         Self {
             bytes: Atomic::new(bytes),
@@ -52,6 +54,7 @@ impl Limit {
         }
     }
 
+    /// Returns whether `used` is within the limit.
     fn allows(&self, used: &Usage) -> bool {
         let within = |limit: u64, used: u64| limit == 0 || used <= limit;
         within(self.bytes.load(Relaxed), used.bytes)
@@ -63,20 +66,21 @@ impl Limit {
 pub(crate) static CLIENT: Limit = Limit::new(0, 0);
 /// The limit of all clients of one user: `quota_uid_bytes` and `quota_uid_handles`.
 ///
-/// Handles have a bound by default: each takes kernel memory, and a user opens as many files as it
-/// likes.
+/// Handles are limited by default: each takes kernel memory, and a user can open any number of
+/// files.
 pub(crate) static USER: Limit = Limit::new(0, 1 << 18);
 
-/// An amount of what quotas limit.
+/// The resources that quotas limit.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Usage {
     pub(crate) bytes: u64,
     pub(crate) handles: u64,
-    /// Pages of windows, by area.
+    /// The pages of windows, by area.
     windows: [u64; Area::COUNT],
 }
 
 impl Usage {
+    /// Returns the sum of bytes and handles; the windows are those of `self`.
     fn plus(self, more: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_add(more.bytes),
@@ -85,6 +89,7 @@ impl Usage {
         }
     }
 
+    /// Returns the difference of bytes and handles; the windows are those of `self`.
     fn minus(self, less: Self) -> Self {
         Self {
             bytes: self.bytes.saturating_sub(less.bytes),
@@ -93,6 +98,7 @@ impl Usage {
         }
     }
 
+    /// Returns the pages of windows in an area.
     fn windows(&mut self, area: Area) -> &mut u64 {
         let [low, high] = &mut self.windows;
         match area {
@@ -104,13 +110,15 @@ impl Usage {
 
 /// The limit that a charge would exceed.
 pub(crate) enum QuotaExceeded {
-    /// The handles that a file can have at all.
+    /// The most handles that any client can have.
     Handles,
+    /// The limit of the client.
     Client,
+    /// The limit of the user, or the bound of mmap offsets.
     User,
 }
 
-/// What all clients of one user hold.
+/// The account of all clients of one user.
 #[pin_data]
 struct UserAccount {
     uid: bindings::uid_t,
@@ -118,25 +126,26 @@ struct UserAccount {
     used: SpinLock<Usage>,
 }
 
-/// A user that has clients, or memory that is not back in its pool yet.
+/// A user that has clients, or charges of closed clients.
 struct UserEntry {
     user: Arc<UserAccount>,
-    /// Clients, and closed ones of which something is left.
+    /// The number of client accounts, which includes closed clients that still have charges.
     clients: u64,
 }
 
-/// The accounts of all users that hold something.
+/// The accounts of all users that have clients or charges.
 #[pin_data]
 pub(crate) struct UserAccounts {
+    /// The most handles that one client can have.
     max_handles: u64,
-    /// Pages of windows that all users have, by area.
+    /// The pages of windows of all users, by area.
     windows: [Atomic<u64>; Area::COUNT],
     #[pin]
     entries: Mutex<RBTree<bindings::uid_t, UserEntry>>,
 }
 
 impl UserAccounts {
-    /// Makes an empty set of accounts. No client may ever have more than `max_handles`.
+    /// Makes an empty set of accounts. No client can have more than `max_handles` handles.
     pub(crate) fn new(max_handles: u64) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -148,11 +157,12 @@ impl UserAccounts {
         )
     }
 
-    /// Returns the number of handles that a client may ever have.
+    /// Returns the most handles that one client can have.
     pub(crate) fn max_handles(&self) -> u64 {
         self.max_handles
     }
 
+    /// Returns the pages of windows of all users in an area.
     fn windows(&self, area: Area) -> &Atomic<u64> {
         let [low, high] = &self.windows;
         match area {
@@ -161,9 +171,15 @@ impl UserAccounts {
         }
     }
 
-    /// Returns the account of a user for one more client, and makes it if it is the first.
+    /// Returns the account of a user, with a reference for one more client. Sleeps.
+    ///
+    /// Makes the account for the first client.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if the kernel is out of memory.
     fn get(&self, uid: bindings::uid_t) -> Result<Arc<UserAccount>> {
-        // Allocated before the lock is taken, though most users have an account already.
+        // Both allocations come before the lock, although most users have an account already.
         let user = Arc::pin_init(
             pin_init!(UserAccount {
                 uid,
@@ -185,7 +201,10 @@ impl UserAccounts {
         Ok(user)
     }
 
-    /// Drops a client's reference to the account of its user. Nothing is left of what it held.
+    /// Drops a client's reference to the account of its user, and frees the account with the last
+    /// one. Sleeps.
+    ///
+    /// The client has no charges any more.
     fn put(&self, uid: bindings::uid_t) {
         let mut entries = self.entries.lock();
         let last = match entries.get_mut(&uid) {
@@ -197,11 +216,11 @@ impl UserAccounts {
         };
         let node = last.then(|| entries.remove_node(&uid));
         drop(entries);
-        // Freed without the lock.
+        // The node is freed after the lock is released.
         drop(node);
     }
 
-    /// Writes a line for each user, for debugfs.
+    /// Writes one line for each user, for debugfs. Sleeps.
     pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let entries = self.entries.lock();
         for entry in entries.values() {
@@ -216,10 +235,11 @@ impl UserAccounts {
     }
 }
 
-/// The account of one client of one user. Lives until all that was charged to it is uncharged.
+/// The account of one client of one user. It lives until all its charges are dropped.
 pub(crate) struct ClientAccount {
     users: Arc<UserAccounts>,
     user: Arc<UserAccount>,
+    /// The client's part of the user's charges, under the same lock.
     own: LockedBy<Usage, Usage>,
 }
 
@@ -230,19 +250,27 @@ impl Drop for ClientAccount {
 }
 
 impl ClientAccount {
-    /// Makes the account of a client of user `uid`.
+    /// Makes the account of a client of user `uid`. Sleeps.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if the kernel is out of memory.
     pub(crate) fn new(users: Arc<UserAccounts>, uid: bindings::uid_t) -> Result<Arc<Self>> {
         let user = users.get(uid)?;
         let own = LockedBy::new(&user.used, Usage::default());
         Arc::new(Self { users, user, own }, GFP_KERNEL_ACCOUNT).map_err(Error::from)
     }
 
-    /// Returns what this client holds.
+    /// Returns the charges of this client.
     pub(crate) fn used(&self) -> Usage {
         *self.own.access(&self.user.used.lock())
     }
 
-    /// Charges `pages` of mmap offsets in `area`, unless that leaves too few to others.
+    /// Charges `pages` pages of mmap offsets in `area`.
+    ///
+    /// # Errors
+    ///
+    /// [`QuotaExceeded::User`] if the charge would leave too few offsets to other users.
     pub(crate) fn charge_window(
         self: &Arc<Self>,
         area: Area,
@@ -256,7 +284,7 @@ impl ClientAccount {
             .windows(area)
             .saturating_add(pages);
         let user = used.windows(area).saturating_add(pages);
-        // Counted before it is judged, so that two users can't both take the last.
+        // Added before the check, so that two users can't both take the last offsets.
         let all = taken.fetch_add(pages, Relaxed).saturating_add(pages);
         if own.saturating_add(user).saturating_add(all) > area.pages() {
             taken.fetch_sub(pages, Relaxed);
@@ -271,7 +299,11 @@ impl ClientAccount {
         })
     }
 
-    /// Charges one handle and `bytes`, if both limits allow: checked and charged under one lock.
+    /// Charges one handle and `bytes` bytes, if the limits of client and user allow it.
+    ///
+    /// # Errors
+    ///
+    /// See [`QuotaExceeded`]. Nothing is charged then.
     pub(crate) fn charge(self: &Arc<Self>, bytes: u64) -> Result<Charge, QuotaExceeded> {
         let amount = Usage {
             bytes,
@@ -285,6 +317,7 @@ impl ClientAccount {
         })
     }
 
+    /// Checks all limits and charges `more`, under one hold of the lock.
     fn try_charge(&self, more: Usage) -> Result<(), QuotaExceeded> {
         let mut used = self.user.used.lock();
         let own = self.own.access(&used).plus(more);
@@ -303,6 +336,7 @@ impl ClientAccount {
         Ok(())
     }
 
+    /// Uncharges `less` from the client and its user.
     fn uncharge(&self, less: Usage) {
         let mut used = self.user.used.lock();
         let own = self.own.access(&used).minus(less);
@@ -311,7 +345,7 @@ impl ClientAccount {
     }
 }
 
-/// Pages of mmap offsets that are charged to a client, until this is dropped.
+/// A charge of mmap offsets, which is uncharged when dropped.
 pub(crate) struct WindowCharge {
     account: Arc<ClientAccount>,
     area: Area,
@@ -319,12 +353,12 @@ pub(crate) struct WindowCharge {
 }
 
 impl WindowCharge {
-    /// Returns the area that they are in.
+    /// Returns the area of the offsets.
     pub(crate) fn area(&self) -> Area {
         self.area
     }
 
-    /// Returns their number.
+    /// Returns the number of pages.
     pub(crate) fn pages(&self) -> u64 {
         self.pages
     }
@@ -342,14 +376,14 @@ impl Drop for WindowCharge {
     }
 }
 
-/// A handle, bytes or both that are charged to a client, until this is dropped.
+/// A charge of a handle, of bytes or of both, which is uncharged when dropped.
 pub(crate) struct Charge {
     account: Arc<ClientAccount>,
     amount: Usage,
 }
 
 impl Charge {
-    /// Splits it into the handle and the bytes, since they are uncharged at different times.
+    /// Splits the charge into the handle and the bytes, which are uncharged at different times.
     pub(crate) fn split(mut self) -> (Self, Self) {
         let bytes = Self {
             account: self.account.clone(),
@@ -362,11 +396,11 @@ impl Charge {
         (self, bytes)
     }
 
-    /// Charges `bytes` more.
+    /// Charges `bytes` bytes more.
     ///
     /// # Errors
     ///
-    /// As [`ClientAccount::charge`].
+    /// See [`QuotaExceeded`]. Nothing is charged then.
     pub(crate) fn try_charge(&mut self, bytes: u64) -> Result<(), QuotaExceeded> {
         self.account.try_charge(Usage {
             bytes,
@@ -376,7 +410,7 @@ impl Charge {
         Ok(())
     }
 
-    /// Uncharges `bytes`, or as many as are charged.
+    /// Uncharges `bytes` bytes, or all of them if fewer are charged.
     pub(crate) fn uncharge(&mut self, bytes: u64) {
         let bytes = bytes.min(self.amount.bytes);
         self.account.uncharge(Usage {

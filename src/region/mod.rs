@@ -255,7 +255,7 @@ impl Region {
                 uapi::CAP_STRUCT_PAGE | uapi::CAP_LONGTERM_PIN | uapi::CAP_MOVABLE
             }
             SpanOwner::Cma(_) => uapi::CAP_STRUCT_PAGE | uapi::CAP_MOVABLE,
-            // No long-term pins: VFIO maps pages without a `struct page` without a reference.
+            // VFIO would take no reference to memory that the kernel does not manage.
             SpanOwner::Range(_) => 0,
         };
         let types = MemType::ALL

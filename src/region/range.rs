@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A physical range that the kernel was told to leave alone (`memmap=64M$1G`, firmware, a
-//! persistent-memory device): exactly there at every boot, but not memory that the kernel knows.
+//! Regions from a physical range (`source=range`), which the kernel does not manage.
+//!
+//! The range is reserved by `memmap=64M$1G` or the firmware, or is a persistent-memory device. It
+//! has the same address at every boot, but the kernel has no pages for it. Before the module uses a
+//! range, it looks for evidence that the range is memory.
 
 use super::{
     cmdline,
@@ -38,43 +41,52 @@ struct IomemReservation {
     size: u64,
     /// `IORES_DESC_*` of the entry that the range lies in.
     kind: c_ulong,
-    /// The entry itself lies in no other.
+    /// Whether the range lies in an entry.
     top: Top,
 }
 
-/// Whether the table knew anything of a range before it was reserved.
+/// The entry of the table that a range was in before it was reserved.
 #[derive(PartialEq, Eq)]
 enum Top {
-    /// No entry covered any of it.
+    /// No entry covered any part of the range.
     Unknown,
-    /// One entry covers all of it.
+    /// One entry covers all of the range.
     Inside,
 }
 
-/// What shows that a range is memory, and that the kernel and the firmware don't use it.
+/// The evidence that a range is memory, and that the kernel and the firmware don't use it.
 enum Evidence {
     /// `memmap=` names it.
     CommandLine,
-    /// The firmware says that it is memory set aside for a driver.
+    /// The firmware declares it as memory that is reserved for a driver.
     SoftReserved,
-    /// The firmware or `memmap=` says that it is memory whose contents are to be kept.
+    /// The firmware or `memmap=` declares it as persistent memory.
     Persistent,
-    /// The administrator states it, by `assume_memory=1`.
+    /// The administrator states it with `assume_memory=1`.
     Stated,
 }
 
+/// A mapping of a reserved range, which is unmapped when this is dropped.
+///
 /// # Invariants
 ///
-/// `at` is what `memremap()` or `ioremap()` gave for the reserved range.
+/// `memremap()` or `ioremap()` returned `at` for the whole range of `reservation`.
 pub(super) struct RangeMapping {
     at: NonNull<c_void>,
-    // After the mapping is gone: fields are dropped when `drop` has run.
+    // `drop` unmaps the range before this field is dropped, which releases the range.
     reservation: IomemReservation,
 }
 
-/// Pages between two words that [`RangeMapping::keeps`] looks at: 2 MiB.
+/// The bytes between two words that [`RangeMapping::keeps`] tests: 2 MiB.
 const STEP: u64 = 2 << 20;
 
+/// Reserves and maps the physical range of `spec`. Sleeps.
+///
+/// # Errors
+///
+/// `EINVAL` for an invalid address or a node, `EBUSY` for a range in use, `ENXIO` for one that is
+/// no memory or beyond the CPU's addresses. `EOPNOTSUPP` for a memory type that it can't have,
+/// `ENOMEM` if the kernel can't map it. The log holds the reason and the remedy.
 pub(super) fn map(spec: &RegionSpec) -> Result<Region> {
     let size = spec.pages * mm::PAGE_SIZE;
     let base = Pfn::from_address(spec.start).filter(|_| spec.start != 0);
@@ -87,7 +99,7 @@ pub(super) fn map(spec: &RegionSpec) -> Result<Region> {
         return Err(EINVAL);
     };
     if spec.node.is_some() {
-        pr_err!("the node of a physical range is where it is: load without node=\n");
+        pr_err!("the address of a physical range determines its node: load without node=\n");
         return Err(EINVAL);
     }
     if spec.memtype != MemType::WriteBack && !memtype::pat_enabled() {
@@ -97,12 +109,13 @@ pub(super) fn map(spec: &RegionSpec) -> Result<Region> {
     let reservation =
         IomemReservation::new(spec.start, size).ok_or_else(|| refuse_busy(spec, end))?;
     let evidence = reservation.evidence(spec.trust)?;
-    // The CPU's own record of what is memory (MTRRs) overrides a request for cached memory, and
-    // the kernel then maps it in another way, silently. So ask for that first.
+    // The kernel maps a range in another memory type than write-back if the MTRRs of the CPU say
+    // so, without an error. So this maps it write-back first, and reads the type from the page
+    // table.
     let mut mapping = RangeMapping::new(reservation, MemType::WriteBack)?;
     if mapping.memtype() != Some(MemType::WriteBack) {
         pr_err!(
-            "[{:#x}-{:#x}] is {} by the firmware's settings, so it is registers of a device and no \
+            "[{:#x}-{:#x}] is {} by the firmware's settings, so it is a device's registers, not \
              memory: take another phys_start=\n",
             spec.start,
             end - 1,
@@ -123,12 +136,12 @@ pub(super) fn map(spec: &RegionSpec) -> Result<Region> {
         }
     }
     match evidence {
-        // A test that dies half-way would lose a word of what is to be kept.
+        // If the machine failed during the test, a word of the persistent contents would be lost.
         Evidence::Persistent => (),
         Evidence::CommandLine | Evidence::SoftReserved | Evidence::Stated => mapping.keeps()?,
     }
-    // INVARIANT: Mapped for as long as the `RangeMapping` lives, by nobody else since it is
-    // reserved.
+    // INVARIANT: `mapping` maps the range, writable, until it is dropped. Its reservation keeps
+    // other drivers from using the range.
     Ok(Region {
         base,
         pages: spec.pages,
@@ -139,12 +152,15 @@ pub(super) fn map(spec: &RegionSpec) -> Result<Region> {
     })
 }
 
-/// Logs why a range was not granted, and what helps where that does no harm.
+/// Logs why the kernel did not grant a range. Returns the errno.
+///
+/// The log suggests `memmap=` only for a range that is all RAM and not in the lowest 16 MiB.
 fn refuse_busy(spec: &RegionSpec, end: u64) -> Error {
-    /// Firmware, the BIOS and old devices need what is below.
+    /// Firmware and old devices need the addresses below.
     const LOW: u64 = 16 << 20;
 
-    // SAFETY: A field of a static that is set during early boot.
+    // SAFETY: `iomem_resource` is a static of the kernel. The field is set during early boot, so
+    // the read does not race with a write.
     let last = unsafe { (&raw const bindings::iomem_resource.end).read() };
     if end - 1 > last {
         pr_err!(
@@ -155,9 +171,10 @@ fn refuse_busy(spec: &RegionSpec, end: u64) -> Error {
         );
         return ENXIO;
     }
-    // CAST: Flags of 32 bits, widened.
+    // CAST: The flags have 32 bits, which are widened.
     let ram = (bindings::IORESOURCE_SYSTEM_RAM | bindings::IORESOURCE_BUSY) as c_ulong;
-    // SAFETY: The kernel locks its table for each step; `add_size()` takes a `u64` as argument.
+    // SAFETY: The kernel locks its table for each step. It calls `add_size()` with a resource on
+    // its stack and with `argument`, which `sum()` makes a pointer to a `u64`.
     let ram = sum(|argument| unsafe {
         bindings::walk_iomem_res_desc(
             bindings::IORES_DESC_NONE as c_ulong,
@@ -186,7 +203,7 @@ fn refuse_busy(spec: &RegionSpec, end: u64) -> Error {
     EBUSY
 }
 
-/// Adds up the pieces that a walk of the table finds.
+/// Returns the sum of the sizes that `walk` adds to the `u64` that its argument points to.
 fn sum(walk: impl FnOnce(*mut c_void) -> c_int) -> u64 {
     let mut total = 0u64;
     walk((&raw mut total).cast());
@@ -199,18 +216,19 @@ fn sum(walk: impl FnOnce(*mut c_void) -> c_int) -> u64 {
 ///
 /// `piece` must point to a `struct resource`, and `argument` to a `u64` that nothing else uses.
 unsafe extern "C" fn add_size(piece: *mut bindings::resource, argument: *mut c_void) -> c_int {
-    // SAFETY: By this function's requirements.
+    // SAFETY: `piece` points to a `struct resource`, by this function's requirements.
     let size = unsafe { (*piece).end.wrapping_sub((*piece).start).wrapping_add(1) };
-    // SAFETY: By this function's requirements.
+    // SAFETY: `argument` points to a `u64` that nothing else uses, by this function's requirements.
     let total = unsafe { &mut *argument.cast::<u64>() };
     *total = total.saturating_add(size);
     0
 }
 
 impl IomemReservation {
+    /// Reserves a range. Returns `None` if the kernel does not grant it. Sleeps.
     fn new(start: u64, size: u64) -> Option<Self> {
-        // SAFETY: The table is a static of the kernel, which locks it; the name lives as long as
-        // this module, and `Drop` takes the entry out before it goes.
+        // SAFETY: `iomem_resource` is a static of the kernel, which locks it. The name is a string
+        // of the module, and `Drop` removes the entry that refers to it.
         let resource = NonNull::new(unsafe {
             bindings::__request_region(
                 &raw mut bindings::iomem_resource,
@@ -220,15 +238,15 @@ impl IomemReservation {
                 0,
             )
         })?;
-        // SAFETY: The entry stays until it is released, below; its parent is set under the lock
-        // that granted it. The parent is compared, not looked at.
+        // SAFETY: The entry stays until `Drop` releases it. The kernel has set both fields before
+        // `__request_region()` returned. The parent is compared, not dereferenced.
         let (kind, parent) = unsafe { ((*resource.as_ptr()).desc, (*resource.as_ptr()).parent) };
         let top = if parent == &raw mut bindings::iomem_resource {
             Top::Unknown
         } else {
             Top::Inside
         };
-        // INVARIANT: The request was granted.
+        // INVARIANT: The kernel has granted the request above.
         Some(Self {
             start,
             size,
@@ -237,14 +255,14 @@ impl IomemReservation {
         })
     }
 
-    /// Returns what shows that the range is memory.
+    /// Returns the evidence that the range is memory.
     ///
-    /// The kernel grants a range only if no other entry begins or ends in it, and none in it is
-    /// busy. Then it lies in one entry, all of it, whose kind the grant repeats; or in none.
+    /// The kernel grants a range only if no other entry begins or ends in it, and no entry in it is
+    /// busy. So all of the range lies in one entry, whose kind the grant has too, or in none.
     ///
     /// # Errors
     ///
-    /// `ENXIO` where nothing shows it, with the reason in the log.
+    /// `ENXIO` if there is no evidence, with the reason in the log.
     fn evidence(&self, trust: Trust) -> Result<Evidence> {
         let (first, last) = (self.start, self.start + self.size - 1);
         match u32::try_from(self.kind) {
@@ -266,8 +284,8 @@ impl IomemReservation {
                 | bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY,
             ) => return Ok(Evidence::Persistent),
             Ok(bindings::IORES_DESC_NONE) if self.top == Top::Unknown => {
-                // SAFETY: The kernel locks its table for each step; `add_size()` takes a `u64` as
-                // argument.
+                // SAFETY: The kernel locks its table for each step. It calls `add_size()` with a
+                // resource and with `argument`, which `sum()` makes a pointer to a `u64`.
                 let soft = sum(|argument| unsafe {
                     bindings::walk_soft_reserve_res(first, last, argument, Some(add_size))
                 });
@@ -303,7 +321,7 @@ impl RangeMapping {
     /// `ENOMEM` if the kernel can't map it.
     fn new(reservation: IomemReservation, memtype: MemType) -> Result<Self> {
         let (start, size) = (reservation.start, reservation.size as usize);
-        // SAFETY: The range is reserved, so it is ours to map.
+        // SAFETY: The range is reserved for this module, and `unmap()` or `Drop` unmaps it.
         let at = unsafe {
             match memtype {
                 MemType::WriteBack => bindings::memremap(start, size, mm::MEMREMAP_WB),
@@ -319,47 +337,53 @@ impl RangeMapping {
             );
             return Err(ENOMEM);
         };
-        // INVARIANT: Just mapped.
+        // INVARIANT: The call above has returned `at` for the whole range.
         Ok(Self { at, reservation })
     }
 
-    /// Maps the range again, in another memory type.
+    /// Unmaps the range and maps it again, in another memory type.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if the kernel can't map it.
     fn remap(self, memtype: MemType) -> Result<Self> {
         Self::new(self.unmap(), memtype)
     }
 
-    /// Unmaps the range, which stays reserved.
+    /// Unmaps the range and returns its reservation.
     fn unmap(self) -> IomemReservation {
         let this = ManuallyDrop::new(self);
-        // SAFETY: By the type invariants this is what a call that maps gave, and `this` is not used
-        // or dropped any more.
+        // SAFETY: By the type invariants `memremap()` or `ioremap()` returned `at`; `memunmap()`
+        // takes both. It is not unmapped twice, since `this` is never dropped.
         unsafe { bindings::memunmap(this.at.as_ptr()) };
-        // SAFETY: Read once, out of a value that is not dropped.
+        // SAFETY: The reference is valid and aligned. The value is moved out once, since `this` is
+        // never dropped.
         unsafe { core::ptr::read(&this.reservation) }
     }
 
-    /// Returns the memory type that the page tables give the range.
+    /// Returns the memory type of the range in the kernel's page tables.
     fn memtype(&self) -> Option<MemType> {
-        // SAFETY: By the type invariants it is mapped, and stays so while `self` is borrowed.
+        // SAFETY: By the type invariants `at` is mapped while `self` is borrowed, so its page
+        // tables stay.
         unsafe { PatEntry::of_kernel(self.at.cast()) }.and_then(|entry| entry.memtype())
     }
 
-    /// Checks that words of the range, one in each [`STEP`] and the last, keep what is written.
+    /// Checks that words of the range keep a written value: one in each [`STEP`], and the last one.
     ///
-    /// Restores each word. A cached word is written back and fetched again, since the cache alone
-    /// would keep it.
+    /// Restores each word. The cache would keep a value even without memory behind it, so the cache
+    /// line is flushed before the word is read again.
     ///
     /// # Errors
     ///
-    /// `ENXIO`, with the reason in the log, if one does not.
+    /// `ENXIO` if a word does not keep the value, with the reason in the log.
     fn keeps(&self) -> Result {
         let last = self.reservation.size - size_of::<u64>() as u64;
         let mut at = 0;
         loop {
-            // SAFETY: `at` is at most `last`, so a word is mapped there.
+            // SAFETY: `at` is at most `last`, so a whole word of the mapping begins there.
             let word = unsafe { self.at.cast::<u8>().add(at as usize) }.cast::<u64>();
-            // SAFETY: Mapped, as above, and aligned; the range is reserved for this module, so no
-            // other driver uses it.
+            // SAFETY: The word is mapped writable. It is aligned: the mapping is page-aligned, and
+            // `STEP` and `last` are multiples of a word. The reservation excludes other drivers.
             if !unsafe { keeps_word(word) } {
                 pr_err!(
                     "[{:#x}-{:#x}] does not keep what is written at {:#x}, so no memory is there: \
@@ -378,34 +402,37 @@ impl RangeMapping {
     }
 }
 
-/// Returns whether a word in memory can be changed, and restores it.
+/// Returns whether a word keeps a value that is written to it, and restores the word.
 ///
 /// # Safety
 ///
 /// `word` must be aligned, mapped writable, and in use by nothing else.
 unsafe fn keeps_word(word: NonNull<u64>) -> bool {
     let flush = || {
-        // SAFETY: By this function's requirements a word is mapped there.
+        // SAFETY: By this function's requirements, the bytes to flush are mapped.
         unsafe { bindings::clflush_cache_range(word.as_ptr().cast(), size_of::<u64>() as c_uint) }
     };
-    // SAFETY: By this function's requirements, here and below.
+    // SAFETY: By this function's requirements `word` is aligned, mapped, and not written elsewhere.
     let old = unsafe { word.read_volatile() };
-    // All bits differ, so a bus that answers with a constant or with `old` is found out.
-    // SAFETY: As the requirements say.
+    // All bits differ, so this detects a bus that answers with a constant or with `old`.
+    // SAFETY: By this function's requirements `word` is aligned, mapped writable, and unused
+    // elsewhere.
     unsafe { word.write_volatile(!old) };
     flush();
-    // SAFETY: As the requirements say.
+    // SAFETY: By this function's requirements `word` is aligned, mapped, and not written elsewhere.
     let new = unsafe { word.read_volatile() };
-    // SAFETY: As the requirements say.
+    // SAFETY: By this function's requirements `word` is aligned, mapped writable, and unused
+    // elsewhere.
     unsafe { word.write_volatile(old) };
     flush();
-    // SAFETY: As the requirements say.
+    // SAFETY: By this function's requirements `word` is aligned, mapped, and not written elsewhere.
     new == !old && unsafe { word.read_volatile() } == old
 }
 
 impl Drop for IomemReservation {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants the kernel granted this range of `iomem_resource` to the
+        // module, and nothing else releases it.
         unsafe {
             bindings::__release_region(&raw mut bindings::iomem_resource, self.start, self.size)
         };
@@ -414,8 +441,8 @@ impl Drop for IomemReservation {
 
 impl Drop for RangeMapping {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, and this knows the one from the other; whoever drops a
-        // region has no users of its pages left.
+        // SAFETY: By the type invariants `memremap()` or `ioremap()` returned `at`; `memunmap()`
+        // takes both. The owner of a region drops it only when its memory has no users.
         unsafe { bindings::memunmap(self.at.as_ptr()) };
     }
 }
