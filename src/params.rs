@@ -178,6 +178,7 @@ struct Text(core::cell::UnsafeCell<*const c_char>);
 // module races with the write.
 unsafe impl Sync for Text {}
 
+/// The parameter `heap_name`.
 static HEAP_NAME: Text = Text(core::cell::UnsafeCell::new(
     kernel::str::as_char_ptr_in_const_context(c"rust_buddy"),
 ));

@@ -23,6 +23,7 @@ use kernel::{
     }, //
 };
 
+/// The bits of one word.
 const BITS: u64 = u64::BITS as u64;
 
 /// The dirty pages of a pool, and which of them a device may still write to.

@@ -56,12 +56,21 @@ unsafe fn unregister(block: *mut bindings::notifier_block) {
     unsafe { bindings::unregister_pm_notifier(block) };
 }
 
+/// Registers nothing: a kernel without `CONFIG_PM_SLEEP` calls no notifier.
+///
+/// # Safety
+///
+/// There are no requirements.
 #[cfg(not(CONFIG_PM_SLEEP))]
 unsafe fn register(_block: *mut bindings::notifier_block) -> Result {
-    // A kernel without CONFIG_PM_SLEEP calls no notifier.
     to_result(0)
 }
 
+/// Unregisters nothing.
+///
+/// # Safety
+///
+/// There are no requirements.
 #[cfg(not(CONFIG_PM_SLEEP))]
 unsafe fn unregister(_block: *mut bindings::notifier_block) {}
 

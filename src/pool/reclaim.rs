@@ -53,8 +53,10 @@ const PAGEBLOCKS: usize = 8;
 pub(crate) enum MigrateError {
     /// The buffer can't be migrated now.
     ///
-    /// Its address is known outside of page tables, its lock is busy, it is being migrated or
-    /// resized already, or the migration would block its users for too long.
+    /// - Its address is known outside of page tables.
+    /// - Its lock is busy.
+    /// - It is being migrated or resized already.
+    /// - The migration would block its users for too long.
     Unmovable,
     /// No free block can be the target.
     NoSpace,
