@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Buffers as one device reaches them: found by its name, mapped through its DMA operations (an
-//! IOMMU's, or bounce buffers where it can't reach the memory), undone when it goes.
+//! DMA mappings of buffers for single devices, as PIN makes them.
 //!
-//! A mapping can end in two ways. Its owner drops it, or the device is removed: then its
-//! IOMMU's tables go too, and the DMA API must not be asked to undo anything in them any more. So
-//! everything that is mapped is in one list, and a notifier of the bus takes out what is a device's
-//! before that is gone for good. A driver that is bound or unbound meanwhile changes nothing: the
-//! default domain of the device's IOMMU group, which is what the DMA API maps into, outlives it.
-//! While VFIO owns the group, the device sees VFIO's domain instead and nothing that is mapped
-//! here, so a new mapping would be of no use and is refused.
+//! PIN names a device. [`Device::find`] looks it up, and [`Devices::map`] maps a pinned view for it
+//! through the DMA API. The device then uses its IOMMU, or bounce buffers if it can't reach the
+//! memory.
+//!
+//! A mapping ends when its owner drops it or when the device is removed. The removal frees the
+//! device's IOMMU tables, after which the DMA API must not unmap anything in them. So one list has
+//! all mappings, and a bus notifier unmaps those of a device before its removal proceeds. Binding
+//! or unbinding a driver has no effect: the DMA API maps into the default domain of the device's
+//! IOMMU group, which outlives the driver. While VFIO owns the group, the device sees VFIO's domain
+//! and none of these mappings. A new mapping would be useless, so PIN refuses it.
 //!
 //! Lock order: a client's table, then the list.
 
@@ -38,23 +40,23 @@ use kernel::{
 
 type RawDevice = bindings::device;
 
-/// A device as user space names it: its bus, a slash, and its name there.
+/// The name by which user space selects a device: the bus, a slash, and the device's name there.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct DeviceName([u8; uapi::DEVICE_LEN]);
 
 impl DeviceName {
-    /// Checks what came from user space: printable, and ended by a NUL.
+    /// Returns the name if it is printable ASCII that ends with a NUL.
     pub(super) fn new(bytes: &[u8; uapi::DEVICE_LEN]) -> Option<Self> {
         printable(bytes).map(Self)
     }
 
-    /// Returns whether it is empty.
+    /// Returns whether the name is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.0.starts_with(&[0])
     }
 }
 
-/// The buses whose devices can be named: those that the IOMMU drivers serve.
+/// Returns the buses whose devices can be named, which are those that IOMMU drivers serve.
 fn buses() -> [(&'static [u8], *const bindings::bus_type); 2] {
     [
         (b"pci", &raw const bindings::pci_bus_type),
@@ -62,26 +64,28 @@ fn buses() -> [(&'static [u8], *const bindings::bus_type); 2] {
     ]
 }
 
-/// A reference to a device. It may be removed from its bus meanwhile, but not freed.
+/// A reference to a device. The device may be removed from its bus, but it is not freed.
 ///
 /// # Invariants
 ///
-/// Points to a device that does DMA, of which this is a reference.
+/// The pointer owns one reference to a device whose `dma_mask` pointer is set.
 pub(super) struct Device(NonNull<RawDevice>);
 
-// SAFETY: References to devices may be given back anywhere.
+// SAFETY: The reference count is atomic, and any thread may drop a reference.
 unsafe impl Send for Device {}
-// SAFETY: Nothing is changed through a shared reference, but under the list's lock.
+// SAFETY: A shared reference only reads fields of the device, changes its atomic reference count or
+// calls the DMA API, which any thread may do.
 unsafe impl Sync for Device {}
 
 impl Device {
-    /// The device of that name, if there is one and it does DMA.
+    /// Returns the device of that name, if it exists and does DMA.
     pub(super) fn find(name: &DeviceName) -> Option<Self> {
         let slash = name.0.iter().position(|&byte| byte == b'/')?;
         let (bus, rest) = name.0.split_at_checked(slash)?;
         let on_bus = CStr::from_bytes_until_nul(rest.get(1..)?).ok()?;
         let (_, bus) = buses().into_iter().find(|(name, _)| *name == bus)?;
-        // SAFETY: The bus is a static of the kernel, and the name lives through the call.
+        // SAFETY: `bus` is a static of the kernel. A null start means the whole bus.
+        // `device_match_name` takes a C string, and `on_bus` lives during the call.
         let device = unsafe {
             bindings::bus_find_device(
                 bus,
@@ -91,52 +95,62 @@ impl Device {
             )
         };
         let device = NonNull::new(device)?;
-        // SAFETY: There is a reference; the pointer to the mask is set before a device is on a bus.
+        // SAFETY: The search took a reference, so the device is not freed. Bus code sets the
+        // pointer to the mask before it adds the device.
         let has_mask = unsafe { !(*device.as_ptr()).dma_mask.is_null() };
         if !has_mask {
-            // SAFETY: This was the reference that the search took.
+            // SAFETY: The search took this reference, and nothing uses it after this call.
             unsafe { bindings::put_device(device.as_ptr()) };
             return None;
         }
-        // INVARIANT: It has a mask, and the search took a reference.
+        // INVARIANT: The mask was checked above, and the search's reference moves to `Self`.
         Some(Self(device))
     }
 
+    /// Returns the pointer for the kernel's functions.
     fn raw(&self) -> *mut RawDevice {
         self.0.as_ptr()
     }
 
+    /// Returns the device's part of a [`Key`].
     fn key(&self) -> usize {
         self.0.as_ptr() as usize
     }
 
-    /// Returns whether its removal has begun. To be called under the list's lock: a mapping that is
-    /// made before the removal is then found by the notifier.
+    /// Returns whether the removal of the device has begun.
+    ///
+    /// The caller holds the list's lock. The kernel sets the flag before it calls the notifier,
+    /// which takes that lock. So if the flag is not set, the notifier will find a mapping that the
+    /// caller adds under the same lock.
     fn is_dead(&self) -> bool {
-        // SAFETY: There is a reference, and a device that was on a bus has its private part.
+        // SAFETY: By the type invariants the device is not freed. It was on a bus, so its private
+        // part `p` exists and lives as long as the device.
         unsafe { (*(*self.raw()).p).dead() != 0 }
     }
 
-    /// Returns whether its IOMMU domain is another driver's, such as VFIO. To be called under the
-    /// list's lock, and not for a dead device, whose group may go.
+    /// Returns whether the device is attached to an IOMMU domain of another driver, as with VFIO.
+    ///
+    /// The caller holds the list's lock, and the device is not dead: the group of a dead device may
+    /// be freed.
     #[cfg(CONFIG_IOMMU_API)]
     fn is_claimed(&self) -> bool {
-        /// Stops at the device that is looked for, if its domain is not one of the kernel's own.
+        /// Returns 1, which ends the iteration, for `looked_for` if another driver owns its domain.
         ///
         /// # Safety
         ///
-        /// `device` must be one of a group whose lock is held.
+        /// `device` must be a device of a group whose lock is held.
         unsafe extern "C" fn is_other(device: *mut RawDevice, looked_for: *mut c_void) -> c_int {
             if device.cast() != looked_for {
                 return 0;
             }
-            // SAFETY: By this function's requirements: a domain is attached, and detached before
-            // it is freed, under the group's lock.
+            // SAFETY: `iommu_driver_get_domain_for_dev()` requires the group's lock, which is held
+            // by this function's requirements. Domains are attached and detached under that lock,
+            // and detached before they are freed, so the domain lives while it is read.
             let kind = unsafe {
                 let domain = bindings::iommu_driver_get_domain_for_dev(device);
                 domain.as_ref().map(|domain| domain.type_)
             };
-            // VFIO has domains that it fills itself, and one that blocks all before that.
+            // VFIO attaches unmanaged domains that it fills itself, and a blocking one before that.
             matches!(
                 kind,
                 Some(bindings::IOMMU_DOMAIN_BLOCKED | bindings::IOMMU_DOMAIN_UNMANAGED)
@@ -144,13 +158,15 @@ impl Device {
             .into()
         }
 
-        // SAFETY: The device is not removed before the notifier has run, which needs the lock.
+        // SAFETY: The device has its group until it is removed. The removal waits for the notifier,
+        // and that waits for the list's lock, which the caller holds.
         let group = unsafe { bindings::iommu_group_get(self.raw()) };
         if group.is_null() {
             return false;
         }
-        // SAFETY: A reference was just taken, and is given back here. The function is called with
-        // the lock held.
+        // SAFETY: `iommu_group_get()` took a reference to `group`, which keeps the group alive and
+        // which `iommu_group_put()` drops once. The iteration calls `is_other` with devices of the
+        // group under the group's lock.
         unsafe {
             let other =
                 bindings::iommu_group_for_each_dev(group, self.raw().cast(), Some(is_other));
@@ -164,10 +180,10 @@ impl Device {
         false
     }
 
-    /// The last address that it could be told without an IOMMU.
+    /// Returns the highest address that the device can reach without an IOMMU.
     fn last_address(&self) -> u64 {
-        // SAFETY: There is a reference; the mask is there by the type invariants. A driver may set
-        // both; any moment's value will do.
+        // SAFETY: By the type invariants the device is not freed and has a mask. A driver may write
+        // both values concurrently, so the reads are volatile; an older value does no harm.
         let (mask, bus) = unsafe {
             let device = self.raw();
             (
@@ -185,28 +201,29 @@ impl Device {
 
 impl Clone for Device {
     fn clone(&self) -> Self {
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants `self` owns a reference, so the device is not freed.
         unsafe { bindings::get_device(self.raw()) };
-        // INVARIANT: One reference more, of the same device.
+        // INVARIANT: `get_device()` took the reference that the clone owns. The device has a mask.
         Self(self.0)
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants `self` owns a reference, which nothing uses after this.
         unsafe { bindings::put_device(self.raw()) };
     }
 }
 
-/// Returns whether the device is behind an IOMMU that translates, as far as the DMA API goes.
+/// Returns whether the DMA API maps through an IOMMU for the device.
 ///
 /// # Safety
 ///
-/// `device` must be a device.
+/// `device` must point to a device that lives during the call.
 unsafe fn is_translated(device: *const RawDevice) -> bool {
     let bit = bindings::struct_device_flags_DEV_FLAG_DMA_IOMMU as usize;
-    // SAFETY: By this function's requirements. Other bits of the word may change meanwhile.
+    // SAFETY: By this function's requirements the device lives, and so does its word of flags. The
+    // read is volatile because the kernel may change other bits concurrently.
     let word = unsafe {
         (&raw const (*device).flags)
             .cast::<c_ulong>()
@@ -215,20 +232,22 @@ unsafe fn is_translated(device: *const RawDevice) -> bool {
     word >> bit & 1 != 0
 }
 
-/// Returns whether there are devices that a physical address is of no use to.
+/// Returns whether an IOMMU translates for any device, so that it can't use physical addresses.
 pub(super) fn any_translated() -> bool {
-    /// Stops at the first that is.
+    /// Returns 1, which ends the iteration, for a device behind an IOMMU.
     ///
     /// # Safety
     ///
-    /// `device` must be a device.
+    /// `device` must point to a device that lives during the call.
     unsafe extern "C" fn stop_at(device: *mut RawDevice, _: *mut c_void) -> c_int {
-        // SAFETY: By this function's requirements.
+        // SAFETY: `is_translated` has the same requirement as this function.
         unsafe { is_translated(device) }.into()
     }
 
     buses().into_iter().any(|(_, bus)| {
-        // SAFETY: The bus is a static of the kernel, which holds each device through its call.
+        // SAFETY: `bus` is a static of the kernel. A null start means the whole bus. The iteration
+        // holds a reference to each device that it passes to `stop_at`, which ignores the null
+        // data.
         let stopped = unsafe {
             bindings::bus_for_each_dev(
                 bus,
@@ -241,7 +260,7 @@ pub(super) fn any_translated() -> bool {
     })
 }
 
-/// The direction of a transfer, as `enum dma_data_direction` has it.
+/// The direction of a transfer, as in `enum dma_data_direction`.
 #[derive(Clone, Copy)]
 pub(super) enum DataDirection {
     ToDevice,
@@ -250,6 +269,7 @@ pub(super) enum DataDirection {
 }
 
 impl DataDirection {
+    /// Returns the kernel's constant.
     fn raw(self) -> bindings::dma_data_direction {
         use bindings::dma_data_direction as raw;
         match self {
@@ -267,40 +287,49 @@ pub(super) enum SyncTarget {
     Cpu,
 }
 
-/// A mapping by the DMA API, with the arguments that it takes to undo it.
+/// A mapping by the DMA API, with the arguments of the call that unmaps it.
 struct DmaMapping {
     device: Device,
+    /// The DMA address, as the device uses it.
     address: bindings::dma_addr_t,
+    /// Bytes.
     size: usize,
+    /// `DMA_ATTR_*` of the mapping.
     attrs: c_ulong,
+    /// Whether an IOMMU translated for the device when the mapping was made.
     translated: bool,
 }
 
 impl DmaMapping {
-    /// Maps memory for both directions.
+    /// Maps memory for both directions. With `bounce`, the kernel may use bounce buffers.
     ///
     /// # Safety
     ///
-    /// The list is locked, and the device is not dead. `[physical, physical + size)` must stay
-    /// where it is until this is undone, and be the kernel's own memory unless `bounce` is not set.
+    /// The caller must hold the list's lock, under which [`Device::is_dead`] returned false. The
+    /// memory `[physical, physical + size)` must belong to the caller and not move until the
+    /// mapping is undone. With `bounce`, each of its pages must have a `struct page`.
     unsafe fn new(device: Device, physical: u64, size: u64, bounce: bool) -> Result<Self> {
-        // What the kernel has no page of must not be bounced: its direct map does not have it.
+        // Bouncing copies through the direct map, which lacks memory without struct pages.
         let attrs = if bounce {
             0
         } else {
             bindings::DMA_ATTR_REQUIRE_COHERENT as c_ulong
         };
-        // SAFETY: A device, by the type invariants.
+        // SAFETY: By the type invariants of `Device` the device is not freed.
         let translated = unsafe { is_translated(device.raw()) };
         if !translated && physical.saturating_add(size.saturating_sub(1)) > device.last_address() {
-            // SAFETY: As above.
+            // SAFETY: By the type invariants of `Device` the device is not freed. It is not dead,
+            // by this function's requirements, so its DMA operations are in place.
             let largest = unsafe { bindings::dma_max_mapping_size(device.raw()) };
-            // Without bounce buffers the kernel would take this for a driver's bug, and say so.
+            // Where it can't bounce, `dma_map_phys()` would warn about an overflow of the mask.
             if !bounce || largest == usize::MAX || size > largest as u64 {
                 return Err(EIO);
             }
         }
-        // SAFETY: As above; the memory is as this function's requirements say.
+        // SAFETY: The device is not freed, by the type invariants of `Device`, has a mask and is
+        // not dead. By this function's requirements the memory does not move until it is unmapped,
+        // and has struct pages if the kernel may bounce it. The second call only marks the result
+        // as checked.
         let address = unsafe {
             let address = bindings::dma_map_phys(
                 device.raw(),
@@ -325,16 +354,17 @@ impl DmaMapping {
         })
     }
 
-    /// Undoes it; with `copy`, after what a device with a copy has written was copied back.
+    /// Unmaps the memory. With `copy`, the kernel first copies a bounce buffer back to the memory.
     ///
     /// # Safety
     ///
-    /// The list is locked, and the notifier has not run for the device since this was made.
+    /// The caller must hold the list's lock. The notifier must not have finished for the device
+    /// since the mapping was made.
     unsafe fn undo(self, copy: bool) {
-        // SAFETY: A device, by the type invariants.
+        // SAFETY: By the type invariants of `Device` the device is not freed.
         if unsafe { is_translated(self.device.raw()) } != self.translated {
-            // Root has given the device's group another default domain, and the mapping went with
-            // the old one.
+            // The administrator has changed the type of the group's default domain, and the kernel
+            // has freed the old domain with the mapping.
             return;
         }
         let attrs = if copy {
@@ -342,7 +372,9 @@ impl DmaMapping {
         } else {
             self.attrs | bindings::DMA_ATTR_SKIP_CPU_SYNC as c_ulong
         };
-        // SAFETY: What was given and asked for when it was mapped, once.
+        // SAFETY: Address, size, direction and attributes are those of the mapping, which is undone
+        // once because this takes `self`. The notifier, which runs before the device loses its DMA
+        // operations, has not finished, by this function's requirements.
         unsafe {
             bindings::dma_unmap_phys(
                 self.device.raw(),
@@ -355,19 +387,22 @@ impl DmaMapping {
     }
 }
 
-/// Names a mapping: its device, for the notifier to find all of that, and a number.
+/// The key of a mapping: the device's address, by which the notifier finds all mappings of the
+/// device, and a number.
 type Key = (usize, u64);
 
+/// All mappings.
 struct List {
     mapped: RBTree<Key, DmaMapping>,
+    /// The number of the newest mapping.
     last: u64,
 }
 
-/// A bus's notifier of ours.
+/// A registered notifier of a bus.
 ///
 /// # Invariants
 ///
-/// `block` is registered with `bus`, and is in a [`Devices`].
+/// `block` is registered with `bus`. `devices` points to the [`Devices`] that contains this.
 #[pin_data(PinnedDrop)]
 struct Watch {
     bus: *const bindings::bus_type,
@@ -377,9 +412,11 @@ struct Watch {
 }
 
 impl Watch {
+    /// Returns an initializer that registers a notifier for the bus `on`.
+    ///
     /// # Safety
     ///
-    /// This must become a field of the pinned `devices`, whose list is initialised already.
+    /// The value must become a field of the pinned `devices`, whose list must be initialised.
     unsafe fn new(
         on: *const bindings::bus_type,
         devices: *const Devices,
@@ -388,7 +425,8 @@ impl Watch {
             bus: on,
             devices,
             block <- Opaque::try_ffi_init(move |slot: *mut bindings::notifier_block| {
-                // SAFETY: The slot may be written, and stays where it is until it is unregistered.
+                // SAFETY: `slot` is valid for writes. It is pinned, and `drop` unregisters it
+                // before it is freed. `on` is a static of the kernel.
                 unsafe {
                     slot.write(bindings::notifier_block {
                         notifier_call: Some(notify),
@@ -404,16 +442,17 @@ impl Watch {
 #[pinned_drop]
 impl PinnedDrop for Watch {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Registered, by the type invariants. Waits until it runs nowhere any more.
+        // SAFETY: By the type invariants `block` is registered with `bus`. The call waits for
+        // running notifiers, so none uses the block after it.
         unsafe { bindings::bus_unregister_notifier(self.bus, self.block.get()) };
     }
 }
 
-/// Something happens to a device of a bus.
+/// Unmaps the buffers of a device that is being removed; the buses call it.
 ///
 /// # Safety
 ///
-/// `block` must be that of a [`Watch`], and `data` a device.
+/// `block` must be that of a [`Watch`], and `data` must point to a device.
 unsafe extern "C" fn notify(
     block: *mut bindings::notifier_block,
     action: c_ulong,
@@ -421,18 +460,19 @@ unsafe extern "C" fn notify(
 ) -> c_int {
     if action == bindings::bus_notifier_event_BUS_NOTIFY_DEL_DEVICE as c_ulong {
         let block = block.cast::<Opaque<bindings::notifier_block>>();
-        // SAFETY: By this function's requirements, and the type invariants of `Watch`: until it is
-        // unregistered, what it is a part of lives.
+        // SAFETY: By this function's requirements `block` is a field of a `Watch`. By the
+        // invariants of that type, `devices` contains it, so it lives until the notifier is
+        // unregistered.
         let devices = unsafe { &*(*kernel::container_of!(block, Watch, block)).devices };
         devices.forget(data as usize);
     }
     bindings::NOTIFY_DONE as c_int
 }
 
-/// All that is mapped for devices.
+/// All DMA mappings, and the notifiers that end them when a device is removed.
 #[pin_data]
 pub(super) struct Devices {
-    // Before the list, so that no notifier comes any more when that goes.
+    // Fields are dropped in this order: the notifiers are unregistered before the list is dropped.
     #[pin]
     pci: Watch,
     #[pin]
@@ -441,22 +481,23 @@ pub(super) struct Devices {
     list: Mutex<List>,
 }
 
-// SAFETY: The notifiers belong to no thread.
+// SAFETY: Any thread may unregister the notifiers, and the list's values are `Send`.
 unsafe impl Send for Devices {}
-// SAFETY: What can be changed has a lock.
+// SAFETY: The list has a lock, and nothing else changes after initialisation.
 unsafe impl Sync for Devices {}
 
 /// Why a buffer can't be mapped for a device.
 pub(super) enum MapError {
-    /// It is being removed.
+    /// The device is being removed.
     Gone,
-    /// Its DMA operations refuse.
+    /// The DMA API refuses the mapping, or another driver owns the device's IOMMU domain.
     Device,
-    /// No kernel memory.
+    /// There is no kernel memory.
     Memory,
 }
 
 impl Devices {
+    /// Registers the notifiers.
     pub(super) fn new() -> Result<Arc<Self>> {
         let [(_, pci), (_, platform)] = buses();
         Arc::pin_init(
@@ -465,9 +506,11 @@ impl Devices {
                     mapped: RBTree::new(),
                     last: 0,
                 }, "rust_buddy_devices"),
-                // SAFETY: A field of what is being made, after the list.
+                // SAFETY: It becomes a field of the pinned `this`, whose list was initialised
+                // above.
                 pci <- unsafe { Watch::new(pci, this.as_ptr()) },
-                // SAFETY: As above.
+                // SAFETY: It becomes a field of the pinned `this`, whose list was initialised
+                // above.
                 platform <- unsafe { Watch::new(platform, this.as_ptr()) },
             }? Error),
             GFP_KERNEL,
@@ -493,8 +536,9 @@ impl Devices {
         if device.is_claimed() {
             return Err(MapError::Device);
         }
-        // SAFETY: The list is locked and the device was looked at. The memory is where it is as
-        // long as `pinned` lives, which goes with the mapping, after that is undone.
+        // SAFETY: The list is locked, and the device is not dead. The memory does not move while
+        // `pinned` lives; the `DeviceMapping` drops it after it has undone the mapping. `bounce` is
+        // set only if the buffer has struct pages.
         let mapped = unsafe { DmaMapping::new(device, physical, size, bounce) };
         let mapped = mapped.map_err(|_| MapError::Device)?;
         let address = mapped.address;
@@ -513,7 +557,7 @@ impl Devices {
         })
     }
 
-    /// Undoes all that is mapped for a device that goes.
+    /// Undoes all mappings for a device that is being removed.
     fn forget(&self, device: usize) {
         let mut list = self.list.lock();
         loop {
@@ -525,59 +569,66 @@ impl Devices {
             else {
                 return;
             };
-            // SAFETY: Locked, and this is the notifier.
+            // SAFETY: The list is locked, the mapping was taken from it, and the notifier for the
+            // device is still running.
             unsafe { mapped.undo(false) };
         }
     }
 }
 
-/// A buffer that is mapped for a device; dropping it takes it from the device. What a device with a
-/// copy has written is lost then, but for what was made the CPU's before.
+/// A buffer that is mapped for a device. Dropping it undoes the mapping.
+///
+/// A drop does not copy a bounce buffer back. The device's writes since the last SYNC for the CPU
+/// are then lost; [`Self::end`] keeps them.
 pub(super) struct DeviceMapping {
     devices: Arc<Devices>,
+    /// The mapping in the list, until the owner or the notifier undoes it.
     key: Key,
     name: DeviceName,
+    /// The DMA address.
     address: u64,
     bounced: bool,
-    /// There until `drop` has undone the mapping.
+    /// The pin of the memory, until `leak` takes it or `drop` has undone the mapping.
     pinned: Option<PinnedView>,
 }
 
 impl DeviceMapping {
-    /// What the device must be told.
+    /// Returns the address that the device has to use.
     pub(super) fn address(&self) -> u64 {
         self.address
     }
 
-    /// Bytes from there on.
+    /// Returns the number of bytes that are mapped.
     pub(super) fn bytes(&self) -> u64 {
         self.pinned.as_ref().map_or(0, PinnedView::bytes)
     }
 
-    /// Returns whether the device sees a copy.
+    /// Returns whether the device accesses a bounce buffer instead of the memory.
     pub(super) fn is_bounced(&self) -> bool {
         self.bounced
     }
 
-    /// Its own, never given to another.
+    /// Returns the number of the mapping. No other mapping gets it.
     pub(super) fn number(&self) -> u64 {
         self.key.1
     }
 
-    /// As it was asked for.
+    /// Returns the name by which PIN selected the device.
     pub(super) fn name(&self) -> &DeviceName {
         &self.name
     }
 
-    /// Returns whether it is of that very device. One that was removed is never found again, so a
-    /// device with the same name is another one.
+    /// Returns whether the mapping is for `device` itself, not for an earlier device of its name.
+    ///
+    /// It returns false after the removal of the device.
     pub(super) fn is_of(&self, device: &Device) -> bool {
-        // The address alone could be that of another device, were this one's not held as long as
-        // it is in the list.
+        // Only a mapping in the list holds its device. Without it, `device` could be a new device
+        // at the address of the old one.
         self.key.0 == device.key() && self.devices.list.lock().mapped.get(&self.key).is_some()
     }
 
-    /// Makes a part of the buffer the same for CPU and device. Nothing, if that has gone.
+    /// Makes a part of the buffer consistent between CPU and device. It does nothing after the
+    /// removal of the device.
     pub(super) fn sync(
         &self,
         offset: u64,
@@ -595,7 +646,8 @@ impl DeviceMapping {
         if !last || size == 0 {
             return;
         }
-        // SAFETY: It is mapped, since it is in the list, and the part lies within.
+        // SAFETY: A mapping in the list is not undone while the list is locked, and its device is
+        // not freed. The bytes from `offset` on lie within it, as checked above.
         unsafe {
             let sync = match target {
                 SyncTarget::Device => bindings::__dma_sync_single_for_device,
@@ -610,8 +662,9 @@ impl DeviceMapping {
         }
     }
 
-    /// Undoes the mapping and leaks the pin: the device may go on writing to the address that it
-    /// was told, translated or not.
+    /// Undoes the mapping and leaks the pin.
+    ///
+    /// The device may continue to write to its address, translated or not.
     pub(super) fn leak(mut self) {
         self.undo(false);
         if let Some(pinned) = self.pinned.take() {
@@ -619,16 +672,18 @@ impl DeviceMapping {
         }
     }
 
-    /// Takes the buffer from the device, and all that this has written to its copy into the buffer.
+    /// Undoes the mapping after it has copied a bounce buffer back to the memory.
     pub(super) fn end(self) {
         self.undo(true);
     }
 
+    /// Undoes the mapping, if neither this nor the notifier has done so yet.
     fn undo(&self, copy: bool) {
         let mut list = self.devices.list.lock();
         let mapped = list.mapped.remove(&self.key);
         if let Some(mapped) = mapped {
-            // SAFETY: Locked; what the notifier has seen is not in the list any more.
+            // SAFETY: The list is locked, and the mapping was taken from it. The notifier has not
+            // run since it was made, because it would have taken the mapping out.
             unsafe { mapped.undo(copy) };
         }
     }
@@ -636,7 +691,7 @@ impl DeviceMapping {
 
 impl Drop for DeviceMapping {
     fn drop(&mut self) {
-        // Nothing, after `end`.
+        // After `end` or `leak` there is no mapping any more.
         self.undo(false);
     }
 }

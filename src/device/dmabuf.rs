@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! dma-bufs: a buffer, or a part of one, as other drivers and other processes take it.
+//! The dma-buf exporter, which shows a buffer or a part of it to other drivers and processes.
 //!
-//! A dma-buf holds its buffer and, through the kernel's own reference, the module, whatever becomes
-//! of the handle and the client it was made from. Its mappings use the buffer's window of offsets,
-//! as those of the device nodes do.
+//! EXPORT and the heap make a [`DmaBuf`] and install it under a reserved [`Descriptor`]. IMPORT
+//! finds the dma-buf of a descriptor and takes its view. A dma-buf holds its buffer and, through
+//! the dma-buf core, the module. It outlives the handle and the client that it was exported from.
+//!
+//! mmap of a dma-buf uses the mmap space of the buffer, as mmap of the device nodes does.
 
 use super::mmap;
 use crate::buffer::{
@@ -33,7 +35,7 @@ use kernel::{
 
 type RawDataDirection = bindings::dma_data_direction;
 
-/// What is behind a dma-buf of ours.
+/// The private data of a dma-buf that this module exported.
 #[pin_data]
 struct Exported {
     view: View,
@@ -43,29 +45,33 @@ struct Exported {
 
 /// The mappings of a dma-buf by other drivers.
 struct DriverMappings {
-    /// What devices have mapped at the moment, for the CPU's accesses to be told to them.
+    /// The current mappings for devices, which CPU access has to sync.
     maps: KVec<KBox<DeviceMap>>,
-    /// While it has an address in the kernel.
+    /// The pin of the view, from `vmap` until `vunmap`.
     vmapped: Option<PinnedView>,
 }
 
+/// Operations of a dma-buf, in a static.
 #[repr(transparent)]
 struct DmaBufOperations(bindings::dma_buf_ops);
 
-// SAFETY: Function pointers, never written.
+// SAFETY: The struct has only function pointers, and is never written.
 unsafe impl Sync for DmaBufOperations {}
 
 static OPERATIONS: DmaBufOperations = DmaBufOperations(ALL);
 
-/// For what may be read only. The address that `vmap` gives could be written through, and a driver
-/// does not say whether it will. Without the operation the kernel refuses with `EINVAL`; if the
-/// operation itself failed, it would warn.
+/// The operations of a read-only dma-buf, without `vmap`.
+///
+/// A driver could write through the address that `vmap` returns, and does not tell whether it will.
+/// Without the operation, the kernel refuses with `EINVAL`. If the operation failed instead, the
+/// kernel would warn.
 static READ_ONLY: DmaBufOperations = DmaBufOperations(bindings::dma_buf_ops {
     vmap: None,
     vunmap: None,
     ..ALL
 });
 
+/// The operations of a writable dma-buf.
 const ALL: bindings::dma_buf_ops = bindings::dma_buf_ops {
     map_dma_buf: Some(map_dma_buf),
     unmap_dma_buf: Some(unmap_dma_buf),
@@ -82,16 +88,17 @@ const ALL: bindings::dma_buf_ops = bindings::dma_buf_ops {
 ///
 /// # Invariants
 ///
-/// Points to a dma-buf of which this is a reference.
+/// The pointer owns one reference to a dma-buf.
 pub(super) struct DmaBuf(NonNull<bindings::dma_buf>);
 
 impl DmaBuf {
-    /// Makes one that shows `view`, to be opened as `access` (`O_RDONLY`, ...) says. Its mappings
-    /// are found by `offsets`.
+    /// Exports `view` as a dma-buf whose file has the access mode `access` (`O_RDONLY`, ...).
+    ///
+    /// The file is attached to `offsets`, through which its mappings are found.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`, and what the kernel's files are refused for.
+    /// `ENOMEM`, and the errors of opening a file (`ENFILE`).
     pub(super) fn new(view: View, access: u32, offsets: &Offsets) -> Result<Self> {
         let name = view.buffer().name().bytes();
         let size = view.granted() as usize;
@@ -122,18 +129,20 @@ impl DmaBuf {
             priv_: exported.into_raw_void(),
             ..Default::default()
         };
-        // SAFETY: All that must be filled in is.
+        // SAFETY: `info` has all fields that `dma_buf_export()` requires. `ops` is a static, and
+        // the operations expect the `Arc<Exported>` that `priv_` points to.
         let made = from_err_ptr(unsafe { bindings::dma_buf_export(&raw const info) });
         let dmabuf = made.inspect_err(|_| {
-            // SAFETY: The reference that went into `info` was not taken over.
+            // SAFETY: `priv_` came from `Arc::into_raw()`. The failed call did not keep it.
             drop(unsafe { Arc::<Exported>::from_raw(info.priv_.cast()) })
         })?;
         let this = Self(NonNull::new(dmabuf).ok_or(ENOMEM)?);
-        // SAFETY: It has a file, which no other task knows yet, and which holds the module.
+        // SAFETY: No other task has the dma-buf yet, so its file is not mapped. The file holds the
+        // module, so it is closed before the module is unloaded.
         unsafe { offsets.attach_file((*dmabuf).file) };
         if name.first() != Some(&0) {
-            // SAFETY: The name ends with a NUL. No other task has the dma-buf yet; the kernel frees
-            // the copy along with it.
+            // SAFETY: The name ends with a NUL. No other task has the dma-buf yet, so the field is
+            // written without its lock. The kernel frees the copy with the dma-buf.
             unsafe {
                 let copy = bindings::kstrdup(name.as_ptr().cast(), bindings::GFP_KERNEL_ACCOUNT);
                 (*dmabuf).name = copy;
@@ -142,37 +151,40 @@ impl DmaBuf {
         Ok(this)
     }
 
-    /// The one that descriptor `fd` of the caller stands for.
+    /// Returns a reference to the dma-buf of the caller's descriptor `fd`.
     ///
     /// # Errors
     ///
-    /// `EBADF` for no descriptor, `EINVAL` for one of something else.
+    /// `EBADF` if `fd` is not an open descriptor, `EINVAL` if it is not one of a dma-buf.
     pub(super) fn of_descriptor(fd: i32) -> Result<Self> {
-        // SAFETY: May be called with any number.
+        // SAFETY: `dma_buf_get()` checks the number and takes any.
         let dmabuf = from_err_ptr(unsafe { bindings::dma_buf_get(fd) })?;
-        // INVARIANT: `dma_buf_get` gives a reference.
+        // INVARIANT: `dma_buf_get()` took a reference.
         NonNull::new(dmabuf).map(Self).ok_or(EBADF)
     }
 
-    /// What it shows, if it is one of ours; writable if the descriptor was.
+    /// Returns the view of the dma-buf, if this module exported it. The view is writable if the
+    /// descriptor is.
     pub(super) fn view(&self) -> Option<View> {
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants `self` owns a reference, so the dma-buf lives.
         let dmabuf = unsafe { self.0.as_ref() };
         let ours = [&raw const OPERATIONS.0, &raw const READ_ONLY.0];
         if !ours.contains(&dmabuf.ops) {
             return None;
         }
-        // SAFETY: One of ours, and alive.
+        // SAFETY: Its operations are those of this module, and `self` keeps it alive.
         let exported = unsafe { exported(self.0.as_ptr()) };
-        // SAFETY: A dma-buf has a file as long as it lives; the mode never changes.
+        // SAFETY: A dma-buf has a file as long as it lives, and the bits of `f_mode` that are read
+        // never change.
         let mode = unsafe { (*dmabuf.file).f_mode };
         let writable = exported.view.writable() && mode & mm::FMODE_WRITE != 0;
         exported.view.part(0, 0, writable).ok()
     }
 
-    /// Makes `descriptor` stand for it, and gives it away with that.
+    /// Installs the dma-buf under `descriptor`, which takes over the reference.
     pub(super) fn install(self, descriptor: Descriptor) {
-        // SAFETY: The descriptor was reserved by this task, and the reference goes with it.
+        // SAFETY: This task has reserved the descriptor, which `forget` keeps from being released.
+        // The file takes over the reference of `self`, which is forgotten too.
         unsafe { bindings::dma_buf_fd_install(self.0.as_ptr(), descriptor.0) };
         core::mem::forget(descriptor);
         core::mem::forget(self);
@@ -181,28 +193,28 @@ impl DmaBuf {
 
 impl Drop for DmaBuf {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants `self` owns a reference, which nothing uses after this.
         unsafe { bindings::dma_buf_put(self.0.as_ptr()) };
     }
 }
 
-/// A descriptor that is reserved and stands for nothing yet.
+/// A reserved descriptor, without a file yet. Dropping it releases the number.
 pub(super) struct Descriptor(c_int);
 
 impl Descriptor {
-    /// Reserves a descriptor, with `O_CLOEXEC` in `flags` or not.
+    /// Reserves a descriptor; `flags` is `O_CLOEXEC` or 0.
     ///
     /// # Errors
     ///
-    /// `EMFILE` when the caller has as many as it may have.
+    /// `EMFILE` if the caller has reached its limit of descriptors.
     pub(super) fn reserve(flags: u32) -> Result<Self> {
-        // SAFETY: The flags are checked there.
+        // SAFETY: `get_unused_fd_flags()` takes any flags, and works on the calling task.
         let fd = unsafe { bindings::get_unused_fd_flags(flags) };
         to_result(fd.min(0))?;
         Ok(Self(fd))
     }
 
-    /// The number.
+    /// Returns the number of the descriptor.
     pub(super) fn number(&self) -> i32 {
         self.0
     }
@@ -210,11 +222,13 @@ impl Descriptor {
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        // SAFETY: Reserved in `reserve`, by this task.
+        // SAFETY: This task reserved the descriptor in `reserve`, and it has no file: `install`
+        // forgets a descriptor that has.
         unsafe { bindings::put_unused_fd(self.0 as c_uint) };
     }
 }
 
+/// Conversion into the `void *` of a C struct.
 trait IntoRawVoid {
     fn into_raw_void(self) -> *mut c_void;
 }
@@ -225,43 +239,49 @@ impl<T> IntoRawVoid for Arc<T> {
     }
 }
 
-/// A buffer as one device has it mapped: a table of segments, for importers to read.
+/// A mapping of a buffer for one device. Importers read its table of segments.
 ///
 /// # Invariants
 ///
-/// `table` is empty, without entries and counts of zero, or was allocated by `sg_alloc_table`. In
-/// the latter case its `nents` entries are mapped for `device`, which lives until the importer has
-/// detached, and so until this is dropped.
+/// `table` has no entries and all counts are zero, or `sg_alloc_table()` allocated it. In the
+/// latter case its first `nents` entries are mapped for `device`. The device lives until the
+/// importer has detached, and the importer unmaps, which drops this, before it detaches.
 struct DeviceMap {
     table: bindings::sg_table,
     device: *mut bindings::device,
     direction: RawDataDirection,
+    /// Whether the buffer has struct pages; otherwise it is mapped as MMIO.
     has_pages: bool,
+    /// `DMA_ATTR_*` of the mapping.
     attrs: c_ulong,
-    /// Until the device is done with it: fields are dropped when `drop` has run.
+    /// Pins the memory until `drop` has unmapped it: fields are dropped after `drop`.
     pinned: PinnedView,
 }
 
-// SAFETY: The table belongs to no thread.
+// SAFETY: Any thread may read, sync and unmap the table, and the device outlives it.
 unsafe impl Send for DeviceMap {}
 
 impl DeviceMap {
-    /// Maps a pinned view, in one segment where the device can have it so.
+    /// Maps a pinned view, in one segment if the device takes segments of that length.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the device does no DMA, `EIO` if the DMA API refuses the mapping, `ENOMEM`.
     ///
     /// # Safety
     ///
-    /// `device` must be a device that lives until what this returns is dropped.
+    /// `device` must point to a device that lives until the returned value is dropped.
     unsafe fn new(
         pinned: PinnedView,
         device: *mut bindings::device,
         direction: RawDataDirection,
     ) -> Result<KBox<Self>> {
-        // SAFETY: By this function's requirements.
+        // SAFETY: By this function's requirements `device` lives.
         if unsafe { (*device).dma_mask.is_null() } {
             return Err(EINVAL);
         }
         let bytes = pinned.bytes();
-        // SAFETY: As above.
+        // SAFETY: By this function's requirements `device` lives.
         let most = unsafe { mm::largest_segment(device) };
         let count = u32::try_from(bytes.div_ceil(most)).map_err(|_| EINVAL)?;
         let mut this = KBox::new(
@@ -275,22 +295,22 @@ impl DeviceMap {
             },
             GFP_KERNEL_ACCOUNT,
         )?;
-        // SAFETY: Room for a table.
+        // SAFETY: `table` is valid for writes, and has no entries that the call could leak.
         to_result(unsafe {
             bindings::sg_alloc_table(&raw mut this.table, count, bindings::GFP_KERNEL_ACCOUNT)
         })
         .inspect_err(|_| {
-            // INVARIANT: Empty. A call that fails after its first chunk frees the entries, but
-            // leaves counts that say there are some.
+            // INVARIANT: The table is empty. A call that fails after its first chunk frees all
+            // entries, but leaves counts other than zero.
             this.table = Default::default();
         })?;
-        // Nothing is mapped yet, which `drop` must know if `fill` fails.
+        // Nothing is mapped yet. If `fill` fails, `drop` reads the count.
         this.table.nents = 0;
         this.fill(most)?;
         Ok(this)
     }
 
-    /// Writes the segments and has the device map them.
+    /// Writes the segments and maps them for the device.
     fn fill(&mut self, most: u64) -> Result {
         let (first, bytes) = (self.pinned.frame(), self.pinned.bytes());
         let mut done = 0;
@@ -298,11 +318,13 @@ impl DeviceMap {
         while done < bytes && !entry.is_null() {
             let length = most.min(bytes.saturating_sub(done));
             let frame = first.plus(done / mm::PAGE_SIZE);
-            // SAFETY: An entry of the table; the frame is one of the buffer's.
+            // SAFETY: `entry` is an entry of the table, to which `self` has exclusive access. The
+            // frames are pinned. If `has_pages`, the kernel's memory map covers them; otherwise
+            // they are mapped as MMIO. `device` lives, by the type invariants.
             unsafe {
                 (*entry).length = length as c_uint;
                 if self.has_pages {
-                    // The two lowest bits say what the entry is.
+                    // The two lowest bits mark the end of a chunk or of the table.
                     (*entry).page_link =
                         ((*entry).page_link & 3) | mm::pfn_to_page(frame) as c_ulong;
                 } else {
@@ -326,21 +348,23 @@ impl DeviceMap {
             self.table.nents = self.table.orig_nents;
             return Ok(());
         }
-        // SAFETY: The entries are filled in; the device lives, by the type invariants. It sets
-        // `nents` if it succeeds, and maps nothing if it fails.
+        // SAFETY: All entries have a page and a length, and `device` lives, by the type invariants.
+        // On success the call sets `nents`; on failure it leaves nothing mapped.
         to_result(unsafe {
             bindings::dma_map_sgtable(self.device, &raw mut self.table, self.direction, self.attrs)
         })?;
-        // What has no way to do DMA maps nothing and calls it a success.
+        // For a device without a way to do DMA, the call maps nothing and succeeds.
         if self.table.nents == 0 {
             return Err(EIO);
         }
         Ok(())
     }
 
-    /// The direction for syncing what the CPU accesses in `direction`: no other than what the
-    /// device has mapped. The caller of DMA_BUF_IOCTL_SYNC chooses his freely, and bounce buffers
-    /// that the device only reads must not be copied back.
+    /// Returns the direction for a sync that was requested for `direction`.
+    ///
+    /// It is the direction of the mapping, unless that is bidirectional. The caller of
+    /// DMA_BUF_IOCTL_SYNC may request any direction, but a bounce buffer that the device only reads
+    /// must not be copied back.
     fn narrowed(&self, direction: RawDataDirection) -> RawDataDirection {
         if self.direction == RawDataDirection::DMA_BIDIRECTIONAL {
             direction
@@ -349,11 +373,13 @@ impl DeviceMap {
         }
     }
 
-    /// Lets the CPU see what the device wrote.
+    /// Makes the device's writes visible to the CPU.
     fn for_cpu(&self, direction: RawDataDirection) {
         if self.has_pages {
             let table = &self.table;
-            // SAFETY: Mapped, by the type invariants.
+            // SAFETY: By the type invariants the table is mapped for `device`, which lives. The
+            // number of entries is that of the mapping, and `narrowed` returns a direction that the
+            // mapping allows.
             unsafe {
                 bindings::__dma_sync_sg_for_cpu(
                     self.device,
@@ -365,11 +391,13 @@ impl DeviceMap {
         }
     }
 
-    /// Lets the device see what the CPU wrote.
+    /// Makes the CPU's writes visible to the device.
     fn for_device(&self, direction: RawDataDirection) {
         if self.has_pages {
             let table = &self.table;
-            // SAFETY: Mapped, by the type invariants.
+            // SAFETY: By the type invariants the table is mapped for `device`, which lives. The
+            // number of entries is that of the mapping, and `narrowed` returns a direction that the
+            // mapping allows.
             unsafe {
                 bindings::__dma_sync_sg_for_device(
                     self.device,
@@ -386,7 +414,8 @@ impl Drop for DeviceMap {
     fn drop(&mut self) {
         let table = &mut self.table;
         if self.has_pages && table.nents > 0 {
-            // SAFETY: Mapped by `fill`, of all original entries.
+            // SAFETY: `fill` mapped all `orig_nents` entries for `device` with this direction and
+            // these attributes. `device` lives, by the type invariants.
             unsafe {
                 bindings::dma_unmap_sg_attrs(
                     self.device,
@@ -400,7 +429,8 @@ impl Drop for DeviceMap {
         if !self.has_pages {
             let mut entry = table.sgl;
             while !entry.is_null() {
-                // SAFETY: An entry of the table, mapped by `fill` if it has a length.
+                // SAFETY: `entry` is an entry of the table. If it has a DMA length, `fill` mapped
+                // it for `device` with these arguments. `device` lives, by the type invariants.
                 unsafe {
                     if (*entry).dma_length > 0 {
                         bindings::dma_unmap_phys(
@@ -416,19 +446,21 @@ impl Drop for DeviceMap {
             }
         }
         if !table.sgl.is_null() {
-            // SAFETY: Allocated by `sg_alloc_table`.
+            // SAFETY: By the type invariants `sg_alloc_table()` allocated a table with entries.
+            // Nothing is mapped any more.
             unsafe { bindings::sg_free_table(table) };
         }
     }
 }
 
-/// What is behind a dma-buf.
+/// Returns the private data of a dma-buf.
 ///
 /// # Safety
 ///
-/// `dmabuf` must be one of ours and live during `'a`.
+/// This module must have exported `dmabuf`, which must live during `'a`.
 unsafe fn exported<'a>(dmabuf: *mut bindings::dma_buf) -> ArcBorrow<'a, Exported> {
-    // SAFETY: `DmaBuf::new` put an `Arc` there, which `release` takes out.
+    // SAFETY: `DmaBuf::new` stored an `Arc<Exported>` in `priv_`. `release` drops it, which is not
+    // before the end of `'a`, by this function's requirements.
     unsafe { ArcBorrow::from_raw((*dmabuf).priv_.cast::<Exported>()) }
 }
 
@@ -436,23 +468,25 @@ unsafe fn exported<'a>(dmabuf: *mut bindings::dma_buf) -> ArcBorrow<'a, Exported
 ///
 /// # Errors
 ///
-/// `EACCES` if the device is to write and the dma-buf was exported to be read only: neither the
-/// kernel nor importers look at the mode of its file.
+/// `EACCES` if the device may write and the dma-buf is read-only. Neither the kernel nor importers
+/// check the mode of its file.
 ///
 /// # Safety
 ///
-/// `attachment` must be one of a dma-buf of ours.
+/// `attachment` must be an attachment to a dma-buf that this module exported.
 unsafe extern "C" fn map_dma_buf(
     attachment: *mut bindings::dma_buf_attachment,
     direction: RawDataDirection,
 ) -> *mut bindings::sg_table {
-    // SAFETY: By this function's requirements; the importer's device lives while it is attached.
+    // SAFETY: By this function's requirements the attachment and its dma-buf, which this module
+    // exported, live during the call.
     let (exported, device) = unsafe { (exported((*attachment).dmabuf), (*attachment).dev) };
     if direction != RawDataDirection::DMA_TO_DEVICE && !exported.view.writable() {
         return EACCES.to_ptr();
     }
     let pinned = exported.view.pin_for_driver();
-    // SAFETY: As above.
+    // SAFETY: The importer's device lives while it is attached, and the importer unmaps, which
+    // drops the map, before it detaches.
     let map = pinned.and_then(|pinned| unsafe { DeviceMap::new(pinned, device, direction) });
     let stored = map.and_then(|mut map| {
         let table = &raw mut map.table;
@@ -466,17 +500,18 @@ unsafe extern "C" fn map_dma_buf(
     stored.unwrap_or_else(|error| error.to_ptr())
 }
 
-/// An importer is done with DMA.
+/// Undoes the mapping of an importer.
 ///
 /// # Safety
 ///
-/// `table` must be what [`map_dma_buf`] gave for `attachment`.
+/// [`map_dma_buf`] must have returned `table` for `attachment`.
 unsafe extern "C" fn unmap_dma_buf(
     attachment: *mut bindings::dma_buf_attachment,
     table: *mut bindings::sg_table,
     _direction: RawDataDirection,
 ) {
-    // SAFETY: By this function's requirements.
+    // SAFETY: By this function's requirements the attachment is one to a dma-buf of this module,
+    // and both live during the call.
     let exported = unsafe { exported((*attachment).dmabuf) };
     let mut mappings = exported.mappings.lock();
     let at = mappings
@@ -488,26 +523,27 @@ unsafe extern "C" fn unmap_dma_buf(
     drop(gone);
 }
 
-/// The last reference is gone.
+/// Frees the private data of a dma-buf after its last reference was dropped.
 ///
 /// # Safety
 ///
-/// `dmabuf` must be one of ours, and not be used afterwards.
+/// This module must have exported `dmabuf`, and nothing may use its private data afterwards.
 unsafe extern "C" fn release(dmabuf: *mut bindings::dma_buf) {
-    // SAFETY: `DmaBuf::new` put an `Arc` there, and this is called once.
+    // SAFETY: `DmaBuf::new` stored the result of `Arc::into_raw()` in `priv_`. The kernel calls
+    // this once, and nothing uses `priv_` afterwards, by this function's requirements.
     drop(unsafe { Arc::from_raw((*dmabuf).priv_.cast::<Exported>()) });
 }
 
-/// The CPU is going to look.
+/// Makes the writes of all devices visible to the CPU, before the CPU accesses the memory.
 ///
 /// # Safety
 ///
-/// `dmabuf` must be one of ours.
+/// This module must have exported `dmabuf`, which must live during the call.
 unsafe extern "C" fn begin_cpu_access(
     dmabuf: *mut bindings::dma_buf,
     direction: RawDataDirection,
 ) -> c_int {
-    // SAFETY: By this function's requirements.
+    // SAFETY: `exported` has the same requirements as this function.
     let exported = unsafe { exported(dmabuf) };
     for map in exported.mappings.lock().maps.iter() {
         map.for_cpu(direction);
@@ -515,16 +551,16 @@ unsafe extern "C" fn begin_cpu_access(
     0
 }
 
-/// The CPU has looked, or written.
+/// Makes the CPU's writes visible to all devices, after the CPU has accessed the memory.
 ///
 /// # Safety
 ///
-/// `dmabuf` must be one of ours.
+/// This module must have exported `dmabuf`, which must live during the call.
 unsafe extern "C" fn end_cpu_access(
     dmabuf: *mut bindings::dma_buf,
     direction: RawDataDirection,
 ) -> c_int {
-    // SAFETY: By this function's requirements.
+    // SAFETY: `exported` has the same requirements as this function.
     let exported = unsafe { exported(dmabuf) };
     for map in exported.mappings.lock().maps.iter() {
         map.for_device(direction);
@@ -536,12 +572,14 @@ unsafe extern "C" fn end_cpu_access(
 ///
 /// # Safety
 ///
-/// `dmabuf` must be one of ours, and `vma` a VMA that is being set up for it.
+/// This module must have exported `dmabuf`, which must live during the call. `vma` must be a VMA
+/// that is being set up for it.
 unsafe extern "C" fn mmap_dma_buf(
     dmabuf: *mut bindings::dma_buf,
     vma: *mut bindings::vm_area_struct,
 ) -> c_int {
-    // SAFETY: By this function's requirements.
+    // SAFETY: By this function's requirements the dma-buf is one of this module and lives, and
+    // `vma` is being set up during the call.
     let (exported, vma) = unsafe { (exported(dmabuf), VmaNew::from_raw(vma)) };
     match mmap::map_part(exported.view.clone(), vma) {
         Ok(()) => 0,
@@ -549,13 +587,14 @@ unsafe extern "C" fn mmap_dma_buf(
     }
 }
 
-/// Gives another driver an address of the memory in the kernel.
+/// Pins the view and returns its kernel address to another driver.
 ///
 /// # Safety
 ///
-/// `dmabuf` must be one of ours, and `map` may be written.
+/// This module must have exported `dmabuf`, which must live during the call. `map` must be valid
+/// for writes.
 unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::iosys_map) -> c_int {
-    // SAFETY: By this function's requirements.
+    // SAFETY: By this function's requirements the dma-buf is one of this module and lives.
     let exported = unsafe { exported(dmabuf) };
     let pinned = match exported.view.pin_for_driver() {
         Ok(pinned) => pinned,
@@ -564,11 +603,12 @@ unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::io
     let Some(address) = pinned.kernel_address() else {
         return ENOMEM.to_errno();
     };
-    // The kernel counts, and calls this for the first only.
+    // The kernel counts the users, and calls `vmap` only for the first of them.
     let surplus = exported.mappings.lock().vmapped.replace(pinned);
     drop(surplus);
-    // SAFETY: By this function's requirements. The memory is mapped as long as the buffer lives,
-    // and so for longer than this mapping.
+    // SAFETY: `map` is valid for writes, by this function's requirements. The kernel maps the
+    // memory as long as the buffer lives, and the pin keeps the buffer alive and in place until
+    // `vunmap`.
     unsafe {
         (*map).is_iomem = false;
         (*map).__bindgen_anon_1.vaddr = address.as_ptr().cast();
@@ -576,13 +616,13 @@ unsafe extern "C" fn vmap(dmabuf: *mut bindings::dma_buf, map: *mut bindings::io
     0
 }
 
-/// The last of them has looked.
+/// Unpins the view after the last user of the kernel address has gone.
 ///
 /// # Safety
 ///
-/// `dmabuf` must be one of ours.
+/// This module must have exported `dmabuf`, which must live during the call.
 unsafe extern "C" fn vunmap(dmabuf: *mut bindings::dma_buf, _map: *mut bindings::iosys_map) {
-    // SAFETY: By this function's requirements.
+    // SAFETY: `exported` has the same requirements as this function.
     let exported = unsafe { exported(dmabuf) };
     let pinned = exported.mappings.lock().vmapped.take();
     drop(pinned);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! EXPORT and IMPORT: buffers that leave a client as dma-bufs, and come into another.
+//! The commands EXPORT and IMPORT, which pass buffers between clients as dma-bufs.
+//!
+//! EXPORT makes a dma-buf of a handle's view and returns a descriptor. IMPORT takes a descriptor of
+//! a dma-buf that this module exported, and returns a handle for its view.
 
 use super::{
     abi::{
@@ -29,7 +32,7 @@ use kernel::{
     prelude::*, //
 };
 
-/// A dma-buf and its reserved descriptor, which is not installed yet.
+/// A dma-buf and its reserved descriptor. The commit, after the answer is written, installs it.
 pub(super) struct PendingExport {
     dmabuf: DmaBuf,
     descriptor: Descriptor,
@@ -65,7 +68,7 @@ pub(super) fn export(
                 PartError::Changing => Refusal::new(EBUSY, uapi::REASON_RELOCATING),
             })?
     };
-    // A descriptor that the caller does not know would stay open.
+    // A struct without the field `fd` could not report the descriptor, which would stay open.
     if size < size_of::<Export>() {
         return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
@@ -84,7 +87,7 @@ pub(super) fn export(
     Ok(PendingExport { dmabuf, descriptor })
 }
 
-/// The smallest struct that has the handle.
+/// The size of the smallest struct that contains the handle.
 const MIN_SIZE: usize = core::mem::offset_of!(Import, size);
 
 /// Serves IMPORT, for a caller whose struct has `size` bytes.

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/dev/dma_heap/NAME`: the pool for programs that know dma-heaps and nothing of this module.
+//! `/dev/dma_heap/NAME`, by which programs for dma-heaps allocate from the pool as from any heap.
 //!
-//! A heap that was added to the kernel's own list can't be removed again: opening it after the
-//! module is gone would run code that is not there. So this is a misc device whose node lies where
-//! heaps lie, and which answers what heaps answer.
+//! The ioctl DMA_HEAP_IOCTL_ALLOC allocates a buffer, exports it and returns the descriptor of the
+//! dma-buf. The buffer has no handle and lives as long as the dma-buf.
+//!
+//! The node is a misc device in the directory of the heaps, with the ABI of a heap. A heap of the
+//! kernel's own list can't be removed again, so opening it after the module is unloaded would run
+//! freed code.
 
 use super::{
     commands,
@@ -69,23 +72,24 @@ use zerocopy_derive::{
     KnownLayout, //
 };
 
-/// The node, mode 0600.
+/// The registered node, with mode 0600.
 ///
 /// # Invariants
 ///
-/// `misc` is registered; every `miscdevice` of [`HeapFile`] is the `misc` of a `HeapNode`.
+/// `misc` is registered. Each `miscdevice` of [`HeapFile`] is the `misc` of a `HeapNode`.
 #[pin_data(PinnedDrop)]
 pub(crate) struct HeapNode {
     context: Arc<DeviceContext>,
+    /// The node's path below `/dev`.
     path: CString,
-    // Last: from here on it can be opened.
+    // Initialised last, because the node can be opened from then on.
     #[pin]
     misc: Opaque<bindings::miscdevice>,
 }
 
-// SAFETY: The registration belongs to no thread.
+// SAFETY: Any thread may deregister the device, and the other fields are `Send`.
 unsafe impl Send for HeapNode {}
-// SAFETY: Nothing is changed through a shared reference.
+// SAFETY: A shared reference changes nothing: the kernel's lock protects `misc`.
 unsafe impl Sync for HeapNode {}
 
 impl HeapNode {
@@ -93,21 +97,22 @@ impl HeapNode {
     ///
     /// # Errors
     ///
-    /// `ENOMEM`, and what `misc_register()` gives.
+    /// `ENOMEM`, and the errors of `misc_register()`.
     pub(crate) fn new(context: Arc<DeviceContext>, name: &CStr) -> Result<Pin<KBox<Self>>> {
         let path = CString::try_from_fmt(fmt!("dma_heap/{}", name))?;
         let options = MiscDeviceOptions {
             name: c"rust_buddy_heap",
         };
         let raw = options.into_raw::<HeapFile>();
-        // INVARIANT: The only place where one is registered.
+        // INVARIANT: Only this call registers a `miscdevice` of `HeapFile`, and it is `misc`.
         KBox::try_pin_init(
             try_pin_init!(&this in Self {
                 context,
                 path,
                 misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
-                    // SAFETY: The slot may be written; the path was initialised above and lives,
-                    // unchanged, for as long as the node is registered.
+                    // SAFETY: `slot` is valid for writes. It is pinned, and `drop` deregisters it
+                    // before it is freed. `path` was initialised above, and lives unchanged until
+                    // `misc` is deregistered.
                     unsafe {
                         slot.write(bindings::miscdevice {
                             nodename: (*this.as_ptr()).path.as_char_ptr(),
@@ -121,10 +126,12 @@ impl HeapNode {
         )
     }
 
+    /// Returns the node of a registration.
     fn of(registration: &MiscDeviceRegistration<HeapFile>) -> &Self {
         let misc = registration.as_raw().cast::<Opaque<bindings::miscdevice>>();
-        // SAFETY: By the type invariant this is the field of a `HeapNode`, whose other fields were
-        // initialised before it was registered, and which lives until it is deregistered.
+        // SAFETY: By the type invariants `misc` is the field of a `HeapNode`, whose other fields
+        // were initialised before. The node lives until `misc` is deregistered, and so for longer
+        // than `registration`.
         unsafe { &*kernel::container_of!(misc, Self, misc) }
     }
 }
@@ -132,7 +139,7 @@ impl HeapNode {
 #[pinned_drop]
 impl PinnedDrop for HeapNode {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Registered, by the type invariant.
+        // SAFETY: By the type invariants `misc` is registered, and this is its only deregistration.
         unsafe { bindings::misc_deregister(self.misc.get()) };
     }
 }
@@ -140,10 +147,11 @@ impl PinnedDrop for HeapNode {
 /// An open file of the heap.
 struct HeapFile {
     context: Arc<DeviceContext>,
+    /// The account that the buffers of this file are charged to.
     account: Arc<ClientAccount>,
 }
 
-/// `struct dma_heap_allocation_data` of `linux/dma-heap.h`.
+/// The request and answer, as `struct dma_heap_allocation_data` of `linux/dma-heap.h`.
 #[repr(C)]
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 struct Allocation {
@@ -171,12 +179,12 @@ impl MiscDevice for HeapFile {
         if _IOC_TYPE(cmd) != MAGIC {
             return Err(ENOTTY);
         }
-        // As heaps have it: what they do not know is a wrong argument.
+        // The kernel's heaps return EINVAL for an unknown number, not ENOTTY.
         if _IOC_NR(cmd) != ALLOC {
             return Err(EINVAL);
         }
-        // Shorter and longer structs are served: what is not there is zero, what is too much is
-        // left alone.
+        // The caller's struct may be shorter, then the missing fields are zero, or longer, then the
+        // rest is neither read nor written.
         let size = _IOC_SIZE(cmd).min(size_of::<Allocation>());
         let (mut reader, mut writer) =
             UserSlice::new(UserPtr::from_addr(arg), size).reader_writer();
@@ -190,6 +198,8 @@ impl MiscDevice for HeapFile {
 }
 
 impl HeapFile {
+    /// Allocates a buffer, exports it and reserves a descriptor. The caller installs the descriptor
+    /// once the answer is written.
     fn alloc(&self, request: &mut Allocation) -> Result<(DmaBuf, Descriptor)> {
         let known = bindings::O_CLOEXEC | bindings::O_ACCMODE;
         let size = request
@@ -209,7 +219,7 @@ impl HeapFile {
             QuotaExceeded::Client | QuotaExceeded::User => EDQUOT,
         })?;
         let all = Placement::Within {
-            // With what is to stay: devices are what dma-bufs are for.
+            // Top-down, with other memory that does not move: devices pin dma-bufs.
             place: Place::TopDown,
             lo: 0,
             hi: pool.size() / mm::PAGE_SIZE,

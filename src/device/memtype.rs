@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The effective memory types of mappings: what their page tables say, for debugfs.
+//! The effective memory types of mappings, as read from their page tables for debugfs.
+//!
+//! A test compares them with the memory type that ALLOC requested.
 
 use super::mmap;
 use crate::memtype::PatEntry;
@@ -14,8 +16,10 @@ use kernel::{
     prelude::*, //
 };
 
-/// Shows those of what the reader itself has mapped of any buffer: a line for each run of pages
-/// that are in its page table, `address bytes memtype pat_index`.
+/// Prints the memory types of all buffer mappings of the reading process.
+///
+/// There is a line `address bytes memtype pat_index` for each range of pages that are present in
+/// the page table and have the same memory type.
 pub(crate) fn show_memtypes(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let task = current!();
     let Some(mm) = task.mm() else {
@@ -23,9 +27,9 @@ pub(crate) fn show_memtypes(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     };
     let guard = mm.mmap_read_lock();
     let mut at = 0;
-    // SAFETY: The lock is held.
+    // SAFETY: `find_vma()` requires `mmap_lock`, which `guard` holds, and takes any address.
     while let Some(vma) = NonNull::new(unsafe { bindings::find_vma(mm.as_raw(), at as c_ulong) }) {
-        // SAFETY: VMAs stay while the lock is held.
+        // SAFETY: A VMA is valid while `mmap_lock` is held for reading, and `guard` outlives `vma`.
         let vma = unsafe { VmaRef::from_raw(vma.as_ptr()) };
         if mmap::is_ours(vma) {
             show_vma(vma, f)?;
@@ -36,7 +40,7 @@ pub(crate) fn show_memtypes(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// The lines of one VMA, whose lock is held.
+/// Prints the lines of one VMA. The caller holds `mmap_lock`.
 fn show_vma(vma: &VmaRef, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut run: Option<(usize, PatEntry)> = None;
     let mut at = vma.start();
@@ -50,7 +54,7 @@ fn show_vma(vma: &VmaRef, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         run = run.or(entry.map(|entry| (at, entry)));
         let step = (entry.map_or(1, |entry| entry.pages) as usize) << PAGE_SHIFT;
-        // To the end of what an entry maps, from wherever in it.
+        // Continue at the end of the entry: `at` may be in the middle of a large one.
         at = (at & !step.wrapping_sub(1)).saturating_add(step);
     }
     match run {
@@ -59,6 +63,7 @@ fn show_vma(vma: &VmaRef, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
 }
 
+/// Prints one line.
 fn show_run(f: &mut fmt::Formatter<'_>, from: usize, to: usize, of: PatEntry) -> fmt::Result {
     let bytes = to.saturating_sub(from);
     writeln!(
@@ -69,9 +74,11 @@ fn show_run(f: &mut fmt::Formatter<'_>, from: usize, to: usize, of: PatEntry) ->
     )
 }
 
-/// What the page table has for an address in a VMA of ours whose lock is held.
+/// Returns the page-table entry for an address in a VMA that shows a buffer. The caller holds
+/// `mmap_lock`.
 fn entry_at(vma: &VmaRef, at: usize) -> Option<PatEntry> {
-    // SAFETY: The address is in the VMA, which is locked.
+    // SAFETY: VMAs that show buffers are PFNMAP or show RAM. The caller's loop stays within the VMA
+    // and holds `mmap_lock`.
     let entry = unsafe { pgtable::lookup(vma.as_ptr(), at) }?;
     Some(PatEntry::new(entry.bits,
         (entry.bytes >> PAGE_SHIFT) as u64,

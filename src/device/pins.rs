@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! PIN, UNPIN and SYNC: what devices know of a buffer.
+//! The commands PIN, UNPIN and SYNC, by which clients use buffers for DMA.
 //!
-//! A handle counts how often its physical address was told, and for each device that it is mapped
-//! for how often that one's was. The last UNPIN of a device takes the mapping away.
+//! PIN reports an address and keeps the buffer in place. Without a device, the address is the
+//! physical one. With a device, PIN maps the buffer for it and reports the DMA address. A handle
+//! counts the PINs of the physical address, and those of each device. The last UNPIN of a device
+//! undoes its mapping.
 
 use super::{
     abi::Refusal,
@@ -45,25 +47,28 @@ use kernel::{
     }, //
 };
 
-/// How often one handle can be pinned at a time.
+/// The highest number of PINs that a handle can have.
 const MAX_PINS: u32 = 65535;
 
 /// The PINs of a handle that have no UNPIN yet.
 pub(super) struct Pins {
-    /// PINs of the physical address.
+    /// Number of PINs of the physical address.
     plain: u32,
-    /// The pin of the buffer, as long as that is not 0.
+    /// The pin of the buffer, while `plain` is not 0.
     pinned: Option<PinnedView>,
-    /// For devices, each mapping by its number.
+    /// The mappings for devices, by number.
     devices: RBTree<u64, ForDevice>,
 }
 
+/// The PINs for one device, which share one mapping.
 struct ForDevice {
     mapping: DeviceMapping,
+    /// Number of PINs for the device.
     count: u32,
 }
 
 impl Pins {
+    /// Returns a set without pins.
     pub(super) fn none() -> Self {
         Self {
             plain: 0,
@@ -72,18 +77,20 @@ impl Pins {
         }
     }
 
-    /// Returns the number of all of them.
+    /// Returns the number of PINs, those for devices included.
     pub(super) fn total(&self) -> u32 {
         self.devices
             .values()
             .fold(self.plain, |sum, device| sum.saturating_add(device.count))
     }
 
+    /// Returns whether the handle has no PINs.
     pub(super) fn are_none(&self) -> bool {
         self.total() == 0
     }
 
-    /// Leaks the pins: the client is gone, so the end of the devices' use will not be told.
+    /// Leaks the pins of a client that has gone. It can no longer report the end of the devices'
+    /// use.
     pub(super) fn leak(&mut self) {
         if let Some(pinned) = self.pinned.take() {
             pinned.leak();
@@ -94,7 +101,7 @@ impl Pins {
         }
     }
 
-    /// Refuses a PIN more than a handle can have.
+    /// Refuses a PIN if the handle has `MAX_PINS` already.
     fn check_limit(&self) -> Result<(), Refusal> {
         if self.total() < MAX_PINS {
             Ok(())
@@ -103,15 +110,15 @@ impl Pins {
         }
     }
 
-    /// The number of the mapping for that very device.
+    /// Returns the number of the mapping for `device`, if there is one.
     fn mapped_for(&self, device: &Device) -> Option<u64> {
         let mut all = self.devices.iter();
         all.find(|(_, of)| of.mapping.is_of(device))
             .map(|(&number, _)| number)
     }
 
-    /// Counts one PIN less for the device of that name, and takes the mapping out if that was the
-    /// last one.
+    /// Removes one PIN of the device of that name. If it was the last, removes and returns the
+    /// mapping.
     fn unpin_device(
         &mut self,
         name: &DeviceName,
@@ -131,21 +138,22 @@ impl Pins {
     }
 }
 
+/// Returns the device name of a request, which may be empty.
 fn device_name(bytes: &[u8; uapi::DEVICE_LEN]) -> Result<DeviceName, Refusal> {
     DeviceName::new(bytes).ok_or(Refusal::new(EINVAL, uapi::REASON_NAME))
 }
 
-/// What a client holds under a handle, if a device may be told.
+/// Returns the entry of a handle, if its address may be reported for a device.
 fn pinnable(table: &mut Table, handle: Handle) -> Result<&mut HandleEntry, Refusal> {
     let entry = table.get_mut(handle).ok_or_else(no_such_handle)?;
     if !entry.view.writable() {
-        // A device that knows the address could write.
+        // A device could write to an address that it has.
         return Err(Refusal::new(EACCES, uapi::REASON_READ_ONLY_HANDLE));
     }
     Ok(entry)
 }
 
-/// Pins what a device is told the address of.
+/// Pins the memory whose address is to be reported.
 fn pin_view(view: &View) -> Result<PinnedView, Refusal> {
     view.pin()
         .map_err(|_| Refusal::new(EBUSY, uapi::REASON_RELOCATING))
@@ -164,6 +172,7 @@ pub(super) fn pin(client: &Client, request: &mut PinRequest) -> Result<(), Refus
     }
 }
 
+/// Pins the buffer and reports its physical address.
 fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<(), Refusal> {
     let caveats = if any_translated() {
         uapi::PIN_IOMMU_PRESENT
@@ -173,7 +182,7 @@ fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<(), Refu
     let mut table = client.table();
     let entry = pinnable(&mut table, request.handle)?;
     entry.pins.check_limit()?;
-    // A new one each time: it may have grown since the last.
+    // A new pin for each PIN, because the buffer may have grown since the last one.
     let pinned = pin_view(&entry.view)?;
     request.address = pinned.address();
     request.size = pinned.bytes();
@@ -183,6 +192,7 @@ fn pin_for_anybody(client: &Client, request: &mut PinRequest) -> Result<(), Refu
     Ok(())
 }
 
+/// Maps the buffer for a device, if it is not mapped for it yet, and reports the DMA address.
 fn pin_for_device(
     client: &Client,
     request: &mut PinRequest,
@@ -214,14 +224,15 @@ fn pin_for_device(
     let entry = pinnable(&mut table, request.handle)?;
     entry.pins.check_limit()?;
     if let Some(number) = entry.pins.mapped_for(&device) {
-        // Another thread was faster: one mapping is enough.
+        // Another thread has mapped the buffer for the device while the table was unlocked. Use its
+        // mapping and drop this one.
         return report_address(entry, number, request);
     }
     entry.pins.devices.insert(node);
     report_address(entry, number, request)
 }
 
-/// Counts one more PIN of a device that the buffer is mapped for, and reports its address.
+/// Adds one PIN to the mapping `number`, and reports its DMA address.
 fn report_address(
     entry: &mut HandleEntry,
     number: u64,
@@ -240,8 +251,8 @@ fn report_address(
     Ok(())
 }
 
-/// Serves UNPIN: counts and takes out what has no PIN left in one step, so that no other call sees
-/// anything in between.
+/// Serves UNPIN. It decrements a count and removes an unused pin under one lock of the table, so
+/// that no other call sees a state in between.
 pub(super) fn unpin(client: &Client, request: &mut UnpinRequest) -> Result<(), Refusal> {
     let name = device_name(&request.device)?;
     let mut table = client.table();
@@ -254,24 +265,27 @@ pub(super) fn unpin(client: &Client, request: &mut UnpinRequest) -> Result<(), R
             None
         };
         drop(table);
-        // This takes the buffer's lock, which a growth may have for as long as it clears pages.
+        // Dropped without the table's lock: it takes the buffer's lock, which a growth may hold
+        // while it zeroes pages.
         drop(pinned);
         return Ok(());
     }
     let idle = pins.unpin_device(&name)?;
     drop(table);
     if let Some(idle) = idle {
-        // This may sleep, and copies what a bounce buffer holds.
+        // Called without the table's lock: it may sleep, and copies the contents of a bounce
+        // buffer.
         idle.to_key_value().1.mapping.end();
     }
     Ok(())
 }
 
+/// Returns the refusal of an UNPIN without a PIN.
 fn not_pinned() -> Refusal {
     Refusal::new(EINVAL, uapi::REASON_NOT_PINNED)
 }
 
-/// Serves SYNC.
+/// Serves SYNC, for all devices that the handle is mapped for.
 pub(super) fn sync(client: &Client, request: &mut Sync) -> Result<(), Refusal> {
     let bad_flags = || Refusal::new(EINVAL, uapi::REASON_FLAGS);
     let target = match request.flags {

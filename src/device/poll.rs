@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! poll(): is there what the client waits for, and is the pool short of memory? The kernel's
-//! abstraction of device nodes has no such method, so this is the C function itself.
+//! The poll operation of the device nodes.
+//!
+//! A file is readable when a request that its client waits for would succeed. It has `POLLPRI`
+//! while the pool is under pressure. The kernel's abstraction of misc devices has no poll method,
+//! so this module has the C function.
 
 use super::Client;
 use crate::poll_wait::{
@@ -15,27 +18,30 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-/// The poll operation of both nodes.
+/// Returns the poll events of a file, and registers the poller for later ones.
 ///
 /// # Safety
 ///
-/// To be called by the kernel only, as poll operation of a file whose node is one of [`Client`]'s.
+/// Only the kernel may call this, as the poll operation of an open file of a node of [`Client`].
 pub(super) unsafe extern "C" fn poll(
     file: *mut bindings::file,
     table: *mut bindings::poll_table_struct,
 ) -> bindings::__poll_t {
-    // SAFETY: A file that is polled is open, and may be read.
+    // SAFETY: By this function's requirements the file is open, and so `private_data` stays as it
+    // is.
     let private = unsafe { (*file).private_data };
-    // SAFETY: open put a client there, which release takes, and poll comes in between.
+    // SAFETY: `open` stored a client with `into_foreign()`, and `release` takes it back. The kernel
+    // calls poll only in between, and the file has no operation that borrows mutably.
     let client: Pin<&Client> =
         unsafe { <<Client as MiscDevice>::Ptr as ForeignOwnable>::borrow(private) };
     let queue = client.waiter().poll_queue();
-    // Registers before it looks, so that it misses no wake-up in between.
-    // SAFETY: What the operation was called with; the client holds its waiter, and release is what
-    // drops the client.
+    // The registration comes before the test of the conditions, so that no wake-up is missed.
+    // SAFETY: `file` and `table` are the arguments of this poll operation. The client holds its
+    // waiter with the queue, and lives until the file is released.
     unsafe { queue.register(file, table) };
     let pool = &client.context().pool;
-    // SAFETY: As above; the client holds the context, which holds the pool.
+    // SAFETY: `file` and `table` are the arguments of this poll operation. The client holds the
+    // context, which holds the pool with the queue, and lives until the file is released.
     unsafe { pool.pressure().register(file, table) };
     let fits = if pool.waiter_fits(client.waiter()) {
         READABLE
