@@ -2,12 +2,13 @@
 
 //! Folders and files in debugfs.
 //!
-//! An open file holds the module, as an open node does. The files of `kernel::debugfs` do not:
-//! their operations have no owner, so that a file which is still open when the module goes is later
-//! released through operations that were freed with it.
+//! An open file holds a reference to the module, as an open device node does. Files of
+//! `kernel::debugfs` hold none, because their operations have no owner. If the
+//! module is unloaded while one of them is open, the kernel later releases it through freed
+//! operations.
 //!
-//! A file is made first and shown later. A reference to a module whose init fails holds nothing, so
-//! a file may be shown only when nothing that can fail is left.
+//! Init creates a [`File`] early and shows it last. A reference to a module whose init fails does
+//! not keep it loaded, so no step that can fail may follow [`File::show`].
 
 use core::ptr;
 use kernel::{
@@ -20,62 +21,65 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Does what a file is for.
+/// The operation of a file, which is read-only or write-only.
 pub(crate) enum Act<T> {
-    /// Prints the file.
+    /// The function prints the contents of the file.
     Show(fn(&T, &mut fmt::Formatter<'_>) -> fmt::Result),
-    /// Acts on a write, whatever is written.
+    /// The function is called for each write. The written bytes are ignored.
     Trigger(fn(&T)),
 }
 
-/// What the kernel's inode of a file points to.
+/// The private data of a file's inode.
 #[cfg_attr(not(CONFIG_DEBUG_FS), expect(dead_code))]
 struct Target<T> {
     data: Arc<T>,
     act: Act<T>,
 }
 
-/// An entry in debugfs; it goes when this is dropped.
+/// An entry in debugfs. Dropping it removes the entry.
 ///
 /// # Invariants
 ///
-/// The pointer is null, an error, or that of an entry which is this one's to remove.
+/// The pointer is null, an error, or that of an entry that only this value removes.
 struct Dentry(*mut bindings::dentry);
 
-// SAFETY: The kernel's functions on an entry may be called in any thread.
+// SAFETY: Any thread may remove a debugfs entry.
 unsafe impl Send for Dentry {}
-// SAFETY: A shared entry is only a folder to put others in, under the kernel's lock.
+// SAFETY: A shared entry is only used as the parent of new entries, which the kernel adds under its
+// own lock.
 unsafe impl Sync for Dentry {}
 
 impl Dentry {
-    /// Makes no entry.
+    /// Returns a value without an entry.
     const fn none() -> Self {
-        // INVARIANT: Null.
+        // INVARIANT: The pointer is null.
         Self(ptr::null_mut())
     }
 }
 
 #[cfg(CONFIG_DEBUG_FS)]
 impl Drop for Dentry {
-    /// Waits until no call of the file's operations runs any more, but for the release.
+    /// Removes the entry, and waits until no operation of the file runs, except the release.
     fn drop(&mut self) {
-        // SAFETY: By the type invariants; the kernel ignores null and errors.
+        // SAFETY: By the type invariants the pointer is null or an error, which the kernel ignores,
+        // or that of an entry that is removed only here.
         unsafe { bindings::debugfs_remove(self.0) };
     }
 }
 
-/// A folder. It is there until all that is in it is dropped.
+/// A folder in debugfs. It exists until all its files and folders are dropped.
 pub(crate) struct Folder {
     #[cfg_attr(not(CONFIG_DEBUG_FS), expect(dead_code))]
     entry: Dentry,
-    /// Removed after this one, since a folder takes along all that is in it.
+    /// The parent, whose removal would remove this folder too. So it is dropped after `entry`.
     _parent: Option<Arc<Folder>>,
 }
 
 impl Folder {
-    /// Makes a folder, in debugfs itself without a parent.
+    /// Creates a folder in `parent`, or in the root of debugfs.
     ///
-    /// It does without the folder if the kernel can't make it: debugfs is an aid.
+    /// It succeeds without a folder if the kernel can't create one, because the module works
+    /// without debugfs.
     ///
     /// # Errors
     ///
@@ -91,29 +95,31 @@ impl Folder {
         )?)
     }
 
+    /// Creates the folder's entry.
     #[cfg(CONFIG_DEBUG_FS)]
     fn entry(name: &CStr, parent: Option<&Self>) -> Dentry {
         let parent = parent.map_or(ptr::null_mut(), |parent| parent.entry.0);
-        // INVARIANT: Just made, or an error.
-        // SAFETY: The name ends with a NUL, and is copied. The parent is null, an error, which the
-        // kernel gives back, or a folder, which lives as long as the reference.
+        // INVARIANT: The pointer is that of a new entry or an error.
+        // SAFETY: The name ends with a NUL, and the kernel copies it. The parent is null, an error,
+        // which the call then returns, or a folder that the reference keeps alive.
         Dentry(unsafe { bindings::debugfs_create_dir(name.as_char_ptr(), parent) })
     }
 
+    /// Creates no entry in a kernel without debugfs.
     #[cfg(not(CONFIG_DEBUG_FS))]
     fn entry(_name: &CStr, _parent: Option<&Self>) -> Dentry {
         Dentry::none()
     }
 }
 
-/// A file; it goes when this is dropped.
+/// A file in debugfs. Dropping it removes the file.
 ///
 /// # Invariants
 ///
-/// The entry's inode points to `target`, which stays where it is until the entry is removed. The
-/// entry's operations are those of `T` and of the target's `act`.
+/// The entry's inode points to `target`, which neither moves nor is freed until the entry is
+/// removed. The entry's operations are those for `T` and for the target's `act`.
 pub(crate) struct File<T: Send + Sync + 'static> {
-    /// Dropped before the target, and before the folder.
+    /// The entry, which is dropped before the target and the folder.
     entry: Dentry,
     #[cfg_attr(not(CONFIG_DEBUG_FS), expect(dead_code))]
     target: KBox<Target<T>>,
@@ -124,7 +130,7 @@ pub(crate) struct File<T: Send + Sync + 'static> {
 }
 
 impl<T: Send + Sync + 'static> File<T> {
-    /// Makes a file of `data` that is not shown yet.
+    /// Makes a file for `data`, which debugfs does not show yet.
     ///
     /// # Errors
     ///
@@ -135,7 +141,7 @@ impl<T: Send + Sync + 'static> File<T> {
         data: Arc<T>,
         act: Act<T>,
     ) -> Result<Self> {
-        // INVARIANT: There is no entry yet.
+        // INVARIANT: There is no entry whose inode could point to the target.
         Ok(Self {
             entry: Dentry::none(),
             target: KBox::new(Target { data, act }, GFP_KERNEL)?,
@@ -144,18 +150,18 @@ impl<T: Send + Sync + 'static> File<T> {
         })
     }
 
-    /// Shows the file. Nothing that follows in the module's init may fail.
+    /// Shows the file in debugfs. No later step of the module's init may fail.
     #[cfg(CONFIG_DEBUG_FS)]
     pub(crate) fn show(&mut self) {
         let (mode, operations) = match self.target.act {
             Act::Show(_) => (0o400, &Self::READ),
             Act::Trigger(_) => (0o200, &Self::WRITE),
         };
-        // Removed first, should it be shown already.
+        // Remove the old entry first, if the file is shown already.
         self.entry = Dentry::none();
-        // SAFETY: The name ends with a NUL, and is copied. The folder lives as long as this. The
-        // operations are never freed while the module is there. They take the data for a target of
-        // this type, which it is, and which lives until the entry is removed.
+        // SAFETY: The name ends with a NUL, and the kernel copies it. `self` keeps the folder
+        // alive. The operations are statics of the module, which an open file holds. They expect a
+        // `Target<T>` as private data, and `target` lives until the entry is removed.
         let entry = unsafe {
             bindings::debugfs_create_file_full(
                 self.name.as_char_ptr(),
@@ -166,11 +172,11 @@ impl<T: Send + Sync + 'static> File<T> {
                 operations,
             )
         };
-        // INVARIANT: Just made with this target and its operations, or an error.
+        // INVARIANT: The entry is new, with this target and the operations for it, or an error.
         self.entry = Dentry(entry);
     }
 
-    /// Shows the file: a kernel without debugfs has no place for it.
+    /// Does nothing in a kernel without debugfs.
     #[cfg(not(CONFIG_DEBUG_FS))]
     pub(crate) fn show(&mut self) {
         self.entry = Dentry::none();
@@ -203,40 +209,44 @@ impl<T: Send + Sync + 'static> File<T> {
 ///
 /// # Safety
 ///
-/// The inode must be that of a [`File`] of `T`, and `file` one of it that is being opened.
+/// `inode` must be that of a [`File`] of `T`, and `file` must be an open file of it that is being
+/// set up.
 #[cfg(CONFIG_DEBUG_FS)]
 unsafe extern "C" fn open_to_read<T: Send + Sync + 'static>(
     inode: *mut bindings::inode,
     file: *mut bindings::file,
 ) -> c_int {
-    // SAFETY: The file is being opened, and the inode lives. `print` takes the inode's data for
-    // the same type. debugfs lets only calls read that the file's removal waits for.
+    // SAFETY: The file is being opened, and its inode lives. `print::<T>` expects the private data
+    // of this inode. The removal of the file waits for running reads and prevents later ones, so
+    // the target lives whenever `print` runs.
     unsafe { bindings::single_open(file, Some(print::<T>), (*inode).i_private) }
 }
 
-/// Prints a file.
+/// Prints the contents of a file.
 ///
 /// # Safety
 ///
-/// `seq` must be used by this thread only, and its private data be a target of `T` that lives.
+/// Only this thread may use `seq`. Its private data must be a [`Target`] of `T` that lives during
+/// the call.
 #[cfg(CONFIG_DEBUG_FS)]
 unsafe extern "C" fn print<T: Send + Sync + 'static>(
     seq: *mut bindings::seq_file,
     _data: *mut c_void,
 ) -> c_int {
-    // SAFETY: By this function's requirements. Targets are only shared.
+    // SAFETY: By this function's requirements the private data is a `Target<T>` that lives. There
+    // are only shared references to targets.
     let target = unsafe { &*(*seq).private.cast::<Target<T>>() };
-    // SAFETY: By this function's requirements.
+    // SAFETY: By this function's requirements `seq` is valid, and no other thread accesses it.
     let seq = unsafe { SeqFile::from_raw(seq) };
     seq_print!(seq, "{}", Text(target));
     0
 }
 
-/// Acts on a write to a file.
+/// Calls the function of a file that is written to.
 ///
 /// # Safety
 ///
-/// The file's private data must be a target of `T` that lives.
+/// The file's private data must be a [`Target`] of `T` that lives during the call.
 #[cfg(CONFIG_DEBUG_FS)]
 unsafe extern "C" fn write<T: Send + Sync + 'static>(
     file: *mut bindings::file,
@@ -244,7 +254,8 @@ unsafe extern "C" fn write<T: Send + Sync + 'static>(
     count: usize,
     _at: *mut bindings::loff_t,
 ) -> isize {
-    // SAFETY: By this function's requirements. Targets are only shared.
+    // SAFETY: By this function's requirements the private data is a `Target<T>` that lives. There
+    // are only shared references to targets.
     let target = unsafe { &*(*file).private_data.cast::<Target<T>>() };
     if let Act::Trigger(act) = target.act {
         act(&target.data);
@@ -253,7 +264,7 @@ unsafe extern "C" fn write<T: Send + Sync + 'static>(
     count as isize
 }
 
-/// A target as text.
+/// Formats a target as the contents of its file.
 #[cfg(CONFIG_DEBUG_FS)]
 struct Text<'a, T>(&'a Target<T>);
 

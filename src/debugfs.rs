@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the curious may see of a pool, in `/sys/kernel/debug/rust_buddy/poolN/`. No physical
-//! addresses.
+//! The module's files in debugfs, below `/sys/kernel/debug/rust_buddy/`.
+//!
+//! Files of a pool are in `poolN/`. No file shows a physical address.
 
 use crate::buddy::{
     Order,
@@ -28,11 +29,12 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Characters in a line of the picture, and at most so many lines.
+/// Characters in a line of `map` and of `pageblocks`.
 const COLUMNS: u64 = 64;
+/// The largest number of lines of `map`.
 const LINES: u64 = 16;
 
-/// All files of the module; they go when this is dropped.
+/// All files of the module. Dropping this removes them.
 pub(crate) struct Files {
     pool: KVec<File<Pool>>,
     reserved: File<DeviceContext>,
@@ -40,7 +42,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// Makes the files, which are not shown yet.
+    /// Makes the files, which debugfs does not show yet.
     ///
     /// # Errors
     ///
@@ -73,19 +75,19 @@ impl Files {
         }
         Ok(Self {
             pool: files,
-            // All that is reserved whatever becomes of files.
+            // The ranges of RESERVE_PERSIST, which outlive the file that reserved them.
             reserved: File::new(
                 &root,
                 c"reserved",
                 context,
                 Act::Show(DeviceContext::show_reserved),
             )?,
-            // All users, and what each holds.
+            // All users with clients or memory.
             users: File::new(&root, c"users", users, Act::Show(UserAccounts::show))?,
         })
     }
 
-    /// Shows all of them. Nothing that follows in the module's init may fail.
+    /// Shows all files. No later step of the module's init may fail.
     pub(crate) fn shown(mut self) -> Self {
         self.pool.iter_mut().for_each(File::show);
         self.reserved.show();
@@ -94,6 +96,7 @@ impl Files {
     }
 }
 
+/// Prints lines of `key: value`.
 fn status(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let now = pool.snapshot();
     writeln!(f, "source: {}", pool.region().source_name())?;
@@ -137,6 +140,7 @@ fn status(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     writeln!(f, "merges: {}", now.counters.joins)
 }
 
+/// Prints a line `order bytes count` for each order.
 fn free_blocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let now = pool.snapshot();
     let orders = Order::default().to(pool.max_order());
@@ -152,8 +156,10 @@ fn free_blocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// The effective memory types, as the kernel's page table has them: a line for each run of pages
-/// that are not cached, `place bytes memtype pat_index`. The place counts from the pool's start.
+/// Prints the effective memory types in the kernel's page table.
+///
+/// There is a line `place bytes memtype pat_index` for each range of pages that are not write-back.
+/// The place counts from the pool's start.
 fn memtype(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let region = pool.region();
     let mut run = None;
@@ -169,7 +175,7 @@ fn memtype(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         let uncached = entry.filter(|entry| entry.memtype() != Some(MemType::WriteBack));
         run = run.or(uncached.map(|entry| (at, entry.pat_index, entry.memtype_name())));
-        // To the end of what the entry maps, from wherever in it.
+        // Continue at the end of the entry: `page` may be in the middle of a large one.
         let left = entry.map_or(1, |entry| entry.pages - page.0 % entry.pages);
         at += left.min(region.pages() - at);
     }
@@ -179,6 +185,7 @@ fn memtype(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
+/// Prints a line of `memtype` for the pages `[from, to)` of the pool.
 fn show_run(
     f: &mut fmt::Formatter<'_>,
     from: u64,
@@ -196,13 +203,15 @@ fn show_run(
     )
 }
 
-/// The same of what the reader itself has mapped, `address bytes memtype pat_index`.
+/// Prints the memory types of the reader's own mappings: `address bytes memtype pat_index`.
 fn memtype_mapped(_pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     device::show_memtypes(f)
 }
 
-/// The pool as a picture. Each cell is looked at by itself, so the pool's lock is never held for
-/// long, and a picture of a pool at work is one of several moments.
+/// Prints a picture of the pool, in which each character is an equal share of it.
+///
+/// A character is `.` for free, `#` for used, or the number of tenths that are used. The pool's
+/// lock is held for a part of a share at a time, so the characters are not of one moment.
 fn map(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let units = pool.size() / mm::PAGE_SIZE;
     let cell = units.div_ceil(COLUMNS * LINES);
@@ -213,7 +222,7 @@ fn map(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mark = match used {
             0 => '.',
             _ if used == end - at => '#',
-            // Tenths, but neither none nor all of them.
+            // `.` and `#` are reserved for none and all, so the tenths are 1 to 9.
             _ => char::from_digit((used * 10 / (end - at)).clamp(1, 9) as u32, 10).unwrap_or('?'),
         };
         write!(f, "{mark}")?;
@@ -225,9 +234,11 @@ fn map(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     Ok(())
 }
 
-/// The same, a character for each 2 MiB, by what could be done with them: `.` free, `1` to `9` and
-/// `#` so many tenths or all of it in use by what could be moved, `p` if some of it could not, `*`
-/// if it is being emptied. For `watch -n 0.1 cat`.
+/// Prints a picture of the pool, in which each character is a pageblock.
+///
+/// A free pageblock is `.`. One with movable pages is the number of tenths that they use, or `#` if
+/// they use all of it. One with unmovable pages is `p`, and one that is being evacuated is `*`.
+/// `watch -n 0.1 cat` shows a compaction at work.
 fn pageblocks(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     const PAGES: u32 = 1 << PMD_ORDER.get();
 

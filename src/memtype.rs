@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory types: how the CPU's caches treat memory, as page tables say, and how that is changed.
-//! The kernel's names are `page_cache_mode` and, in debugfs, `pat_memtype_list`.
+//! Memory types, which select how the CPU's caches treat memory.
 //!
-//! For RAM the kernel keeps one type a page, and every mapping made of it, whoever makes it, has
-//! that type: so changing the direct map's changes all that come later. For what is no RAM the
-//! type is that of the first mapping, the kernel's.
+//! [`MemType`] changes the memory type of pages, and [`PatEntry`] reads it from a page-table entry.
+//! The kernel's name for a memory type is `page_cache_mode`, and in debugfs `pat_memtype_list`.
+//!
+//! For RAM the kernel records one memory type per page, which all later mappings of the page get.
+//! So a change in the direct map determines them. Other memory has the type of its first mapping,
+//! which is the kernel's.
 
 use crate::pgtable::LeafSize;
 use crate::uapi;
@@ -16,7 +18,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// Where in a page table's entry the three bits are that select one of the CPU's eight types.
+/// Bits of a page-table entry that select the PAT index. The highest of the three is at `PAT_SMALL`
+/// in an entry for 4 KiB, and at `PAT_LARGE` in a larger one.
 const WRITE_THROUGH: u32 = 3;
 const CACHE_DISABLE: u32 = 4;
 const PAT_SMALL: u32 = 7;
@@ -28,22 +31,22 @@ extern "C" {
     fn set_memory_uc(address: c_ulong, pages: c_int) -> c_int;
 }
 
-/// A memory type.
+/// A memory type that ALLOC can request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MemType {
     /// Cached, as all memory is by default.
     WriteBack,
-    /// Not cached; writes are gathered.
+    /// Not cached; the CPU combines writes.
     WriteCombining,
     /// Not cached.
     Uncached,
 }
 
 impl MemType {
-    /// All of them.
+    /// All memory types.
     pub(crate) const ALL: [Self; 3] = [Self::WriteBack, Self::WriteCombining, Self::Uncached];
 
-    /// What ALLOC's flags ask for, of which at most one is set.
+    /// Returns the memory type that `flags` of ALLOC request. At most one of the flags is set.
     pub(crate) fn from_flags(flags: u32) -> Self {
         if flags & uapi::ALLOC_WC != 0 {
             Self::WriteCombining
@@ -54,7 +57,7 @@ impl MemType {
         }
     }
 
-    /// `RUST_BUDDY_CAP_*`
+    /// Returns the capability `RUST_BUDDY_CAP_*` for the memory type.
     pub(crate) fn cap(self) -> u64 {
         match self {
             Self::WriteBack => uapi::CAP_WB,
@@ -63,7 +66,7 @@ impl MemType {
         }
     }
 
-    /// The same for people.
+    /// Returns the name for log messages and debugfs.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::WriteBack => "wb",
@@ -72,8 +75,10 @@ impl MemType {
         }
     }
 
-    /// The kernel's number for it. Its "uncached" is the one that MTRRs can't make cached, and
-    /// only they could make write-combining: there are none on RAM that do.
+    /// Returns the kernel's number for the memory type.
+    ///
+    /// For uncached memory it is UC-, which no MTRR can make cached. An MTRR could make it
+    /// write-combining, but none does so for RAM.
     fn kernel(self) -> bindings::page_cache_mode {
         match self {
             Self::WriteBack => bindings::page_cache_mode__PAGE_CACHE_MODE_WB,
@@ -82,13 +87,13 @@ impl MemType {
         }
     }
 
-    /// The bits of a small page's entry, as this machine has them.
+    /// Returns the bits of an entry for 4 KiB that select the memory type on this machine.
     fn bits(self) -> u64 {
-        // SAFETY: Reads a table of the kernel, in which each of its numbers has a place.
+        // SAFETY: The function indexes a table that has an element for each `page_cache_mode`.
         unsafe { bindings::cachemode2protval(self.kernel()) as u64 }
     }
 
-    /// `protection` with this memory type instead of its own.
+    /// Returns `protection` with this memory type in place of its own.
     pub(crate) fn protect(self, protection: bindings::pgprot_t) -> bindings::pgprot_t {
         const ALL: u64 = 1 << WRITE_THROUGH | 1 << CACHE_DISABLE | 1 << PAT_SMALL;
         bindings::pgprot_t {
@@ -96,22 +101,23 @@ impl MemType {
         }
     }
 
-    /// Gives pages of the direct map this memory type, and with them every mapping made from now
-    /// on. May sleep.
+    /// Sets the memory type of pages in the direct map, and thereby of all later mappings. May
+    /// sleep.
     ///
     /// # Errors
     ///
-    /// `ENOMEM` without memory for page tables: then some of the pages may have changed. Others
-    /// where the kernel refuses.
+    /// `ENOMEM` without memory for page tables, in which case some of the pages may have changed.
+    /// `EINVAL` if `pages` is too large, or the errors with which the kernel refuses the change.
     ///
     /// # Safety
     ///
-    /// `at` must be the direct map's address of RAM that is the caller's, all `pages` of it, and
-    /// mapped by nobody else.
+    /// `at` must be the direct map's address of `pages` pages of RAM. The caller must own all of
+    /// them, and only the direct map may map them.
     pub(crate) unsafe fn apply(self, at: NonNull<u8>, pages: u64) -> Result {
         let at = at.as_ptr() as c_ulong;
         let pages = c_int::try_from(pages).map_err(|_| EINVAL)?;
-        // SAFETY: By this function's requirements; no other mapping keeps another type.
+        // SAFETY: By this function's requirements the direct map has all pages, which the caller
+        // owns. There is no other mapping, so none keeps a conflicting memory type.
         to_result(unsafe {
             match self {
                 Self::WriteBack => set_memory_wb(at, pages),
@@ -122,24 +128,24 @@ impl MemType {
     }
 }
 
-/// Returns whether the kernel tells pages of different memory types apart. It does not if it was
-/// booted with `nopat`.
+/// Returns whether the kernel supports different memory types. It does not after a boot with
+/// `nopat`.
 pub(crate) fn pat_enabled() -> bool {
-    // SAFETY: Reads a flag that is set during early boot.
+    // SAFETY: The function reads a flag that is written only during early boot.
     unsafe { bindings::pat_enabled() }
 }
 
-/// What an entry of a page table says: the effective memory type, whatever was asked for.
+/// The effective memory type in a page-table entry. It may differ from the requested one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PatEntry {
-    /// Which of the CPU's eight types it selects.
+    /// Index into the PAT register, 0 to 7.
     pub(crate) pat_index: u8,
-    /// How many pages it maps.
+    /// Number of 4 KiB pages that the entry maps.
     pub(crate) pages: u64,
 }
 
 impl PatEntry {
-    /// Takes an entry for `pages` pages apart.
+    /// Decodes the bits of an entry that maps `pages` pages.
     pub(crate) fn new(bits: u64, pages: u64) -> Self {
         let bit = |at: u32| (bits >> at & 1) as u8;
         let pat = bit(if pages == 1 { PAT_SMALL } else { PAT_LARGE });
@@ -149,16 +155,16 @@ impl PatEntry {
         }
     }
 
-    /// The entry that maps a kernel address, if one does.
+    /// Returns the entry that maps a kernel address, if there is one.
     ///
     /// # Safety
     ///
-    /// The address must be in the direct map or in a mapping that stays while this runs, so that
-    /// its page tables do.
+    /// The address must be in the direct map, or in a mapping that exists during the call. Its page
+    /// tables are then not freed.
     pub(crate) unsafe fn of_kernel(at: NonNull<u8>) -> Option<Self> {
         let mut level = bindings::pg_level_PG_LEVEL_NONE;
-        // SAFETY: Walks the kernel's own page table, where nothing is freed, by this function's
-        // requirements; all addresses will do.
+        // SAFETY: `lookup_address()` takes any kernel address and writes to `level`. The page
+        // tables that it reads are not freed during the call, by this function's requirements.
         let entry = unsafe { bindings::lookup_address(at.as_ptr() as c_ulong, &raw mut level) };
         let pages = match level {
             bindings::pg_level_PG_LEVEL_4K => 1,
@@ -167,19 +173,21 @@ impl PatEntry {
             _ => return None,
         };
         let entry = NonNull::new(entry)?;
-        // SAFETY: A word that others may write at any time, in one piece.
+        // SAFETY: `entry` points to a word of a page table that is not freed during the call, by
+        // this function's requirements. The read is volatile, because the kernel and the CPU may
+        // write the word concurrently. Each access is a single one.
         let bits = unsafe { (&raw const (*entry.as_ptr()).pte).read_volatile() } as u64;
         (bits & 1 != 0).then(|| Self::new(bits, pages))
     }
 
-    /// The memory type that selects the same.
+    /// Returns the memory type with the same PAT index, if there is one.
     pub(crate) fn memtype(&self) -> Option<MemType> {
         MemType::ALL
             .into_iter()
             .find(|memtype| Self::new(memtype.bits(), 1).pat_index == self.pat_index)
     }
 
-    /// The same for people.
+    /// Returns the name of the memory type, or `?` if [`MemType`] lacks it.
     pub(crate) fn memtype_name(&self) -> &'static str {
         self.memtype().map_or("?", MemType::name)
     }

@@ -2,16 +2,16 @@
 
 //! DMA mappings of buffers for single devices, as PIN makes them.
 //!
-//! PIN names a device. [`Device::find`] looks it up, and [`Devices::map`] maps a pinned view for it
-//! through the DMA API. The device then uses its IOMMU, or bounce buffers if it can't reach the
-//! memory.
+//! For a PIN with a device name, [`Device::find`] looks up the device, and [`Devices::map`] maps a
+//! pinned view for it. The DMA API maps through the device's IOMMU, or uses bounce buffers if the
+//! device can't reach the memory.
 //!
 //! A mapping ends when its owner drops it or when the device is removed. The removal frees the
 //! device's IOMMU tables, after which the DMA API must not unmap anything in them. So one list has
 //! all mappings, and a bus notifier unmaps those of a device before its removal proceeds. Binding
 //! or unbinding a driver has no effect: the DMA API maps into the default domain of the device's
 //! IOMMU group, which outlives the driver. While VFIO owns the group, the device sees VFIO's domain
-//! and none of these mappings. A new mapping would be useless, so PIN refuses it.
+//! and none of these mappings. A new mapping would be useless, so [`Devices::map`] refuses it.
 //!
 //! Lock order: a client's table, then the list.
 

@@ -3,7 +3,7 @@
 //! `/dev/dma_heap/NAME`, by which programs for dma-heaps allocate from the pool as from any heap.
 //!
 //! The ioctl DMA_HEAP_IOCTL_ALLOC allocates a buffer, exports it and returns the descriptor of the
-//! dma-buf. The buffer has no handle and lives as long as the dma-buf.
+//! dma-buf. The buffer gets no handle: the dma-buf keeps it alive.
 //!
 //! The node is a misc device in the directory of the heaps, with the ABI of a heap. A heap of the
 //! kernel's own list can't be removed again, so opening it after the module is unloaded would run
@@ -183,8 +183,8 @@ impl MiscDevice for HeapFile {
         if _IOC_NR(cmd) != ALLOC {
             return Err(EINVAL);
         }
-        // The caller's struct may be shorter, then the missing fields are zero, or longer, then the
-        // rest is neither read nor written.
+        // The caller's struct may have another size. Missing fields are zero, and additional ones
+        // are neither read nor written.
         let size = _IOC_SIZE(cmd).min(size_of::<Allocation>());
         let (mut reader, mut writer) =
             UserSlice::new(UserPtr::from_addr(arg), size).reader_writer();

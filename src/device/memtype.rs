@@ -2,7 +2,7 @@
 
 //! The effective memory types of mappings, as read from their page tables for debugfs.
 //!
-//! A test compares them with the memory type that ALLOC requested.
+//! They show whether a mapping really has the memory type that ALLOC requested.
 
 use super::mmap;
 use crate::memtype::PatEntry;
@@ -18,8 +18,8 @@ use kernel::{
 
 /// Prints the memory types of all buffer mappings of the reading process.
 ///
-/// There is a line `address bytes memtype pat_index` for each range of pages that are present in
-/// the page table and have the same memory type.
+/// There is a line `address bytes memtype pat_index` for each range of pages with the same memory
+/// type. Pages that are not present in the page table are left out.
 pub(crate) fn show_memtypes(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let task = current!();
     let Some(mm) = task.mm() else {

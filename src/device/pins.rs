@@ -147,7 +147,7 @@ fn device_name(bytes: &[u8; uapi::DEVICE_LEN]) -> Result<DeviceName, Refusal> {
 fn pinnable(table: &mut Table, handle: Handle) -> Result<&mut HandleEntry, Refusal> {
     let entry = table.get_mut(handle).ok_or_else(no_such_handle)?;
     if !entry.view.writable() {
-        // A device could write to an address that it has.
+        // A device that has the address could write to the memory.
         return Err(Refusal::new(EACCES, uapi::REASON_READ_ONLY_HANDLE));
     }
     Ok(entry)

@@ -2,9 +2,9 @@
 
 //! The poll operation of the device nodes.
 //!
-//! A file is readable when a request that its client waits for would succeed. It has `POLLPRI`
-//! while the pool is under pressure. The kernel's abstraction of misc devices has no poll method,
-//! so this module has the C function.
+//! A file is readable if its client has no waiting request, or if that request would succeed now.
+//! It has `POLLPRI` while the pool is under pressure. The kernel's abstraction of misc devices has
+//! no poll method, so this module has the C function.
 
 use super::Client;
 use crate::poll_wait::{
