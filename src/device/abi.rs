@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Copies of requests from and to user memory, for structs that are shorter or longer than today's,
-//! and the reasons of refusals.
+//! Copies requests from and to user memory, and reports why a request is refused.
+//!
+//! A caller may have been built against an older or a newer header, so its struct may be shorter or
+//! longer than the module's. The methods of [`Call`] serve a request. They differ in the outcome if
+//! the answer can't be written.
 
 use crate::uapi::{
     self,
@@ -19,10 +22,11 @@ use kernel::{
     }, //
 };
 
-/// Why a request is refused: what the struct and the call say.
+/// The reason why a request is refused. The call returns the errno, and the struct's header has the
+/// errno and the reason.
 pub(super) struct Refusal {
     pub(super) errno: Error,
-    /// `RUST_BUDDY_REASON_*`
+    /// One of `RUST_BUDDY_REASON_*`.
     pub(super) reason: u32,
 }
 
@@ -32,7 +36,7 @@ impl Refusal {
     }
 }
 
-/// The kernel's own allocations are what `?` meets in the middle of a request.
+/// Translates a failed allocation of kernel memory, so that `?` can be used on these allocations.
 impl From<kernel::alloc::AllocError> for Refusal {
     fn from(_: kernel::alloc::AllocError) -> Self {
         Self::new(ENOMEM, uapi::REASON_KERNEL_MEMORY)
@@ -41,13 +45,13 @@ impl From<kernel::alloc::AllocError> for Refusal {
 
 /// A result that no other thread, process or device can reach until the answer is written.
 ///
-/// The calls that create an object (ALLOC, EXPORT, IMPORT, RESERVE) return one. Dropping it takes
-/// everything back.
+/// The calls that create an object (ALLOC, EXPORT, IMPORT, RESERVE) return one. Dropping it without
+/// [`Commit::commit`] undoes the call.
 pub(super) trait Commit {
     /// Makes the result reachable. Cannot fail.
     fn commit(self);
 
-    /// Takes back answers that were written to other places than the call's own struct.
+    /// Restores the user memory outside the call's own struct that the call has written to.
     fn abort(&self) {}
 }
 
@@ -65,7 +69,7 @@ pub(super) fn set_status<T: IoctlRequest>(request: &mut T, refusal: Option<&Refu
     };
 }
 
-/// Sets the status of a call that has begun to act, and not ended.
+/// Sets the status of a call that has begun to act and has not ended: `-EINPROGRESS`.
 pub(super) fn set_in_progress<T: IoctlRequest>(request: &mut T) {
     let header = request.header();
     (header.ret, header.reason) = (EINPROGRESS.to_errno(), uapi::REASON_NONE);
@@ -74,7 +78,7 @@ pub(super) fn set_in_progress<T: IoctlRequest>(request: &mut T) {
 /// A request that was read from the caller's struct.
 pub(super) struct Call<T> {
     at: UserPtr,
-    /// Bytes of the struct that both sides know. Not less than a [`Header`].
+    /// The bytes of the struct that caller and module both know; at least the size of a [`Header`].
     shared: usize,
     request: T,
 }
@@ -84,7 +88,7 @@ impl<T: IoctlRequest> Call<T> {
     ///
     /// # Errors
     ///
-    /// `EINVAL` without room for a header, `EFAULT`, and `E2BIG` as [`read`] has it.
+    /// `EINVAL` if the struct has no room for a header, and the errors of [`read`].
     pub(super) fn read(arg: usize, size: usize) -> Result<Self> {
         if size < size_of::<Header>() {
             return Err(EINVAL);
@@ -99,7 +103,7 @@ impl<T: IoctlRequest> Call<T> {
         })
     }
 
-    /// The request as it was read.
+    /// Returns the request as it was read.
     pub(super) fn request(&self) -> &T {
         &self.request
     }
@@ -109,18 +113,18 @@ impl<T: IoctlRequest> Call<T> {
         write(self.at, &self.request, 0..self.shared)
     }
 
-    /// Serves a call that changes nothing. `EFAULT` leaves the struct as it was.
+    /// Serves a call that changes nothing. If it returns `EFAULT`, the struct is as it was.
     pub(super) fn query(self, handle: impl FnOnce(&mut T) -> Result<(), Refusal>) -> Result<isize> {
         self.create(handle)
     }
 
-    /// Serves a call that changes objects which others can reach. It is never undone because its
-    /// answer could not be written: others may have acted on the change by then.
+    /// Serves a call that changes objects which are reachable already. The change stays even if the
+    /// answer can't be written: another thread, process or device may have acted on it by then.
     ///
-    /// The whole struct is written before the call acts, with `-EINPROGRESS` in its header.
-    /// `EFAULT` from that write means that nothing has happened, and leaves the header as it was.
-    /// The call has acted if it ends with `EFAULT` later, and the header still says
-    /// `-EINPROGRESS`. A refusal is returned as such also where it can't be written.
+    /// The whole struct is written before the call acts, with `-EINPROGRESS` in its header. If that
+    /// write fails with `EFAULT`, nothing has happened and the header is as it was. If a later
+    /// write fails with `EFAULT`, the call has acted, and the header still says `-EINPROGRESS`. A
+    /// call that is refused returns the errno of the refusal, even if the answer can't be written.
     pub(super) fn act(
         mut self,
         handle: impl FnOnce(&mut T) -> Result<(), Refusal>,
@@ -136,7 +140,7 @@ impl<T: IoctlRequest> Call<T> {
     }
 
     /// Serves a call that creates an object, which becomes reachable after the answer was written.
-    /// `EFAULT` means that nothing has happened, and the struct is as it was.
+    /// If it returns `EFAULT`, nothing has happened and the struct is as it was.
     pub(super) fn create<U: Commit>(
         self,
         handle: impl FnOnce(&mut T) -> Result<U, Refusal>,
@@ -144,7 +148,8 @@ impl<T: IoctlRequest> Call<T> {
         self.create_part(|request| handle(request).map(|created| (created, None)))
     }
 
-    /// Like [`Call::create`], for a call that may be refused and yet have answers to take back.
+    /// Serves a call as [`Call::create`] does. The call may be refused and nevertheless return a
+    /// result, whose answers outside the struct are restored if the struct can't be written.
     pub(super) fn create_part<U: Commit>(
         mut self,
         handle: impl FnOnce(&mut T) -> Result<(U, Option<Refusal>), Refusal>,
@@ -159,8 +164,8 @@ impl<T: IoctlRequest> Call<T> {
             if let Some(created) = created {
                 created.abort();
             }
-            // The part of the struct that could be written holds an answer that is not true. This
-            // write is expected to end early, too.
+            // A part of the struct may have been written, and has an answer that is not true.
+            // Restore it. This write is expected to fail at the same place.
             self.request = before;
             let _ = self.write();
             return Err(error);
@@ -179,10 +184,11 @@ fn write<T: IoctlRequest>(at: UserPtr, request: &T, range: Range<usize>) -> Resu
     UserSlice::new(to, bytes.len()).writer().write_slice(bytes)
 }
 
-/// Writes the first `shared` bytes of `request` to the struct at `at`, its first page last.
+/// Writes the first `shared` bytes of `request` to the struct at `at`, and the first page of the
+/// struct last.
 ///
-/// A page is writable as a whole, and no struct lies on more than two. So `hdr.ret`, which is on
-/// the first page where structs are aligned, changes only if all else could be written.
+/// A page is writable as a whole, and no struct is on more than two pages. In an aligned struct
+/// `hdr.ret` is on the first page, so it changes only if the rest could be written.
 fn write_header_last<T: IoctlRequest>(at: UserPtr, shared: usize, request: &T) -> Result {
     let first_page = PAGE_SIZE.saturating_sub((at.as_const_ptr() as usize) % PAGE_SIZE);
     if first_page >= shared {
@@ -196,23 +202,24 @@ fn write_header_last<T: IoctlRequest>(at: UserPtr, shared: usize, request: &T) -
 ///
 /// # Errors
 ///
-/// `EFAULT`; the header is then as it was.
+/// `EFAULT` if the struct can't be written. The header is as it was then.
 fn write_in_progress<T: IoctlRequest>(at: UserPtr, shared: usize, request: &mut T) -> Result {
     set_in_progress(request);
     write_header_last(at, shared, request)
 }
 
-/// Writes an answer after a call has acted. The header says `-EINPROGRESS` for as long as the rest
-/// of the answer is not there.
+/// Writes an answer after a call has acted. The header says `-EINPROGRESS` until the rest of the
+/// answer is written.
 fn write_result<T: IoctlRequest>(at: UserPtr, shared: usize, request: &T) -> Result {
     write_header_last(at, shared, request)
 }
 
-/// Reads a request of `size` bytes at `at`, of which `into` may have more or less.
+/// Reads a request of `size` bytes at `at` into `into`, which may be shorter or longer.
 ///
 /// # Errors
 ///
-/// `EFAULT`; `E2BIG` if it has more, and that is not zero.
+/// `EFAULT` if the request can't be read. `E2BIG` if it is longer than `into`, and the surplus is
+/// not zero.
 pub(super) fn read<T: IoctlRequest>(at: UserPtr, size: usize, into: &mut T) -> Result {
     let mut reader = UserSlice::new(at, size).reader();
     let shared = size.min(size_of::<T>());
@@ -221,7 +228,8 @@ pub(super) fn read<T: IoctlRequest>(at: UserPtr, size: usize, into: &mut T) -> R
     expect_zeroes(reader)
 }
 
-/// What a newer caller knows and this module does not must be zero: its old meaning.
+/// Checks that `rest` is zero. It is in fields of a newer caller that this module does not know,
+/// where zero asks for the old behaviour.
 fn expect_zeroes(mut rest: UserSliceReader) -> Result {
     let mut chunk = [0u8; 64];
     while !rest.is_empty() {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! ALLOC: from what a caller wrote to a buffer in its table.
+//! ALLOC: allocates a buffer and makes a handle for it.
 //!
-//! First everything is checked, in the order that the ABI promises; then memory is gathered; the
-//! handle becomes valid last, when the caller has its number.
+//! ALLOC checks the request first, in the order that the ABI promises. Then it gathers all memory.
+//! The handle becomes valid last, after its number was written to the caller's struct.
 
 use super::{
     abi::{
@@ -78,7 +78,7 @@ const ALL_FLAGS: u32 = uapi::ALLOC_EXACT
     | uapi::ALLOC_PRIO_LOW
     | uapi::ALLOC_PRIO_HIGH;
 
-/// Flags that say the same thing differently, and so exclude each other: any two of a row.
+/// Pairs of flags that exclude each other.
 const EXCLUSIVE: [u32; 8] = [
     uapi::ALLOC_TOPDOWN | uapi::ALLOC_BOTTOMUP,
     uapi::ALLOC_AT | uapi::ALLOC_TOPDOWN,
@@ -103,8 +103,8 @@ impl Commit for PendingBuffer<'_> {
     }
 }
 
-/// The smallest struct that has all that the caller must know: an unknown handle would stay until
-/// the client is closed.
+/// The bytes of the smallest struct that reports the handle. A buffer whose handle the caller does
+/// not know would stay until the client is closed.
 const MIN_SIZE: usize = core::mem::offset_of!(Alloc, granted);
 
 /// Serves ALLOC, for a caller whose struct has `size` bytes.
@@ -114,7 +114,7 @@ pub(super) fn alloc<'a>(
     size: usize,
 ) -> Result<PendingBuffer<'a>, Refusal> {
     if request.max_address != 0 && client.phys_access() == PhysAccess::Denied {
-        // Whether it is refused, and for what, would tell where the pool is.
+        // A refusal, and its reason, would reveal the physical address of the pool.
         return Err(Refusal::new(EPERM, uapi::REASON_PHYS_ACCESS));
     }
     if request.reserved != 0 {
@@ -146,16 +146,18 @@ pub(super) fn alloc<'a>(
         return Err(Refusal::new(EINVAL, uapi::REASON_STRUCT_SIZE));
     }
 
-    // What is larger than any block is the pool's to refuse.
+    // `granted()` returns none for a size that exceeds any block. The request is charged 0 bytes
+    // then, and the pool refuses it.
     let granted = ask.granted().map_or(0, mm::bytes);
     let (charge, wait) = prepare(client, request.flags, granted)
-        // It could not take what it waits for: others may.
+        // The client can't be charged, so it can't take the memory that it waits for. Other clients
+        // that wait may be able to.
         .inspect_err(|_| pool.cancel_wait(client.waiter()))?;
     let (handle_charge, memory_charge) = charge.split();
     let mut copied = 0;
     let block = match by_compaction(request, pool, &ask, &mut copied)? {
         Some(block) => {
-            // Whatever it waited for, it does no longer.
+            // The client has memory now. `alloc_for`, which ends its wait, was not called.
             pool.cancel_wait(client.waiter());
             block
         }
@@ -165,7 +167,7 @@ pub(super) fn alloc<'a>(
     };
     let context = client.context();
     let stack = stack(request.flags);
-    // A stack has a page of guard below it for ever.
+    // The lowest page of a stack's window is always a guard page.
     let guards = stack.map_or(0, |stack| stack.above.saturating_add(1));
     let pages = window_pages.unwrap_or(block.pages()).saturating_add(guards);
     let area = Area::of_caller();
@@ -224,13 +226,14 @@ pub(super) fn alloc<'a>(
     Ok(PendingBuffer { client, entry })
 }
 
-/// The part of a buffer that is allocated beside its memory.
+/// The part of a new buffer that is allocated besides its memory.
 enum Start {
     Cached(CachedBuffer),
     Window(Window),
 }
 
-/// Takes a recycled buffer out of the client's cache, for a request without special flags.
+/// Takes a recycled buffer out of the client's cache. Returns none if the request has flags that no
+/// recycled buffer can satisfy.
 fn pop_cached(
     client: &Client,
     pool: &Arc<Pool>,
@@ -249,8 +252,8 @@ fn pop_cached(
     client.buffer_cache().pop(pool, area, pages)
 }
 
-/// Allocates a window of mmap offsets. If there is none left, frees those of the client's recycled
-/// buffers first.
+/// Allocates a window of mmap offsets. If no offsets are left, frees those of the client's recycled
+/// buffers and tries again.
 fn alloc_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refusal> {
     let alloc = || {
         client
@@ -272,7 +275,8 @@ fn alloc_window(client: &Client, area: Area, pages: u64) -> Result<Window, Refus
     })
 }
 
-/// Allocates by moving other buffers, if the request asks for that and there is no other way.
+/// Allocates by compaction, if the request has `ALLOC_COMPACT` and no free block fits. Returns none
+/// if the caller is to allocate as without that flag.
 fn by_compaction(
     request: &mut Alloc,
     pool: &Arc<Pool>,
@@ -285,7 +289,8 @@ fn by_compaction(
     match pool.alloc(ask) {
         Ok(block) => return Ok(Some(block)),
         Err(AllocFailure::Full { .. } | AllocFailure::Taken) => {}
-        // It is not for want of a place.
+        // A free block fits, but is kept for higher priorities. Moving buffers would not change
+        // that.
         Err(AllocFailure::Watermark { .. } | AllocFailure::LastBlock { .. }) => return Ok(None),
     }
     let mut report = CompactReport::new(CopyBudget::new(request.max_copy));
@@ -293,7 +298,7 @@ fn by_compaction(
     *copied = report.copied;
     match outcome {
         Ok(block) => Ok(Some(block)),
-        // As if nothing had been tried; the counters say more.
+        // Go on as if no compaction had been tried. POOL_INFO counts the cause.
         Err(
             CompactError::NoSpace
             | CompactError::Contended
@@ -309,7 +314,7 @@ fn by_compaction(
     }
 }
 
-/// How urgent it is.
+/// Returns the priority that the flags ask for.
 fn priority(flags: u32) -> Priority {
     match flags & (uapi::ALLOC_PRIO_LOW | uapi::ALLOC_PRIO_HIGH) {
         uapi::ALLOC_PRIO_LOW => Priority::Low,
@@ -318,7 +323,8 @@ fn priority(flags: u32) -> Priority {
     }
 }
 
-/// Charges the client, and reserves memory for its entry in the list of waiters if it is to wait.
+/// Charges the client for one handle and `granted` bytes. With `ALLOC_WAIT`, also reserves kernel
+/// memory for its entry in the wait list.
 fn prepare(
     client: &Client,
     flags: u32,
@@ -333,13 +339,14 @@ fn prepare(
     Ok((charge, reservation))
 }
 
-/// How it is to grow, if it is a stack.
+/// Returns the layout of a stack, if the flags ask for one.
 fn stack(flags: u32) -> Option<Stack> {
     (flags & uapi::ALLOC_STACK != 0).then_some(Stack {
         above: u64::from(flags & uapi::ALLOC_GUARD != 0),
     })
 }
 
+/// Checks that all flags are known and that none excludes another.
 pub(super) fn check_flags(flags: u32) -> Result<(), Refusal> {
     let contradicting = EXCLUSIVE.iter().any(|&pair| flags & pair == pair);
     let guard_of_what = flags & (uapi::ALLOC_STACK | uapi::ALLOC_GUARD) == uapi::ALLOC_GUARD;
@@ -349,7 +356,7 @@ pub(super) fn check_flags(flags: u32) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What is asked of the pool: size, alignment and place, checked in this order.
+/// Returns the request to the pool. Checks the size, the alignment and the place, in this order.
 fn ask(request: &Alloc, client: &Client, pool: &Pool) -> Result<AllocRequest, Refusal> {
     let at = request.flags & uapi::ALLOC_AT != 0;
     if request.size == 0 || request.size > pool.size() {
@@ -379,8 +386,9 @@ fn is_to_stay(client: &Client, flags: u32) -> bool {
         || flags & (uapi::ALLOC_GUP | uapi::ALLOC_PREFAULT) != 0
 }
 
-/// What is to stay grows from the pool's end and what can be moved from its start, if it may be
-/// anywhere: so they meet late, and large blocks can be made in between.
+/// Chooses the end of the pool to allocate from, if the request leaves that open. Buffers that stay
+/// are allocated from the end of the pool, and movable ones from its start. So they meet late, and
+/// compaction can make large blocks in between.
 pub(super) fn settled(placement: Placement, stays: bool) -> Placement {
     match placement {
         Placement::Within {
@@ -400,17 +408,19 @@ pub(super) fn settled(placement: Placement, stays: bool) -> Placement {
     }
 }
 
+/// Returns the order of an alignment of `bytes`, or none if it is not valid.
 fn align(bytes: u64, at: bool, pool: &Pool) -> Option<Order> {
     match bytes {
         0 => Some(Order::default()),
-        // The place says it all.
+        // `ALLOC_AT` gives the exact place, which makes an alignment meaningless.
         _ if at => None,
         _ if !bytes.is_power_of_two() || bytes > pool.size() => None,
         _ => Order::covering(bytes.div_ceil(mm::PAGE_SIZE)),
     }
 }
 
-/// Where `size` bytes are to land, by ALLOC's flags and its `lo` and `hi`.
+/// Returns the place for `size` bytes that ALLOC's flags and its `lo` and `hi` ask for, or none if
+/// these are not valid.
 pub(super) fn placement(
     flags: u32,
     (lo, hi): (u64, u64),
@@ -443,7 +453,8 @@ pub(super) fn placement(
     })
 }
 
-/// Units from the pool's start on that a device with a ceiling reaches.
+/// Returns how many units from the pool's start a device reaches whose addresses are below
+/// `max_address`. 0 means that it reaches all.
 fn limit(max_address: u64, pool: &Pool) -> u64 {
     let base = pool.region().base().address();
     match max_address {
@@ -452,12 +463,12 @@ fn limit(max_address: u64, pool: &Pool) -> u64 {
     }
 }
 
-/// Bytes as units, if they are whole ones.
+/// Converts bytes to units. Returns none if they are not a multiple of the unit.
 fn whole_units(bytes: u64) -> Option<u64> {
     (bytes % mm::PAGE_SIZE == 0).then_some(bytes / mm::PAGE_SIZE)
 }
 
-/// Pages of the mmap window, where the request says how many.
+/// Returns the pages of the mmap window, if the request gives them in `max_size`.
 fn window_pages(
     request: &Alloc,
     ask: &AllocRequest,

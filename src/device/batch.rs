@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! BATCH: many ALLOCs, or many FREEs, in one call.
+//! BATCH: serves many ALLOCs, or many FREEs, in one call.
 //!
-//! All requests are read first. ALLOCs are served one after the other as if each had come alone,
-//! then all are answered, and only then do their handles become valid: nothing has happened if
-//! the answers can't be written. FREEs are announced like other calls that change objects. Their
-//! entries are removed under one hold of the table's lock, then recycled, then answered.
+//! All requests are read first.
+//!
+//! ALLOCs are served one after the other, as if each had come in a call of its own. Then all
+//! answers are written, and only then do the handles become valid. So nothing has happened if the
+//! answers can't be written.
+//!
+//! FREEs change objects, so `-EINPROGRESS` is written to all requests before they are served. Their
+//! entries are removed under one hold of the table's lock. Then the buffers are recycled, and the
+//! answers are written.
 
 use super::{
     abi::{
@@ -40,12 +45,12 @@ use kernel::{
     }, //
 };
 
-/// Requests in user memory, `stride` bytes each: as they came, as they are answered, and the result
-/// of each that was served.
+/// The requests of a batch: as they were read, as they are answered, and the result of each that
+/// was served. In user memory they begin at `at`, `stride` bytes apart.
 ///
 /// # Invariants
 ///
-/// All three are as long as each other.
+/// `came`, `answers` and `done` have the same length.
 struct Parts<T: IoctlRequest, U> {
     came: KVVec<T>,
     answers: KVVec<T>,
@@ -55,7 +60,7 @@ struct Parts<T: IoctlRequest, U> {
 }
 
 impl<T: IoctlRequest, U> Parts<T, U> {
-    /// Reads all of them.
+    /// Reads all requests.
     fn read(request: &Batch) -> Result<Self, Refusal> {
         let unreadable = |error| Refusal::new(error, uapi::REASON_BATCH_ENTRIES);
         let (at, stride) = (request.entries as usize, request.stride as usize);
@@ -68,7 +73,7 @@ impl<T: IoctlRequest, U> Parts<T, U> {
             stride,
         };
         if stride == size_of::<T>() {
-            // As most callers have them: in one go.
+            // Most callers have requests of this size. They are read with one copy.
             let address = this.address_of(0);
             let bytes = this.came.as_mut_bytes();
             UserSlice::new(address, bytes.len())
@@ -82,7 +87,7 @@ impl<T: IoctlRequest, U> Parts<T, U> {
                 abi::read(address, stride, came).map_err(unreadable)?;
             }
         }
-        // INVARIANT: One each.
+        // INVARIANT: `answers` and `done` get one element for each element of `came`.
         this.answers
             .extend_from_slice(&this.came, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..count {
@@ -91,16 +96,17 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         Ok(this)
     }
 
+    /// Returns the user address of request `i`.
     fn address_of(&self, i: usize) -> UserPtr {
         UserPtr::from_addr(self.at.wrapping_add(i.wrapping_mul(self.stride)))
     }
 
-    /// Bytes of each that both sides know.
+    /// Returns the bytes of a request that caller and module both know.
     fn shared(&self) -> usize {
         self.stride.min(size_of::<T>())
     }
 
-    /// Writes all answers, or puts back what was there if that can't be.
+    /// Writes all answers. If that fails, restores the requests.
     fn write(&self) -> Result<(), Refusal> {
         let written = self.copy_out(&self.answers);
         if written.is_err() {
@@ -109,12 +115,12 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         written.map_err(unwritable)
     }
 
-    /// Puts back what was there, as far as that can be written.
+    /// Writes the requests back as they were read, as far as user memory can be written.
     fn restore(&self) {
         let _ = self.copy_out(&self.came);
     }
 
-    /// Copies `all` to user memory.
+    /// Copies `all`, one element per request, to user memory.
     fn copy_out(&self, all: &[T]) -> Result {
         let write =
             |at: UserPtr, bytes: &[u8]| UserSlice::new(at, bytes.len()).writer().write_slice(bytes);
@@ -128,8 +134,8 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         Ok(())
     }
 
-    /// Writes all requests with `-EINPROGRESS` in their headers before any is served, or puts back
-    /// what was there if that can't be.
+    /// Writes all requests with `-EINPROGRESS` in their headers, before any request is served. If
+    /// that fails, restores the requests.
     fn write_in_progress(&mut self) -> Result<(), Refusal> {
         for answer in &mut self.answers {
             abi::set_in_progress(answer);
@@ -137,8 +143,9 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         self.write()
     }
 
-    /// Serves the requests one after the other, and sets the status of each. Returns the refusal of
-    /// the whole batch, if it is refused as a whole.
+    /// Serves the requests one after the other, and sets the status of each. Returns a refusal if
+    /// the whole batch is refused. An atomic batch is refused if one request is, another batch only
+    /// if all requests are.
     fn serve(
         &mut self,
         request: &mut Batch,
@@ -149,7 +156,8 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         request.done = 0;
         request.first_failed = request.count;
         for (i, (answer, made)) in (0..).zip(self.answers.iter_mut().zip(&mut self.done)) {
-            // A batch may take long. Its first request is served like one that comes alone.
+            // A batch may take long, so a signal refuses the remaining requests. The first request
+            // is served regardless, as in a call of its own.
             let outcome = match kernel::current!().signal_pending() && i > 0 {
                 true => Err(Refusal::new(EINTR, uapi::REASON_SIGNAL)),
                 false => serve(answer),
@@ -174,8 +182,8 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         first.filter(|_| all || request.done == 0)
     }
 
-    /// Sets the status of every request but the one that failed: the batch was refused because of
-    /// that one.
+    /// Sets the answers of a batch that is refused as a whole. In an atomic batch, all requests but
+    /// the one that failed are answered with `ECANCELED`.
     fn set_aborted(&mut self, request: &mut Batch) {
         request.done = 0;
         if request.flags & uapi::BATCH_ATOMIC == 0 {
@@ -190,7 +198,7 @@ impl<T: IoctlRequest, U> Parts<T, U> {
         }
     }
 
-    /// Takes out the results of the requests that were served, the last first.
+    /// Takes out the results of the requests that were served, in reverse order.
     fn drain_done(&mut self) -> impl Iterator<Item = U> + '_ {
         self.done.iter_mut().rev().filter_map(Option::take)
     }
@@ -204,23 +212,24 @@ impl Commit for Parts<Alloc, PendingBuffer<'_>> {
         }
     }
 
-    /// Puts back the requests in place of the answers.
+    /// Restores the requests in place of the answers.
     fn abort(&self) {
         self.restore();
     }
 }
 
+/// Translates a failure to write the answers.
 fn unwritable(error: Error) -> Refusal {
     Refusal::new(error, uapi::REASON_BATCH_ENTRIES)
 }
 
-/// The smallest struct that has the number of requests that were served.
+/// The bytes of the smallest struct that reports the number of requests that were served.
 const MIN_SIZE: usize = core::mem::offset_of!(Batch, reserved);
 
 /// Serves BATCH, for a caller whose struct has `size` bytes.
 ///
-/// A batch of ALLOCs creates objects and a batch of FREEs changes them, so the policy for answers
-/// that can't be written differs ([`Call::create`], [`Call::act`]).
+/// A batch of ALLOCs creates objects, and a batch of FREEs changes objects. So they differ in the
+/// outcome if the answers can't be written: see [`Call::create`] and [`Call::act`].
 pub(super) fn batch(
     client: &Client,
     call: Call<Batch>,
@@ -243,7 +252,8 @@ pub(super) fn batch(
     })
 }
 
-/// Serves a batch of ALLOCs. A batch that is refused as a whole has answers, too.
+/// Serves a batch of ALLOCs. Returns the answers with the refusal if the batch is refused as a
+/// whole.
 fn alloc<'a>(
     client: &'a Client,
     request: &mut Batch,
@@ -251,7 +261,7 @@ fn alloc<'a>(
     let stride = request.stride as usize;
     let mut parts = Parts::read(request)?;
     let refused = parts.serve(request, |alloc: &mut Alloc| {
-        // A client waits for one request at a time.
+        // A client can wait for only one request.
         if alloc.flags & uapi::ALLOC_WAIT != 0 {
             return Err(Refusal::new(EINVAL, uapi::REASON_FLAGS));
         }
@@ -275,7 +285,8 @@ fn free(client: &Client, request: &mut Batch) -> Result<(), Refusal> {
     request.first_failed = request.count;
     parts.write_in_progress()?;
     let refused = {
-        // No other call sees a batch that is refused, since all of it is under one hold.
+        // The lock is held for the whole batch, so no other call sees the removals of a refused
+        // batch.
         let mut table = client.table();
         let refused = parts.serve(request, |free| {
             commands::remove_entry(&mut table, free.handle)
@@ -288,7 +299,7 @@ fn free(client: &Client, request: &mut Batch) -> Result<(), Refusal> {
     if refused.is_some() {
         parts.set_aborted(request);
     }
-    // From here on it is done.
+    // The entries are out of the table, and the batch can't be undone any more.
     for removed in parts.done.iter_mut().filter_map(Option::take) {
         client.recycle(removed);
     }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The recycled buffers of a client: its next buffer that has a window as large is made of one of
-//! them, without an allocation of kernel memory or offsets.
+//! The cache of a client's recycled buffers.
+//!
+//! ALLOC makes a buffer of a cached one if the window has the right size. This saves the allocation
+//! of kernel memory and of mmap offsets.
 
 use super::client::EntryReservation;
 use crate::buffer::{
@@ -19,17 +21,18 @@ use kernel::{
     }, //
 };
 
-/// The most buffers that are cached; each is less than a KiB of the kernel's memory.
+/// The most buffers that a client caches. Each takes less than a KiB of kernel memory.
 const MAX_CACHED: usize = 64;
 
-/// A recycled buffer, and the memory of its handle's entry.
+/// A recycled buffer, and the kernel memory for the entry of its next handle.
 pub(super) struct CachedBuffer {
     pub(super) buffer: RecycledBuffer,
     pub(super) reservation: EntryReservation,
 }
 
 impl CachedBuffer {
-    /// Drops a reference to a buffer, whose entry was in `reservation`.
+    /// Drops a reference to a buffer whose entry had the memory in `reservation`. Returns the
+    /// buffer if that was the last reference and it can be recycled.
     pub(super) fn new(buffer: Arc<Buffer>, reservation: EntryReservation) -> Option<Self> {
         Some(Self {
             buffer: RecycledBuffer::new(buffer)?,
@@ -38,7 +41,7 @@ impl CachedBuffer {
     }
 }
 
-/// All of a client's recycled buffers, the one that was cached last at the end.
+/// All recycled buffers of a client. The one that was cached last is at the end.
 #[pin_data]
 pub(super) struct BufferCache {
     #[pin]
@@ -56,10 +59,10 @@ impl BufferCache {
         })
     }
 
-    /// Takes out one that a buffer of `pool` with a window of `pages` in `area` can be made of.
+    /// Takes out a recycled buffer of `pool` whose window has `pages` pages in `area`.
     pub(super) fn pop(&self, pool: &Arc<Pool>, area: Area, pages: u64) -> Option<CachedBuffer> {
         let mut list = self.list.lock();
-        // The last one is the most likely to be in the CPU's caches.
+        // The buffer that was cached last is the most likely to be in the CPU's caches.
         let at = list
             .iter()
             .rposition(|cached| cached.buffer.fits(pool, area, pages))?;
@@ -70,7 +73,8 @@ impl BufferCache {
         })
     }
 
-    /// Adds one, in place of the oldest one if the cache is full.
+    /// Adds a buffer. If the cache is full, frees the buffer at the start of the list, usually the
+    /// oldest.
     pub(super) fn put(&self, cached: CachedBuffer) {
         let mut list = self.list.lock();
         let surplus = match list.push_within_capacity(cached) {
@@ -81,11 +85,11 @@ impl BufferCache {
             }
         };
         drop(list);
-        // Without the lock: this frees memory.
+        // Freeing a buffer may sleep, so it comes after the spinlock.
         drop(surplus);
     }
 
-    /// Frees all of them, when offsets are short.
+    /// Frees all cached buffers. ALLOC calls this when there are no mmap offsets left.
     pub(super) fn clear(&self) {
         while let Some(cached) = { self.list.lock().pop() } {
             drop(cached);

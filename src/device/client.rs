@@ -41,23 +41,25 @@ use kernel::{
     }, //
 };
 
-/// Names a buffer to the client that holds it. Never 0, never given twice.
+/// The number by which a client names a buffer. It is never 0 and never reused.
 pub(super) type Handle = u64;
 
-/// A buffer that a client holds, or a part of one.
+/// The entry of a handle: the buffer that a client holds, or its part of one.
 pub(super) struct HandleEntry {
     pub(super) view: View,
-    /// PINs without their UNPIN.
+    /// The PINs that no UNPIN has ended yet.
     pub(super) pins: Pins,
-    /// For its memory's quarantine if the client goes without UNPIN; only of clients that can PIN.
+    /// Reserved for the quarantine of the memory, which is needed if the client ends without UNPIN.
+    /// Only clients that may PIN have one.
     quarantine: Option<QuarantineReservation>,
-    /// Bytes asked for and granted, as its table has counted them.
+    /// The bytes requested and the bytes granted, as they are in the table's sums.
     counted: (u64, u64),
     _handle: Charge,
 }
 
 impl Drop for HandleEntry {
-    /// FREE refuses what is pinned: with a PIN left, the client ended without UNPIN.
+    /// Marks the memory for quarantine if a pin is left. FREE refuses a pinned buffer, so the
+    /// client has ended without UNPIN.
     fn drop(&mut self) {
         if let (true, Some(reservation)) = (!self.pins.are_none(), self.quarantine.take()) {
             self.pins.leak();
@@ -66,12 +68,13 @@ impl Drop for HandleEntry {
     }
 }
 
-/// A client's buffers.
+/// The handles of a client.
 ///
 /// # Invariants
 ///
-/// `ends` has, for each view in `entries` and for no other, its last page and its handle; `sums` is
-/// what all of them have in `counted`.
+/// - `ends` has the last page of mmap offsets and the handle of each view in `entries`, and no
+///   more.
+/// - `sums` is the sum of `counted` over `entries`.
 pub(super) struct Table {
     entries: RBTree<Handle, HandleEntry>,
     ends: RBTree<(u64, Handle), ()>,
@@ -79,23 +82,23 @@ pub(super) struct Table {
 }
 
 /// An entry that is to be inserted into a table, or was removed from one. It has all the memory
-/// that the table takes for it, so neither can fail.
+/// that the table needs for it, so neither step can fail.
 pub(super) struct PreparedEntry {
     entry: RBTreeNode<Handle, HandleEntry>,
     end: RBTreeNode<(u64, Handle), ()>,
     counted: (u64, u64),
-    /// The buffer, if it was removed.
+    /// The buffer, if the entry was removed from a table.
     buffer: Option<Arc<Buffer>>,
 }
 
-/// Kernel memory for a [`PreparedEntry`].
+/// The kernel memory for a [`PreparedEntry`].
 pub(super) struct EntryReservation {
     entry: RBTreeNodeReservation<Handle, HandleEntry>,
     end: RBTreeNodeReservation<(u64, Handle), ()>,
 }
 
 impl EntryReservation {
-    /// Reserves it.
+    /// Reserves the memory of one entry.
     pub(super) fn new() -> Result<Self> {
         Ok(Self {
             entry: RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?,
@@ -118,7 +121,7 @@ impl PreparedEntry {
         )
     }
 
-    /// Makes an entry for a view with `counted` bytes asked for and granted, in reserved memory.
+    /// Makes an entry in reserved memory. `counted` are the bytes requested and the bytes granted.
     pub(super) fn with(
         client: &Client,
         handle: Handle,
@@ -147,7 +150,8 @@ impl PreparedEntry {
         })
     }
 
-    /// Drops an entry that was removed. Returns its buffer to be cached, if it can be reused.
+    /// Drops an entry that was removed from a table. Returns its buffer for the cache, if it can be
+    /// reused.
     fn into_cached(self) -> Option<CachedBuffer> {
         let reservation = EntryReservation {
             entry: self.entry.into_reservation(),
@@ -159,12 +163,12 @@ impl PreparedEntry {
 }
 
 impl Table {
-    /// What all of it comes to.
+    /// Returns the sums over all handles.
     pub(super) fn sums(&self) -> &Sums {
         &self.sums
     }
 
-    /// A buffer may have another size than when it was counted last.
+    /// Updates the sums after the buffer of `handle` may have changed its size.
     pub(super) fn recount(&mut self, handle: Handle) {
         if let Some(entry) = self.entries.get_mut(&handle) {
             self.sums.sub(entry.counted);
@@ -173,7 +177,7 @@ impl Table {
         }
     }
 
-    /// The first buffer whose handle is at least `from`.
+    /// Returns the first entry whose handle is at least `from`.
     pub(super) fn at_least(&self, from: Handle) -> Option<(Handle, &HandleEntry)> {
         let cursor = self.entries.cursor_lower_bound(&from)?;
         let handle = *cursor.current().0;
@@ -188,13 +192,13 @@ impl Table {
         self.entries.get_mut(&handle)
     }
 
-    /// A view in which the mmap offsets from page `first` to page `last` lie; if there is none,
-    /// one in which at least the first does.
+    /// Returns a view that has the mmap offsets from page `first` to page `last`. If there is none,
+    /// returns one that has at least page `first`. Among equals, prefers a writable view.
     pub(super) fn at_offset(&self, first: u64, last: u64) -> Option<&View> {
         let rank = |view: &View| (last <= view.last_page(), view.writable());
         let mut best: Option<&View> = None;
-        // Views are known by their ends: those that do not end before the page, up to the last one
-        // of the same buffer, since windows of different buffers don't overlap.
+        // `ends` is sorted by last page. The search begins with the views that don't end before
+        // `first`. It stops at the next buffer, since windows of different buffers don't overlap.
         let mut from = (first, 0);
         while let Some(cursor) = self.ends.cursor_lower_bound(&from) {
             let end = *cursor.current().0;
@@ -215,7 +219,7 @@ impl Table {
 
     /// Inserts an entry.
     pub(super) fn insert(&mut self, prepared: PreparedEntry) {
-        // INVARIANT: All, in one go under the client's lock.
+        // INVARIANT: `sums`, `ends` and `entries` change together, under the client's lock.
         self.sums.add(prepared.counted);
         self.ends.insert(prepared.end);
         self.entries.insert(prepared.entry);
@@ -226,7 +230,7 @@ impl Table {
         let entry = self.get(handle)?;
         let (last, counted) = (entry.view.last_page(), entry.counted);
         let buffer = entry.view.buffer().clone();
-        // INVARIANT: All, in one go under the client's lock.
+        // INVARIANT: `sums`, `ends` and `entries` change together, under the client's lock.
         let prepared = PreparedEntry {
             end: self.ends.remove_node(&(last, handle))?,
             entry: self.entries.remove_node(&handle)?,
@@ -238,7 +242,7 @@ impl Table {
     }
 }
 
-/// A client.
+/// A client: the state of one open file.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Client {
     context: Arc<DeviceContext>,
@@ -287,32 +291,32 @@ impl Client {
         self.table.lock()
     }
 
-    /// What it has reserved.
+    /// Returns the reservations that end with this client.
     pub(super) fn reservations(&self) -> &Reservations {
         &self.reservations
     }
 
-    /// What all its handles come to.
+    /// Returns the sums over all handles.
     pub(super) fn sums(&self) -> Sums {
         *self.table().sums()
     }
 
-    /// Returns its account.
+    /// Returns the client's account.
     pub(super) fn account(&self) -> &Arc<ClientAccount> {
         &self.account
     }
 
-    /// Charges one handle and `bytes`, if the quotas allow.
+    /// Charges the client for one handle and `bytes` bytes, if the quotas allow that.
     pub(super) fn charge(&self, bytes: u64) -> Result<Charge, Refusal> {
         self.account.charge(bytes).map_err(quota_refusal)
     }
 
-    /// Returns it as a waiter for memory.
+    /// Returns the waiter: the part of the client that waits for memory.
     pub(super) fn waiter(&self) -> &Arc<Waiter> {
         &self.waiter
     }
 
-    /// Returns its recycled buffers.
+    /// Returns the client's recycled buffers.
     pub(super) fn buffer_cache(&self) -> &BufferCache {
         &self.buffer_cache
     }
@@ -324,7 +328,7 @@ impl Client {
         }
     }
 
-    /// Inserts an entry into the table: from now on its handle is valid.
+    /// Inserts an entry into the table. From now on its handle is valid.
     pub(super) fn insert(&self, prepared: PreparedEntry) {
         self.table().insert(prepared);
     }
@@ -341,7 +345,8 @@ pub(super) fn quota_refusal(over: QuotaExceeded) -> Refusal {
 
 #[pinned_drop]
 impl PinnedDrop for Client {
-    /// Withdraws its wish before its buffers are freed: they are for clients that still wait.
+    /// Removes the client from the wait list before its buffers are freed. Their memory is for the
+    /// clients that still wait.
     fn drop(self: Pin<&mut Self>) {
         self.context.pool.cancel_wait(&self.waiter);
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One function a command. ALLOC, the only one with much to check, has a file of its own.
+//! Dispatches the ioctl commands, and serves the short ones. The modules `alloc`, `batch`,
+//! `export`, `migrate`, `pins` and `reserve` serve the longer ones.
 
 use super::{
     abi::{
@@ -69,7 +70,8 @@ use kernel::{
     uapi as kernel_uapi, //
 };
 
-/// Finds the command by type and number; its size says how much of the struct the caller has.
+/// Serves an ioctl. The type and the number in `cmd` select the command. The size in `cmd` is that
+/// of the caller's struct.
 pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Result<isize> {
     const BOTH: u32 = kernel_uapi::_IOC_READ | kernel_uapi::_IOC_WRITE;
 
@@ -137,6 +139,7 @@ pub(super) fn dispatch(client: &Client, file: &File, cmd: u32, arg: usize) -> Re
     }
 }
 
+/// Checks that the file was opened for writing.
 fn may_change(file: &File) -> Result<(), Refusal> {
     if writable(file) {
         Ok(())
@@ -145,6 +148,7 @@ fn may_change(file: &File) -> Result<(), Refusal> {
     }
 }
 
+/// Checks that the client may be told physical addresses.
 fn may_pin(client: &Client) -> Result<(), Refusal> {
     match client.phys_access() {
         PhysAccess::Granted => Ok(()),
@@ -152,16 +156,18 @@ fn may_pin(client: &Client) -> Result<(), Refusal> {
     }
 }
 
-/// What a client holds under a handle.
+/// Returns the entry of a handle.
 pub(super) fn entry(table: &Table, handle: Handle) -> Result<&HandleEntry, Refusal> {
     table.get(handle).ok_or_else(no_such_handle)
 }
 
+/// Returns the refusal of an unknown handle.
 pub(super) fn no_such_handle() -> Refusal {
     Refusal::new(ENOENT, uapi::REASON_UNKNOWN_HANDLE)
 }
 
-/// Translates why a pool can't allocate; `largest_free` is for the caller.
+/// Translates the reason why a pool can't allocate. If the reason has a largest free block, stores
+/// it in `largest_free` for the caller.
 pub(super) fn alloc_refusal(refused: AllocFailure, largest_free: &mut u64) -> Refusal {
     let (reason, left) = match refused {
         AllocFailure::Taken => return Refusal::new(EBUSY, uapi::REASON_RANGE_BUSY),
@@ -173,7 +179,7 @@ pub(super) fn alloc_refusal(refused: AllocFailure, largest_free: &mut u64) -> Re
     Refusal::new(ENOSPC, reason)
 }
 
-/// Translates why memory could not be copied or cleared.
+/// Translates the reason why memory could not be copied or zeroed.
 pub(super) fn stopped(why: Stopped) -> Refusal {
     match why {
         Stopped::Killed => Refusal::new(EINTR, uapi::REASON_SIGNAL),
@@ -181,7 +187,7 @@ pub(super) fn stopped(why: Stopped) -> Refusal {
     }
 }
 
-/// The pool of an id; 0 is the default one.
+/// Returns the pool with the id `id`. 0 is the default pool.
 pub(super) fn pool(client: &Client, id: u32) -> Result<&Arc<Pool>, Refusal> {
     let id = if id == 0 { DEFAULT_POOL } else { id };
     let pool = &client.context().pool;
@@ -192,6 +198,7 @@ pub(super) fn pool(client: &Client, id: u32) -> Result<&Arc<Pool>, Refusal> {
     }
 }
 
+/// Serves INFO.
 fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
     let context = client.context();
     request.abi_version = uapi::ABI_VERSION;
@@ -220,6 +227,7 @@ fn info(client: &Client, request: &mut Info) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Serves POOL_INFO.
 fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
     let pool = pool(client, request.pool)?;
     let region = pool.region();
@@ -292,7 +300,7 @@ fn pool_info(client: &Client, request: &mut PoolInfo) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Refuses to tell a 32-bit caller of a window that it can't map.
+/// Refuses to report a window to a 32-bit caller that can't map it.
 pub(super) fn check_reach(view: &View) -> Result<(), Refusal> {
     if Area::of_caller().reaches(view.last_page()) {
         Ok(())
@@ -301,11 +309,13 @@ pub(super) fn check_reach(view: &View) -> Result<(), Refusal> {
     }
 }
 
+/// Serves BUFFER_INFO.
 fn buffer_info(client: &Client, request: &mut BufferInfo) -> Result<(), Refusal> {
     let table = client.table();
     let entry = entry(&table, request.handle)?;
     let (view, pins) = (entry.view.clone(), entry.pins.total());
-    // Another client may be changing the buffer.
+    // Another client may be relocating the buffer. The calls below wait for that, without the
+    // table's lock.
     drop(table);
     let buffer = view.buffer();
     check_reach(&view)?;
@@ -331,7 +341,7 @@ fn free(client: &Client, request: &mut Free) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Removes the entry of a buffer that is not pinned from a client's table.
+/// Removes the entry of a handle from a client's table. Refuses a handle with pins.
 pub(super) fn remove_entry(table: &mut Table, handle: Handle) -> Result<PreparedEntry, Refusal> {
     if !entry(table, handle)?.pins.are_none() {
         return Err(Refusal::new(EBUSY, uapi::REASON_PINNED));

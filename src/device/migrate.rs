@@ -2,9 +2,10 @@
 
 //! MIGRATE and RESIZE: buffers that move, grow and shrink while they are in use.
 //!
-//! Each gathers first what may be refused (quota, memory, another place), and then does one step
-//! that cannot fail. Nothing is undone after that step: page tables, GUP and devices may have what
-//! it made reachable.
+//! Each command first does all that may be refused: it charges the account, and allocates kernel
+//! memory and another block. Then one step commits the change, or leaves the buffer as it was. A
+//! change that was committed is never undone, since page tables, GUP and devices may have the new
+//! memory by then.
 
 use super::{
     abi::Refusal,
@@ -44,7 +45,8 @@ use kernel::{
     sync::Arc, //
 };
 
-/// Returns a buffer that the client has all of, and may relocate.
+/// Returns the buffer of a handle, if the client may relocate it. Refuses a handle that came from a
+/// dma-buf.
 fn own_buffer(client: &Client, handle: Handle) -> Result<Arc<Buffer>, Refusal> {
     let table = client.table();
     let view = &commands::entry(&table, handle)?.view;
@@ -65,7 +67,8 @@ fn refusal(error: NotAllowed) -> Refusal {
     }
 }
 
-/// Translates the reason why there is no target; `largest_free` is for the caller.
+/// Translates the reason why there is no target. If the pool gives its largest free block, stores
+/// that in `largest_free` for the caller.
 fn target_refusal(error: TargetError, largest_free: &mut u64) -> Refusal {
     match error {
         TargetError::Pool(refused) => commands::alloc_refusal(refused, largest_free),
@@ -95,7 +98,7 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
     let (ask, bytes) = (relocation.ask(), mm::bytes(relocation.pages()));
     let placement = alloc::placement(request.flags, (request.lo, request.hi), bytes, pool)
         .ok_or(Refusal::new(EINVAL, uapi::REASON_RANGE))?;
-    // As many pages as it has, whatever was asked for.
+    // The target has as many pages as the buffer has now, whether or not ALLOC asked for that many.
     let whole = AllocRequest {
         size: bytes,
         extent: Extent::Exact,
@@ -109,7 +112,7 @@ pub(super) fn migrate(client: &Client, request: &mut Migrate) -> Result<(), Refu
     let block = relocation
         .alloc_target(&whole, ask.size)
         .map_err(|error| target_refusal(error, &mut request.largest_free))?;
-    // What was exact since it was AT a place stays so.
+    // A buffer that was allocated `AT` a place has no more pages than requested, and that stays so.
     let extent = match ask.placement {
         Placement::At(_) => Extent::Exact,
         Placement::Within { .. } => ask.extent,
@@ -159,7 +162,8 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
             .inspect_err(|_| relocation.uncharge(charged))
             .map_err(commands::stopped)?;
         if !in_place {
-            // No other call sees the charge but as one that is too large for a moment.
+            // The charge for the new size is made before the move. If the move fails, other calls
+            // may have seen a charge that was too large for a moment.
             enlarge(
                 &relocation,
                 after,
@@ -188,8 +192,8 @@ pub(super) fn resize(client: &Client, request: &mut Resize) -> Result<(), Refusa
     Ok(())
 }
 
-/// The priority with which this caller may have a buffer grow. What is kept for the urgent is given
-/// to a caller that may take it now: whether the buffer's allocator might is another question.
+/// Returns the priority with which this caller may grow a buffer. High priority needs
+/// `CAP_SYS_NICE` now, even if the client that allocated the buffer had it.
 fn priority_of_growth(ask: &AllocRequest) -> Priority {
     match ask.priority {
         Priority::High if !reserve::may_be_urgent() => Priority::Normal,
@@ -197,7 +201,7 @@ fn priority_of_growth(ask: &AllocRequest) -> Priority {
     }
 }
 
-/// Moves a buffer that can't grow where it is to where it can.
+/// Moves a buffer that can't grow in place to a block that has the new size.
 fn enlarge(
     relocation: &Relocation,
     after: AllocRequest,
@@ -212,7 +216,7 @@ fn enlarge(
     }
     relocation.check(Op::Move).map_err(refusal)?;
     let after = match after.placement {
-        // It can't stay in its place, so any will do.
+        // The buffer can't keep its exact place, so the target may be anywhere.
         Placement::At(_) => AllocRequest {
             extent: Extent::Exact,
             placement: Placement::Within {

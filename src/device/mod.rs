@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device nodes. Each open file is a client. Its requests go from here to its table of handles,
-//! to the buffer, to the pool.
+//! The device nodes and their file operations.
 //!
-//! Lock order: `mmap_lock`, then a client's table, then a pool. So user memory, whose faults take
-//! `mmap_lock`, is never touched under any of the module's locks.
+//! Each open file of a node is a client ([`Client`]). A request goes from the node to the client's
+//! table of handles, from there to the buffer, and from the buffer to the pool.
+//!
+//! Lock order: `mmap_lock`, then a client's table, then a pool. A fault on user memory takes
+//! `mmap_lock`, so the module touches user memory only while it holds none of its own locks.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -89,7 +91,7 @@ pub(crate) struct DeviceContext {
     offsets: Arc<Offsets>,
     users: Arc<UserAccounts>,
     devices: Arc<Devices>,
-    /// Those that outlive files.
+    /// The reservations that outlive the files that made them.
     reservations: Arc<Reservations>,
     instance: u64,
     handles: Atomic<u64>,
@@ -99,13 +101,13 @@ pub(crate) struct DeviceContext {
 }
 
 impl DeviceContext {
-    /// QuotaExceeded one pool, for clients with accounts in `users`.
+    /// Makes the context of one pool, for clients with accounts in `users`.
     pub(crate) fn new(pool: Arc<Pool>, users: Arc<UserAccounts>) -> Result<Arc<Self>> {
         Ok(Arc::new(
             Self {
                 pool,
                 offsets: Offsets::new()?,
-                // SAFETY: Takes nothing, may be called anywhere.
+                // SAFETY: `get_random_u64()` takes no argument and may be called in any context.
                 instance: unsafe { bindings::get_random_u64() },
                 users,
                 devices: Devices::new()?,
@@ -118,7 +120,8 @@ impl DeviceContext {
         )?)
     }
 
-    /// Makes the account for what is allocated through `file`, of the user that opened it.
+    /// Makes an account for the memory that is allocated through `file`, under the user that opened
+    /// `file`.
     fn new_account(&self, file: &File) -> Result<Arc<ClientAccount>> {
         ClientAccount::new(self.users.clone(), file.cred().euid().into_raw().val)
     }
@@ -127,7 +130,7 @@ impl DeviceContext {
     ///
     /// # Errors
     ///
-    /// `EAGAIN` until all of them are registered: see [`Gate`].
+    /// `EAGAIN` until all nodes are registered: see [`Gate`].
     fn check_open(&self) -> Result {
         if self.open.load(Acquire) {
             Ok(())
@@ -136,41 +139,44 @@ impl DeviceContext {
         }
     }
 
+    /// Returns the reservations that outlive files.
     fn reservations(&self) -> &Arc<Reservations> {
         &self.reservations
     }
 
-    /// What of the pool is reserved, whatever becomes of files.
+    /// Writes the reservations that outlive files, one per line.
     pub(crate) fn show_reserved(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.reservations.show(f)
     }
 
-    /// A handle that was never given before, in whichever client.
+    /// Returns a handle that no client was given before.
     fn next_handle(&self) -> u64 {
         self.handles.fetch_add(1, Relaxed).wrapping_add(1)
     }
 
-    /// An epoch that was never given before.
+    /// Returns an epoch that no allocation was given before.
     fn next_epoch(&self) -> u64 {
         self.epochs.fetch_add(1, Relaxed).wrapping_add(1)
     }
 }
 
-/// Keeps files from the nodes until the module can't fail to load any more.
+/// Makes opening a node fail for as long as the module can still fail to load.
 ///
-/// A node can be opened as soon as it is registered, while the registration of the next one can
-/// still fail. `try_module_get()` refuses only a module that is going, not one that is coming; and
-/// `do_init_module()` frees a module whose init has failed without a look at its references. A file
-/// that is open then would run code that is gone. So opening fails until the last registration has
-/// succeeded. An open that has failed still holds a reference for a moment after `misc_open()` has
-/// let its lock go; a failed init waits for the end of it.
+/// A node can be opened as soon as it is registered, while the registration of the next node can
+/// still fail. `try_module_get()` refuses a module that is being unloaded, but not one that is
+/// being loaded. `do_init_module()` frees a module whose init has failed, and does not check its
+/// references. A file that is open then would run freed code. So opening fails until the last
+/// registration has succeeded.
+///
+/// An open that has failed still holds a reference for a moment after `misc_open()` has dropped its
+/// lock. After a failed init, dropping the gate waits until that reference is gone.
 pub(crate) struct Gate {
     context: Arc<DeviceContext>,
     opened: bool,
 }
 
 impl Gate {
-    /// Makes a gate that is shut, before anything of `context` is registered.
+    /// Makes a closed gate. The module calls this before it registers anything of `context`.
     pub(crate) fn new(context: Arc<DeviceContext>) -> Self {
         Self {
             context,
@@ -178,7 +184,7 @@ impl Gate {
         }
     }
 
-    /// Lets files in. Nothing that follows in the module's init may fail.
+    /// Opens the gate. No later step of the module's init may fail.
     pub(crate) fn opened(mut self) -> Self {
         self.context.open.store(true, Release);
         self.opened = true;
@@ -187,8 +193,8 @@ impl Gate {
 }
 
 impl Drop for Gate {
-    /// Sleeps until only the loader has a reference to the module, if init has failed. To be
-    /// dropped after the nodes: no reference is new then.
+    /// Sleeps until only the loader has a reference to the module, if init has failed. The nodes
+    /// are dropped before the gate, so that no open can take a new reference.
     fn drop(&mut self) {
         const LOADER: c_int = 1;
 
@@ -196,19 +202,21 @@ impl Drop for Gate {
             return;
         }
         let module = this_module::<crate::LocalModule>().as_ptr();
-        // SAFETY: This module's, which is there as long as this code runs.
+        // SAFETY: `module_refcount()` requires a module that is not freed. `module` is this module.
+        // The gate is still closed, so init has failed, and the loader frees the module after init
+        // returns.
         while unsafe { bindings::module_refcount(module) } > LOADER {
             fsleep(Delta::from_millis(1));
         }
     }
 }
 
-/// Whether a node tells its clients physical addresses.
+/// Whether a node reports physical addresses to its clients.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PhysAccess {
-    /// It tells none.
+    /// The node reports no physical address.
     Denied,
-    /// It serves PIN, and tells where pools are.
+    /// The node serves PIN, and reports the physical address of the pool.
     Granted,
 }
 
@@ -221,28 +229,31 @@ impl PhysAccess {
     }
 }
 
-/// The file operations of a node: those of the kernel's abstraction, and those that it lacks.
+/// The file operations of a node: those of the kernel's `MiscDevice` abstraction, and those that
+/// the abstraction lacks.
 #[repr(transparent)]
 struct NodeOperations(bindings::file_operations);
 
-// SAFETY: Function pointers and the module, never written once they are told to the kernel.
+// SAFETY: The struct holds function pointers and a pointer to the module. None of these belongs to
+// a thread.
 unsafe impl Send for NodeOperations {}
-// SAFETY: As above.
+// SAFETY: No code writes to the struct after it was made, so that threads only read it.
 unsafe impl Sync for NodeOperations {}
 
 impl NodeOperations {
-    /// Those of the abstraction, as `misc` came with.
+    /// Copies the operations of the abstraction that `misc` points to, and adds the missing ones.
     ///
     /// # Safety
     ///
     /// `misc` must come from [`MiscDeviceOptions::into_raw`].
     unsafe fn of(misc: &bindings::miscdevice) -> Self {
-        // SAFETY: By this function's requirements it points to a static.
+        // SAFETY: By this function's requirements `misc` comes from `into_raw`, which sets `fops`
+        // to a static. So the pointer is valid, and no code writes to its target.
         let mut operations = unsafe { *misc.fops };
         operations.poll = Some(poll::poll);
         operations.get_unmapped_area = Some(huge::get_unmapped_area);
-        // There is no position, and nothing to write back. Programs that open a file as a stream,
-        // or flush a mapping, take a failure of these for one of the device.
+        // The file has no position, and nothing to write back. A program that opens it as a stream,
+        // or flushes a mapping, would take a failure of these calls for a failure of the device.
         operations.llseek = Some(bindings::noop_llseek);
         operations.fsync = Some(bindings::noop_fsync);
         Self(operations)
@@ -253,24 +264,25 @@ impl NodeOperations {
 ///
 /// # Invariants
 ///
-/// `misc` is registered, with the neighbouring `operations`; every `miscdevice` of [`Client`] is
-/// the `misc` of a `Node`.
+/// - `misc` is registered, and its `fops` points to `operations` of the same node.
+/// - Each `miscdevice` that is registered for [`Client`] is the `misc` of a `Node`.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Node {
     context: Arc<DeviceContext>,
     phys_access: PhysAccess,
     operations: NodeOperations,
-    // Last: from here on it can be opened.
+    // Initialised last, since the node can be opened as soon as it is registered.
     #[pin]
     misc: Opaque<bindings::miscdevice>,
 }
 
-// SAFETY: The registration belongs to no thread.
+// SAFETY: Any thread may deregister a `miscdevice`. The other fields are `Send`.
 unsafe impl Send for Node {}
-// SAFETY: Nothing is changed through a shared reference.
+// SAFETY: Only the kernel changes `misc`, under a lock of its own. The other fields are `Sync`.
 unsafe impl Sync for Node {}
 
 impl Node {
+    /// Registers a node of `context` with the rights of `phys_access`.
     pub(crate) fn new(
         context: Arc<DeviceContext>,
         phys_access: PhysAccess,
@@ -279,15 +291,18 @@ impl Node {
             name: phys_access.node_name(),
         }
         .into_raw::<Client>();
-        // INVARIANT: The only place where one is registered.
+        // INVARIANT: `misc` is registered below with the address of `operations`. No other code
+        // registers a `miscdevice` for `Client`.
         try_pin_init!(&this in Self {
             context,
             phys_access,
-            // SAFETY: Just made by `into_raw`.
+            // SAFETY: `raw` was returned by `into_raw` above.
             operations: unsafe { NodeOperations::of(&raw) },
             misc <- Opaque::try_ffi_init(move |slot: *mut bindings::miscdevice| {
-                // SAFETY: The slot may be written; the operations were initialised above, and
-                // live, pinned, for as long as the node is registered.
+                // SAFETY: `try_ffi_init` passes a `slot` that may be written. `operations` was
+                // initialised above, so its address may be taken. `misc_register()` requires that
+                // the struct and its operations live until they are deregistered: both are pinned
+                // in the node, whose drop deregisters them.
                 unsafe {
                     slot.write(bindings::miscdevice {
                         fops: &raw const (*this.as_ptr()).operations.0,
@@ -299,10 +314,13 @@ impl Node {
         })
     }
 
+    /// Returns the node that `registration` belongs to.
     fn of(registration: &MiscDeviceRegistration<Client>) -> &Self {
         let misc = registration.as_raw().cast::<Opaque<bindings::miscdevice>>();
-        // SAFETY: By the type invariant this is the field of a `Node`, whose other fields were
-        // initialised before it was registered, and which lives until it is deregistered.
+        // SAFETY: By the type invariants `misc` is that field of a `Node`, so that `container_of!`
+        // gives the address of the node. The other fields were initialised before `misc` was
+        // registered. The node lives until it is deregistered, and the borrow of `registration`
+        // shows that it still is registered.
         unsafe { &*kernel::container_of!(misc, Self, misc) }
     }
 }
@@ -310,7 +328,8 @@ impl Node {
 #[pinned_drop]
 impl PinnedDrop for Node {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Registered, by the type invariant.
+        // SAFETY: `misc_deregister()` requires a registered device. By the type invariants `misc`
+        // is registered, and it is deregistered only here.
         unsafe { bindings::misc_deregister(self.misc.get()) };
     }
 }
@@ -323,7 +342,8 @@ impl MiscDevice for Client {
         let node = Node::of(misc);
         node.context.check_open()?;
         let account = node.context.new_account(file)?;
-        // SAFETY: It is being opened, and holds the module.
+        // SAFETY: `file` is being opened, so it is not mapped yet. An open file holds a reference
+        // to the module, so it is closed before the module is unloaded.
         unsafe { node.context.offsets.attach_file(file.as_ptr()) };
         KBox::pin_init(
             Self::new(
@@ -349,16 +369,16 @@ impl MiscDevice for Client {
     }
 }
 
-/// Buffers that fdinfo lists. A reader of `/proc` has no quota, and the kernel writes all of it
-/// again each time that its buffer was too small.
+/// The most buffers that fdinfo lists. A reader of `/proc` has no quota, and the kernel writes the
+/// whole text again each time its buffer was too small.
 const LISTED: u64 = 256;
 
 impl Client {
-    /// Shows what `/proc/PID/fdinfo/FD` says of a client: all that its handles add up to, and the
-    /// first [`LISTED`] of them.
+    /// Writes the client's part of `/proc/PID/fdinfo/FD`: the sums over all its handles, and one
+    /// line for each of the first [`LISTED`] handles.
     ///
-    /// Any process that may look can have this done. So the table is locked for one buffer at a
-    /// time, and a client that is listed goes on with its calls.
+    /// Any process that may read the file can cause this work. So the table is locked for one
+    /// buffer at a time, and the client's own calls go on between two buffers.
     fn show(&self, m: &SeqFile) {
         let node = match self.phys_access() {
             PhysAccess::Denied => "plain",
@@ -393,7 +413,7 @@ impl Client {
         }
     }
 
-    /// Returns the first buffer whose handle is at least `from`, and how often it is pinned.
+    /// Returns the first handle that is at least `from`, with its view and the number of its pins.
     fn next_buffer(&self, from: client::Handle) -> Option<(client::Handle, View, u32)> {
         let table = self.table();
         let (handle, entry) = table.at_least(from)?;
@@ -401,8 +421,8 @@ impl Client {
     }
 }
 
-/// Writes the line of one buffer. Waits for the buffer if it is being moved, with no lock of the
-/// client's.
+/// Writes the line of one buffer. Sleeps while the buffer is being moved. The caller holds no lock
+/// of the client.
 fn show_buffer(m: &SeqFile, handle: client::Handle, view: &View, pins: u32) {
     let buffer = view.buffer();
     seq_print!(

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! COMPACT, RESERVE and RELEASE: what a client may have done to a pool as a whole.
+//! COMPACT, RESERVE and RELEASE: the commands that change a pool rather than one buffer.
+//!
+//! COMPACT makes large free blocks by moving buffers. RESERVE takes a range of a pool out of use,
+//! and RELEASE gives it back.
 
 use super::{
     abi::{
@@ -47,11 +50,12 @@ use kernel::{
     sync::Mutex, //
 };
 
-/// Returns whether this thread may allocate with high priority.
+/// Returns whether the current thread may allocate with high priority.
 pub(super) fn may_be_urgent() -> bool {
     capable(bindings::CAP_SYS_NICE)
 }
 
+/// Checks that the current thread has `CAP_SYS_ADMIN`.
 fn may_administer() -> Result<(), Refusal> {
     if capable(bindings::CAP_SYS_ADMIN) {
         Ok(())
@@ -60,12 +64,14 @@ fn may_administer() -> Result<(), Refusal> {
     }
 }
 
+/// Returns whether the current thread has a capability.
 fn capable(capability: u32) -> bool {
-    // SAFETY: Looks at the current task only. CAST: Capabilities are below 64.
+    // SAFETY: `capable()` requires a number that is a capability: the callers pass constants of the
+    // kernel. It reads the credentials of the current task only. CAST: Capabilities are below 64.
     unsafe { bindings::capable(capability as c_int) }
 }
 
-/// Translates why no memory could be reclaimed.
+/// Translates the reason why compaction has failed.
 pub(super) fn refusal(error: CompactError) -> Refusal {
     match error {
         CompactError::Unmovable => Refusal::new(EBUSY, uapi::REASON_UNMOVABLE_RANGE),
@@ -110,7 +116,8 @@ pub(super) fn compact(client: &Client, request: &mut Compact) -> Result<(), Refu
     outcome.map_err(refusal)
 }
 
-/// The unit from the pool's start at which the block of `order` at byte `place` begins.
+/// Returns the unit, from the pool's start, at which the block of `order` at byte `place` begins.
+/// Returns none if that is not a block of the pool.
 fn place_of_block(place: u64, order: Order, pool: &Pool) -> Option<u64> {
     let end = place.checked_add(mm::bytes(order.units()))?;
     let first = place / mm::PAGE_SIZE;
@@ -118,7 +125,7 @@ fn place_of_block(place: u64, order: Order, pool: &Pool) -> Option<u64> {
     (place % mm::PAGE_SIZE == 0 && end <= pool.size() && on_boundary).then_some(first)
 }
 
-/// A range out of use.
+/// A range that is out of use.
 struct Reservation {
     block: Block,
     name: Name,
@@ -148,7 +155,8 @@ impl Reservations {
         })
     }
 
-    /// A line for each, `handle place bytes name`; places count from the pool's start.
+    /// Writes one line for each reservation: `handle offset bytes name`. The offset is in bytes
+    /// from the pool's start.
     pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (handle, Reservation { block, name }) in self.all.lock().iter() {
             let base = block.pool().region().base().0;
@@ -178,7 +186,7 @@ impl Commit for PendingReservation<'_> {
     }
 }
 
-/// The smallest struct that has the handle.
+/// The bytes of the smallest struct that reports the handle.
 const MIN_SIZE: usize = core::mem::offset_of!(Reserve, copied);
 
 /// Serves RESERVE, for a caller whose struct has `size` bytes.
@@ -201,8 +209,8 @@ pub(super) fn reserve<'a>(
     let outcome = pool.alloc_by_reclaim(&ask, &mut report);
     request.copied = report.copied;
     let mut block = outcome.map_err(refusal)?;
-    // The administrator's device may write to it from now on. RELEASE, or the end of the file, does
-    // not say that the device has stopped.
+    // The administrator's device may write to the range from now on. It may go on after RELEASE or
+    // the end of the file.
     block.mark_device_dirty();
     let pages = block.pages();
     pool.account_held(|held| held.reserved = held.reserved.saturating_add(pages));
@@ -218,7 +226,7 @@ pub(super) fn reserve<'a>(
     Ok(PendingReservation { owner, node })
 }
 
-/// The range from byte `lo` to byte `hi`, as the pool is asked for it.
+/// Returns the request to the pool for the bytes from `lo` to `hi`, or none if they are not valid.
 fn ask(lo: u64, hi: u64, pool: &Pool) -> Option<AllocRequest> {
     let size = hi.checked_sub(lo).filter(|&size| size > 0)?;
     if lo % mm::PAGE_SIZE != 0 || hi % mm::PAGE_SIZE != 0 || hi > pool.size() {
@@ -243,7 +251,7 @@ pub(super) fn release(client: &Client, request: &mut Release) -> Result<(), Refu
         .into_iter()
         .find_map(|owner| owner.all.lock().remove_node(&request.handle))
         .ok_or_else(commands::no_such_handle)?;
-    // Out of the lock: this wakes clients that wait for memory.
+    // The lock is dropped by now. The drop of the block wakes clients that wait for memory.
     drop(node);
     Ok(())
 }
