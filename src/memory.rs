@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The memory of a buffer: a block, the account that is charged for it, and the work before it can
-//! go back to its pool.
+//! The memory of a buffer: a block, and the charge for it.
+//!
+//! Pages that still have other references can't be allocated again. So a block that is mapped by
+//! struct page is freed through [`DeferredReservation`].
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -15,53 +17,57 @@ use crate::quota::{
 use crate::region::Stopped;
 use kernel::prelude::*;
 
-/// Owned: dropping it frees the block, as soon as no page of it has another reference.
+/// The block that a buffer owns. Dropping it frees the block once no page of it has another
+/// reference.
 ///
 /// # Invariants
 ///
-/// `inner` is there until `drop` takes it.
+/// `inner` is `Some` until `drop` takes it.
 pub(crate) struct Memory {
     inner: Option<(Block, Charge)>,
-    /// For blocks that are mapped by struct page.
+    /// Reserved for the deferred free of a block that is mapped by struct page. None for other
+    /// blocks.
     deferred: Option<DeferredReservation>,
 }
 
 impl Memory {
-    /// Makes it of a block, which is cleared first. With `deferred`, references to its pages can be
-    /// taken. May sleep.
+    /// Makes the memory of a buffer from a block, and zeroes the block. With `deferred`, references
+    /// to its pages can be taken. May sleep.
     ///
     /// # Errors
     ///
-    /// As [`Block::clear`]; the block is back in its pool then.
+    /// The errors of [`Block::clear`]. The block is back in its pool then.
     pub(crate) fn new(
         mut block: Block,
         charge: Charge,
         deferred: Option<DeferredReservation>,
     ) -> Result<Self, Stopped> {
         if let Err(stopped) = block.clear() {
-            // In this order: the pages are charged until the pool has them back.
+            // The block first: its pages stay charged until the pool has them back.
             drop(block);
             drop(charge);
             return Err(stopped);
         }
-        // INVARIANT: It is there.
+        // INVARIANT: `inner` is `Some`.
         Ok(Self {
             inner: Some((block, charge)),
             deferred,
         })
     }
 
-    /// The block.
+    /// Returns the block.
     pub(crate) fn block(&self) -> Option<&Block> {
         self.inner.as_ref().map(|(block, _)| block)
     }
 
-    /// Gives it a memory type, until it is back in its pool. That it was cleared cached is faster,
-    /// and the change flushes the caches. May sleep.
+    /// Gives the block a memory type, until it is back in its pool. May sleep.
+    ///
+    /// The block is zeroed before this, because that is faster while it is cached. The change of
+    /// the type flushes the caches.
     ///
     /// # Errors
     ///
-    /// As [`Block::set_memtype`]; it is to be dropped then.
+    /// The errors of [`Block::set_memtype`]. The caller drops the memory then.
     pub(crate) fn set_memtype(&mut self, memtype: MemType) -> Result {
         match &mut self.inner {
             Some((block, _)) => block.set_memtype(memtype),
@@ -69,7 +75,7 @@ impl Memory {
         }
     }
 
-    /// The block, to be changed.
+    /// Returns the block for changes.
     pub(crate) fn block_mut(&mut self) -> Option<&mut Block> {
         self.inner.as_mut().map(|(block, _)| block)
     }
@@ -79,11 +85,11 @@ impl Memory {
         self.block_mut().map(|old| core::mem::replace(old, block))
     }
 
-    /// Charges its account for `bytes` more.
+    /// Charges the account for `bytes` more bytes.
     ///
     /// # Errors
     ///
-    /// As the quotas say.
+    /// The quota that would be exceeded.
     pub(crate) fn try_charge(&mut self, bytes: u64) -> Result<(), QuotaExceeded> {
         match &mut self.inner {
             Some((_, charge)) => charge.try_charge(bytes),
@@ -91,14 +97,14 @@ impl Memory {
         }
     }
 
-    /// Uncharges `bytes`.
+    /// Uncharges `bytes` bytes from the account.
     pub(crate) fn uncharge(&mut self, bytes: u64) {
         if let Some((_, charge)) = &mut self.inner {
             charge.uncharge(bytes);
         }
     }
 
-    /// Returns whether references to its pages can be taken.
+    /// Returns whether references to the pages can be taken.
     pub(crate) fn by_page(&self) -> bool {
         self.deferred.is_some()
     }

@@ -2,14 +2,14 @@
 
 //! A buffer: a block of memory that a client can name, map and give to a device.
 //!
-//! Handles and mappings hold a reference each; with the last one the window of mmap offsets and the
-//! block go back.
+//! Each handle and each mapping holds a reference to the buffer. The drop of the last reference
+//! frees the window of mmap offsets and the block.
 //!
-//! The memory may move, unless it is pinned ([`PinnedView`]): its owner may move it
-//! ([`Relocation`]), and so may the pool if it needs the memory ([`Backing`]).
+//! The memory may move unless it is pinned ([`PinnedView`]). Its owner can move it
+//! ([`Relocation`]), and so can the pool when it evacuates a range ([`Backing`]).
 //!
-//! Lock order: `mmap_lock`, or that of a VMA, and a client's table; then a buffer's backing; then
-//! what the kernel takes to change page tables, and the pool's locks.
+//! Lock order: first `mmap_lock` or the lock of a VMA, and a client's table. Then a buffer's
+//! backing. Last the kernel's locks for changes of page tables, and the pool's locks.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -61,7 +61,8 @@ use kernel::{
     }, //
 };
 
-/// What comes before the NUL, filled up with more of these, if it is printable ASCII.
+/// Returns the text before the first NUL, padded with NULs, if it is printable ASCII. Returns none
+/// if it is not, or if there is no NUL.
 pub(crate) fn printable<const N: usize>(bytes: &[u8; N]) -> Option<[u8; N]> {
     let len = bytes.iter().position(|&byte| byte == 0)?;
     let mut text = [0; N];
@@ -74,22 +75,22 @@ pub(crate) fn printable<const N: usize>(bytes: &[u8; N]) -> Option<[u8; N]> {
     Some(text)
 }
 
-/// The name of a buffer: printable ASCII, shown and nothing else.
+/// The name of a buffer or of a reservation: printable ASCII that the module only shows.
 #[derive(Clone, Copy)]
 pub(crate) struct Name([u8; uapi::NAME_LEN]);
 
 impl Name {
-    /// Checks what came from user space. Nothing after the NUL is kept.
+    /// Makes a name of bytes from user space, if they are valid. Drops the bytes after the NUL.
     pub(crate) fn new(bytes: &[u8; uapi::NAME_LEN]) -> Option<Self> {
         printable(bytes).map(Self)
     }
 
-    /// As the ABI has it.
+    /// Returns the name as the ABI has it, padded with NULs.
     pub(crate) fn bytes(&self) -> [u8; uapi::NAME_LEN] {
         self.0
     }
 
-    /// As text.
+    /// Returns the name as text.
     pub(crate) fn text(&self) -> &str {
         CStr::from_bytes_until_nul(&self.0)
             .ok()
@@ -98,12 +99,12 @@ impl Name {
     }
 }
 
-/// A buffer.
+/// A buffer: the allocation of a client.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Buffer {
     backing: Arc<Backing>,
-    /// Set if the memory has to go through quarantine: a client that was told the address is gone
-    /// and has not said that the device is quiet.
+    /// Set if the memory has to go through quarantine: a client that was told the address has
+    /// ended, and has not said that its device has stopped.
     #[pin]
     quarantine: SpinLock<Option<QuarantineReservation>>,
     name: Name,
@@ -111,16 +112,16 @@ pub(crate) struct Buffer {
     epoch: u64,
 }
 
-/// The attributes of a new buffer, beside its memory.
+/// The attributes of a new buffer besides its memory.
 pub(crate) struct Label {
     pub(crate) name: Name,
-    /// As ALLOC was given them.
+    /// The flags that ALLOC was given.
     pub(crate) flags: u32,
     pub(crate) epoch: u64,
 }
 
 impl Buffer {
-    /// Makes a buffer of memory that is clear, and was asked for with `ask`.
+    /// Makes a buffer of memory that is clear and was allocated with `ask`.
     pub(crate) fn new(
         memory: Memory,
         ask: AllocRequest,
@@ -141,40 +142,41 @@ impl Buffer {
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
-        // Only now: the drop of the buffer unpublishes it.
+        // The last step, since the drop of a buffer unpublishes the backing.
         Backing::publish(&backing, reservation);
         Ok(buffer)
     }
 
-    /// Returns its name.
+    /// Returns the buffer's name.
     pub(crate) fn name(&self) -> &Name {
         &self.name
     }
 
-    /// As ALLOC was given them.
+    /// Returns the flags that ALLOC was given.
     pub(crate) fn flags(&self) -> u32 {
         self.flags
     }
 
-    /// The number of this allocation.
+    /// Returns the epoch, which no other allocation has.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// Has the memory go through quarantine when the buffer is dropped: a device may still use the
-    /// address then.
+    /// Makes the memory go through quarantine when the buffer is dropped. A device may still use
+    /// the address then.
     pub(crate) fn quarantine_on_drop(&self, reservation: QuarantineReservation) {
         let surplus = self.quarantine.lock().replace(reservation);
         drop(surplus);
     }
 
-    /// Frees the memory, or puts it into quarantine. Returns the entry of the reverse map.
+    /// Frees the memory, or puts it into quarantine. Returns the entry that was removed from the
+    /// reverse map.
     fn empty(&self) -> Option<RemovedEntry> {
         let quarantine = self.quarantine.lock().take();
         let (mut memory, left) = self.backing.unpublish()?;
         match quarantine {
             Some(reservation) => {
-                // It has no reverse map entry any more by which it could be moved.
+                // The pool can't move a block without an entry in the reverse map.
                 if let Some(block) = memory.block_mut() {
                     block.set_movable(false);
                 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Recycled buffers: the window of mmap offsets and the kernel memory of a buffer that was freed,
-//! to make the next one of. To allocate these is most of what a buffer costs.
+//! Recycled buffers: the window of mmap offsets and the kernel memory of a freed buffer, kept for
+//! the next buffer. Most of the cost of a buffer is the allocation of these two.
 
 use super::{
     Area,
@@ -23,29 +23,31 @@ use kernel::{
     }, //
 };
 
-/// Pages of the largest window that is recycled: other clients may need the offsets.
+/// The pages of the largest window that is recycled. Larger windows are freed, since other clients
+/// may need the offsets.
 const MAX_WINDOW_PAGES: u64 = 1 << 14;
 
-/// A buffer without memory, name and epoch, and the only reference to it.
+/// The only reference to a buffer that has no memory, name and epoch any more.
 ///
 /// # Invariants
 ///
-/// Its backing is empty, and [plain](Backing::is_plain).
+/// The backing of `buffer` is empty, and [plain](Backing::is_plain).
 pub(crate) struct RecycledBuffer {
     buffer: Pin<UniqueArc<Buffer>>,
     vacancy: Vacancy,
 }
 
 impl RecycledBuffer {
-    /// Drops a reference to a buffer. If it was the last one, frees the memory and returns the
-    /// rest. Returns none if another buffer can't be made of that.
+    /// Drops a reference to a buffer. If it was the last one, frees the memory and returns the rest
+    /// of the buffer. Returns none if no other buffer can be made of the rest.
     pub(crate) fn new(buffer: Arc<Buffer>) -> Option<Self> {
         let buffer = Arc::into_unique_or_drop(buffer)?;
         if !buffer.backing.is_plain() || buffer.backing.window().pages() > MAX_WINDOW_PAGES {
             return None;
         }
         let vacancy = buffer.empty()?.into_vacancy()?;
-        // INVARIANT: Just emptied, and checked above.
+        // INVARIANT: `empty` has taken the memory out of the backing, and `is_plain` was checked
+        // above.
         Some(Self { buffer, vacancy })
     }
 

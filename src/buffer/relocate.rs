@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Relocations: buffers that move, grow and shrink while they are in use.
+//! Relocations: moving, growing and shrinking a buffer while it is in use.
+//!
+//! [`Relocation::begin`] takes the exclusive right to change the buffer, and the drop of the
+//! relocation gives it back.
 
 use super::{
     backing::BackingState,
@@ -22,16 +25,17 @@ use kernel::{
 
 /// Why a relocation is not allowed.
 pub(crate) enum NotAllowed {
-    /// It is pinned: a driver, a device or a client knows its address.
+    /// The buffer is pinned: a driver, a device or a client knows its address.
     Pinned,
-    /// A part of it was exported, whose holder relies on the buffer's size.
+    /// A part of the buffer was exported. The holder of the part relies on the buffer's size.
     Shared,
-    /// It is being relocated already, or a driver waits for the end of that.
+    /// The buffer is being relocated already, or a driver waits for the end of that.
     Changing,
-    /// It has too many mappings: mmap and munmap of all clients would wait until it is unmapped.
+    /// The buffer has too many mappings. Unmapping them would hold up mmap and munmap of all
+    /// clients.
     Mapped,
-    /// Its pool's buffers never move, or it is one of those that neither move nor shrink: mapped by
-    /// struct page, or filled by mmap.
+    /// The pool's buffers never move, or this one neither moves nor shrinks: it is mapped by struct
+    /// page, or populated by mmap.
     Never,
 }
 
@@ -41,23 +45,23 @@ pub(crate) enum TargetError {
     Pool(Refused),
     /// The kernel refuses the memory type.
     Kernel(Error),
-    /// It could not be cleared.
+    /// The target could not be zeroed.
     Stopped(Stopped),
 }
 
-/// What a relocation does to a buffer.
+/// The change that a relocation makes to a buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// It moves to other memory.
+    /// The buffer moves to other memory.
     Move,
-    /// It gains pages where it is.
+    /// The buffer gains pages in place.
     Grow,
-    /// It loses pages.
+    /// The buffer loses pages.
     Shrink,
 }
 
-/// The exclusive right to move and resize a buffer. While there is one, the buffer can't be pinned,
-/// so that a check made at its beginning holds until its end.
+/// The exclusive right to move and resize a buffer. While it exists the buffer can't be pinned. So
+/// a check at its beginning holds until its end, except for the number of mappings.
 pub(crate) struct Relocation {
     buffer: Arc<Buffer>,
     ask: Ask,
@@ -83,8 +87,8 @@ impl Relocation {
         })
     }
 
-    /// Checks whether `op` is allowed, too. Only fork can make that untrue later, by the mappings
-    /// that it adds, so the check is to be made just before the operation.
+    /// Checks whether `op` is allowed. The caller does this just before the operation, since mmap
+    /// and fork may add mappings at any time. No other condition can change for the worse.
     ///
     /// # Errors
     ///
@@ -100,38 +104,40 @@ impl Relocation {
         &self.buffer
     }
 
-    /// Returns the request that it was allocated with.
+    /// Returns the request that the buffer was allocated with.
     pub(crate) fn ask(&self) -> Ask {
         self.ask
     }
 
-    /// Returns its number of pages.
+    /// Returns the number of pages of the buffer.
     pub(crate) fn pages(&self) -> u64 {
         self.buffer.lock().pages()
     }
 
+    /// Calls `f` with the state, under its lock. Returns none if the backing is empty.
     fn with<T>(&self, f: impl FnOnce(&mut BackingState) -> T) -> Option<T> {
         let mut guard = self.buffer.lock_state();
         (*guard).as_mut().map(f)
     }
 
-    /// Charges the buffer's account for `bytes` more.
+    /// Charges the buffer's account for `bytes` more bytes.
     ///
     /// # Errors
     ///
-    /// As the quotas say.
+    /// The quota that would be exceeded.
     pub(crate) fn try_charge(&self, bytes: u64) -> Result<(), QuotaExceeded> {
         self.with(|state| state.memory.try_charge(bytes))
             .unwrap_or(Ok(()))
     }
 
-    /// Uncharges `bytes`.
+    /// Uncharges `bytes` bytes from the buffer's account.
     pub(crate) fn uncharge(&self, bytes: u64) {
         self.with(|state| state.memory.uncharge(bytes));
     }
 
-    /// Allocates the target of a move, as large as `ask` says, of which `requested` bytes count as
-    /// asked for. It has the buffer's memory type, and is clear where the contents don't come.
+    /// Allocates the target of a move, as large as `ask` says. `requested` bytes of it count as
+    /// requested. The target has the buffer's memory type. Its pages beyond the buffer's contents
+    /// are zeroed.
     ///
     /// # Errors
     ///
@@ -156,12 +162,12 @@ impl Relocation {
         Ok(block)
     }
 
-    /// Moves the buffer to `block`, from under all page tables that map it. The block that it had
-    /// goes back to the pool. May sleep.
+    /// Unmaps the buffer everywhere, and moves it to `block`. The old block goes back to the pool.
+    /// May sleep.
     ///
     /// # Errors
     ///
-    /// As [`Stopped`] says; it has not moved then.
+    /// As [`Stopped`] says. The buffer has not moved then.
     pub(crate) fn move_to(&self, block: Block, ask: Ask) -> Result<(), Stopped> {
         let old = self.with(|state| {
             let old = self.buffer.relocate(state, block)?;
@@ -169,17 +175,19 @@ impl Relocation {
             self.buffer.sync_rmap(state);
             Ok(old)
         });
-        // Out of the lock: this wakes clients that wait for memory.
+        // The lock is dropped by now. The drop of the block wakes clients that wait for memory.
         old.transpose().map(drop)
     }
 
-    /// Lets it have what `ask` says where it is, clear, if `priority` may have so much: that of
-    /// this growth, which may be less than the buffer's. Nothing has to be unmapped. Gives false if
-    /// what is next to it is not free.
+    /// Grows the buffer in place to the size in `ask`, and zeroes the new pages. Returns false if
+    /// that is not possible in place, for example if the neighbouring memory is not free.
+    ///
+    /// `priority` is that of this growth, which may be lower than the buffer's. Growth unmaps
+    /// nothing.
     ///
     /// # Errors
     ///
-    /// As [`Stopped`] says; it has gained nothing then.
+    /// As [`Stopped`] says. The buffer has gained nothing then.
     pub(crate) fn grow(&self, ask: &Ask, priority: Priority) -> Result<bool, Stopped> {
         let buffer = &self.buffer;
         self.with(|state| {
@@ -196,11 +204,11 @@ impl Relocation {
         .unwrap_or(Ok(false))
     }
 
-    /// Takes all pages beyond `left` out of every page table, and gives them back. The rest counts
-    /// as asked for with `ask`.
+    /// Shrinks the buffer to `left` pages. Unmaps the other pages everywhere, and frees them. The
+    /// size in `ask` becomes the requested size.
     ///
-    /// The caller has called [`Relocation::check`] for [`Op::Shrink`], which refuses buffers whose
-    /// pages others than page tables may have.
+    /// The caller has called [`Relocation::check`] for [`Op::Shrink`]. That refuses a buffer whose
+    /// pages may have references besides those of page tables.
     pub(crate) fn shrink(&self, ask: &Ask, left: u64) {
         let buffer = &self.buffer;
         self.with(|state| {
@@ -219,7 +227,7 @@ impl Relocation {
             state.ask = *ask;
             buffer.sync_rmap(state);
         });
-        // Out of the lock, which faults on the buffer wait for.
+        // The lock is dropped by now, since faults on the buffer wait for it.
         buffer.pool().wake_if_wanted();
     }
 }

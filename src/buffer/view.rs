@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Views: references to all or a part of a buffer. A view is pinned for as long as a client, a
-//! driver or a device knows the address.
+//! Views: references to all or a part of a buffer.
+//!
+//! A view is pinned ([`PinnedView`]) for as long as a client, a driver or a device knows the
+//! address.
 
 use super::{
     backing::BackingState,
@@ -21,8 +23,8 @@ use kernel::{
     }, //
 };
 
-/// A reference to a buffer, or to a part of it: a part of its window of mmap offsets, in pages from
-/// the window's start.
+/// A reference to a buffer, or to a part of it. The part is a range of the buffer's window of mmap
+/// offsets, in pages from the start of the window.
 ///
 /// # Invariants
 ///
@@ -33,13 +35,13 @@ pub(crate) struct View {
     first: u64,
     pages: u64,
     writable: bool,
-    /// For all but the buffer's owner.
+    /// Set in the views of dma-bufs. None in the view of the buffer's owner.
     shared: Option<Shared>,
 }
 
-/// Why a part of a view can't be had.
+/// Why there is no view of a part.
 pub(crate) enum PartError {
-    /// It is not of whole pages that are granted.
+    /// The part does not consist of whole granted pages.
     Bounds,
     /// A stack has no parts.
     Stack,
@@ -51,7 +53,7 @@ pub(crate) enum PartError {
 struct Shared(Arc<Buffer>);
 
 impl Shared {
-    /// Counts one more.
+    /// Counts one more view of `buffer`.
     fn new(buffer: &Arc<Buffer>) -> Self {
         buffer.parts().fetch_add(1, Relaxed);
         Self(buffer.clone())
@@ -71,9 +73,9 @@ impl Drop for Shared {
 }
 
 impl View {
-    /// Makes the view of the owner: the whole buffer, and all that it may grow to.
+    /// Makes the view of the owner: the whole buffer, with all that it may grow to.
     pub(crate) fn whole(buffer: Arc<Buffer>) -> Self {
-        // INVARIANT: The whole window, and no window is empty.
+        // INVARIANT: The view has all pages of the window, and no window is empty.
         Self {
             first: 0,
             pages: buffer.window().pages(),
@@ -83,8 +85,9 @@ impl View {
         }
     }
 
-    /// The part of it from byte `offset` on, `size` bytes or, if that is 0, all that there are:
-    /// whole pages that were granted, and stay as long as the part is in use.
+    /// Returns a view of the part from byte `offset` on. The part has `size` bytes or, if that is
+    /// 0, all granted bytes from there on. It consists of whole pages, which stay granted while it
+    /// is in use.
     pub(crate) fn part(&self, offset: u64, size: u64, writable: bool) -> Result<Self, PartError> {
         if self.buffer.is_stack() {
             return Err(PartError::Stack);
@@ -102,60 +105,61 @@ impl View {
             return Err(PartError::Bounds);
         }
         state.mark_dirty();
-        // INVARIANT: Within what this view shows.
+        // INVARIANT: The part was checked above to lie within this view, and not to be empty.
         Ok(Self {
             buffer: self.buffer.clone(),
             first: self.first.saturating_add(offset / mm::PAGE_SIZE),
             pages: size / mm::PAGE_SIZE,
             writable,
-            // Under the lock: a shrink has checked for parts before, or will see this one.
+            // Counted under the lock. A shrink has set `changing` before, or sees this part when it
+            // checks.
             shared: Some(Shared::new(&self.buffer)),
         })
     }
 
-    /// What it shows a part of.
+    /// Returns the buffer that the view is of.
     pub(crate) fn buffer(&self) -> &Arc<Buffer> {
         &self.buffer
     }
 
-    /// Returns whether the memory may be written through it.
+    /// Returns whether the memory may be written through the view.
     pub(crate) fn writable(&self) -> bool {
         self.writable
     }
 
-    /// Returns whether it shows the whole buffer, with all that it may grow to.
+    /// Returns whether the view is of the whole buffer, with all that it may grow to.
     pub(crate) fn is_whole(&self) -> bool {
         self.first == 0 && self.pages == self.buffer.window().pages()
     }
 
-    /// Returns whether it is what a dma-buf shows, rather than the owner's.
+    /// Returns whether the view is that of a dma-buf, and not the owner's.
     pub(crate) fn is_shared(&self) -> bool {
         self.shared.is_some()
     }
 
-    /// The first mmap offset, in pages.
+    /// Returns the first mmap offset, in pages.
     pub(crate) fn first_page(&self) -> u64 {
         self.buffer.window().first().saturating_add(self.first)
     }
 
-    /// The last mmap offset, in pages.
+    /// Returns the last mmap offset, in pages.
     pub(crate) fn last_page(&self) -> u64 {
         self.first_page()
             .saturating_add(self.pages.saturating_sub(1))
     }
 
-    /// Bytes from the first mmap offset to the last.
+    /// Returns the bytes from the first mmap offset to the last.
     pub(crate) fn max_size(&self) -> u64 {
         mm::bytes(self.pages)
     }
 
-    /// Bytes that are there.
+    /// Returns the bytes that are granted.
     pub(crate) fn granted(&self) -> u64 {
         let there = self.buffer.lock().pages().saturating_sub(self.first);
         mm::bytes(there.min(self.pages))
     }
 
-    /// Bytes that were asked for.
+    /// Returns the bytes that were requested. For a part these are the granted bytes.
     pub(crate) fn size(&self) -> u64 {
         if self.is_whole() {
             self.buffer.size()
@@ -164,21 +168,22 @@ impl View {
         }
     }
 
-    /// Bytes asked for, and granted.
+    /// Returns the bytes requested and the bytes granted.
     pub(crate) fn sizes(&self) -> (u64, u64) {
         (self.size(), self.granted())
     }
 
-    /// Where mmap finds it, in bytes.
+    /// Returns the mmap offset of the view, in bytes.
     pub(crate) fn offset(&self) -> u64 {
         mm::bytes(self.first_page())
     }
 
-    /// Pins the memory, so that its address can be told.
+    /// Pins the memory, so that its address can be reported.
     ///
     /// # Errors
     ///
-    /// `EBUSY` while it is being moved or resized, `EINVAL` if nothing of it is there.
+    /// `EBUSY` while the buffer is being moved or resized. `EINVAL` if no page of the view is
+    /// granted.
     pub(crate) fn pin(&self) -> Result<PinnedView> {
         let guard = self.buffer.lock_state();
         if guard.as_ref().is_some_and(|state| state.changing) {
@@ -187,20 +192,21 @@ impl View {
         self.pin_locked(guard)
     }
 
-    /// Pins the memory for a driver that uses a dma-buf. Waits for the end of a change of the
-    /// buffer: a driver does not expect `EBUSY`, and the kernel warns if `vmap` fails.
+    /// Pins the memory for a driver that uses a dma-buf. Sleeps until a change of the buffer has
+    /// ended: a driver does not expect `EBUSY`, and the kernel warns if `vmap` fails.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if nothing of it is there.
+    /// `EINVAL` if no page of the view is granted.
     pub(crate) fn pin_for_driver(&self) -> Result<PinnedView> {
         self.pin_locked(self.buffer.lock_state_unchanging())
     }
 
+    /// Pins the memory, whose lock `guard` holds.
     fn pin_locked(&self, mut guard: MutexGuard<'_, Option<BackingState>>) -> Result<PinnedView> {
         let state = (*guard).as_mut().ok_or(EINVAL)?;
         let block = state.memory.block().ok_or(EINVAL)?;
-        // A stack has no parts: all of it is pinned.
+        // A stack has no parts, so all of it is pinned.
         let first = if self.buffer.is_stack() {
             0
         } else {
@@ -214,7 +220,8 @@ impl View {
         state.pin_count = state.pin_count.checked_add(1).ok_or(EBUSY)?;
         state.mark_dirty();
         self.buffer.sync_rmap(state);
-        // INVARIANT: One pin more was counted.
+        // INVARIANT: `pin_count` was incremented for it, and `pages` pages of the view begin at
+        // `frame`.
         Ok(PinnedView {
             view: self.clone(),
             frame,
@@ -224,16 +231,17 @@ impl View {
     }
 }
 
-/// A view whose memory stays where it is, and does not shrink, until this is dropped.
+/// A view whose memory neither moves nor shrinks until this is dropped.
 ///
 /// # Invariants
 ///
-/// Is counted in its buffer's `pin_count`; the view shows `pages` pages from `frame` on.
+/// - The buffer's `pin_count` counts it.
+/// - The view shows `pages` pages, from `frame` on.
 pub(crate) struct PinnedView {
     view: View,
     frame: Pfn,
     pages: u64,
-    /// Not set if the pin was leaked.
+    /// False if the pin was leaked.
     unpin_on_drop: bool,
 }
 
@@ -243,28 +251,28 @@ impl PinnedView {
         &self.view
     }
 
-    /// The first page frame.
+    /// Returns the first page frame.
     pub(crate) fn frame(&self) -> Pfn {
         self.frame
     }
 
-    /// Bytes from there on.
+    /// Returns the number of bytes that are pinned.
     pub(crate) fn bytes(&self) -> u64 {
         mm::bytes(self.pages)
     }
 
-    /// Returns the physical address. Only a client with `PhysAccess::Granted` may be told it.
+    /// Returns the physical address. Only clients with `PhysAccess::Granted` may be told it.
     pub(crate) fn address(&self) -> u64 {
         self.frame.address()
     }
 
-    /// Where the kernel sees it.
+    /// Returns the kernel's virtual address of the memory, if it is mapped there.
     pub(crate) fn kernel_address(&self) -> Option<NonNull<u8>> {
         let region = self.view.buffer().pool().region();
         region.kernel_address(self.frame)
     }
 
-    /// Leaks the pin: the buffer never moves again, since the end of the use will not be told.
+    /// Leaks the pin. The buffer never moves again, since the end of its use will not be reported.
     pub(crate) fn leak(mut self) {
         self.unpin_on_drop = false;
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Windows of mmap offsets, and the one `address_space` that links all mappings by their offsets.
+//!
+//! Each buffer has a window of its own. [`Window::zap`] unmaps it from all processes at once.
 
 use crate::mm;
 use crate::quota::{
@@ -38,28 +40,31 @@ extern "C" {
 #[repr(transparent)]
 struct FileOperations(bindings::file_operations);
 
-// SAFETY: Never written.
+// SAFETY: The only value is a static, which no code writes to.
 unsafe impl Sync for FileOperations {}
 
-/// Of a file that is never opened. Without an owner, or the module would hold itself.
+/// The operations of a file that no process opens. They have no owner, since the file's reference
+/// to it would keep the module from being unloaded.
 static OPERATIONS: FileOperations = FileOperations(pin_init::zeroed());
 
 /// The `address_space` that the mappings of all nodes and dma-bufs are linked to, instead of that
-/// of each file's own inode: so all mappings of a window are found by its offsets.
+/// of each file's own inode. So all mappings of a window are found by its offsets.
 ///
 /// # Invariants
 ///
-/// Points to a file with an inode of its own, of which this is the only reference.
+/// Points to a file with an inode of its own, and holds the only reference to it.
 struct SharedMapping(NonNull<bindings::file>);
 
-// SAFETY: Files may be used from anywhere.
+// SAFETY: Any thread may use a `struct file` and drop the last reference to it.
 unsafe impl Send for SharedMapping {}
-// SAFETY: As above.
+// SAFETY: A shared reference only reads `f_mapping`, which never changes.
 unsafe impl Sync for SharedMapping {}
 
 impl SharedMapping {
+    /// Makes the file and its inode.
     fn new() -> Result<Self> {
-        // SAFETY: The name is copied, the operations are a static; no inode is needed beside.
+        // SAFETY: The name is a C string, which the function copies. The operations are a static,
+        // so they outlive the file. The function accepts a null `private` and a null `context`.
         let file = from_err_ptr(unsafe {
             anon_inode_create_getfile(
                 c"rust_buddy".as_char_ptr(),
@@ -69,20 +74,24 @@ impl SharedMapping {
                 core::ptr::null(),
             )
         })?;
-        // INVARIANT: Just made, with an inode of its own.
+        // INVARIANT: The file was just made, with an inode of its own, and this takes its only
+        // reference.
         NonNull::new(file).map(Self).ok_or(ENOMEM)
     }
 
+    /// Returns the `address_space`.
     fn as_raw(&self) -> *mut bindings::address_space {
-        // SAFETY: By the type invariants; set when the file was made, and never changed.
+        // SAFETY: By the type invariants the file is alive. Its `f_mapping` was set when it was
+        // made and never changes, so no write races with this read.
         unsafe { (*self.0.as_ptr()).f_mapping }
     }
 }
 
 impl Drop for SharedMapping {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants. At once, and not when this task returns to user space:
-        // the operations would be gone by then.
+        // SAFETY: By the type invariants this is the only reference to the file, and it is not used
+        // again. `fput()` would release the file when this task returns to user space. The
+        // operations would be gone by then.
         unsafe { bindings::__fput_sync(self.0.as_ptr()) };
     }
 }
@@ -90,21 +99,22 @@ impl Drop for SharedMapping {
 /// A part of the mmap offsets, by the callers that can pass them to mmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Area {
-    /// Below 2^44 bytes: mmap2 of a 32-bit caller passes an offset as 32 bits of pages.
+    /// Offsets below 2^44 bytes. The mmap2 of a 32-bit caller passes an offset as a 32-bit page
+    /// number.
     Low,
-    /// From there up to the largest `loff_t`: for 64-bit callers.
+    /// Offsets from there up to the largest `loff_t`, for 64-bit callers.
     High,
 }
 
 impl Area {
-    /// How many areas there are.
+    /// The number of areas.
     pub(crate) const COUNT: usize = 2;
 
     /// The first page of the high area.
     const BORDER: u64 = 1 << 32;
 
-    /// `unmap_mapping_range` adds a page to the end of its range, in a `loff_t`: the last page of
-    /// all stays free, so that this does not overflow.
+    /// The end of the high area, in pages. `unmap_mapping_range` adds a page to the end of its
+    /// range, in a `loff_t`. The last page of all stays free, so that this does not overflow.
     const END: u64 = (1 << (63 - PAGE_SHIFT)) - 1;
 
     /// Returns the area whose windows the current system call's caller can map.
@@ -121,16 +131,17 @@ impl Area {
         self == Self::High || last < Self::BORDER
     }
 
-    /// Returns the number of pages in it.
+    /// Returns the number of pages in the area.
     pub(crate) const fn pages(self) -> u64 {
         match self {
-            // Offset 0 is what a caller passes that forgot the offset.
+            // Offset 0 stays free: a caller that forgot the offset passes it.
             Self::Low => Self::BORDER.saturating_sub(1),
             Self::High => Self::END.saturating_sub(Self::BORDER),
         }
     }
 
-    /// CAST: A page number fits in a `usize` of 64 bits, which `mm` asserts.
+    /// Returns the pages of the area. CAST: A page number fits in a `usize` of 64 bits, which `mm`
+    /// asserts.
     fn range(self) -> RangeInclusive<usize> {
         match self {
             Self::Low => 1..=Self::pages(self) as usize,
@@ -141,11 +152,11 @@ impl Area {
 
 /// Why a window can't be allocated.
 pub(crate) enum WindowError {
-    /// The kernel has no memory for it.
+    /// The kernel has no memory for the window.
     Memory,
     /// No gap is large enough.
     Gap,
-    /// The client would leave too few offsets to others.
+    /// The window would leave too few offsets to the other clients.
     Quota(QuotaExceeded),
 }
 
@@ -159,7 +170,7 @@ impl From<WindowError> for Error {
     }
 }
 
-/// The offsets of mmap: every buffer has its own, in pages, for as long as it lives.
+/// The mmap offsets, in pages. Each buffer has a window of them for as long as it lives.
 #[pin_data]
 pub(crate) struct Offsets {
     mapping: SharedMapping,
@@ -167,13 +178,14 @@ pub(crate) struct Offsets {
     tree: MapleTreeAlloc<()>,
 }
 
-// SAFETY: The tree holds nothing that belongs to a thread.
+// SAFETY: The entries of the tree are `()`, so nothing in it belongs to a thread. The mapping is
+// `Send`.
 unsafe impl Send for Offsets {}
-// SAFETY: The tree has a lock of its own, which allocating and erasing take.
+// SAFETY: Allocating and erasing take the lock of the tree. The mapping is `Sync`.
 unsafe impl Sync for Offsets {}
 
 impl Offsets {
-    /// No offset is taken.
+    /// Makes a set of offsets, none of which is taken.
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
@@ -189,13 +201,16 @@ impl Offsets {
     ///
     /// # Safety
     ///
-    /// The file must not be mapped yet, and it must be closed before the module goes.
+    /// The file must not be mapped yet, and it must be closed before the module is unloaded.
     pub(crate) unsafe fn attach_file(&self, file: *mut bindings::file) {
-        // SAFETY: By this function's requirements.
+        // SAFETY: By this function's requirements the file is not mapped yet, so no mapping is
+        // linked to its old `address_space`. It is closed before the module, and the new one with
+        // it, is gone.
         unsafe { (*file).f_mapping = self.mapping.as_raw() };
     }
 
-    /// Allocates a window of `pages` in `area`, charged to `account`. Never at 0.
+    /// Allocates a window of `pages` pages in `area`, and charges it to `account`. No window has
+    /// offset 0.
     ///
     /// # Errors
     ///
@@ -206,7 +221,7 @@ impl Offsets {
         area: Area,
         pages: u64,
     ) -> Result<Window, WindowError> {
-        // First, so that it is given back if there is no gap.
+        // The charge comes first: its drop uncharges the account if there is no gap.
         let charge = account
             .charge_window(area, pages)
             .map_err(WindowError::Quota)?;
@@ -225,7 +240,7 @@ impl Offsets {
     }
 }
 
-/// A window of mmap offsets, in pages; dropping it gives it back.
+/// A window of mmap offsets, in pages. Dropping it frees the offsets.
 pub(crate) struct Window {
     offsets: Arc<Offsets>,
     first: u64,
@@ -233,33 +248,34 @@ pub(crate) struct Window {
 }
 
 impl Window {
-    /// The first offset.
+    /// Returns the first offset, in pages.
     pub(crate) fn first(&self) -> u64 {
         self.first
     }
 
-    /// How many there are.
+    /// Returns the number of pages.
     pub(crate) fn pages(&self) -> u64 {
         self.charge.pages()
     }
 
-    /// The area it is in.
+    /// Returns the area that the window is in.
     pub(crate) fn area(&self) -> Area {
         self.charge.area()
     }
 
-    /// Takes `pages` of it, from the `from`th on, out of every page table. May sleep.
+    /// Takes `pages` pages of the window, from page `from` on, out of every page table. May sleep.
     ///
-    /// What is touched afterwards faults again.
+    /// A later access to one of the pages faults again.
     pub(crate) fn zap(&self, from: u64, pages: u64) {
         const EVEN_COPIES: c_int = 1;
 
-        // To the kernel that would be all that follows.
+        // The kernel takes a length of 0 as all pages that follow.
         if pages == 0 {
             return;
         }
-        // SAFETY: The address space lives as long as `offsets`. Of others' windows nothing is in
-        // that range.
+        // SAFETY: `unmap_mapping_range()` requires a live `address_space`: it lives as long as
+        // `offsets`. The range lies within this window, so that it unmaps no page of another
+        // window.
         unsafe {
             bindings::unmap_mapping_range(
                 self.offsets.mapping.as_raw(),
