@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Page arithmetic and the kernel's symbols that no Rust abstraction covers yet: what a new kernel
-//! or another architecture would break is here and nowhere else.
+//! Page arithmetic, and the symbols of the kernel's memory management that no Rust abstraction
+//! covers yet.
+//!
+//! Some of these interfaces are macros or inline functions in C, so this module repeats their code.
+//! Code that depends on the kernel's version or on the architecture belongs here or in `pgtable`,
+//! so that a port of the module has few files to read.
 
 use crate::buddy::PMD_ORDER;
 use core::ptr::NonNull;
@@ -15,23 +19,24 @@ use kernel::{
     }, //
 };
 
-/// Bytes in a page, the unit of every memory pool.
+/// The number of bytes in a page, which is the unit of every pool.
 pub(crate) const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 
-/// The bytes in `pages` pages; `u64::MAX` for more than there can be.
+/// Returns the number of bytes in `pages` pages, or `u64::MAX` if it does not fit into 64 bits.
 pub(crate) const fn bytes(pages: u64) -> u64 {
     pages.saturating_mul(PAGE_SIZE)
 }
 
-/// Is the current system call one of a 32-bit program, as `in_ia32_syscall()` has it?
+/// Returns whether the current system call is one of the 32-bit ABI, like `in_ia32_syscall()`.
 #[cfg(CONFIG_X86_64)]
 pub(crate) fn is_32_bit_call() -> bool {
     let task = kernel::current!().as_ptr();
-    // SAFETY: The current task lives during this call; only its own system calls write the flag.
+    // SAFETY: The current task lives during this call. Only the system call entry code of that task
+    // writes the flag, so the read does not race.
     unsafe { (*task).thread_info.status & bindings::TS_COMPAT != 0 }
 }
 
-/// Nothing tells, so every call counts as one.
+/// Returns true: without a way to tell, every system call counts as one of the 32-bit ABI.
 #[cfg(not(CONFIG_X86_64))]
 pub(crate) fn is_32_bit_call() -> bool {
     true
@@ -42,34 +47,35 @@ pub(crate) fn is_32_bit_call() -> bool {
 pub(crate) struct Pfn(pub(crate) u64);
 
 impl Pfn {
-    /// The frame that starts at physical address `address`, if one does.
+    /// Returns the frame that starts at physical address `address`, or `None` if the address is not
+    /// a multiple of the page size.
     pub(crate) fn from_address(address: u64) -> Option<Self> {
         (address % PAGE_SIZE == 0).then_some(Self(address >> PAGE_SHIFT))
     }
 
-    /// The physical address of its first byte.
+    /// Returns the physical address of its first byte.
     pub(crate) fn address(self) -> u64 {
         self.0 << PAGE_SHIFT
     }
 
-    /// The frame `pages` after this one.
+    /// Returns the frame that is `pages` frames after this one.
     pub(crate) fn plus(self, pages: u64) -> Self {
         Self(self.0 + pages)
     }
 
-    /// As the C side has it.
+    /// Returns the number in the type that C functions take.
     pub(crate) fn raw(self) -> c_ulong {
-        // CAST: Both are 64 bits wide; the module is refused on 32-bit kernels (see below).
+        // CAST: Both types are 64 bits wide: the assertion below fails to build on 32-bit kernels.
         self.0 as c_ulong
     }
 
-    /// Where the kernel's direct map has it.
+    /// Returns the frame's address in the kernel's direct map.
     ///
     /// # Safety
     ///
     /// The frame must be ordinary RAM that the kernel manages.
     pub(crate) unsafe fn direct_map(self) -> Result<NonNull<u8>> {
-        // SAFETY: Set during early boot, read-only since.
+        // SAFETY: The kernel sets this variable during early boot and does not write it afterwards.
         let base = unsafe { bindings::page_offset_base };
         NonNull::new(base.wrapping_add(self.address() as usize) as *mut u8).ok_or(EFAULT)
     }
@@ -77,57 +83,62 @@ impl Pfn {
 
 static_assert!(size_of::<usize>() == size_of::<u64>());
 
-/// The frame of a `struct page`.
+/// Returns the frame of a `struct page`.
 ///
 /// # Safety
 ///
 /// `page` must point into the kernel's memory map.
 pub(crate) unsafe fn page_to_pfn(page: NonNull<bindings::page>) -> Pfn {
-    // SAFETY: Set during early boot, read-only since.
+    // SAFETY: The kernel sets this variable during early boot and does not write it afterwards.
     let base = unsafe { bindings::vmemmap_base };
     let index = (page.as_ptr() as usize).wrapping_sub(base) / size_of::<bindings::page>();
     Pfn(index as u64)
 }
 
-/// The `struct page` of a frame.
+/// Returns the `struct page` of a frame.
 ///
 /// # Safety
 ///
 /// The frame must be one that the kernel's memory map covers.
 pub(crate) unsafe fn pfn_to_page(pfn: Pfn) -> *mut bindings::page {
-    // SAFETY: Set during early boot, read-only since.
+    // SAFETY: The kernel sets this variable during early boot and does not write it afterwards.
     let base = unsafe { bindings::vmemmap_base } as *mut bindings::page;
     base.wrapping_add(pfn.0 as usize)
 }
 
-/// How many references there are to a page, at this moment.
+/// Returns the current number of references to a page. It may change at any time.
 ///
 /// # Safety
 ///
 /// The frame must be one that the kernel's memory map covers.
 pub(crate) unsafe fn page_references(pfn: Pfn) -> i32 {
-    // SAFETY: By this function's requirements; others count at the same time, so it is read as they
-    // write it.
+    // SAFETY: By this function's requirements `pfn_to_page()` may be called, and the `struct page`
+    // that it returns is valid. The kernel only accesses the count by atomic operations.
     unsafe {
         let count = &raw mut (*pfn_to_page(pfn))._refcount.counter;
         Atomic::<i32>::from_ptr(count).load(Acquire)
     }
 }
 
-/// Maps a page by its `struct page`, which gains a reference.
+/// Maps a page by its `struct page`, which gains a reference. Returns the code for the fault
+/// handler to return.
 ///
 /// # Safety
 ///
-/// `vma` must be a VMA with `VM_MIXEDMAP` that is kept from going, `address` be in it, and the
-/// frame be one that the kernel's memory map covers, which somebody holds a reference to.
+/// - `vma` must be a VMA with `VM_MIXEDMAP` that stays valid during this call, and `address` must
+///   be in it.
+/// - The kernel's memory map must cover the frame, and its page must have a reference that lasts
+///   during this call.
 pub(crate) unsafe fn insert_page(
     vma: *mut bindings::vm_area_struct,
     address: c_ulong,
     frame: Pfn,
 ) -> bindings::vm_fault_t {
-    // SAFETY: By this function's requirements.
+    // SAFETY: By this function's requirements the VMA is valid, and its flags allow pages to be
+    // inserted without a change of the flags. The memory map covers the frame, and the page has a
+    // reference, so it is not free.
     let ret = unsafe { bindings::vm_insert_page(vma, address, pfn_to_page(frame)) };
-    // Somebody else may have been faster.
+    // EBUSY: A fault of another thread has mapped the page already.
     if ret == 0 || ret == EBUSY.to_errno() {
         bindings::vm_fault_reason_VM_FAULT_NOPAGE as bindings::vm_fault_t
     } else if ret == ENOMEM.to_errno() {
@@ -137,58 +148,63 @@ pub(crate) unsafe fn insert_page(
     }
 }
 
-/// `__GFP_RETRY_MAYFAIL`, a macro in C.
+/// `__GFP_RETRY_MAYFAIL`, which is a macro in C.
 pub(crate) const GFP_RETRY_MAYFAIL: bindings::gfp_t = 1 << bindings::___GFP_RETRY_MAYFAIL_BIT;
-/// `MEMREMAP_WB`, likewise.
+/// `MEMREMAP_WB`, which the bindings leave out.
 pub(crate) const MEMREMAP_WB: c_ulong = 1;
-/// `MEMREMAP_WC`, likewise.
+/// `MEMREMAP_WC`, which the bindings leave out.
 pub(crate) const MEMREMAP_WC: c_ulong = 4;
-/// `VM_FAULT_SIGSEGV`, likewise.
+/// `VM_FAULT_SIGSEGV` in the type that fault handlers return.
 pub(crate) const VM_FAULT_SIGSEGV: bindings::vm_fault_t =
     bindings::vm_fault_reason_VM_FAULT_SIGSEGV as bindings::vm_fault_t;
 /// `VM_FAULT_SIGBUS` in the type that fault handlers return.
 pub(crate) const VM_FAULT_SIGBUS: bindings::vm_fault_t =
     bindings::vm_fault_reason_VM_FAULT_SIGBUS as bindings::vm_fault_t;
 
-/// `VM_FAULT_HWPOISON`, likewise.
+/// `VM_FAULT_HWPOISON` in the type that fault handlers return.
 pub(crate) const VM_FAULT_HWPOISON: bindings::vm_fault_t =
     bindings::vm_fault_reason_VM_FAULT_HWPOISON as bindings::vm_fault_t;
 
-/// `FMODE_WRITE`, likewise.
+/// `FMODE_WRITE`, which is a macro in C.
 pub(crate) const FMODE_WRITE: bindings::fmode_t = 1 << 1;
-/// `DMA_MAPPING_ERROR`, likewise.
+/// `DMA_MAPPING_ERROR`, which is a macro in C.
 pub(crate) const DMA_MAPPING_ERROR: bindings::dma_addr_t = !0;
 
-/// The longest segment that a device takes, in bytes, whole pages: `dma_get_max_seg_size()`, which
-/// C has inline, and no more than a table's entry can say.
+/// Returns the length in bytes of the longest segment that a device takes, as a multiple of the
+/// page size.
+///
+/// This is `dma_get_max_seg_size()`, which is inline in C, limited to 2 GiB: the length of a
+/// scatterlist entry has 32 bits.
 ///
 /// # Safety
 ///
-/// `device` must be a device.
+/// `device` must point to a device that stays valid during this call.
 pub(crate) unsafe fn largest_segment(device: *const bindings::device) -> u64 {
     const UNTOLD: u64 = 64 << 10;
     const LARGEST: u64 = 1 << 31;
 
-    // SAFETY: By this function's requirements; the parameters live as long as the device.
+    // SAFETY: By this function's requirements the device is valid. Its parameters live as long as
+    // the device.
     let told = unsafe { (*device).dma_parms.as_ref() }.map_or(0, |parms| parms.max_segment_size);
     let told = if told == 0 { UNTOLD } else { told.into() };
     (told.min(LARGEST) / PAGE_SIZE * PAGE_SIZE).max(PAGE_SIZE)
 }
 
-/// Has the kernel marked a page as bad? `PageHWPoison()`, which C has inline.
+/// Returns whether the kernel has marked a page as hwpoisoned. This is `PageHWPoison()`, which is
+/// inline in C.
 ///
 /// # Safety
 ///
 /// The frame must be one that the kernel's memory map covers.
 #[cfg(CONFIG_MEMORY_FAILURE)]
 pub(crate) unsafe fn is_poisoned(pfn: Pfn) -> bool {
-    // SAFETY: By this function's requirements. Others set flags at the same time: any moment's
-    // value will do.
+    // SAFETY: By this function's requirements the memory map covers the frame, so its `struct page`
+    // is valid. The kernel changes flags at any time, so they are read once; the answer is a hint.
     let flags = unsafe { (&raw const (*pfn_to_page(pfn)).flags.f).read_volatile() };
     flags >> bindings::pageflags_PG_hwpoison & 1 != 0
 }
 
-/// No page is, where the kernel does not handle memory errors.
+/// Returns false: this kernel does not handle memory errors and marks no page.
 ///
 /// # Safety
 ///
@@ -198,14 +214,15 @@ pub(crate) unsafe fn is_poisoned(_: Pfn) -> bool {
     false
 }
 
-/// How many memory errors the kernel has met on a node; none if it does not count them.
+/// Returns how many memory errors the kernel has handled on a node, or `None` if it has no count.
 #[cfg(CONFIG_MEMORY_FAILURE)]
 pub(crate) fn memory_failures(node: i32) -> Option<u64> {
     if !(0..MAX_NODES).contains(&node) {
         return None;
     }
-    // SAFETY: The node is one that can be. What there is of it is set during boot and stays; one
-    // that never was is null. The count is only ever written by a plain store: any moment's value
+    // SAFETY: The number of the node is in the range that `node_data()` requires. The kernel sets
+    // up the data of a node once and never frees it; a node that has not existed has a null
+    // pointer. The kernel writes the count by plain stores, so it is read once; any recent value
     // will do.
     unsafe {
         let data = NonNull::new(node_data(node))?.as_ptr();
@@ -213,42 +230,47 @@ pub(crate) fn memory_failures(node: i32) -> Option<u64> {
     }
 }
 
-/// As above.
+/// Returns `None`: this kernel does not handle memory errors.
 #[cfg(not(CONFIG_MEMORY_FAILURE))]
 pub(crate) fn memory_failures(_: i32) -> Option<u64> {
     None
 }
 
-/// Copies `bytes` bytes; false if the source is bad, and then some of them may have been copied.
+/// Copies `bytes` bytes and returns whether that succeeded. It returns false if reading the source
+/// raises a machine check; some of the bytes may have been copied by then.
 ///
 /// # Safety
 ///
-/// `from` and `to` must be mapped for so many bytes, `to` writable, and not overlap; no other task
-/// may write to either.
+/// - `from` must be mapped for `bytes` bytes, and `to` must be mapped writable for as many.
+/// - The two must not overlap, and no other task may write to either during this call.
 pub(crate) unsafe fn copy_checked(from: NonNull<u8>, to: NonNull<u8>, bytes: u32) -> bool {
-    // SAFETY: By this function's requirements. A machine check at the source is handled.
+    // SAFETY: By this function's requirements both ends are mapped for `bytes` bytes, `to` is
+    // writable, and they do not overlap. The function handles a machine check at the source.
     #[cfg(CONFIG_ARCH_HAS_COPY_MC)]
     let left =
         unsafe { bindings::copy_mc_to_kernel(to.as_ptr().cast(), from.as_ptr().cast(), bytes) };
     #[cfg(not(CONFIG_ARCH_HAS_COPY_MC))]
     let left = {
-        // SAFETY: By this function's requirements.
+        // SAFETY: By this function's requirements `from` is valid for reads of `bytes` bytes, `to`
+        // is valid for writes of as many, and they do not overlap. Bytes have no alignment.
         unsafe { to.copy_from_nonoverlapping(from, bytes as usize) };
         0
     };
     left == 0
 }
 
-/// Is the current task being killed? `fatal_signal_pending()`, which C has inline.
+/// Returns whether the current task is being killed. This is `fatal_signal_pending()`, which is
+/// inline in C.
 pub(crate) fn being_killed() -> bool {
     let task = current!();
-    // SAFETY: The current task's, which lives. Others may set it at any time.
+    // SAFETY: The current task lives during this call. Any task may send it a signal at any time,
+    // so the word is read once.
     let pending = unsafe { (&raw const (*task.as_ptr()).pending.signal.sig[0]).read_volatile() };
     task.signal_pending() && pending >> (bindings::SIGKILL - 1) & 1 != 0
 }
 
-/// Makes a notifier's answer that refuses with an errno: `notifier_from_errno()`, which C has
-/// inline.
+/// Returns the value with which a notifier refuses an event for the reason `error`. This is
+/// `notifier_from_errno()`, which is inline in C.
 pub(crate) fn notifier_refusal(error: Error) -> c_int {
     bindings::NOTIFY_STOP_MASK as c_int | (bindings::NOTIFY_OK as c_int - error.to_errno())
 }
@@ -262,7 +284,8 @@ extern "C" {
     pub(crate) fn unregister_memory_notifier(block: *mut bindings::notifier_block);
 }
 
-/// A kernel without hot-plug takes no memory offline, and calls no notifier.
+/// Stubs for a kernel without memory hot-plug, which never takes memory offline and never calls the
+/// notifier.
 #[cfg(not(CONFIG_MEMORY_HOTPLUG))]
 mod no_hotplug {
     use super::*;
@@ -279,7 +302,7 @@ pub(crate) use no_hotplug::{
     unregister_memory_notifier, //
 };
 
-/// A `struct cma`: opaque, never freed.
+/// A `struct cma`, which is opaque here. The kernel never frees one.
 #[repr(C)]
 pub(crate) struct CmaArea {
     _opaque: [u8; 0],
@@ -298,31 +321,36 @@ extern "C" {
     fn cma_release(cma: *mut CmaArea, pages: *const bindings::page, count: c_ulong) -> bool;
 }
 
-/// The default CMA area, if the kernel has one.
+/// Returns the default CMA area, if the kernel has one.
 #[cfg(CONFIG_CMA)]
 pub(crate) fn default_cma_area() -> Option<NonNull<CmaArea>> {
-    // SAFETY: A null device asks for the default area.
+    // SAFETY: The function accepts a null pointer and returns the default area for it.
     NonNull::new(unsafe { dev_get_cma_area(core::ptr::null_mut()) })
 }
 
-/// Takes `pages` contiguous pages, on a boundary of 2^`align` pages, out of a CMA area.
+/// Allocates `pages` contiguous pages from a CMA area. The first frame is a multiple of 2^`align`.
 #[cfg(CONFIG_CMA)]
 pub(crate) fn cma_alloc_pages(area: NonNull<CmaArea>, pages: u64, align: u32) -> Option<Pfn> {
-    // SAFETY: Areas live as long as the kernel. No warning: the caller says what failed.
+    // No warning on failure: the caller tries again with a smaller alignment, and at last logs an
+    // error of its own.
+    // SAFETY: The pointer is one that `default_cma_area()` returned, and the kernel never frees a
+    // CMA area. The function checks count and alignment itself.
     let page = unsafe { cma_alloc(area.as_ptr(), Pfn(pages).raw(), align, true) };
-    // SAFETY: `cma_alloc` gives a page of the memory map.
+    // SAFETY: If `cma_alloc()` does not return null, it returns a pointer into the memory map.
     NonNull::new(page).map(|page| unsafe { page_to_pfn(page) })
 }
 
-/// Gives back what [`cma_alloc_pages`] took.
+/// Frees pages that [`cma_alloc_pages`] allocated.
 ///
 /// # Safety
 ///
-/// `first` and `pages` must be what one [`cma_alloc_pages`] on `area` gave and was asked for, and
-/// nobody may use the pages any more.
+/// - One call of [`cma_alloc_pages`] for `area` and `pages` must have returned `first`, and its
+///   pages must not have been freed since.
+/// - The pages must not be in use any more.
 #[cfg(CONFIG_CMA)]
 pub(crate) unsafe fn cma_release_pages(area: NonNull<CmaArea>, first: Pfn, pages: u64) {
-    // SAFETY: By this function's requirements.
+    // SAFETY: By this function's requirements `cma_alloc()` returned these pages from this area, so
+    // the memory map covers them, and this call frees them only once.
     unsafe { cma_release(area.as_ptr(), pfn_to_page(first), Pfn(pages).raw()) };
 }
 
@@ -347,38 +375,41 @@ pub(crate) use no_cma::{
     default_cma_area, //
 };
 
-/// Pages in a pageblock: 2 MiB on x86-64, the size of a PMD entry.
+/// The number of pages in a pageblock. A pageblock has the size of a PMD entry: 2 MiB on x86-64.
 pub(crate) const PAGEBLOCK: u64 = PMD_ORDER.units();
-/// `ACR_FLAGS_NONE`, a macro in C.
+/// `ACR_FLAGS_NONE`, which is a macro in C.
 pub(crate) const ACR_FLAGS_NONE: bindings::acr_flags_t = 0;
-/// NUMA nodes that there may be.
+/// The upper bound of the numbers of NUMA nodes, exclusive.
 pub(crate) const MAX_NODES: i32 = bindings::MAX_NUMNODES as i32;
 
-/// What is at a page frame, at a moment.
+/// The content of a page frame at one moment.
 pub(crate) enum Content {
-    /// So many free pages.
+    /// This number of free pages starts at the frame.
     Free(u64),
-    /// So many pages in use, which the kernel may be able to move.
+    /// This number of pages in use starts at the frame. The kernel may be able to move them.
     Movable(u64),
-    /// A page that can't be moved, or is none of the zone's.
+    /// A page that cannot be moved, or that does not belong to the zone.
     Unmovable,
 }
 
-/// A zone of the page allocator that a driver may take memory from: not `ZONE_DMA`, which is small
-/// and needed by old devices, and not `ZONE_MOVABLE`, whose memory must be able to go.
+/// A zone of the page allocator that a driver may take memory from.
+///
+/// That excludes two zones: old devices need the small `ZONE_DMA`, and the kernel must be able to
+/// take the memory of `ZONE_MOVABLE` offline.
 ///
 /// # Invariants
 ///
-/// The pointer is to a zone of a node that has memory; the kernel never frees these.
+/// `zone` points to a zone of a node that has memory. The kernel never frees it.
 pub(crate) struct KernelZone {
     zone: NonNull<bindings::zone>,
     node: i32,
-    /// Its number in the node.
+    /// The zone's index in its node, a `zone_type`.
     index: u32,
 }
 
 impl KernelZone {
-    /// Iterates over the zones of a node, the highest first, as the page allocator does.
+    /// Returns an iterator over the zones of a node, the highest first, in the order in which the
+    /// page allocator tries them.
     pub(crate) fn of_node(node: i32) -> impl Iterator<Item = Self> {
         let order = [
             bindings::zone_type_ZONE_NORMAL,
@@ -388,12 +419,14 @@ impl KernelZone {
             .into_iter()
             .filter(move |_| is_memory_node(node))
             .filter_map(move |index| {
-                // SAFETY: `is_memory_node()` has found this one among those that there may be.
+                // SAFETY: `is_memory_node()` is true only for numbers from 0 to `MAX_NODES`,
+                // exclusive.
                 let data = unsafe { node_data(node) };
                 if data.is_null() {
                     return None;
                 }
-                // SAFETY: The kernel has set it up for a node with memory, and never frees it.
+                // SAFETY: The pointer is not null, so the kernel has set up the node's data, which
+                // it never frees.
                 let zones = unsafe { (&raw mut (*data).node_zones).cast::<bindings::zone>() };
                 // INVARIANT: The index is below `MAX_NR_ZONES`, the length of that array.
                 NonNull::new(zones.wrapping_add(index as usize)).map(|zone| Self {
@@ -404,10 +437,12 @@ impl KernelZone {
             })
     }
 
-    /// Returns the frames between the zone's first and last page. Not all of them need be its own.
+    /// Returns the frames from the zone's first page to its last. Some of them may belong to other
+    /// zones or have no memory.
     pub(crate) fn span(&self) -> core::ops::Range<Pfn> {
         let zone = self.zone.as_ptr();
-        // SAFETY: By the type invariants; read as the kernel does without its lock, once each.
+        // SAFETY: By the type invariants the zone is valid. Memory hot-plug may change the fields,
+        // so each is read once, as the kernel reads them without the zone's lock.
         let (start, pages) = unsafe {
             (
                 (&raw const (*zone).zone_start_pfn).read_volatile(),
@@ -417,11 +452,12 @@ impl KernelZone {
         Pfn(start as u64)..Pfn((start as u64).saturating_add(pages as u64))
     }
 
-    /// Returns whether the zone keeps its high watermark after losing so many free pages.
+    /// Returns whether the zone's free memory stays above its high watermark without `pages` pages.
     pub(crate) fn can_spare(&self, pages: u64) -> bool {
         let zone = self.zone.as_ptr();
         let item = bindings::zone_stat_item_NR_FREE_PAGES as usize;
-        // SAFETY: By the type invariants; read as the kernel does without its lock, once each.
+        // SAFETY: By the type invariants the zone is valid. The kernel changes the fields at any
+        // time, so each is read once, as the kernel reads them without the zone's lock.
         let (free, high, boost) = unsafe {
             (
                 (&raw const (*zone).vm_stat[item].counter).read_volatile(),
@@ -434,10 +470,11 @@ impl KernelZone {
         u64::try_from(free).is_ok_and(|free| free >= keep.saturating_add(pages))
     }
 
-    /// Returns whether a pageblock is of a type that a driver's memory can be made of: not CMA, and
-    /// not isolated for another purpose.
+    /// Returns whether the type of a pageblock allows it to be isolated for a driver: it is neither
+    /// part of a CMA area nor isolated already.
     pub(crate) fn isolates(&self, first: Pfn) -> bool {
-        /// Bits of a pageblock in the section's bitmap, and those that tell its type.
+        /// The number of bits that a pageblock has in the section's bitmap, and the mask of the
+        /// bits for its type.
         const BITS: usize = 8;
         const TYPE: usize = 7;
 
@@ -445,8 +482,9 @@ impl KernelZone {
         if online_page(first).is_none() {
             return false;
         }
-        // SAFETY: The frame is online, so its section exists. The section's bitmap is freed after a
-        // grace period, and RCU is read-locked.
+        // SAFETY: The frame is online, so `section_of()` may be called, and the section exists. The
+        // kernel frees the section's bitmap after a grace period, which cannot end while RCU is
+        // read-locked. The index is that of a pageblock in its section, so it is within the bitmap.
         let word = unsafe {
             let usage = (*section_of(first)).usage;
             if usage.is_null() {
@@ -461,10 +499,11 @@ impl KernelZone {
         !isolated && word & TYPE != MIGRATE_CMA
     }
 
-    /// Looks at a page frame, which must begin a folio or a free block if it is part of one.
+    /// Returns the content of a page frame. If the frame is part of a folio or of a free block, it
+    /// must be the first frame of that.
     ///
-    /// The page may change at any time, so the answer is a hint. It follows the kernel's
-    /// `page_is_unmovable()`, but for pages of hugetlb: these are left where they are.
+    /// The page may change at any time, so the answer is a hint. The rules are those of the
+    /// kernel's `page_is_unmovable()`, except that hugetlb pages always count as unmovable.
     pub(crate) fn content(&self, frame: Pfn) -> Content {
         const SHIFT: u32 =
             u64::BITS - bindings::SECTIONS_WIDTH - bindings::NODES_WIDTH - bindings::ZONES_WIDTH;
@@ -473,8 +512,8 @@ impl KernelZone {
             return Content::Unmovable;
         };
         let page = page.as_ptr();
-        // SAFETY: The frame is online, so the memory map covers it. Others change the page at any
-        // time, so each word is read once.
+        // SAFETY: The frame is online, so the memory map covers it, and its `struct page` is valid.
+        // The kernel changes the page at any time, so each word is read once.
         let (flags, kind, tail, references) = unsafe {
             (
                 (&raw const (*page).flags.f).read_volatile() as u64,
@@ -487,7 +526,7 @@ impl KernelZone {
         };
         let flag = |number: bindings::pageflags| flags >> number & 1 != 0;
         let zone = flags >> SHIFT & u64::from(bindings::ZONES_MASK);
-        // Without NUMA no bits are left for it.
+        // Without NUMA the flags have no bits for the node, and the shift may be 64.
         let node = flags
             .checked_shr(SHIFT + bindings::ZONES_WIDTH)
             .unwrap_or(0)
@@ -500,7 +539,8 @@ impl KernelZone {
             return Content::Unmovable;
         }
         if kind == bindings::pagetype_PGTY_buddy {
-            // SAFETY: As above. The order may be anything if the block was taken just now.
+            // SAFETY: The memory map covers the frame, as above. The kernel may have allocated the
+            // block since, so the word may be no order; the match below checks it.
             let order = unsafe {
                 (&raw const (*page).__bindgen_anon_1.__bindgen_anon_1.private).read_volatile()
             };
@@ -512,7 +552,7 @@ impl KernelZone {
         if (bindings::pagetype_PGTY_offline..bindings::pagetype_PGTY_mapcount_underflow)
             .contains(&kind)
         {
-            // Slabs, page tables, hugetlb, and pages of balloons, some of which can move.
+            // Slabs, page tables, hugetlb pages, and pages of balloons. Some of the last can move.
             return if flag(bindings::pageflags_PG_movable_ops) {
                 Content::Movable(1)
             } else {
@@ -520,8 +560,9 @@ impl KernelZone {
             };
         }
         if flag(bindings::pageflags_PG_head) && flag(bindings::pageflags_PG_lru) {
-            // A folio's order is in its second page.
-            // SAFETY: The memory map covers whole pageblocks, and so the second page of a folio.
+            // The second page of a folio holds its order.
+            // SAFETY: The folio has a second page in the same pageblock, and the memory map covers
+            // whole pageblocks.
             let order = unsafe { (&raw const (*page.add(1)).flags.f).read_volatile() } & 0xff;
             return match u32::try_from(order) {
                 Ok(order) if order <= bindings::MAX_PAGE_ORDER => Content::Movable(1 << order),
@@ -529,11 +570,12 @@ impl KernelZone {
             };
         }
         if tail != 0 {
-            // Of a folio that is larger than a pageblock.
+            // The page is part of a folio that is larger than a pageblock.
             return Content::Unmovable;
         }
         if references == 0 {
-            // On a CPU's list of free pages, or on its way there or back.
+            // The page is on a CPU's list of free pages, or between that list and the buddy
+            // allocator.
             return Content::Free(1);
         }
         if flag(bindings::pageflags_PG_lru) {
@@ -544,7 +586,7 @@ impl KernelZone {
     }
 }
 
-/// Returns the kernel's data of a node, or null.
+/// Returns a pointer to the kernel's data of a node, or null if the node does not exist.
 ///
 /// # Safety
 ///
@@ -552,7 +594,8 @@ impl KernelZone {
 #[cfg(CONFIG_NUMA)]
 unsafe fn node_data(node: i32) -> *mut bindings::pglist_data {
     let nodes = (&raw const bindings::node_data).cast::<*mut bindings::pglist_data>();
-    // SAFETY: The array has `MAX_NUMNODES` entries.
+    // SAFETY: By this function's requirements the index is below `MAX_NUMNODES`, the length of the
+    // array. Entries are pointers, which the kernel sets once.
     unsafe { nodes.add(node as usize).read() }
 }
 
@@ -561,22 +604,22 @@ unsafe fn node_data(_node: i32) -> *mut bindings::pglist_data {
     &raw mut bindings::contig_page_data
 }
 
-/// The type of a pageblock of a CMA area.
+/// The migrate type of a pageblock that belongs to a CMA area.
 #[cfg(CONFIG_CMA)]
 const MIGRATE_CMA: usize = bindings::migratetype_MIGRATE_CMA as usize;
 #[cfg(not(CONFIG_CMA))]
 const MIGRATE_CMA: usize = usize::MAX;
 
-/// The flag of a page with a hardware error.
+/// The flag of a page that is hwpoisoned.
 #[cfg(CONFIG_MEMORY_FAILURE)]
 const POISON: u64 = 1 << bindings::pageflags_PG_hwpoison;
 #[cfg(not(CONFIG_MEMORY_FAILURE))]
 const POISON: u64 = 0;
 
-/// The frames of a section of the memory map, as a power of two.
+/// The binary logarithm of the number of frames in a section of the memory map.
 const SECTION_SHIFT: usize = bindings::SECTION_SIZE_BITS as usize - PAGE_SHIFT;
 
-/// Returns the section of the memory map that a frame is in, or null.
+/// Returns the section of the memory map that contains a frame, or null if there is none.
 ///
 /// # Safety
 ///
@@ -585,49 +628,52 @@ unsafe fn section_of(frame: Pfn) -> *const bindings::mem_section {
     const ROOT: u64 = PAGE_SIZE / size_of::<bindings::mem_section>() as u64;
 
     let section = frame.0 >> SECTION_SHIFT;
-    // SAFETY: The table is set up during early boot, for all frames that the CPU can address.
+    // SAFETY: The kernel sets up the table during early boot, with an entry for every frame that
+    // the CPU can address. By this function's requirements the frame is one of these.
     let root = unsafe { bindings::mem_section.add((section / ROOT) as usize).read() };
     if root.is_null() {
         root
     } else {
-        // SAFETY: A root is a page of sections.
+        // SAFETY: A root that is not null is a page of `ROOT` sections, and the index is below
+        // that.
         unsafe { root.add((section % ROOT) as usize) }
     }
 }
 
-/// Returns the `struct page` of a frame in the span of a zone, if it is online.
+/// Returns the `struct page` of a frame in the span of a zone, or `None` if the frame is offline.
 #[cfg(CONFIG_MEMORY_HOTPLUG)]
 fn online_page(frame: Pfn) -> Option<NonNull<bindings::page>> {
-    // SAFETY: Any frame number may be asked for.
+    // SAFETY: The function accepts any frame number.
     NonNull::new(unsafe { bindings::pfn_to_online_page(frame.raw()) })
 }
 
-/// Returns the `struct page` of a frame in the span of a zone, if there is one.
+/// Returns the `struct page` of a frame in the span of a zone, or `None` if the memory map does not
+/// cover it. This is `pfn_to_online_page()`, which is inline in C.
 ///
-/// Without hot-plug all sections are from boot and have a complete map. C has this inline.
+/// Without memory hot-plug all sections exist since boot, and their memory maps are complete.
 #[cfg(not(CONFIG_MEMORY_HOTPLUG))]
 fn online_page(frame: Pfn) -> Option<NonNull<bindings::page>> {
-    /// `SECTION_HAS_MEM_MAP`.
+    /// `SECTION_HAS_MEM_MAP`, which the bindings leave out.
     const HAS_MAP: c_ulong = 1 << 1;
 
-    // SAFETY: By this function's contract.
+    // SAFETY: The caller asks for a frame in the span of a zone, as `section_of()` requires.
     let section = unsafe { section_of(frame) };
-    // SAFETY: Not null, and so a section, which is not freed.
+    // SAFETY: A pointer that is not null points to a section, which is never freed.
     if section.is_null() || unsafe { (*section).section_mem_map } & HAS_MAP == 0 {
         return None;
     }
-    // SAFETY: The section has a memory map.
+    // SAFETY: The frame's section has a memory map, so the kernel's memory map covers the frame.
     NonNull::new(unsafe { pfn_to_page(frame) })
 }
 
-/// Is there a NUMA node of this number that has memory?
+/// Returns whether a NUMA node of this number exists and has memory.
 pub(crate) fn is_memory_node(node: i32) -> bool {
     let Ok(node) = usize::try_from(node) else {
         return false;
     };
     let bits = c_ulong::BITS as usize;
-    // SAFETY: A static of the kernel. Its words may change while nodes come and go; any moment's
-    // answer will do.
+    // SAFETY: The array is a static variable of the kernel, valid at any time. Memory hot-plug may
+    // change its words; any recent value will do.
     let nodes = unsafe { (&raw const bindings::node_states).read() };
     nodes
         .get(bindings::node_states_N_MEMORY as usize)
@@ -635,12 +681,13 @@ pub(crate) fn is_memory_node(node: i32) -> bool {
         .is_some_and(|word| word >> (node % bits) & 1 != 0)
 }
 
-/// The NUMA node of a page that the kernel manages.
+/// Returns the NUMA node of a page that the kernel manages.
 ///
 /// # Safety
 ///
 /// The frame must be one that the kernel's memory map covers.
 pub(crate) unsafe fn node_of(pfn: Pfn) -> i32 {
-    // SAFETY: By this function's requirements.
+    // SAFETY: By this function's requirements the memory map covers the frame, so `pfn_to_page()`
+    // may be called and returns a valid `struct page`.
     unsafe { bindings::page_to_nid(pfn_to_page(pfn)) }
 }
