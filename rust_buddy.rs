@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Contiguous, DMA-capable buffers out of a region that is taken once, at load.
+//! Allocates contiguous, DMA-capable buffers from a region that the module takes when it is loaded.
 //!
-//! The way of a request, each layer knowing only the ones after it: `device` (nodes, clients,
-//! commands), `buffer`, `pool`, `buddy` (the allocator) and `region` (the memory).
+//! A request passes the layers in this order: `device` (nodes, clients, commands), `buffer`,
+//! `pool`, `buddy` (the allocator) and `region` (the memory). Each layer uses only those after it.
 
 #[path = "src/audit.rs"]
 mod audit;
@@ -88,40 +88,43 @@ module! {
         },
         assume_memory: u8 {
             default: 0,
-            description: "1: phys_start= is unused memory, whatever the kernel knows (default 0)",
+            description: "1: trust that phys_start= is unused memory (default 0)",
         },
         node: i32 {
             default: -1,
-            description: "NUMA node the pool must be on (default -1: any)",
+            description: "NUMA node of the pool's memory (default -1: any)",
         },
         max_buffers: u32 {
             default: 65536,
-            description: "Buffers that one open file may hold (default 65536)",
+            description: "Handles that one open file may hold (default 65536)",
         },
         watermark_min: u32 {
             default: 0,
-            description: "Per cent of the pool that only high priority may have (default 0)",
+            description: "Percentage of the pool that only high priority may take (default 0)",
         },
         watermark_low: u32 {
             default: 10,
-            description: "Per cent of the pool that low priority may not have (default 10)",
+            description: "Percentage of the pool that low priority leaves free (default 10)",
         },
         watermark_high: u32 {
             default: 20,
-            description: "Per cent of the pool that ends pressure when free (default 20)",
+            description: "Percentage of the pool that must be free to end pressure (default 20)",
         },
         compact_threshold: u32 {
             default: 50,
-            description: "Per cent of free memory in small blocks that starts compaction (50)",
+            description: "Percentage of free memory in small blocks that starts compaction (50)",
         },
         quarantine_ms: i64 {
             default: 5000,
-            description: "Milliseconds that a dead client's pins keep memory (5000; -1: ever)",
+            description: "Milliseconds of quarantine for a dead client's pins (5000; -1: no limit)",
         },
     },
 }
 
-/// All that the module owns. Fields go from the top: the nodes first, the memory last.
+/// The state of the module.
+///
+/// Fields are dropped in their order. The nodes are first, so that no request can arrive any more,
+/// and the memory is last.
 #[pin_data]
 struct RustBuddy {
     #[pin]
@@ -157,10 +160,11 @@ impl kernel::InPlaceModule for RustBuddy {
                     module_parameters::compact_threshold.value(),
                 )?,
             };
-            // Before anything is granted, and dropped after all has gone back.
+            // The oracle checks every allocation and every free. So it is created before the pool
+            // and dropped after it.
             let oracle = audit::Oracle::find();
             let pool = Pool::new(DEFAULT_POOL, Region::new(&spec)?, policy)?;
-            // From here on: it ends, too, if any of what follows fails.
+            // If a later step fails, dropping this stops the pool's background work.
             let background = Background::begin(pool.clone());
             let users = UserAccounts::new(module_parameters::max_buffers.value().into())?;
             let context = DeviceContext::new(pool.clone(), users.clone())?;
@@ -171,8 +175,8 @@ impl kernel::InPlaceModule for RustBuddy {
                 Some(Hibernation::new(pool.clone())?)
             };
             let heap = params::heap_name()?;
-            // All that can fail has been done, but for the registrations. The node that most
-            // programs open is the last of these.
+            // From here on only the registrations of the nodes can fail. The node that most
+            // programs open is registered last.
             let gate = Gate::new(context.clone());
             Ok(try_pin_init!(Self {
                 heap: match heap {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Files whose pages take a while to come: a FUSE server in a process of its own.
+ * Files whose page faults take up to SLOW_US: a FUSE server in a process of its own.
  *
- * A program without privileges gets such memory from a user namespace and FUSE, where
- * userfaultfd is not allowed to it. The server answers a READ late, and makes the kernel
- * forget the pages at any time. So an access to a shared mapping of such a file blocks at
- * any time, without any lock of the process.
+ * An unprivileged program can get these files from FUSE in a user namespace, even if it may not use
+ * userfaultfd. The server delays its answer to each READ, and makes the kernel drop the pages at
+ * random times. So any access to a shared mapping of a file may block, and the process holds no
+ * lock while it does.
  */
 #ifndef SLOW_FILE_H
 #define SLOW_FILE_H
@@ -32,14 +32,14 @@
 #define SLOW_FILES	16
 #define SLOW_PAGE	4096
 #define SLOW_WRITE	(64 * 1024)
-#define SLOW_US		5000	/* what a READ takes at most */
+#define SLOW_US		5000	/* the longest delay of a READ, in microseconds */
 
 struct slow_files {
 	pid_t server;
 	char dir[32];
 };
 
-/* In the server: one page a file, whose inode is its number and 2. */
+/* The server's data: each file has one page, and its inode number is the file's number plus 2. */
 static char slow_page[SLOW_FILES][SLOW_PAGE];
 static int slow_dev;
 
@@ -50,7 +50,7 @@ static void slow_nap(unsigned int *rng, unsigned int us)
 	nanosleep(&t, NULL);
 }
 
-/* FORGET and INTERRUPT have no answer. */
+/* Sends the answer to a request. FORGET and INTERRUPT have none. */
 static bool slow_reply(uint64_t unique, int err, const void *data, size_t size)
 {
 	struct fuse_out_header out = {
@@ -58,7 +58,7 @@ static bool slow_reply(uint64_t unique, int err, const void *data, size_t size)
 	};
 	struct iovec v[] = { { &out, sizeof(out) }, { (void *)data, err ? 0 : size } };
 
-	/* ENOENT: the request was interrupted meanwhile. */
+	/* ENOENT: the request was interrupted before the answer. */
 	return writev(slow_dev, v, 2) >= 0 || errno == ENOENT;
 }
 
@@ -76,7 +76,7 @@ static struct fuse_attr slow_attr(uint64_t inode)
 	};
 }
 
-/* A file's page, of which @size bytes from @offset on are there. */
+/* Returns the data of a file at @offset, or NULL. Limits *@size to the bytes that follow it. */
 static char *slow_at(uint64_t inode, uint64_t offset, uint32_t *size)
 {
 	if (inode < 2 || inode - 2 >= SLOW_FILES || offset >= SLOW_PAGE)
@@ -144,7 +144,10 @@ static bool slow_serve(const struct fuse_in_header *in, const void *arg, unsigne
 	}
 }
 
-/* Makes the kernel forget the page of one file after the other: it waits for what is served. */
+/*
+ * Makes the kernel drop the page of one file after the other. The kernel waits for a READ of the
+ * page to end first.
+ */
 static void *slow_forget(void *unused)
 {
 	unsigned int rng = 1, i;
@@ -156,7 +159,7 @@ static void *slow_forget(void *unused)
 		};
 		struct iovec v[] = { { &out, sizeof(out) }, { &inval, sizeof(inval) } };
 
-		/* ENOENT: nothing was looked up yet. */
+		/* ENOENT: no process has looked up the file yet. */
 		if (writev(slow_dev, v, 2) < 0 && errno != ENOENT)
 			slow_nap(&rng, SLOW_US);
 		slow_nap(&rng, 500);
@@ -178,15 +181,15 @@ static void slow_run(void)
 		got = read(slow_dev, buf, sizeof(buf));
 		if (got < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
 			continue;
-		/* It has been unmounted. */
+		/* The file system has been unmounted, or the answer could not be sent. */
 		if (got < (ssize_t)sizeof(*in) || !slow_serve(in, in + 1, &rng))
 			_exit(0);
 	}
 }
 
 /*
- * Starts the server. Returns 0, or a negative errno: there is no FUSE, or the caller may not
- * mount.
+ * Starts the server. Returns 0, or a negative errno if the kernel has no FUSE or if the caller may
+ * not mount it.
  */
 static int slow_files_start(struct slow_files *files)
 {
@@ -221,7 +224,7 @@ static int slow_files_start(struct slow_files *files)
 	return err;
 }
 
-/* Maps the page of file @number. */
+/* Maps the page of file @number. Returns MAP_FAILED on errors. */
 static char *slow_file_map(const struct slow_files *files, unsigned int number)
 {
 	char path[64], *at;
@@ -236,7 +239,7 @@ static char *slow_file_map(const struct slow_files *files, unsigned int number)
 	return at;
 }
 
-/* Call it when the mappings are gone, or not used any more. */
+/* Stops the server. The caller must not access any mapping of the files afterwards. */
 static void slow_files_stop(struct slow_files *files)
 {
 	umount2(files->dir, MNT_DETACH);

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An oracle for "free memory can be reached by no process", in builds for tests only.
+//! A check that no process can reach free memory. Only builds for tests have it.
 //!
-//! The module in `selftests/audit/` walks the page tables of all processes. Memory is looked for in
-//! them when it is granted and when it goes back to its pool, and so are references to its pages. A
-//! reader of debugfs has every entry compared with the buffer that its VMA shows. Findings are
-//! logged as bugs and counted.
+//! The module in `selftests/audit/` walks the page tables of all processes. [`unreachable`] runs
+//! when memory is allocated and when it is freed. It searches the page tables for that memory, and
+//! checks that its pages have no references but the pool's. A read of the debugfs file `audit`
+//! compares every entry with the buffer that its VMA maps. Errors are logged as bugs and counted.
 //!
-//! The walk takes no lock, so the caller may hold any, its own `mmap_lock` included. Not looked at
-//! are address spaces that no thread uses any more, and those that only a kernel thread does.
+//! The search takes no lock, so the caller may hold any lock, including its own `mmap_lock`. It
+//! does not cover address spaces that no thread uses any more, or that only a kernel thread uses.
 
 use crate::mm::Pfn;
 use crate::pool::Pool;
 
-/// When memory is looked for.
+/// The event at which memory is checked.
 #[derive(Clone, Copy)]
 pub(crate) enum When {
-    /// It goes back to its pool.
+    /// The memory is being freed.
     Freed,
-    /// It was taken out of it.
+    /// The memory was just allocated.
     Granted,
 }
 
@@ -89,7 +89,7 @@ mod walk {
         c"rust_buddy_audit_range",
         c"rust_buddy_audit_vmas",
     ];
-    /// Where the walker's functions are; 0 while there is none.
+    /// The addresses of the walker's functions, or 0 if its module is not loaded.
     static WALKER: [Atomic<usize>; 3] = [const { Atomic::new(0) }; 3];
 
     /// The walker's functions.
@@ -105,8 +105,9 @@ mod walk {
         if pfns == 0 || range == 0 || vmas == 0 {
             return None;
         }
-        // SAFETY: Functions of these types, as `selftests/audit/rust_buddy_audit.c` has them, which
-        // `Oracle` keeps from going.
+        // SAFETY: The addresses are those of functions in `selftests/audit/rust_buddy_audit.c`,
+        // which have these types. `Oracle` holds a reference to their module, so it is not
+        // unloaded.
         unsafe {
             Some(Walker {
                 pfns: core::mem::transmute::<usize, Pfns>(pfns),
@@ -116,13 +117,13 @@ mod walk {
         }
     }
 
-    /// The use of the walker's module, if that was loaded before this one.
+    /// The references to the walker's module, if that was loaded before this one.
     pub(crate) struct Oracle;
 
     impl Oracle {
         pub(crate) fn find() -> Self {
             for (at, name) in WALKER.iter().zip(NAMES) {
-                // SAFETY: A string that ends with a NUL.
+                // SAFETY: The name is a string that ends with a NUL, as the function requires.
                 let found = unsafe { bindings::__symbol_get(name.as_char_ptr()) };
                 at.store(found as usize, Release);
             }
@@ -134,42 +135,46 @@ mod walk {
         fn drop(&mut self) {
             for (at, name) in WALKER.iter().zip(NAMES) {
                 if at.xchg(0, Full) != 0 {
-                    // SAFETY: Taken by `find`, and nothing is looked for any more.
+                    // SAFETY: `find` took one reference by this name. The module has freed all
+                    // memory by now, so no check follows.
                     unsafe { bindings::__symbol_put(name.as_char_ptr()) };
                 }
             }
         }
     }
 
-    /// How often GUP-fast, compaction and memory failure, which take references for a moment, are
-    /// waited for, a millisecond each.
+    /// How often a check waits one millisecond for a reference to go. GUP-fast, compaction and
+    /// memory failure take references for a short time.
     const PATIENCE: u32 = 100;
-    /// Findings that are logged; the rest is counted.
+    /// The number of errors that are logged. Later ones are only counted.
     const LOGGED: u64 = 20;
 
-    /// Blocks of so many pages are always looked for in page tables. Smaller ones are not for so
-    /// many times as long as the last look took, or tests would end by time-out.
+    /// The number of pages from which on every block is searched for in page tables.
     const ALWAYS: u64 = 512;
+    /// After a search, smaller blocks are skipped for this many times its duration, because tests
+    /// would otherwise exceed their time limit.
     const REST: i64 = 3;
 
-    /// Times that memory was looked for in page tables and was not, and all that was found.
+    /// The number of searches of all page tables.
     static CHECKS: Atomic<u64> = Atomic::new(0);
+    /// The number of blocks for which the search was skipped.
     static SKIPPED: Atomic<u64> = Atomic::new(0);
-    /// When the next small block is looked for, in nanoseconds since boot.
+    /// The time until which small blocks are skipped, in nanoseconds of the monotonic clock.
     static REST_UNTIL: Atomic<i64> = Atomic::new(0);
+    /// The number of errors found by all checks.
     static FAULTS: Atomic<u64> = Atomic::new(0);
 
     fn now() -> i64 {
-        // SAFETY: Takes nothing, may be called anywhere.
+        // SAFETY: The function has no arguments and may be called in any context.
         unsafe { bindings::ktime_get() }
     }
 
-    /// Counts a finding. True if it is to be logged.
+    /// Counts an error and returns whether the caller should log it.
     fn found() -> bool {
         FAULTS.fetch_add(1, Relaxed) < LOGGED
     }
 
-    /// One entry of a page table, as the walker gave it.
+    /// One page-table entry, as the walker reports it: its first address, and its frames.
     #[derive(Clone, Copy, Default)]
     struct Shown {
         address: u64,
@@ -177,11 +182,11 @@ mod walk {
         pages: u64,
     }
 
-    /// Keeps the entry.
+    /// Stores the entry, so that the last one that the walker reports is kept.
     ///
     /// # Safety
     ///
-    /// `data` must be a [`Shown`] that nothing else uses.
+    /// `data` must point to a [`Shown`] to which there is no other access during this call.
     unsafe extern "C" fn keep_last(
         data: *mut c_void,
         _mm: *mut bindings::mm_struct,
@@ -189,7 +194,7 @@ mod walk {
         frame: c_ulong,
         pages: c_ulong,
     ) {
-        // SAFETY: By this function's requirements.
+        // SAFETY: By this function's requirements the pointer is valid for writes.
         unsafe {
             data.cast::<Shown>().write(Shown {
                 address: address as u64,
@@ -199,8 +204,8 @@ mod walk {
         };
     }
 
-    /// Complains if a page table shows any of the frames, or a page has a reference that is not the
-    /// pool's. To be called while no buffer has the frames, and where it may sleep.
+    /// Logs an error if a page table maps any of the frames, or if any of the pages has a reference
+    /// other than the pool's. May sleep. Must be called while the frames belong to no buffer.
     pub(crate) fn unreachable(pool: &Pool, first: Pfn, pages: u64, when: When) {
         if pages == 0 {
             return;
@@ -220,7 +225,8 @@ mod walk {
             0
         } else {
             CHECKS.fetch_add(1, Relaxed);
-            // SAFETY: The function only writes to `last`, which outlives the call.
+            // SAFETY: `walker()` returned the function. It calls `keep_last()` with the pointer to
+            // `last`, which outlives the call and is not accessed until it returns.
             let entries = unsafe {
                 (walker.pfns)(
                     first.raw(),
@@ -263,11 +269,13 @@ mod walk {
         }
     }
 
-    /// How many references a page has once those of a moment are gone.
+    /// Returns the number of references to a page, after it has waited for those that last only a
+    /// short time.
     fn settled(page: Pfn) -> i32 {
         let mut tries = 0;
         loop {
-            // SAFETY: Only pages of pools whose pages are the kernel's own come here.
+            // SAFETY: The caller has checked that the pool has `CAP_STRUCT_PAGE`, so the memory map
+            // covers the page.
             let references = unsafe { mm::page_references(page) };
             if references <= 1 || tries == PATIENCE {
                 return references;
@@ -277,7 +285,7 @@ mod walk {
         }
     }
 
-    /// What the look at all VMAs has seen.
+    /// The state of one comparison of all VMAs with their buffers.
     struct Look<'a> {
         walker: Walker,
         pool: &'a Pool,
@@ -286,22 +294,25 @@ mod walk {
         wrong: u64,
     }
 
-    /// What one VMA has to show: the offset of its first page, and the buffer, if it shows one.
+    /// The expected contents of one VMA, and the result of the comparison.
     struct Against<'a> {
         start: u64,
         end: u64,
+        /// The mmap offset of the VMA's first page, in pages.
         offset: u64,
+        /// The buffer that the VMA maps, if it maps one.
         backing: Option<&'a BackingGuard<'a>>,
         entries: u64,
         wrong: u64,
+        /// The last wrong entry.
         last: Shown,
     }
 
-    /// Compares an entry with the buffer that the VMA shows.
+    /// Compares an entry with the buffer that the VMA maps.
     ///
     /// # Safety
     ///
-    /// `data` must be an [`Against`] that nothing else uses.
+    /// `data` must point to an [`Against`] to which there is no other access during this call.
     unsafe extern "C" fn compare(
         data: *mut c_void,
         _mm: *mut bindings::mm_struct,
@@ -309,7 +320,7 @@ mod walk {
         frame: c_ulong,
         pages: c_ulong,
     ) {
-        // SAFETY: By this function's requirements.
+        // SAFETY: By this function's requirements the pointer is valid and not aliased.
         let against = unsafe { &mut *data.cast::<Against<'_>>() };
         let shown = Shown {
             address: address as u64,
@@ -317,7 +328,7 @@ mod walk {
             pages: pages as u64,
         };
         against.entries += 1;
-        // Of a large entry, what is in the VMA.
+        // A large entry may reach beyond the VMA: only the part within it is compared.
         let from = shown.address.max(against.start);
         let to = (shown.address + shown.pages * mm::PAGE_SIZE).min(against.end);
         let right = against.backing.is_some_and(|backing| {
@@ -333,15 +344,17 @@ mod walk {
         }
     }
 
-    /// Looks at one VMA, of any process.
+    /// Compares all entries of one VMA, of any process, with its buffer.
     ///
     /// # Safety
     ///
-    /// `data` must be a [`Look`] that nothing else uses, and the VMA's `mmap_lock` be held.
+    /// `data` must point to a [`Look`] to which there is no other access during this call. The
+    /// caller must hold the VMA's `mmap_lock`.
     unsafe extern "C" fn look_at(data: *mut c_void, vma: *mut bindings::vm_area_struct) {
-        // SAFETY: By this function's requirements.
+        // SAFETY: By this function's requirements the pointer is valid and not aliased.
         let look = unsafe { &mut *data.cast::<Look<'_>>() };
-        // SAFETY: By this function's requirements; the lock keeps the VMA.
+        // SAFETY: By this function's requirements the VMA's `mmap_lock` is held, so the VMA is
+        // valid and does not change.
         let (area, mm, offset) =
             unsafe { (VmaRef::from_raw(vma), (*vma).vm_mm, (*vma).vm_pgoff as u64) };
         let buffer: Option<Arc<Buffer>> = device::buffer_of(area);
@@ -355,7 +368,8 @@ mod walk {
             wrong: 0,
             last: Shown::default(),
         };
-        // What shows a buffer shows nothing else; what does not shows nothing of the pool.
+        // A VMA of a buffer must map nothing but the buffer, so each of its entries is compared.
+        // Any other VMA must map no memory of the pool.
         let (first, pages) = match &against.backing {
             Some(_) => (0, c_ulong::MAX),
             None => (
@@ -363,8 +377,10 @@ mod walk {
                 Pfn(look.pool.region().pages()).raw(),
             ),
         };
-        // SAFETY: The walker holds the `mmap_lock`, and with it the address space. The function
-        // only uses `against`, which outlives the call. Moves and faults wait for `backing`.
+        // Migrations and faults wait until `backing` is unlocked.
+        // SAFETY: `walker()` returned the function. The caller holds the `mmap_lock`, and with it
+        // the address space. The function calls `compare()` with the pointer to `against`, which
+        // outlives the call and is not accessed until it returns.
         unsafe {
             (look.walker.range)(
                 mm,
@@ -394,7 +410,7 @@ mod walk {
         }
     }
 
-    /// Free pages of the pool that have a reference which is not its own.
+    /// Returns how many free pages of the pool have a reference other than the pool's.
     fn referenced(pool: &Pool) -> u64 {
         let region = pool.region();
         if region.caps() & uapi::CAP_STRUCT_PAGE == 0 {
@@ -403,9 +419,9 @@ mod walk {
         let mut wrong = 0;
         for page in 0..region.pages() {
             let frame = region.base().plus(page);
-            // SAFETY: A page of the region, which is the kernel's own.
+            // SAFETY: The frame is in a region with `CAP_STRUCT_PAGE`, so the memory map covers it.
             let held = || unsafe { mm::page_references(frame) } > 1;
-            // What is granted meanwhile may have some.
+            // A page that is allocated by now may have references.
             let free = || pool.free_units_in(page, page + 1) > 0;
             let mut tries = 0;
             while held() && free() && tries < PATIENCE {
@@ -426,7 +442,8 @@ mod walk {
         wrong
     }
 
-    /// Looks at all VMAs and all free pages, and says what all looks found.
+    /// Compares all VMAs with their buffers, checks all free pages, and prints the results and the
+    /// counts of all checks.
     pub(crate) fn show(pool: &Pool, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(walker) = walker() else {
             return writeln!(f, "complete: 0");
@@ -438,8 +455,9 @@ mod walk {
             entries: 0,
             wrong: 0,
         };
-        // SAFETY: The function only uses `look`, which outlives the call. A reader of debugfs holds
-        // no lock that comes after an `mmap_lock`.
+        // SAFETY: `walker()` returned the function. It calls `look_at()` under the `mmap_lock` of
+        // each VMA, with the pointer to `look`, which outlives the call and is not accessed until
+        // it returns. A reader of debugfs holds no lock that is taken inside an `mmap_lock`.
         let ret = unsafe { (walker.vmas)(look_at, (&raw mut look).cast()) };
         let referenced = referenced(pool);
         writeln!(f, "complete: {}", u32::from(ret == 0))?;

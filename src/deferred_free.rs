@@ -2,12 +2,15 @@
 
 //! Deferred frees: blocks whose pages have other references when their buffer is freed.
 //!
-//! A holder of a page reference that it took through a mapping (O_DIRECT, a registered buffer,
-//! VFIO) may let a device write there after handle and mappings are gone. Nothing tells when the
-//! last such reference goes. So the pages of memory that was mapped by struct page are checked when
-//! its buffer is freed. If one has another reference, the free of the whole block is deferred. The
-//! block is checked again from time to time, and before an ALLOC is refused for want of memory.
-//! Each such block holds the module.
+//! Other parts of the kernel take references to pages through a mapping: O_DIRECT, registered
+//! buffers of io_uring, VFIO. They may let a device write to a page after the handle and the
+//! mappings of the buffer are gone. The kernel has no notification of the end of the last
+//! reference.
+//!
+//! So the pages of a buffer that is mapped by struct page are checked when the buffer is freed. If
+//! one has another reference, the free of the whole block is deferred. A work item checks the block
+//! again every [`CHECK_MS`] milliseconds. The pool also checks it before it refuses an ALLOC for
+//! lack of memory. Each deferred block holds a reference to the module.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -36,30 +39,35 @@ use kernel::{
     }, //
 };
 
-/// The time between two checks of the deferred blocks.
+/// The time between two checks of the deferred blocks, in milliseconds.
 const CHECK_MS: u32 = 100;
 
-/// Pages that are checked under one hold of the lock.
+/// The maximum number of pages that are checked while the lock is held once.
 const PAGES_PER_HOLD: u64 = 1 << 15;
 
 /// The result of a check of a block's pages.
 enum CheckResult {
     /// A page has another reference.
     Referenced,
-    /// No page so far has another reference, and some are left to be checked.
+    /// No page that was checked has another reference, but some pages have not been checked yet.
     Unfinished,
     /// No page has another reference.
     Unreferenced,
 }
 
-/// A block with pages that have other references. Fields are dropped in order: the module last.
+/// A block with pages that have other references.
 ///
-/// Nothing maps the block any more, so a page that has no other reference gets none. Each check
-/// goes on where the last one found a reference, instead of reading all pages before it again.
+/// No page table maps the block any more, so a page without another reference cannot get one. Each
+/// check therefore starts at the page where the last one found a reference, and reads the pages
+/// before it only at the end.
+///
+/// Fields are dropped in their order. The reference to the module is last: without it, the module
+/// could be unloaded while its code drops the rest.
 struct DeferredBlock {
-    /// The page that is checked next, counted from the block's start.
+    /// The index in the block of the page that is checked next.
     next: u64,
-    /// Pages to be checked, from `next` on and round to the one before it.
+    /// The number of pages that are still to be checked. They start at `next` and wrap around at
+    /// the end of the block.
     left: u64,
     block: Block,
     _charge: Charge,
@@ -67,7 +75,7 @@ struct DeferredBlock {
 }
 
 impl DeferredBlock {
-    /// Makes an entry for a block whose page `next` has another reference.
+    /// Creates an entry for a block whose page `next` has another reference.
     fn new(block: Block, charge: Charge, next: u64) -> Self {
         let pages = block.pages();
         block
@@ -82,7 +90,7 @@ impl DeferredBlock {
         }
     }
 
-    /// Checks [`PAGES_PER_HOLD`] pages at most.
+    /// Checks the next [`PAGES_PER_HOLD`] pages at most.
     fn check(&mut self) -> CheckResult {
         let pages = self.block.pages();
         for _ in 0..PAGES_PER_HOLD.min(self.left) {
@@ -113,10 +121,11 @@ impl Drop for DeferredBlock {
     }
 }
 
-/// The deferred blocks of a pool, by their first page frame.
+/// The deferred blocks of a pool.
 #[pin_data]
 pub(crate) struct DeferredFrees {
     worker: Arc<Worker>,
+    /// The blocks, keyed by their first page frame.
     #[pin]
     blocks: Mutex<RBTree<u64, DeferredBlock>>,
     #[pin]
@@ -139,7 +148,11 @@ impl WorkItem for DeferredFrees {
 }
 
 impl DeferredFrees {
-    /// Makes an empty set, whose checks run on `worker`.
+    /// Creates an empty set, whose checks run on `worker`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no memory.
     pub(crate) fn new(worker: Arc<Worker>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -151,15 +164,16 @@ impl DeferredFrees {
         )
     }
 
+    /// Queues a check, unless one is queued already.
     fn check_later(self: &Arc<Self>) {
-        // Fails only if the work is queued already.
+        // Enqueuing fails only if the work is queued already.
         let _ = self
             .worker
             .queue()
             .enqueue_delayed(self.clone(), msecs_to_jiffies(CHECK_MS));
     }
 
-    /// Frees the blocks without other references. Returns whether there was any.
+    /// Frees all deferred blocks without other references. Returns whether it has freed any.
     pub(crate) fn sweep(&self) -> bool {
         let mut some = false;
         let mut from = 0;
@@ -171,7 +185,8 @@ impl DeferredFrees {
             let (&first, entry) = cursor.current_mut();
             let result = entry.check();
             from = match result {
-                // Other threads can take the lock in between.
+                // The same block is next. The lock is released in between, so that other threads
+                // need not wait for the check of a large block.
                 CheckResult::Unfinished => first,
                 CheckResult::Referenced | CheckResult::Unreferenced => first.saturating_add(1),
             };
@@ -180,38 +195,46 @@ impl DeferredFrees {
             }
             let gone = blocks.remove_node(&first);
             drop(blocks);
-            // Without the lock: this frees the block and drops the reference to the module.
+            // This frees the block and drops the reference to the module. The lock is released
+            // before, because freeing takes the pool's locks.
             drop(gone);
             some = true;
         }
     }
 
-    /// Waits for a pending check, before the module goes. An ALLOC may have freed all deferred
-    /// blocks, and with them the references to the module, while a check was still queued.
+    /// Runs a queued check now and waits for its end. The module calls this before it is unloaded:
+    /// an ALLOC may have freed all deferred blocks, and their references to the module, while a
+    /// check is still queued.
     pub(crate) fn flush(&self) {
         self.worker.flush_delayed(&self.work);
     }
 }
 
-/// Returns whether page `page` of a block has a reference beside the pool's.
+/// Returns whether page `page` of a block has a reference in addition to the pool's.
 fn has_foreign_reference(block: &Block, page: u64) -> bool {
-    // SAFETY: Only blocks of pools whose pages are the kernel's own come here, and the page is one
-    // of the block's.
+    // SAFETY: Deferred frees exist only for buffers that are mapped by struct page, so the memory
+    // map covers the block, and the page is in the block.
     let references = unsafe { mm::page_references(block.first().plus(page)) };
-    // The pool has one. A lower count has overflowed, or was dropped too often: it does not prove
-    // that the page is free.
+    // The pool holds one reference. A count below 1 is the result of an overflow or of a bug. It
+    // does not prove that the page is unused.
     references != 1
 }
 
-/// Kernel memory for one deferred block. It is reserved by the call that makes the buffer, which
-/// can still report that there is none; the free of a buffer cannot.
+/// Kernel memory for one deferred block.
+///
+/// The call that makes the buffer reserves it, because that call can still fail with `ENOMEM`. The
+/// free of a buffer cannot fail.
 pub(crate) struct DeferredReservation {
     frees: Arc<DeferredFrees>,
     node: RBTreeNodeReservation<u64, DeferredBlock>,
 }
 
 impl DeferredReservation {
-    /// Reserves memory for a block of `frees`.
+    /// Reserves memory for one block in `frees`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no memory.
     pub(crate) fn new(frees: Arc<DeferredFrees>) -> Result<Self> {
         Ok(Self {
             frees,
@@ -219,10 +242,14 @@ impl DeferredReservation {
         })
     }
 
-    /// Frees `block` at once, or as soon as no page of it has another reference.
+    /// Frees `block` at once if none of its pages has another reference. Otherwise defers the free
+    /// until that is so.
     pub(crate) fn free(self, block: Block, charge: Charge) {
         let mut pages = 0..block.pages();
         let Some(page) = pages.find(|&page| has_foreign_reference(&block, page)) else {
+            // The order matters: the pages stay charged until the pool has them back.
+            drop(block);
+            drop(charge);
             return;
         };
         let first = block.first().0;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Quarantine: memory that a device may still write to after the client that pinned it is gone.
+//! Quarantine: delays the reuse of memory that a device may still write to.
 //!
-//! A device that was told an address may write there after the client that told it has died. So
-//! memory that is freed while it is pinned is not allocated again for a while.
+//! A client pins a buffer and gives its address to a device. If the client dies, the device may go
+//! on writing to that address. So memory that is freed while it is pinned enters the quarantine,
+//! and returns to the pool after [`QuarantinePeriod`].
 //!
-//! Each quarantined block is a delayed work item of its own, on a queue of the module's, and holds
-//! the module. The module is not unloaded, and the memory not given to the kernel, while there is
-//! one.
+//! Each quarantined block is a delayed work item on the module's work queue, and holds a reference
+//! to the module. Until the last of them is freed, the module cannot be unloaded, and the region is
+//! not returned to the kernel.
 
 #![warn(clippy::arithmetic_side_effects)]
 
@@ -33,7 +34,7 @@ use kernel::{
     }, //
 };
 
-/// How long memory stays in quarantine.
+/// The time for which memory stays in quarantine.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Term {
     /// Not at all.
@@ -118,25 +119,28 @@ pub(crate) struct ModuleRef;
 impl ModuleRef {
     /// Takes one more, which needs that somebody holds one Eq)]
 pub(crate) enum QuarantinePeriod {
-    /// Memory is free at once.
+    /// Memory is freed at once.
     Off,
-    /// Memory is free after this many milliseconds.
+    /// Memory is freed after this many milliseconds.
     Millis(u32),
-    /// Memory is free when an administrator releases it.
+    /// Memory is freed when an administrator releases it, through debugfs.
     UntilReleased,
 }
 
-/// The time between two checks whether an administrator has released the memory.
+/// The time between two checks whether an administrator has released the memory, in milliseconds.
 const CHECK_MS: u32 = 1000;
 
-/// A block in quarantine. Fields are dropped in order: the module last.
+/// A block in quarantine.
+///
+/// Fields are dropped in their order. The reference to the module is last: without it, the module
+/// could be unloaded while its code drops the rest.
 #[pin_data]
 struct Quarantined {
     memory: Memory,
-    /// The pages of `memory`.
+    /// The number of pages of `memory`.
     pages: u64,
     pool: Arc<Pool>,
-    /// The pool's count of releases when the block entered.
+    /// The value of the pool's count of releases when the block entered the quarantine.
     entered_at: u64,
     since: Instant<Monotonic>,
     #[pin]
@@ -161,13 +165,13 @@ impl WorkItem for Quarantined {
             return;
         }
         pool.account_held(|held| held.quarantined = held.quarantined.saturating_sub(this.pages));
-        // What the device writes until then is cleared by the ALLOC that gives it out again.
+        // The block is marked as dirty, so ALLOC zeroes it before a client gets it.
         drop(this);
     }
 }
 
 impl Quarantined {
-    /// Returns whether the block has to stay.
+    /// Returns whether the block has to stay in quarantine.
     fn must_stay(&self, pool: &Pool) -> bool {
         let released = pool.releases() != self.entered_at;
         match pool.quarantine_period() {
@@ -179,17 +183,24 @@ impl Quarantined {
     }
 }
 
-/// Kernel memory for one block in quarantine. It is reserved by the call that makes a handle, which
-/// can still report that there is none; the end of a client cannot.
+/// Kernel memory for one block in quarantine.
+///
+/// The call that makes a handle reserves it, because that call can still fail with `ENOMEM`. The
+/// exit of a client cannot fail.
 pub(crate) struct QuarantineReservation(UniqueArc<core::mem::MaybeUninit<Quarantined>>);
 
 impl QuarantineReservation {
-    /// Reserves it.
+    /// Reserves the memory.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM` if there is no memory.
     pub(crate) fn new() -> Result<Self> {
         Ok(Self(UniqueArc::new_uninit(GFP_KERNEL_ACCOUNT)?))
     }
 
-    /// Puts `memory` into quarantine, for the period of its pool.
+    /// Puts `memory` into quarantine for the period of its pool. Frees it at once if the period is
+    /// [`QuarantinePeriod::Off`].
     pub(crate) fn enter(self, mut memory: Memory) {
         if let Some(block) = memory.block_mut() {
             block.mark_device_dirty();
@@ -218,7 +229,7 @@ impl QuarantineReservation {
             _module: ModuleRef::another(),
         }));
         let Ok(quarantined) = quarantined;
-        // A new item is on no queue yet, so this cannot fail.
+        // Enqueuing fails only for an item that is queued already, and this one is new.
         let _ = pool
             .worker()
             .queue()

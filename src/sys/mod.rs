@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Safe interfaces to functions of the kernel that it has none for, a file for each subsystem.
+//! Safe interfaces to functions of the kernel for which the kernel crate has none. There is one
+//! file for each subsystem.
 
 #![warn(clippy::arithmetic_side_effects)]
 
