@@ -100,6 +100,7 @@ mod walk {
         vmas: Vmas,
     }
 
+    /// Returns the walker's functions, if its module is loaded.
     fn walker() -> Option<Walker> {
         let [pfns, range, vmas] = WALKER.each_ref().map(|at| at.load(Acquire));
         if pfns == 0 || range == 0 || vmas == 0 {
@@ -121,6 +122,7 @@ mod walk {
     pub(crate) struct Oracle;
 
     impl Oracle {
+        /// Takes a reference to each of the walker's functions, if its module is loaded.
         pub(crate) fn find() -> Self {
             for (at, name) in WALKER.iter().zip(NAMES) {
                 // SAFETY: The name is a string that ends with a NUL, as the function requires.
@@ -164,6 +166,7 @@ mod walk {
     /// The number of errors found by all checks.
     static FAULTS: Atomic<u64> = Atomic::new(0);
 
+    /// Returns the monotonic time in nanoseconds.
     fn now() -> i64 {
         // SAFETY: The function has no arguments and may be called in any context.
         unsafe { bindings::ktime_get() }
@@ -241,7 +244,7 @@ mod walk {
         };
         if entries > 0 && found() {
             pr_err!(
-                "BUG: pages {}+{} of pool {} are {}, and {} page table entries show them, one of \
+                "BUG: pages {}+{} of pool {} are {}, and {} page table entries map them, one of \
                  {} pages at {:#x}\n",
                 first.0 - base.0,
                 pages,
@@ -397,13 +400,17 @@ mod walk {
         look.wrong += against.wrong;
         if against.wrong > 0 && found() {
             pr_err!(
-                "BUG: {} of {} page table entries at {:#x}-{:#x}{} show what they must not, one of \
+                "BUG: {} of {} page table entries at {:#x}-{:#x}{} map the wrong memory, one of \
                  {} pages at {:#x}\n",
                 against.wrong,
                 against.entries,
                 against.start,
                 against.end,
-                if against.backing.is_some() { ", a buffer's," } else { "" },
+                if against.backing.is_some() {
+                    ", a buffer's,"
+                } else {
+                    ""
+                },
                 against.last.pages,
                 against.last.address,
             );
@@ -432,7 +439,7 @@ mod walk {
                 wrong += 1;
                 if found() {
                     pr_err!(
-                        "BUG: page {} of pool {} is free and somebody has a reference\n",
+                        "BUG: page {} of pool {} is free and has a foreign reference\n",
                         page,
                         pool.id()
                     );

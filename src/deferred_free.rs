@@ -195,8 +195,8 @@ impl DeferredFrees {
             }
             let gone = blocks.remove_node(&first);
             drop(blocks);
-            // This frees the block and drops the reference to the module. The lock is released
-            // before, because freeing takes the pool's locks.
+            // The lock is released by now. This frees the block and drops the reference to the
+            // module.
             drop(gone);
             some = true;
         }

@@ -452,7 +452,8 @@ impl KernelZone {
         Pfn(start as u64)..Pfn((start as u64).saturating_add(pages as u64))
     }
 
-    /// Returns whether the zone's free memory stays above its high watermark without `pages` pages.
+    /// Returns whether the zone stays at its high watermark or above if it loses `pages` free
+    /// pages.
     pub(crate) fn can_spare(&self, pages: u64) -> bool {
         let zone = self.zone.as_ptr();
         let item = bindings::zone_stat_item_NR_FREE_PAGES as usize;

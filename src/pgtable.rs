@@ -42,6 +42,7 @@ enum EntryKind {
 }
 
 impl EntryKind {
+    /// Returns the kind of an entry with this value.
     fn of(value: u64) -> Self {
         // `_PAGE_KNL_ERRATUM_MASK`: one CPU model may set "accessed" and "dirty" in empty entries.
         const STRAY: u64 = 1 << 5 | 1 << 6;

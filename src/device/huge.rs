@@ -67,8 +67,8 @@ fn block_around(
 ///
 /// # Safety
 ///
-/// - The kernel must be handling the fault `vmf` in a VMA that [`mmap::map`] set up or that is a
-///   copy of one. It must hold `mmap_lock` or the VMA's lock.
+/// - The kernel must be handling the fault `vmf` in a VMA that [`mmap::map`] or [`mmap::map_part`]
+///   set up, or in a copy of one. It must hold `mmap_lock` or the VMA's lock.
 /// - `vmf` must point to the page-table entry for that many pages.
 pub(super) unsafe extern "C" fn huge_fault(
     vmf: *mut bindings::vm_fault,
@@ -119,13 +119,14 @@ pub(super) unsafe extern "C" fn huge_fault(
 /// if that is not possible, for example because single pages of the block are mapped already.
 ///
 /// The kernel asks for a single page if the process has disabled large entries
-/// (`PR_SET_THP_DISABLE`). It does not expect that another fault inserts a large entry while it
-/// inserts the page. So the size of the entry for a block must not depend on that setting.
+/// (`PR_SET_THP_DISABLE`). While it inserts that page, it does not expect another fault to insert a
+/// large entry. So the size of the entry for a block must not depend on that setting.
 ///
 /// # Safety
 ///
-/// The kernel must be handling the fault `vmf` in a VMA that [`mmap::map`] set up or that is a copy
-/// of one. It must hold `mmap_lock` or the VMA's lock, and be calling the VMA's `fault`.
+/// The kernel must be handling the fault `vmf` in a VMA that [`mmap::map`] or [`mmap::map_part`]
+/// set up, or in a copy of one. It must hold `mmap_lock` or the VMA's lock, and be calling the
+/// VMA's `fault`.
 pub(super) unsafe fn try_huge_fault(vmf: *mut bindings::vm_fault) -> Option<bindings::vm_fault_t> {
     let size = LeafSize::smallest()?;
     // SAFETY: By this function's requirements the fault is in a VMA of this module, which a lock

@@ -112,7 +112,7 @@ fn map_view(view: View, pages: RangeInclusive<u64>, vma: &VmaNew) -> Result {
         vma.try_clear_maywrite().map_err(|_| EACCES)?;
     }
     let buffer = view.buffer().clone();
-    // The count is increased last, since no step after it can fail.
+    // No step after this one can fail, so the count need not be decreased again.
     buffer.try_count_mapping()?;
     if view.writable() {
         buffer.mark_dirty();

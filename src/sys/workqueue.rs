@@ -89,7 +89,8 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // SAFETY: By the type invariants the queue is valid. Each queued item holds a reference to
-        // the pool or to the queue, so none is left when the last reference is dropped.
+        // the pool or to the queue, so none is left when the last reference is dropped. The module
+        // flushes the queue before that, so this does not run on the queue itself.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
     }
 }
