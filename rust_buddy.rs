@@ -11,11 +11,11 @@ mod audit;
 pub mod buddy;
 #[path = "src/buffer/mod.rs"]
 mod buffer;
-#[path = "src/debug_file.rs"]
-mod debug_file;
 #[path = "src/compact_target.rs"]
 pub mod compact_target;
 #[path = "src/debug_file.rs"]
+mod debug_file;
+#[path = "src/debugfs.rs"]
 mod debugfs;
 #[path = "src/deferred_free.rs"]
 mod deferred_free;

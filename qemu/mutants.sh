@@ -21,6 +21,7 @@
 #   Kernel: debug            only with DEBUG=1, like all mutants that PROGRAM faults catches
 #   Boot: WORDS              on the guest's command line, beside cma= and memmap=
 #   Cpu: MODEL               of the guest, if QEMU's default does not suffice
+#   Complaint: REGEX         the kernel complains so while TEST runs, which catches the mutant whatever TEST says
 #
 # The unmutated module has to pass each named test in the same guest first.
 set -uo pipefail
@@ -183,7 +184,7 @@ guests() {
 # Prints the generated table.
 rows() {
 	local file by
-	echo "| mutant | what it breaks | caught by |"
+	echo "| mutant | fault | caught by |"
 	echo "|---|---|---|"
 	for file in "$folder"/*.patch; do
 		by=$(field "$file" Caught-by)

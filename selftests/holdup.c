@@ -236,6 +236,125 @@ TEST_F_TIMEOUT(holdup, killed_waiter, SLOW)
 	TH_LOG("early in try %d", tries);
 }
 
+/* The time that a thread has run, which a tick updates, and how often it began to run. */
+struct runs {
+	unsigned long long ns;
+	unsigned long long times;
+};
+
+static struct runs runs_of(pid_t tid)
+{
+	struct runs runs = { 0 };
+	char path[64];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/schedstat", tid);
+	f = fopen(path, "re");
+	if (f) {
+		if (fscanf(f, "%llu %*u %llu", &runs.ns, &runs.times) != 2)
+			runs.times = 0;
+		fclose(f);
+	}
+	return runs;
+}
+
+static void run_on(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	if (sched_setaffinity(0, sizeof(set), &set))
+		_exit(90);
+}
+
+/*
+ * A client that gets no CPU is in the middle of a search, in a pool in many pieces. A call that
+ * waits for it ends when it is killed, without one more instruction of that client.
+ */
+TEST_F_TIMEOUT(holdup, killed_beside_a_search, SLOW)
+{
+	const uint64_t page = self->base.unit, end = MiB(16);
+	struct rust_buddy_alloc req = {
+		.size = page, .flags = RUST_BUDDY_ALLOC_AT, .name = "pieces",
+	};
+	struct rust_buddy_alloc rest = {
+		.size = self->base.size - end,
+		.lo = end,
+		.flags = RUST_BUDDY_ALLOC_AT | RUST_BUDDY_ALLOC_EXACT,
+		.name = "rest",
+	};
+	int tries, early = 0, owner = rb_open(RB_DEV);
+	pid_t searcher, hogs[2];
+	size_t i;
+
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
+		SKIP(return, "there is one CPU");
+	ASSERT_LE(0, owner);
+	ASSERT_EQ(0, rb_alloc_req(owner, &rest));
+	for (req.lo = 0; req.lo < end; req.lo += 2 * page)
+		ASSERT_EQ(0, rb_alloc_req(owner, &req));
+	searcher = fork();
+	ASSERT_LE(0, searcher);
+	if (!searcher) {
+		const struct sched_param idle = { 0 };
+		struct rust_buddy_alloc buf;
+		int fd = rb_open(RB_DEV);
+
+		run_on(0);
+		if (sched_setscheduler(0, SCHED_IDLE, &idle))
+			_exit(91);
+		for (;;)
+			rb_alloc(fd, 2 * page, RUST_BUDDY_ALLOC_EXACT, "", &buf);
+	}
+	for (i = 0; i < ARRAY_SIZE(hogs); i++) {
+		hogs[i] = fork();
+		ASSERT_LE(0, hogs[i]);
+		if (!hogs[i]) {
+			run_on(0);
+			for (;;)
+				;
+		}
+	}
+	for (tries = 0; tries < TRIES && !early; tries++) {
+		pid_t waiter = fork();
+		struct runs before, later;
+		bool held;
+		int status;
+
+		ASSERT_LE(0, waiter);
+		if (!waiter) {
+			int fd = rb_open(RB_DEV);
+
+			run_on(1);
+			for (;;)
+				pool_of(fd);
+		}
+		do
+			held = waits(waiter);
+		while (!held && runs_of(waiter).ns < 2000000000ULL);
+		/* Ticks later its time is the same: the searcher does not run. */
+		before = runs_of(searcher);
+		usleep(30000);
+		later = runs_of(searcher);
+		held = held && waits(waiter) && before.ns == later.ns &&
+		       before.times == later.times;
+		kill(waiter, SIGKILL);
+		ASSERT_EQ(waiter, waitpid(waiter, &status, 0));
+		EXPECT_TRUE(WIFSIGNALED(status));
+		early = held && runs_of(searcher).times == before.times;
+	}
+	for (i = 0; i < ARRAY_SIZE(hogs); i++) {
+		kill(hogs[i], SIGKILL);
+		EXPECT_EQ(128 + SIGKILL, verdict(hogs[i]));
+	}
+	kill(searcher, SIGKILL);
+	EXPECT_EQ(128 + SIGKILL, verdict(searcher));
+	close(owner);
+	EXPECT_TRUE(early);
+	TH_LOG("early in try %d", tries);
+}
+
 /* COMPACT does not move an uncached buffer above the limit; its owner can. */
 TEST_F(holdup, uncached)
 {

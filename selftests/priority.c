@@ -168,6 +168,55 @@ TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 	EXPECT_EQ(0, rb_alloc(self->fd, 2 * PIECE, 0, "", &buf));
 }
 
+/* Adjacent pages may be pieces of two large blocks: low priority leaves the last two alone. */
+TEST_F_TIMEOUT(priority, pieces_of_the_last_two, SLOW)
+{
+	struct rust_buddy_alloc req = {
+		.size = 2 * self->base.unit,
+		.flags = PRIO_LOW | RUST_BUDDY_ALLOC_EXACT | RUST_BUDDY_ALLOC_RANGE,
+		.name = "pieces",
+	};
+	struct rust_buddy_alloc buf, keep[4096];
+	struct rust_buddy_pool_info pool;
+	uint64_t got, at;
+	size_t n = 0, i;
+
+	while (n < ARRAY_SIZE(keep) &&
+	       !rb_alloc(self->fd, PIECE, RUST_BUDDY_ALLOC_BOTTOMUP | PRIO_HIGH, "", &keep[n]))
+		n++;
+	if (n == ARRAY_SIZE(keep))
+		SKIP(return, "the pool is too large");
+	exhaust(self->fd, self->base.unit, PRIO_HIGH, &got);
+	/* Two large blocks side by side, and small ones in the other half of the pool. */
+	for (i = n / 2; i < n; i += 2)
+		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
+	for (i = 0; i < n / 2; i++)
+		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
+	ASSERT_EQ(0, rb_alloc(self->fd, MiB(4), RUST_BUDDY_ALLOC_BOTTOMUP | PRIO_HIGH, "", &buf));
+	while (!rb_alloc(self->fd, MiB(2), PRIO_HIGH, "", &keep[0]))
+		;
+	ASSERT_EQ(0, rb_free(self->fd, buf.handle));
+	pool = pool_of(self->fd);
+	ASSERT_EQ(MiB(4), pool.largest_free);
+	ASSERT_LE(pool.watermark_low + MiB(4), pool.free);
+
+	/* The last page of one and the first of the other: no aligned block, but adjacent. */
+	for (at = MiB(2); at < pool.size; at += MiB(2)) {
+		req.lo = at - self->base.unit;
+		req.hi = at + self->base.unit;
+		EXPECT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
+		EXPECT_EQ(MiB(4), pool_of(self->fd).largest_free);
+	}
+	/* For other priorities they are there. */
+	req.flags &= ~PRIO_LOW;
+	for (at = MiB(2), got = 0; at < pool.size; at += MiB(2)) {
+		req.lo = at - self->base.unit;
+		req.hi = at + self->base.unit;
+		got += !rb_alloc_req(self->fd, &req);
+	}
+	EXPECT_LT(0ULL, got);
+}
+
 /* A buffer that grows is subject to the watermark of its priority. */
 TEST_F_TIMEOUT(priority, growth, SLOW)
 {

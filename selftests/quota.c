@@ -278,7 +278,7 @@ TEST_F_TIMEOUT(quota, freed_memory_stays_charged, SLOW)
 		what[1] = a.handle;
 		ASSERT_EQ(0, pthread_create(&thread, NULL, free_it, what));
 		for (early = 0; rb_alloc(self->fd, KiB(4), 0, "b", &b); early++)
-			ASSERT_EQ((uint32_t)RUST_BUDDY_WHY_CLIENT_QUOTA, b.hdr.reason);
+			ASSERT_EQ((uint32_t)RUST_BUDDY_REASON_CLIENT_QUOTA, b.hdr.reason);
 		ASSERT_EQ(0, rb_pool_info(self->other, 0, &pool));
 		EXPECT_LE(pool.granted, self->before.granted + size)
 			TH_LOG("after %u refusals", early);

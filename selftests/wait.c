@@ -415,6 +415,95 @@ TEST_F(full, exact_among_many_stretches)
 	}
 }
 
+/* Frees a buffer while another thread's search may be under way. */
+struct late_free {
+	int fd;
+	uint64_t handle;
+	unsigned int spins;
+	int go;
+	int done;
+	int ret;
+};
+
+static void *free_late(void *arg)
+{
+	struct late_free *late = arg;
+	unsigned int i;
+
+	while (!__atomic_load_n(&late->go, __ATOMIC_ACQUIRE))
+		;
+	for (i = 0; i < late->spins; i++)
+		__atomic_load_n(&late->go, __ATOMIC_RELAXED);
+	late->ret = rb_free(late->fd, late->handle);
+	__atomic_store_n(&late->done, 1, __ATOMIC_RELEASE);
+	return NULL;
+}
+
+/*
+ * Memory is freed behind a search that ends with a refusal. An edge-triggered epoll has an event
+ * then, though there was no request to wake for when the memory was freed.
+ */
+TEST_F_TIMEOUT(full, freed_behind_a_search, SLOW)
+{
+	const uint64_t page = self->base.unit, start = SLOTS * SLOT;
+	const uint64_t end = self->base.size < MiB(36) ? self->base.size : MiB(36);
+	/* Beyond what the last look at the end of a search sees. */
+	const uint64_t hole = start + 64 * 4 * page;
+	struct rust_buddy_alloc req = { .size = 3 * page, .name = "run" };
+	unsigned int i, behind = 0, spins = 0;
+	int et = edge(self->fd);
+	struct rust_buddy_alloc rest = { .flags = AT | EXACT, .name = "rest" };
+	uint64_t at, other, last;
+
+	ASSERT_LE(0, et);
+	/* Of four pages the middle two are free; in one place the last is free at times, too. */
+	ASSERT_EQ(0, rb_free(self->owner, self->large));
+	for (i = 0; i < self->parts; i++)
+		ASSERT_EQ(0, rb_free(self->owner, self->part[i]));
+	for (at = start; at + 4 * page <= end; at += 4 * page) {
+		ASSERT_EQ(0, alloc_at(self->owner, at, page, &other));
+		ASSERT_EQ(0, alloc_at(self->owner, at + 3 * page, page,
+				      at == hole ? &last : &other));
+	}
+	rest.lo = at;
+	rest.size = self->base.size - at;
+	ASSERT_EQ(0, rest.size ? rb_alloc_req(self->owner, &rest) : 0);
+	for (i = 0; i < 400 && behind < 20; i++) {
+		struct late_free late = { .fd = self->owner, .handle = last, .spins = spins };
+		pthread_t thread;
+		bool done;
+		int ret;
+
+		/* No request waits. */
+		req.flags = EXACT | RUST_BUDDY_ALLOC_BOTTOMUP;
+		ASSERT_EQ(-ENOSPC, rb_alloc_req(self->fd, &req));
+		events(et, 0);
+		ASSERT_EQ(0, pthread_create(&thread, NULL, free_late, &late));
+		req.flags |= WAIT;
+		__atomic_store_n(&late.go, 1, __ATOMIC_RELEASE);
+		ret = rb_alloc_req(self->fd, &req);
+		done = __atomic_load_n(&late.done, __ATOMIC_ACQUIRE);
+		pthread_join(thread, NULL);
+		ASSERT_EQ(0, late.ret);
+		if (!ret) {
+			/* The free came too early. */
+			ASSERT_EQ(0, rb_free(self->fd, req.handle));
+			spins += spins / 4 + 100;
+		} else {
+			ASSERT_EQ(-ENOSPC, ret);
+			behind += done;
+			if (!done)
+				spins -= spins / 4;
+			EXPECT_EQ(1, events(et, 0))
+				TH_LOG("%s the call had ended", done ? "before" : "after");
+		}
+		ASSERT_EQ(0, alloc_at(self->owner, hole + 3 * page, page, &last));
+	}
+	EXPECT_LT(0U, behind);
+	printf("# in %u of %u calls memory was freed behind the search\n", behind, i);
+	close(et);
+}
+
 /*
  * A level-triggered set reports the state as long as it lasts. Both sets were made before the
  * request.

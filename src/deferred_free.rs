@@ -80,7 +80,7 @@ impl DeferredBlock {
         let pages = block.pages();
         block
             .pool()
-            .count_apart(|apart| apart.lingering = apart.lingering.saturating_add(pages));
+            .account_held(|held| held.deferred = held.deferred.saturating_add(pages));
         Self {
             next,
             left: pages,
@@ -117,7 +117,7 @@ impl Drop for DeferredBlock {
         let pages = self.block.pages();
         self.block
             .pool()
-            .count_apart(|apart| apart.lingering = apart.lingering.saturating_sub(pages));
+            .account_held(|held| held.deferred = held.deferred.saturating_sub(pages));
     }
 }
 

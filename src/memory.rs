@@ -7,8 +7,8 @@
 
 #![warn(clippy::arithmetic_side_effects)]
 
-use crate::linger::Slot;
 use crate::deferred_free::DeferredReservation;
+use crate::memtype::MemType;
 use crate::pool::Block;
 use crate::quota::{
     Charge,

@@ -214,7 +214,8 @@ impl WaitList {
                 // Two threads of the client may have made the same request. The later attempt knows
                 // of more frees.
                 // CAST: The counter wraps, so the sign of the difference tells the later value.
-                entry.frees_seen = frees_seen;
+                if frees_seen.wrapping_sub(entry.frees_seen) as i64 > 0 {
+                    entry.frees_seen = frees_seen;
                 }
                 return WaitUpdate {
                     removed: None,

@@ -194,8 +194,8 @@ impl ObjectCache {
     /// Returns the object's address in this process.
     pub fn memory(&self, object: &Object) -> Option<NonNull<u8>> {
         let (buffer, at) = self.place(object)?;
-        // SAFETY: `place()` has checked that the index is one of the layout, which keeps each object
-        // inside its slab. The slab's buffer is mapped as long as the cache has it.
+        // SAFETY: `place()` has checked that the layout has this index, and the layout keeps each
+        // object inside its slab. The slab's buffer is mapped as long as the cache has it.
         Some(unsafe { buffer.memory().add(at) })
     }
 

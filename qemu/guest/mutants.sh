@@ -3,8 +3,8 @@
 #
 # mutants.sh LIST SECONDS: loads one module after the other, and runs the one test that has to fail
 # with it. A line of LIST: name, folder with module/ and selftests/, program, test, parameters,
-# separated by tabs. Ends
-# early if the kernel can't be trusted any more.
+# and the regular expression of a kernel complaint that has to come, or nothing; separated by
+# tabs. Ends early if the kernel can't be trusted any more.
 . qemu/guest/lib.sh
 
 list=$1

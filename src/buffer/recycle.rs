@@ -11,9 +11,9 @@ use super::{
 };
 use crate::memory::Memory;
 use crate::pool::{
-    Ask,
+    AllocRequest,
     Pool,
-    Vacancy, //
+    RmapReservation, //
 };
 use kernel::{
     prelude::*,
@@ -34,7 +34,7 @@ const MAX_WINDOW_PAGES: u64 = 1 << 14;
 /// The backing of `buffer` is empty, and [plain](Backing::is_plain).
 pub(crate) struct RecycledBuffer {
     buffer: Pin<UniqueArc<Buffer>>,
-    vacancy: Vacancy,
+    reservation: RmapReservation,
 }
 
 impl RecycledBuffer {
@@ -45,10 +45,13 @@ impl RecycledBuffer {
         if !buffer.backing.is_plain() || buffer.backing.window().pages() > MAX_WINDOW_PAGES {
             return None;
         }
-        let vacancy = buffer.empty()?.into_vacancy()?;
+        let reservation = buffer.empty()?.into_reservation()?;
         // INVARIANT: `empty` has taken the memory out of the backing, and `is_plain` was checked
         // above.
-        Some(Self { buffer, vacancy })
+        Some(Self {
+            buffer,
+            reservation,
+        })
     }
 
     /// Returns whether a plain buffer of `pool` with a window of `pages` in `area` can be made of
@@ -59,17 +62,22 @@ impl RecycledBuffer {
     }
 
     /// Makes a buffer of it and of memory that is clear and was allocated with `ask`.
-    pub(crate) fn into_buffer(self, memory: Memory, ask: Ask, label: Label) -> Arc<Buffer> {
+    pub(crate) fn into_buffer(
+        self,
+        memory: Memory,
+        ask: AllocRequest,
+        label: Label,
+    ) -> Arc<Buffer> {
         let Self {
             mut buffer,
-            vacancy,
+            reservation,
         } = self;
         let fields = buffer.as_mut().project();
         *fields.name = label.name;
         *fields.flags = label.flags;
         *fields.epoch = label.epoch;
         let buffer = Arc::from(buffer);
-        Backing::republish(&buffer.backing, memory, ask, vacancy);
+        Backing::republish(&buffer.backing, memory, ask, reservation);
         buffer
     }
 }

@@ -9,12 +9,12 @@ use super::{
     backing::BackingState,
     Buffer, //
 };
-use crate::buddy::Direction;
+use crate::buddy::GrowDirection;
 use crate::pool::{
-    Ask,
+    AllocFailure, //
+    AllocRequest,
     Block,
     Priority,
-    Refused, //
 };
 use crate::quota::QuotaExceeded;
 use crate::region::Stopped;
@@ -42,7 +42,7 @@ pub(crate) enum NotAllowed {
 /// Why there is no target to move a buffer to.
 pub(crate) enum TargetError {
     /// The pool has no memory.
-    Pool(Refused),
+    Pool(AllocFailure),
     /// The kernel refuses the memory type.
     Kernel(Error),
     /// The target could not be zeroed.
@@ -64,7 +64,7 @@ pub(crate) enum Op {
 /// a check at its beginning holds until its end, except for the number of mappings.
 pub(crate) struct Relocation {
     buffer: Arc<Buffer>,
-    ask: Ask,
+    ask: AllocRequest,
 }
 
 impl Relocation {
@@ -105,7 +105,7 @@ impl Relocation {
     }
 
     /// Returns the request that the buffer was allocated with.
-    pub(crate) fn ask(&self) -> Ask {
+    pub(crate) fn ask(&self) -> AllocRequest {
         self.ask
     }
 
@@ -142,7 +142,11 @@ impl Relocation {
     /// # Errors
     ///
     /// As [`TargetError`] says.
-    pub(crate) fn alloc_target(&self, ask: &Ask, requested: u64) -> Result<Block, TargetError> {
+    pub(crate) fn alloc_target(
+        &self,
+        ask: &AllocRequest,
+        requested: u64,
+    ) -> Result<Block, TargetError> {
         let pages = self.pages();
         let mut block = self
             .buffer
@@ -151,8 +155,8 @@ impl Relocation {
             .map_err(TargetError::Pool)?;
         let more = block.pages().saturating_sub(pages);
         match self.buffer.grows() {
-            Direction::Up => block.zero(pages, more),
-            Direction::Down => block.zero(0, more),
+            GrowDirection::Up => block.zero(pages, more),
+            GrowDirection::Down => block.zero(0, more),
         }
         .map_err(TargetError::Stopped)?;
         block.set_requested(requested);
@@ -168,7 +172,7 @@ impl Relocation {
     /// # Errors
     ///
     /// As [`Stopped`] says. The buffer has not moved then.
-    pub(crate) fn move_to(&self, block: Block, ask: Ask) -> Result<(), Stopped> {
+    pub(crate) fn move_to(&self, block: Block, ask: AllocRequest) -> Result<(), Stopped> {
         let old = self.with(|state| {
             let old = self.buffer.relocate(state, block)?;
             state.ask = ask;
@@ -188,13 +192,13 @@ impl Relocation {
     /// # Errors
     ///
     /// As [`Stopped`] says. The buffer has gained nothing then.
-    pub(crate) fn grow(&self, ask: &Ask, priority: Priority) -> Result<bool, Stopped> {
+    pub(crate) fn grow(&self, ask: &AllocRequest, priority: Priority) -> Result<bool, Stopped> {
         let buffer = &self.buffer;
         self.with(|state| {
             let Some(block) = state.memory.block_mut() else {
                 return Ok(false);
             };
-            let done = block.grow(buffer.grows(), &Ask { priority, ..*ask })?;
+            let done = block.grow(buffer.grows(), &AllocRequest { priority, ..*ask })?;
             if done {
                 state.ask = *ask;
                 buffer.sync_rmap(state);
@@ -209,14 +213,14 @@ impl Relocation {
     ///
     /// The caller has called [`Relocation::check`] for [`Op::Shrink`]. That refuses a buffer whose
     /// pages may have references besides those of page tables.
-    pub(crate) fn shrink(&self, ask: &Ask, left: u64) {
+    pub(crate) fn shrink(&self, ask: &AllocRequest, left: u64) {
         let buffer = &self.buffer;
         self.with(|state| {
             let pages = state.memory.block().map_or(0, Block::pages);
             let less = pages.saturating_sub(left);
             let first = match buffer.grows() {
-                Direction::Up => left,
-                Direction::Down => buffer.first_in_window(pages),
+                GrowDirection::Up => left,
+                GrowDirection::Down => buffer.first_in_window(pages),
             };
             buffer.window().zap(first, less);
             buffer.sync_rmap_before_shrink(state, less);
@@ -228,7 +232,7 @@ impl Relocation {
             buffer.sync_rmap(state);
         });
         // The lock is dropped by now, since faults on the buffer wait for it.
-        buffer.pool().wake_if_wanted();
+        buffer.pool().wake_waiters();
     }
 }
 

@@ -36,8 +36,8 @@ use crate::buffer::{
     Window, //
     WindowError,
 };
-use crate::linger::Slot;
 use crate::deferred_free::DeferredReservation;
+use crate::memory::Memory;
 use crate::memtype::MemType;
 use crate::mm;
 use crate::pool::{

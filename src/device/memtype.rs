@@ -80,7 +80,8 @@ fn entry_at(vma: &VmaRef, at: usize) -> Option<PatEntry> {
     // SAFETY: VMAs that show buffers are PFNMAP or show RAM. The caller's loop stays within the VMA
     // and holds `mmap_lock`.
     let entry = unsafe { pgtable::lookup(vma.as_ptr(), at) }?;
-    Some(PatEntry::new(entry.bits,
+    Some(PatEntry::new(
+        entry.bits,
         (entry.bytes >> PAGE_SHIFT) as u64,
     ))
 }

@@ -31,7 +31,7 @@ mod reserve;
 
 pub(crate) use client::Client;
 pub(crate) use heap::HeapNode;
-pub(crate) use memtype::show_modes;
+pub(crate) use memtype::show_memtypes;
 #[cfg(rust_buddy_audit)]
 pub(crate) use mmap::buffer_of;
 

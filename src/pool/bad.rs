@@ -187,10 +187,9 @@ impl Pool {
             self.region.base().plus(self.region.pages()),
         );
         while let Some((page, _)) = self.bad.pages.next(at, end) {
-            // Not one that ends later and begins later, too: its lock may be held for long.
-            match self.residents.next(page.0) {
-                Some((first, _, owner)) if first <= self.rmap.next(page.0 {
-                owner.hide(page),
+            // Skips a buffer that begins behind the page: its lock may be held for long.
+            match self.rmap.next(page.0) {
+                Some((first, _, owner)) if first <= page.0 => owner.hide(page),
                 _ => {}
             }
             at = page.plus(1);

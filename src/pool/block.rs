@@ -258,7 +258,7 @@ impl Block {
     /// - The allocator can't extend the run.
     /// - The new pages would be outside of the range of `request`.
     /// - The watermark of its priority forbids it.
-    /// - The block does not have than the pool's default memory type.
+    /// - The block does not have the pool's default memory type.
     ///
     /// # Errors
     ///
@@ -290,7 +290,7 @@ impl Block {
         if units > before && !state.zone.grow(run, direction, units, request) {
             // Adjacent free pages may be out of the allocator: in magazines, or being zeroed.
             drop(state);
-            quiesced = Some(self.pool.quiesce());
+            quiesced = Some(self.pool.quiesce_killable());
             state = self.pool.state.lock();
             if !state.zone.grow(run, direction, units, request) {
                 return Ok(false);
@@ -318,6 +318,7 @@ impl Block {
             // Only the new pages are freed. No client had access to them, unlike to the rest.
             let taint = core::mem::replace(&mut self.taint, Taint::Unknown);
             self.shrink(direction, requested, before);
+            self.pool.wake_waiters();
             self.taint = taint;
         })?;
         Ok(true)
@@ -349,7 +350,6 @@ impl Block {
             self.pool.withhold(&mut state, first, end);
         }
         state.update_caching(&self.pool.magazines);
-        let wake = less && !state.waiters.is_empty();
         // A bad page that is withheld is not free, so pressure may begin.
         let began = state.zone.pressure_began();
         drop(state);
@@ -416,7 +416,7 @@ impl Block {
 
 impl Block {
     /// Frees the block without scanning the wait list, which takes time for each entry. The caller
-    /// calls [`Pool::wake_if_wanted`] when it holds no lock. May sleep, if the block does not have
+    /// calls [`Pool::wake_waiters`] when it holds no lock. May sleep, if the block does not have
     /// the default memory type.
     pub(crate) fn free_without_waking(mut self) {
         self.give_back();
@@ -477,7 +477,13 @@ impl Block {
             let began = state.zone.pressure_began();
             drop(state);
             self.pool.notify_pressure(began);
-            return has_waiters {
+            return has_waiters;
+        }
+        false
+    }
+}
+
+impl Drop for Block {
     /// Frees the block, and begins a hand-off if the wait list has entries. May sleep, if the block
     /// does not have the default memory type.
     fn drop(&mut self) {

@@ -703,7 +703,8 @@ impl Pool {
         let large = PMD_ORDER.min(self.max_order).units();
         let _quiesced = self.quiesce();
         let state = self.state.lock();
-        state.zone.core().free_units() >= large && state.zone.unusable() > self.policy.compact_threshold
+        state.zone.core().free_units() >= large
+            && state.zone.unusable() > self.policy.compact_threshold
     }
 
     /// Returns the work queue on which all work of the pool runs.
@@ -792,9 +793,9 @@ impl Pool {
             return Ok(self.block_for(run, request, key));
         }
         let mut attempt = self.try_alloc(request, key, 0);
-        // A search drops the lock. Memory that was freed behind the scan's position woke nobody for this request:
-        // it was not queued yet, or its entry was in the state `Notified`.
-        let missed = attempt.outcome.is_err() && attempt.searched != attempt.state.supply.returns();
+        // A scan drops the lock. A free behind the scan's position did not wake this client: its
+        // request was not queued yet, or its entry was in the state `Notified`.
+        let missed = attempt.outcome.is_err() && attempt.frees_seen != attempt.state.zone.frees();
         let waiters = &mut attempt.state.waiters;
         let update = match (reservation, &attempt.outcome) {
             (Some(reservation), Err(_)) => {
@@ -805,7 +806,7 @@ impl Pool {
         let outcome = self.finish_alloc(attempt);
         self.finish_update(update, outcome.is_ok().then_some(request));
         if missed {
-            waiter.bell().ring(READABLE);
+            waiter.poll_queue().wake(READABLE);
         }
         if let Err(refused) = &outcome {
             self.counts.refused(refused);
@@ -823,7 +824,7 @@ impl Pool {
     ) -> AllocAttempt<'_> {
         self.activity.fetch_add(1, Relaxed);
         self.look_for_bad();
-        let quiesced = request.strict.then(|| self.quiesce());
+        let quiesced = request.strict.then(|| self.quiesce_killable());
         let mut state = self.state.lock();
         let ready = key.and_then(|key| self.refill(&mut state, key, request.size));
         let is_ready = ready.is_some();
@@ -878,13 +879,13 @@ impl Pool {
             mut state,
             mut outcome,
             mut quiesced,
-            frees_seen,
+            mut frees_seen,
         } = attempt;
         let mut scan = state.zone.begin_scan();
         for scans in 1_u32.. {
             if let Some(over) = state.alloc_run(request, held, &mut scan) {
                 // Retry for a block that compaction freed behind the scan's position.
-                outcome = over.or_else(|_| state.take(ask, held));
+                outcome = over.or_else(|_| state.alloc(request, held));
                 break;
             }
             drop(state);
@@ -896,9 +897,9 @@ impl Pool {
             let is_killed = mm::being_killed();
             state = self.state.lock();
             if is_killed {
-                // The search is incomplete. Change the number, so that a queued request is tested
+                // The scan is incomplete. Change the number, so that a queued request is tested
                 // again.
-                searched = searched.wrapping_sub(1);
+                frees_seen = frees_seen.wrapping_sub(1);
                 break;
             }
         }
@@ -928,24 +929,24 @@ impl Pool {
     /// Quiesces as [`Pool::quiesce_killable`] does, and excludes evacuation's migrations, which
     /// occupy source and target for a moment. Sleeps.
     fn quiesce_all(&self) -> Quiesced<'_> {
-        let moving = turn::lock_killable(&self.moving);
-        let mut still = self.still_killable();
-        still._moving = moving;
-        still
+        let migrating = mutex::lock_killable(&self.migrating);
+        let mut quiesced = self.quiesce_killable();
+        quiesced._migrating = migrating;
+        quiesced
     }
 
-    /// Has nothing that is free be missing, for a client's call. Sleeps.
+    /// Quiesces as [`Pool::quiesce`] does, for a client's call. Sleeps.
     ///
-    /// A killed caller does not wait for `cleaning`, since the holder of that mutex may get no CPU
-    /// for something long time. Free pages can be missing from the allocator then. That does no harm: the
+    /// A killed caller does not wait for `zeroing`, since the holder of that mutex may get no CPU
+    /// for a long time. Free pages can be missing from the allocator then. That does no harm: the
     /// result of a killed task reaches no client.
-    fn still_killable(&self) -> Still<'_> {
-        let migrating = mutex::lock_killable(&self.migrating);
-        let mut quiesced {
-            _gathered: self.quiesce();
-        quiesced._migrating cleaning,
-            _moving: migrating;
-        quiesced
+    fn quiesce_killable(&self) -> Quiesced<'_> {
+        let zeroing = mutex::lock_killable(&self.zeroing);
+        Quiesced {
+            _magazines: self.drain_all(),
+            _zeroing: zeroing,
+            _migrating: None,
+        }
     }
 
     /// Drains and disables all magazines and excludes background zeroing, so that every free page
@@ -955,7 +956,7 @@ impl Pool {
         let zeroing = self.zeroing.lock();
         Quiesced {
             _magazines: self.drain_all(),
-            _zeroing: zeroing,
+            _zeroing: Some(zeroing),
             _migrating: None,
         }
     }
@@ -1106,7 +1107,7 @@ impl Pool {
 
     /// Returns all counters, read at one moment. Sleeps.
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let _quiesced = self.quiesce();
+        let _quiesced = self.quiesce_killable();
         let state = self.state.lock();
         let counters = state.zone.core().counters();
         Snapshot {
@@ -1131,7 +1132,7 @@ impl Pool {
     pub(crate) fn free_units_in(&self, lo: u64, hi: u64) -> u64 {
         let base = self.region.base().0;
         let hi = hi.min(self.region.pages());
-        let _quiesced = self.quiesce();
+        let _quiesced = self.quiesce_killable();
         let mut sum = 0;
         let mut at = lo;
         while at < hi {

@@ -295,7 +295,7 @@ impl Pool {
         report: &mut CompactReport,
     ) -> Result<(), CompactError> {
         let missing = || {
-            let _quiesced = self.quiesce();
+            let _quiesced = self.quiesce_killable();
             let free = self.state.lock().zone.free_blocks(order);
             blocks.saturating_sub(free)
         };

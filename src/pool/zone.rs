@@ -225,8 +225,7 @@ impl Zone {
         match request.placement {
             Placement::Within { place, .. } if request.may_be_run() => {
                 let limit = self.split_limit(request)?;
-                let is_small = request.order() < PMD_ORDER.get();
-                if request.priority == Priority::Low && is_small && self.may_be_parts(PMD_ORDER)
+                self.may_be_parts(request)
                     .then(|| self.core_request(request, place, request.bounds(self.base), limit))
             }
             _ => None,
@@ -270,7 +269,7 @@ impl Zone {
         if has_block {
             return Fits::Yes;
         }
-        if searched == self.returns {
+        if frees_seen == self.frees {
             return Fits::No;
         }
         let Some(core_request) = self.run_request(request) else {
@@ -281,7 +280,7 @@ impl Zone {
             .could_alloc_run(&core_request, &mut RunScan::default())
         {
             Some(true) => Fits::Yes,
-            None if frees_seen != self.frees => Fits::Maybe,
+            None => Fits::Maybe,
             Some(false) => Fits::No,
         }
     }
@@ -520,7 +519,7 @@ impl Zone {
                     // the isolated range first.
                     Err(AllocError::Full)
                         if (scope != AllocScope::Anywhere || self.isolated.is_none())
-                            && self.may_be_parts(ask) =>
+                            && self.may_be_parts(request) =>
                     {
                         let mut scan = RunScan::default();
                         self.core.alloc_run(&core_request, &mut scan).ok()?

@@ -14,7 +14,7 @@ mod online;
 mod range;
 
 use crate::buddy::PMD_ORDER;
-use crate::cache::{
+use crate::memtype::{
     self,
     MemType,
     PatEntry, //

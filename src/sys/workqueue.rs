@@ -55,7 +55,7 @@ impl Worker {
 
     /// Sets the niceness of the thread that runs the current work item. A queue allocated in this
     /// way has no niceness of its own.
-    pub(crate) fn be_nice(nice: c_long) {
+    pub(crate) fn set_nice(nice: c_long) {
         // SAFETY: The current task is valid during this call.
         unsafe { bindings::set_user_nice(kernel::current!().as_ptr(), nice) };
     }
