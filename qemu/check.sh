@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Style and lints: rustfmt with the kernel's settings, clippy for kernel and host code, checkpatch,
-# shellcheck, the order of layers. The last line has the counts.
+# shellcheck, the order of layers, prose. The last line has the counts.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"
@@ -92,6 +92,9 @@ shellcheck_all() {
 layers() {
 	qemu/enter.sh python3 qemu/lint/layers.py
 }
+prose() {
+	git ls-files -z | qemu/enter.sh python3 qemu/lint/prose.py --files --kernel "$RB_TREE"
+}
 judge rustfmt format
 judge clippy-kernel clippy_kernel
 judge clippy-host clippy_host
@@ -101,6 +104,7 @@ judge clippy-bench clippy_bench
 judge checkpatch checkpatch
 judge shellcheck shellcheck_all
 judge layers layers
+judge prose prose
 judge mutants-table qemu/mutants.sh table-check
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
