@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -290,6 +291,10 @@ TEST_F_TIMEOUT(holdup, killed_beside_a_search, SLOW)
 
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
 		SKIP(return, "there is one CPU");
+	if (access("/proc/self/schedstat", F_OK))
+		SKIP(return, "the kernel does not tell how often a task ran: CONFIG_SCHED_INFO=y");
+	if (self->base.size <= end)
+		SKIP(return, "the pool is too small");
 	ASSERT_LE(0, owner);
 	ASSERT_EQ(0, rb_alloc_req(owner, &rest));
 	for (req.lo = 0; req.lo < end; req.lo += 2 * page)
@@ -301,6 +306,7 @@ TEST_F_TIMEOUT(holdup, killed_beside_a_search, SLOW)
 		struct rust_buddy_alloc buf;
 		int fd = rb_open(RB_DEV);
 
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		run_on(0);
 		if (sched_setscheduler(0, SCHED_IDLE, &idle))
 			_exit(91);
@@ -311,6 +317,7 @@ TEST_F_TIMEOUT(holdup, killed_beside_a_search, SLOW)
 		hogs[i] = fork();
 		ASSERT_LE(0, hogs[i]);
 		if (!hogs[i]) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
 			run_on(0);
 			for (;;)
 				;

@@ -432,7 +432,8 @@ impl Backing {
     /// # Errors
     ///
     /// As [`Stopped`] says. The buffer has not moved then, and has its contents. No page table has
-    /// mapped it during the copy, since the fault handlers wait for the lock.
+    /// mapped it during the copy, since the fault handlers wait for the lock. `block` is free again:
+    /// the caller calls [`Pool::wake_waiters`] when it holds no lock.
     pub(super) fn relocate(
         &self,
         state: &mut BackingState,
@@ -442,7 +443,10 @@ impl Backing {
         let Some(old) = state.memory.block_mut() else {
             return Ok(None);
         };
-        block.copy(old, self.grows())?;
+        if let Err(stopped) = block.copy(old, self.grows()) {
+            block.free_without_waking();
+            return Err(stopped);
+        }
         block.replaces(old);
         self.pool.counts().moved(old.pages().min(block.pages()));
         state.generation = state.generation.wrapping_add(1);

@@ -180,7 +180,9 @@ impl Relocation {
             Ok(old)
         });
         // The lock is dropped by now. The drop of the block wakes clients that wait for memory.
-        old.transpose().map(drop)
+        old.transpose()
+            .map(drop)
+            .inspect_err(|_| self.buffer.pool().wake_waiters())
     }
 
     /// Grows the buffer in place to the size in `ask`, and zeroes the new pages. Returns false if
@@ -206,6 +208,8 @@ impl Relocation {
             Ok(done)
         })
         .unwrap_or(Ok(false))
+        // Pages that were allocated are free again. The lock is dropped by now.
+        .inspect_err(|_| buffer.pool().wake_waiters())
     }
 
     /// Shrinks the buffer to `left` pages. Unmaps the other pages everywhere, and frees them. The

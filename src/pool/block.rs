@@ -318,7 +318,6 @@ impl Block {
             // Only the new pages are freed. No client had access to them, unlike to the rest.
             let taint = core::mem::replace(&mut self.taint, Taint::Unknown);
             self.shrink(direction, requested, before);
-            self.pool.wake_waiters();
             self.taint = taint;
         })?;
         Ok(true)

@@ -848,7 +848,12 @@ impl Pool {
         self.deferred_frees.sweep();
         let quiesced = self.quiesce_all();
         let mut state = self.state.lock();
-        let frees_seen = state.zone.frees();
+        // A killed caller did not wait for the zeroing worker, so it has not seen all free pages.
+        // Its request stays in the list if another process has the file.
+        let frees_seen = match quiesced._zeroing {
+            Some(_) => state.zone.frees(),
+            None => state.zone.frees().wrapping_sub(1),
+        };
         let outcome = state.alloc(request, held);
         let attempt = AllocAttempt {
             state,
@@ -939,7 +944,7 @@ impl Pool {
     ///
     /// A killed caller does not wait for `zeroing`, since the holder of that mutex may get no CPU
     /// for a long time. Free pages can be missing from the allocator then. That does no harm: the
-    /// result of a killed task reaches no client.
+    /// result of a killed task is lost, or no more than a hint where its struct is in shared memory.
     fn quiesce_killable(&self) -> Quiesced<'_> {
         let zeroing = mutex::lock_killable(&self.zeroing);
         Quiesced {

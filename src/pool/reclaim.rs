@@ -242,10 +242,20 @@ impl<'a> IsolatedRange<'a> {
                 limit,
                 copy_left: report.copy_left(),
             };
-            let migrating =
-                mutex::lock_killable(&pool.migrating).ok_or(CompactError::Interrupted)?;
+            let migrating = match pool.migrating.try_lock() {
+                Some(migrating) => migrating,
+                None => {
+                    // The wait can be long. Clients can use what has been vacated so far.
+                    pool.wake_waiters();
+                    mutex::lock_killable(&pool.migrating).ok_or(CompactError::Interrupted)?
+                }
+            };
             report.copied += owner.evacuate(&evacuation)?;
             drop(migrating);
+            if first < self.lo || last >= self.hi {
+                // A part of the vacated pages is not isolated.
+                pool.wake_waiters();
+            }
             from = last + 1;
         }
         let state = pool.state.lock();

@@ -293,7 +293,12 @@ impl Zone {
         scope: AllocScope,
         limit: Order,
     ) -> Option<Run> {
-        self.alloc_in(request, scope, limit)
+        // Low priority leaves large blocks to other requests, but does not stop an evacuation.
+        let request = AllocRequest {
+            priority: Priority::Normal,
+            ..*request
+        };
+        self.alloc_in(&request, scope, limit)
     }
 
     /// Allocates the `units` units from `lo` on, if they are free, until [`Zone::return_range`].
