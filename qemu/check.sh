@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Style and lints: rustfmt with the kernel's settings, clippy for kernel and host code, checkpatch,
-# shellcheck, the order of layers, prose. The last line has the counts.
+# the order of layers, prose, and scripts by shellcheck. The last line has the counts.
 set -uo pipefail
 here=$(dirname "$(readlink -f "$0")")
 . "$here/config.sh"

@@ -313,7 +313,7 @@ modinfo!(
 modinfo!(ZERO_CPU_PERCENT_TYPE, "parmtype=zero_cpu_percent:ullong\0");
 modinfo!(
     ZERO_CPU_PERCENT_TEXT,
-    "parm=zero_cpu_percent:Percentage of one CPU's time for zeroing in the background (default 25)\0"
+    "parm=zero_cpu_percent:Percentage of one CPU for zeroing in the background (default 25)\0"
 );
 
 /// Checks the parameters of the region, and returns its properties.

@@ -432,8 +432,8 @@ impl Backing {
     /// # Errors
     ///
     /// As [`Stopped`] says. The buffer has not moved then, and has its contents. No page table has
-    /// mapped it during the copy, since the fault handlers wait for the lock. `block` is free again:
-    /// the caller calls [`Pool::wake_waiters`] when it holds no lock.
+    /// mapped it during the copy, since the fault handlers wait for the lock. `block` is free
+    /// again: the caller calls [`Pool::wake_waiters`] when it holds no lock.
     pub(super) fn relocate(
         &self,
         state: &mut BackingState,

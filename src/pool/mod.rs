@@ -944,7 +944,7 @@ impl Pool {
     ///
     /// A killed caller does not wait for `zeroing`, since the holder of that mutex may get no CPU
     /// for a long time. Free pages can be missing from the allocator then. That does no harm: the
-    /// result of a killed task is lost, or no more than a hint where its struct is in shared memory.
+    /// result of a killed task is lost, or a mere hint where its struct is in shared memory.
     fn quiesce_killable(&self) -> Quiesced<'_> {
         let zeroing = mutex::lock_killable(&self.zeroing);
         Quiesced {
