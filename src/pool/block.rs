@@ -44,6 +44,8 @@ pub(crate) struct Block {
     /// Pages that the pool counts as free until this is freed, since their contents occupy two
     /// blocks during a move.
     twice: u64,
+    /// Set by [`Block::free_without_waking`].
+    quiet: bool,
     taint: Taint,
     /// The end of the magazine that the block may be freed to; `None` if it bypasses magazines.
     end: Option<End>,
@@ -104,6 +106,7 @@ impl Block {
             requested,
             movable: false,
             twice: 0,
+            quiet: false,
             taint: Taint::Unknown,
             end,
         }
@@ -418,14 +421,13 @@ impl Block {
     /// calls [`Pool::wake_waiters`] when it holds no lock. May sleep, if the block does not have
     /// the default memory type.
     pub(crate) fn free_without_waking(mut self) {
-        self.give_back();
+        self.quiet = true;
     }
+}
 
-    /// Frees the block, if it was not freed before. Returns whether the wait list has entries.
-    fn give_back(&mut self) -> bool {
-        if self.run.is_none() {
-            return false;
-        }
+impl Drop for Block {
+    /// May sleep, if the block does not have the default memory type.
+    fn drop(&mut self) {
         let plain = self.memtype == self.pool.region.default_mode();
         let reset = self.reset_mode();
         if let Some(run) = self.run.take() {
@@ -434,7 +436,7 @@ impl Block {
                 state.zone.unaccount_free(self.twice);
                 self.pool.update_and_notify(state);
                 core::mem::forget((run, self.pool.clone(), ModuleRef::another()));
-                return false;
+                return;
             }
             audit::unreachable(&self.pool, Pfn(run.start()), run.units(), When::Freed);
             self.taint
@@ -452,7 +454,7 @@ impl Block {
                 .filter(|_| clear && self.twice == 0 && !self.pool.has_bad(first, pages));
             let run = match end {
                 Some(end) => match self.pool.free_cached(end, run, self.requested) {
-                    Ok(()) => return false,
+                    Ok(()) => return,
                     Err(run) => run,
                 },
                 None => run,
@@ -476,18 +478,9 @@ impl Block {
             let began = state.zone.pressure_began();
             drop(state);
             self.pool.notify_pressure(began);
-            return has_waiters;
-        }
-        false
-    }
-}
-
-impl Drop for Block {
-    /// Frees the block, and begins a hand-off if the wait list has entries. May sleep, if the block
-    /// does not have the default memory type.
-    fn drop(&mut self) {
-        if self.give_back() {
-            self.pool.wake_next();
+            if has_waiters && !self.quiet {
+                self.pool.wake_next();
+            }
         }
     }
 }
