@@ -848,25 +848,24 @@ impl Pool {
         self.deferred_frees.sweep();
         let quiesced = self.quiesce_all();
         let mut state = self.state.lock();
-        // A killed caller did not wait for the zeroing worker, so it has not seen all free pages.
-        // Its request stays in the list if another process has the file.
-        let frees_seen = match quiesced._zeroing {
-            Some(_) => state.zone.frees(),
-            None => state.zone.frees().wrapping_sub(1),
-        };
+        let frees_seen = state.zone.frees();
         let outcome = state.alloc(request, held);
-        let attempt = AllocAttempt {
+        let mut attempt = AllocAttempt {
             state,
             outcome,
             quiesced: Some(quiesced),
             frees_seen,
         };
-        match attempt.outcome {
-            Err(AllocFailure::Full { .. }) if request.may_be_run() => {
-                self.try_alloc_run(request, held, attempt)
-            }
-            _ => attempt,
+        if matches!(attempt.outcome, Err(AllocFailure::Full { .. })) && request.may_be_run() {
+            attempt = self.try_alloc_run(request, held, attempt);
         }
+        if mm::being_killed() {
+            // The attempt did not wait for the mutexes, or did not scan to the end. Change the
+            // number: the request can stay queued for another process that has the file, and is
+            // tested again then.
+            attempt.frees_seen = attempt.frees_seen.wrapping_sub(1);
+        }
+        attempt
     }
 
     /// Continues an attempt that found no free block, and looks for adjacent free blocks.
@@ -884,7 +883,7 @@ impl Pool {
             mut state,
             mut outcome,
             mut quiesced,
-            mut frees_seen,
+            frees_seen,
         } = attempt;
         let mut scan = state.zone.begin_scan();
         for scans in 1_u32.. {
@@ -902,9 +901,6 @@ impl Pool {
             let is_killed = mm::being_killed();
             state = self.state.lock();
             if is_killed {
-                // The scan is incomplete. Change the number, so that a queued request is tested
-                // again.
-                frees_seen = frees_seen.wrapping_sub(1);
                 break;
             }
         }
