@@ -11,13 +11,11 @@ list=$1
 limit=$2
 echo 30 >/proc/sys/kernel/hung_task_timeout_secs
 echo 1 >/proc/sys/kernel/sysrq
-# One load shows as much as fifty, and a check at the end of module.sh has to be reached in time.
-export RB_LOADS=2
 
 # run DIR PROGRAM TEST: runs all variants. A script loads the module itself.
 run() {
 	case $2 in
-	*.sh) RB_BUILD=$1 timeout -k 5 "$limit" bash "selftests/$2" 2>&1 ;;
+	*.sh) RB_BUILD=$1 RB_CHECK=$3 timeout -k 5 "$limit" bash "selftests/$2" 2>&1 ;;
 	*) (cd /tmp && RB_KO=$1/module/rust_buddy.ko timeout -k 5 "$limit" "$1/selftests/$2" -t "${3##*.}") 2>&1 ;;
 	esac
 }
