@@ -120,20 +120,33 @@ TEST_F(priority, high_takes_a_capability)
 	EXPECT_EQ(0, verdict(pid));
 }
 
+/*
+ * Fills the pool: with pieces from its start on, whose number is returned, and with pages. Returns
+ * @most if the pool is too large for that.
+ */
+static size_t fill_with_pieces(int fd, uint64_t unit, struct rust_buddy_alloc *keep, size_t most)
+{
+	uint64_t got;
+	size_t n = 0;
+
+	while (n < most &&
+	       !rb_alloc(fd, PIECE, RUST_BUDDY_ALLOC_BOTTOMUP | PRIO_HIGH, "", &keep[n]))
+		n++;
+	if (n < most)
+		exhaust(fd, unit, PRIO_HIGH, &got);
+	return n;
+}
+
 /* Small requests of low priority use up the small blocks, and never the last large block. */
 TEST_F_TIMEOUT(priority, the_last_large_block, SLOW)
 {
 	struct rust_buddy_alloc buf, keep[4096];
-	uint64_t larges = 0, got;
+	uint64_t larges = 0;
 	struct rust_buddy_pool_info pool;
-	size_t n = 0, i;
+	size_t n = fill_with_pieces(self->fd, self->base.unit, keep, ARRAY_SIZE(keep)), i;
 
-	while (n < ARRAY_SIZE(keep) &&
-	       !rb_alloc(self->fd, PIECE, RUST_BUDDY_ALLOC_BOTTOMUP | PRIO_HIGH, "", &keep[n]))
-		n++;
 	if (n == ARRAY_SIZE(keep))
 		SKIP(return, "the pool is too large");
-	exhaust(self->fd, self->base.unit, PRIO_HIGH, &got);
 	/* Makes one large block, and many small ones in the other half of the pool. */
 	for (i = 0; !larges && i < n / 2; i++) {
 		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
@@ -179,14 +192,10 @@ TEST_F_TIMEOUT(priority, pieces_of_the_last_two, SLOW)
 	struct rust_buddy_alloc buf, keep[4096];
 	struct rust_buddy_pool_info pool;
 	uint64_t got, at;
-	size_t n = 0, i;
+	size_t n = fill_with_pieces(self->fd, self->base.unit, keep, ARRAY_SIZE(keep)), i;
 
-	while (n < ARRAY_SIZE(keep) &&
-	       !rb_alloc(self->fd, PIECE, RUST_BUDDY_ALLOC_BOTTOMUP | PRIO_HIGH, "", &keep[n]))
-		n++;
 	if (n == ARRAY_SIZE(keep))
 		SKIP(return, "the pool is too large");
-	exhaust(self->fd, self->base.unit, PRIO_HIGH, &got);
 	/* Two large blocks side by side, and small ones in the other half of the pool. */
 	for (i = n / 2; i < n; i += 2)
 		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
@@ -215,6 +224,33 @@ TEST_F_TIMEOUT(priority, pieces_of_the_last_two, SLOW)
 		got += !rb_alloc_req(self->fd, &req);
 	}
 	EXPECT_LT(0ULL, got);
+}
+
+/* An evacuation moves a buffer of low priority to adjacent small blocks, if there are no others. */
+TEST_F_TIMEOUT(priority, low_is_evacuated, SLOW)
+{
+	const uint32_t low = PRIO_LOW | RUST_BUDDY_ALLOC_EXACT;
+	const uint64_t size = PIECE + PIECE / 4;
+	struct rust_buddy_alloc buf, keep[4096];
+	struct rust_buddy_compact got;
+	size_t n, i;
+
+	if (self->base.free != self->base.size || !(self->base.caps & RUST_BUDDY_CAP_MOVABLE))
+		SKIP(return, "the pool is not empty, or does not move buffers");
+	n = fill_with_pieces(self->fd, self->base.unit, keep, ARRAY_SIZE(keep));
+	if (n == ARRAY_SIZE(keep))
+		SKIP(return, "the pool is too large");
+	/* Pieces that are free by themselves, for the watermark. */
+	for (i = n / 2; i < n; i += 2)
+		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
+	/* Two buddies, for the buffer, and two pieces side by side that are none. */
+	for (i = 16; i < 18; i++)
+		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
+	ASSERT_EQ(0, rb_alloc(self->fd, size, low, "low", &buf));
+	for (i = 33; i < 35; i++)
+		ASSERT_EQ(0, rb_free(self->fd, keep[i].handle));
+	EXPECT_EQ(0, rb_compact_at(self->fd, 5, 16 * PIECE, &got));
+	EXPECT_EQ(size, got.copied);
 }
 
 /* A buffer that grows is subject to the watermark of its priority. */
